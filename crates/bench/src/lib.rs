@@ -1,0 +1,1 @@
+//! Measured work for bench, doctor and plan.

@@ -1,0 +1,3 @@
+//! The galerne binary.
+
+fn main() {}

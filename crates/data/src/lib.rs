@@ -1,0 +1,1 @@
+//! Text readers, the bundled corpus, conversations, token shards, packing.

@@ -1,0 +1,1 @@
+//! Scheduler, cache and sampler: token ids in, token ids out.

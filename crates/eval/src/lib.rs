@@ -1,0 +1,1 @@
+//! Measuring models: exact match, bits per byte, intervals, reports.

@@ -1,0 +1,1 @@
+//! Files that other programs read: safetensors, config.json, checkpoints, model directories.

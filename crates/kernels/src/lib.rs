@@ -1,0 +1,1 @@
+//! Numerical kernels on slices, for every CPU family, and the thread pool.

@@ -1,0 +1,1 @@
+//! The decoder: configuration, forward and backward, cache interface.

@@ -1,0 +1,1 @@
+//! Dtype, shape, storage and one function per operation.

@@ -1,0 +1,1 @@
+//! Development only: tiny random models, golden loader, tolerance checks, failing writers.

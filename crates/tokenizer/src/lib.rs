@@ -1,0 +1,1 @@
+//! Byte-level BPE, tokenizer.json, chat templates with loss masks.

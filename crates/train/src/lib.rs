@@ -1,0 +1,1 @@
+//! Optimiser, schedule, checkpoints, pre-training and fine-tuning runs.
