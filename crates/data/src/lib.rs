@@ -1,1 +1,28 @@
-//! Text readers, the bundled corpus, conversations, token shards, packing.
+//! Data: readers, the bundled corpus, the invented company, conversation sets, token shards and packing.
+//!
+//! It produces text, conversations and packed batches of token ids. It never trains and knows no model.
+
+mod error;
+mod language;
+
+pub mod bundled;
+pub mod chat_set;
+pub mod company;
+pub mod packing;
+pub mod reader;
+pub mod shard;
+pub mod sheet;
+
+pub use error::DataError;
+pub use language::Language;
+
+/// One text with its language and what kind of text it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// The language the text is written in; `None` when the user's own files do not say.
+    pub language: Option<Language>,
+    /// Kind of text, a short lower-case word such as `story`, `dialogue`, `arithmetic`, or a file name.
+    pub kind: String,
+    /// The text, normalised to NFC, ending without a newline.
+    pub text: String,
+}
