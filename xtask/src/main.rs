@@ -1,3 +1,116 @@
-//! Development commands.
+//! Development commands, run as `cargo xtask COMMAND`; see CONTRIBUTING.md.
+//!
+//! `ci` is the whole gate, `oracle` the heavy comparisons with other implementations, `tidy` the house rules that
+//! neither the compiler nor clippy checks. This crate is no part of the product: it has two small dependencies, so that
+//! it compiles in seconds.
 
-fn main() {}
+#![expect(clippy::print_stdout, reason = "a development command talks to the terminal")]
+#![expect(clippy::print_stderr, reason = "a development command talks to the terminal")]
+
+mod ci;
+mod counts;
+mod oracle;
+mod outside;
+mod run;
+mod served;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use workspace::Workspace;
+
+const USAGE: &str = "usage:
+  cargo xtask ci [--part NAME,...] [--screenshot]   the whole gate, or some of its parts
+  cargo xtask oracle [--only NAME,...]              heavy comparisons; writes golden/ORACLE.md
+  cargo xtask tidy [--time]                         house rules; --time also measures a clean release build";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let task = match Task::parse(&arguments) {
+        Ok(task) => task,
+        Err(problem) => {
+            eprintln!("error: {problem}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match task.run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What one invocation does.
+#[derive(Debug, PartialEq)]
+enum Task {
+    Ci { parts: Vec<String>, screenshot: bool },
+    Oracle { only: Vec<String> },
+    Tidy { time: bool },
+}
+
+impl Task {
+    /// Reads the arguments; anything not understood is an error.
+    fn parse(arguments: &[String]) -> Result<Self, String> {
+        let (name, options) = arguments.split_first().ok_or("a command is missing")?;
+        let mut task = match name.as_str() {
+            "ci" => Self::Ci { parts: Vec::new(), screenshot: false },
+            "oracle" => Self::Oracle { only: Vec::new() },
+            "tidy" => Self::Tidy { time: false },
+            other => return Err(format!("no command named `{other}`")),
+        };
+        let mut options = options.iter();
+        while let Some(option) = options.next() {
+            match (&mut task, option.as_str()) {
+                (Self::Ci { parts, .. }, "--part") => *parts = names(options.next())?,
+                (Self::Ci { screenshot, .. }, "--screenshot") => *screenshot = true,
+                (Self::Oracle { only }, "--only") => *only = names(options.next())?,
+                (Self::Tidy { time }, "--time") => *time = true,
+                _ => return Err(format!("`{name}` has no option `{option}`")),
+            }
+        }
+        Ok(task)
+    }
+
+    /// Does it; the answer is whether everything passed.
+    fn run(self) -> anyhow::Result<bool> {
+        let workspace = Workspace::find()?;
+        match self {
+            Self::Ci { parts, screenshot } => ci::run(&workspace, &parts, screenshot),
+            Self::Oracle { only } => oracle::run(&workspace, &only),
+            Self::Tidy { time } => tidy::run(&workspace, time),
+        }
+    }
+}
+
+/// Splits the comma-separated value of an option.
+fn names(value: Option<&String>) -> Result<Vec<String>, String> {
+    let value = value.ok_or("the option needs a list of names")?;
+    Ok(value.split(',').map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Task, String> {
+        Task::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options_are_read() {
+        let parts = vec!["fmt".to_owned(), "doc".to_owned()];
+        assert_eq!(parse("ci --part fmt,doc"), Ok(Task::Ci { parts, screenshot: false }));
+        assert_eq!(parse("tidy --time"), Ok(Task::Tidy { time: true }));
+    }
+
+    #[test]
+    fn wrong_arguments_are_refused() {
+        for line in ["", "cii", "ci --fast", "ci --part", "tidy --part fmt"] {
+            assert!(parse(line).is_err(), "`{line}` was accepted");
+        }
+    }
+}

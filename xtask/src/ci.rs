@@ -1,0 +1,208 @@
+//! The whole gate: every part that a change has to pass, each with its time.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::counts::Counts;
+use crate::outside::{self, Missing, Program};
+use crate::run;
+use crate::served::{Home, Server};
+use crate::tidy;
+use crate::workspace::Workspace;
+
+/// One part of the gate.
+struct Part {
+    name: &'static str,
+    /// Time from clean on two cores; more is a warning, never a failure.
+    budget_s: u64,
+    run: fn(&Gate<'_>) -> Result<Outcome>,
+}
+
+/// The parts in the order they run: what fails fast comes first.
+const PARTS: &[Part] = &[
+    Part { name: "fmt", budget_s: 10, run: fmt },
+    Part { name: "tidy", budget_s: 10, run: tidy_rules },
+    Part { name: "clippy", budget_s: 360, run: clippy },
+    Part { name: "test", budget_s: 1200, run: test },
+    Part { name: "doc", budget_s: 180, run: doc },
+    Part { name: "clients", budget_s: 300, run: clients },
+    Part { name: "page", budget_s: 180, run: page },
+];
+
+/// What the parts share.
+struct Gate<'a> {
+    workspace: &'a Workspace,
+    home: Home<'a>,
+    missing: Missing,
+    screenshot: bool,
+}
+
+/// How a part ended.
+enum Outcome {
+    Ran(Counts),
+    /// An outside program is missing; the text names it.
+    Skipped(String),
+}
+
+/// Runs the named parts, or all of them, and prints the closing table; the last line has the sums.
+pub(crate) fn run(workspace: &Workspace, names: &[String], screenshot: bool) -> Result<bool> {
+    let parts = select(names)?;
+    let missing = Missing::from_environment();
+    let gate = Gate { workspace, home: Home::new(workspace), missing, screenshot };
+    let mut total = Counts::default();
+    let mut table = Vec::new();
+    for part in parts {
+        println!("==> {}", part.name);
+        let started = Instant::now();
+        let (counts, note) = match (part.run)(&gate) {
+            Ok(Outcome::Ran(counts)) => (counts, String::new()),
+            Ok(Outcome::Skipped(reason)) => (Counts::one_skipped(), format!("missing: {reason}")),
+            Err(error) => {
+                println!("part {} failed: {error:#}", part.name);
+                (Counts::single(false), "could not finish".to_owned())
+            }
+        };
+        total += counts;
+        table.push(row(part, started.elapsed(), counts, &note));
+    }
+    println!("\n{}", table.join("\n"));
+    println!("{total}");
+    Ok(total.failed == 0)
+}
+
+/// The parts of these names; all of them for no names.
+fn select(names: &[String]) -> Result<Vec<&'static Part>> {
+    for name in names {
+        if !PARTS.iter().any(|part| part.name == name) {
+            let known: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
+            bail!("no part named `{name}`; there are {}", known.join(", "));
+        }
+    }
+    let is_wanted = |part: &&Part| names.is_empty() || names.iter().any(|name| name == part.name);
+    Ok(PARTS.iter().filter(is_wanted).collect())
+}
+
+/// A line of the closing table. It keeps clear of the words of the last line, which programs read.
+fn row(part: &Part, took: Duration, counts: Counts, note: &str) -> String {
+    let state = match counts {
+        Counts { failed: 1.., .. } => "FAILED",
+        Counts { passed: 0, skipped: 1.., .. } => "skipped",
+        _ => "ok",
+    };
+    let mut line = format!(
+        "{:<8} {state:<8} {:>7.1} s of {:>5} s {:>6} checks",
+        part.name,
+        took.as_secs_f64(),
+        part.budget_s,
+        counts.passed + counts.failed
+    );
+    if took > Duration::from_secs(part.budget_s) {
+        line.push_str("  warning: over its budget");
+    }
+    if !note.is_empty() {
+        line.push_str("  ");
+        line.push_str(note);
+    }
+    line
+}
+
+fn fmt(gate: &Gate<'_>) -> Result<Outcome> {
+    let ran = run::echoed(&mut gate.workspace.cargo(&["fmt", "--all", "--check"]))?;
+    Ok(Outcome::Ran(Counts::single(ran.success)))
+}
+
+fn tidy_rules(gate: &Gate<'_>) -> Result<Outcome> {
+    Ok(Outcome::Ran(tidy::report(gate.workspace)?))
+}
+
+fn clippy(gate: &Gate<'_>) -> Result<Outcome> {
+    // The profile of the tests, so that build scripts and macros are compiled once for both.
+    let arguments = ["clippy", "--locked", "--workspace", "--all-targets", "--profile", "ci"];
+    let mut command = gate.workspace.cargo(&arguments);
+    let ran = run::echoed(command.args(["--", "--deny", "warnings"]))?;
+    Ok(Outcome::Ran(Counts::single(ran.success)))
+}
+
+fn test(gate: &Gate<'_>) -> Result<Outcome> {
+    let arguments = ["test", "--locked", "--workspace", "--profile", "ci", "--no-fail-fast"];
+    let ran = run::echoed(&mut gate.workspace.cargo(&arguments))?;
+    Ok(Outcome::Ran(Counts::of_cargo_test(&ran.stdout).with_exit(ran.success)))
+}
+
+fn doc(gate: &Gate<'_>) -> Result<Outcome> {
+    let arguments = ["doc", "--locked", "--workspace", "--no-deps", "--profile", "ci"];
+    let mut command = gate.workspace.cargo(&arguments);
+    let ran = run::echoed(command.env("RUSTDOCFLAGS", "--deny warnings"))?;
+    Ok(Outcome::Ran(Counts::single(ran.success)))
+}
+
+/// The Python client of OpenAI against a real server.
+fn clients(gate: &Gate<'_>) -> Result<Outcome> {
+    script(gate, "xtask/clients/test_openai.py", &[])
+}
+
+/// The chat page in a real browser.
+fn page(gate: &Gate<'_>) -> Result<Outcome> {
+    let needed = [
+        Program { name: "chromium", package: "chromium" },
+        Program { name: "chromedriver", package: "chromium-driver" },
+    ];
+    if let Err(names) = outside::programs(&needed, gate.missing)? {
+        return Ok(Outcome::Skipped(names));
+    }
+    let screenshot = ["--screenshot", "docs/images/chat.png"];
+    script(gate, "xtask/clients/test_page.py", if gate.screenshot { &screenshot } else { &[] })
+}
+
+/// Runs a test script of `xtask/clients` with the address of a server of its own.
+fn script(gate: &Gate<'_>, path: &str, options: &[&str]) -> Result<Outcome> {
+    let python3 = [Program { name: "python3", package: "python3" }];
+    if let Err(names) = outside::programs(&python3, gate.missing)? {
+        return Ok(Outcome::Skipped(names));
+    }
+    let requirements = "xtask/clients/requirements.txt";
+    let environment =
+        outside::python_environment(gate.workspace, "clients", requirements, gate.missing)?;
+    let python = match environment {
+        Ok(python) => python,
+        Err(reason) => return Ok(Outcome::Skipped(reason)),
+    };
+    let server = Server::start(&gate.home)?;
+    let mut command = gate.workspace.command(python, &[path, "--url", server.url()]);
+    let ran = run::echoed(command.args(options))?;
+    let counts = Counts::of_summary_line(&ran.stdout).unwrap_or_default();
+    let mut counts = counts.with_exit(ran.success);
+    let stopped = server.stop();
+    if let Err(error) = &stopped {
+        println!("FAILED the server ends on SIGTERM: {error:#}");
+    }
+    counts += Counts::single(stopped.is_ok());
+    Ok(Outcome::Ran(counts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_selected_by_name_and_keep_their_order() {
+        let names = |wanted: &[&str]| {
+            let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
+            select(&wanted).map(|parts| parts.iter().map(|part| part.name).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&["doc", "fmt"]).unwrap(), ["fmt", "doc"]);
+        assert_eq!(names(&[]).unwrap().len(), PARTS.len());
+        assert!(names(&["fmt", "nope"]).unwrap_err().to_string().contains("`nope`"));
+    }
+
+    #[test]
+    fn a_row_says_failure_skipping_and_lateness() {
+        let part = &PARTS[0];
+        let second = Duration::from_secs(1);
+        assert!(row(part, second, Counts::single(false), "").contains("FAILED"));
+        assert!(row(part, second, Counts::one_skipped(), "missing: x").contains("missing: x"));
+        assert!(row(part, Duration::from_secs(11), Counts::single(true), "").contains("warning"));
+        assert!(!row(part, second, Counts::single(true), "").contains("warning"));
+    }
+}
