@@ -1,1 +1,20 @@
-//! Development only: tiny random models, golden loader, tolerance checks, failing writers.
+//! Development only: AMX emulator, golden loader, tolerance and gradient checks, random numbers, failing writers.
+//!
+//! Everything here serves tests of the other crates, so most of it panics with a message instead of returning an
+//! error. Nothing here may be a dependency of the program.
+//!
+//! ```
+//! use testkit::close::{Tolerance, assert_close};
+//! use testkit::random::Rng;
+//!
+//! let x = Rng::new(7).normal_vec(100, 1.0);
+//! assert_close(&x, &x, Tolerance::EXACT);
+//! ```
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod amx_emulator;
+pub mod close;
+pub mod failing_writer;
+pub mod finite_difference;
+pub mod golden;
+pub mod random;
