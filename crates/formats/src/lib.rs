@@ -1,1 +1,35 @@
-//! Files that other programs read: safetensors, config.json, checkpoints, model directories.
+//! Files that other programs read: safetensors, `config.json`, checkpoints, model directories.
+//!
+//! Foreign names (`num_key_value_heads`, `model.layers.0.self_attn.q_proj.weight`) are translated here, once, and
+//! are never seen again. This crate computes nothing and knows no tensor library: weights are bytes with a type and a
+//! shape. Every parser takes hostile input without panic, and what it allocates is bounded by the size of the file.
+//!
+//! ```
+//! use formats::{parse_config, WeightName};
+//!
+//! let json = br#"{"model_type": "mistral", "vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2,
+//!     "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
+//!     "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "sliding_window": null, "torch_dtype": "float32"}"#;
+//! let config = parse_config(json)?;
+//! assert_eq!(config.head_dim, 16);
+//! assert_eq!(WeightName::all(&config)[0].hf_name(), "model.embed_tokens.weight");
+//! # Ok::<(), formats::FormatError>(())
+//! ```
+
+mod error;
+mod os;
+
+pub mod checkpoint;
+pub mod config;
+pub mod durable;
+pub mod model_dir;
+pub mod names;
+pub mod weights;
+
+pub use config::{DecoderConfig, WeightDtype, parse_config, read_config, to_hf_json};
+pub use error::FormatError;
+pub use names::{LayerPart, WeightName};
+pub use os::free_disk_bytes;
+pub use weights::{
+    TensorData, TensorSource, WeightFiles, WeightView, write_safetensors, write_safetensors_to,
+};

@@ -1,0 +1,368 @@
+//! Checkpoints: what a run needs to go on, whole or not at all.
+//!
+//! A checkpoint is the folder `checkpoints/step-00001234` of a run with `model.safetensors` (f32 masters),
+//! `optimizer.safetensors`, `state.json` and `SHA256SUMS`. It is written under a temporary name, synced and renamed; the
+//! text file `checkpoints/LATEST`, which names it, moves last. So a process killed at any moment leaves the last
+//! checkpoint usable, and at most leftovers that [`clean_leftovers`] removes.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::FormatError;
+use crate::durable::{self, read_bounded, remove_dir_at_once, write_bytes_atomically};
+use crate::os::exchange_names;
+use crate::weights::{WeightFiles, is_plain_name};
+
+mod jsonl;
+mod sums;
+
+pub use jsonl::{JsonlCut, truncate_jsonl};
+pub use sums::{SUMS_FILE, sha256_of_file};
+
+use sums::{hex, read_sums, sums_text};
+
+/// The weights of a checkpoint.
+pub const MODEL_FILE: &str = "model.safetensors";
+/// The optimiser's state.
+pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// Everything else: step, counters, schedules, random states.
+pub const STATE_FILE: &str = "state.json";
+/// Names the last checkpoint; in the folder `checkpoints`.
+pub const LATEST_FILE: &str = "LATEST";
+
+const REQUIRED_FILES: [&str; 3] = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
+const FORMAT_VERSION: u64 = 1;
+/// Largest `state.json`, `SHA256SUMS` or `LATEST` that is read.
+const MAX_TEXT_BYTES: u64 = 64 << 20;
+
+/// The folder of a run that holds its checkpoints.
+#[must_use]
+pub fn checkpoints_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("checkpoints")
+}
+
+fn dir_name(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// The step in a folder name, or `None` when it is not a checkpoint's.
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (dir_name(step) == name).then_some(step)
+}
+
+#[derive(Serialize, Deserialize)]
+struct StateFile {
+    format_version: u64,
+    step: u64,
+    state: Value,
+}
+
+/// A checkpoint being written. Dropped without [`CheckpointWriter::commit`], it leaves nothing.
+#[derive(Debug)]
+pub struct CheckpointWriter {
+    run_dir: PathBuf,
+    step: u64,
+    temporary: PathBuf,
+    /// Name and hexadecimal sum of each file, in the order written.
+    sums: Vec<(String, String)>,
+    is_committed: bool,
+}
+
+impl CheckpointWriter {
+    /// Starts the checkpoint of `step` in the folder `checkpoints` of the run, which is created when missing.
+    ///
+    /// # Errors
+    /// When the folder cannot be created.
+    pub fn begin(run_dir: &Path, step: u64) -> Result<Self, FormatError> {
+        let parent = checkpoints_dir(run_dir);
+        fs::create_dir_all(&parent).map_err(FormatError::io("create", &parent))?;
+        let temporary = durable::new_temporary_dir(&parent.join(dir_name(step)))?;
+        let run_dir = run_dir.to_owned();
+        Ok(Self { run_dir, step, temporary, sums: Vec::new(), is_committed: false })
+    }
+
+    /// Writes one file of the checkpoint through `write` and syncs it; its sum is taken on the way.
+    ///
+    /// # Errors
+    /// When the name is taken or is not a plain file name, or what `write` or the system says.
+    pub fn file(
+        &mut self,
+        name: &str,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), FormatError> {
+        let is_taken = self.sums.iter().any(|(other, _)| other == name);
+        if is_taken || !is_plain_name(name) || name == SUMS_FILE {
+            let (dir, name) = (self.temporary.clone(), name.to_owned());
+            return Err(FormatError::FileName { dir, name });
+        }
+        let path = self.temporary.join(name);
+        let file = fs::File::create_new(&path).map_err(FormatError::io("create", &path))?;
+        let mut sum = Sha256::new();
+        durable::fill_and_sync(file, &path, |writer| {
+            write(&mut Summed { inner: writer, sum: &mut sum })
+        })?;
+        self.sums.push((name.to_owned(), hex(&sum.finalize())));
+        Ok(())
+    }
+
+    /// Writes `state.json`: format version, step, and `state` as the training code wants it back.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::file`].
+    pub fn state(&mut self, state: &Value) -> Result<(), FormatError> {
+        let file =
+            StateFile { format_version: FORMAT_VERSION, step: self.step, state: state.clone() };
+        self.file(STATE_FILE, |writer| {
+            serde_json::to_writer_pretty(&mut *writer, &file)?;
+            writer.write_all(b"\n")
+        })
+    }
+
+    /// Makes the checkpoint visible, then moves `LATEST` to it. A checkpoint of the same step is replaced in one step.
+    ///
+    /// # Errors
+    /// [`FormatError::FileMissing`] when one of the three files was not written, or the system's refusal; `LATEST` then
+    /// still names the checkpoint before.
+    pub fn commit(mut self) -> Result<PathBuf, FormatError> {
+        for required in REQUIRED_FILES {
+            if !self.sums.iter().any(|(name, _)| name == required) {
+                let (dir, name) = (self.temporary.clone(), required.to_owned());
+                return Err(FormatError::FileMissing { dir, name });
+            }
+        }
+        let text = sums_text(&self.sums);
+        write_bytes_atomically(&self.temporary.join(SUMS_FILE), text.as_bytes())?;
+        let parent = checkpoints_dir(&self.run_dir);
+        let final_dir = parent.join(dir_name(self.step));
+        if final_dir.symlink_metadata().is_ok() {
+            // A run that was set back reaches the same step again. The old folder takes the temporary name.
+            durable::sync_dir(&self.temporary)?;
+            exchange_names(&self.temporary, &final_dir)?;
+            durable::sync_dir(&parent)?;
+            fs::remove_dir_all(&self.temporary)
+                .map_err(FormatError::io("remove", &self.temporary))?;
+        } else {
+            durable::commit_dir(&self.temporary, &final_dir)?;
+        }
+        self.is_committed = true;
+        let latest = format!("{}\n", dir_name(self.step));
+        write_bytes_atomically(&parent.join(LATEST_FILE), latest.as_bytes())?;
+        Ok(final_dir)
+    }
+}
+
+impl Drop for CheckpointWriter {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            // What cannot be removed now is found by `clean_leftovers`.
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// Passes bytes on and sums those that were taken.
+struct Summed<'a> {
+    inner: &'a mut dyn Write,
+    sum: &'a mut Sha256,
+}
+
+impl Write for Summed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.sum.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// A checkpoint whose files have all been verified.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    step: u64,
+    state: Value,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint after verifying the sum of every file; reads all of them once.
+    ///
+    /// # Errors
+    /// [`FormatError::Damaged`] or [`FormatError::FileMissing`] naming the file, [`FormatError::Newer`] when a newer
+    /// program wrote it.
+    pub fn open(dir: &Path) -> Result<Self, FormatError> {
+        let sums = read_sums(dir)?;
+        for required in REQUIRED_FILES {
+            if !sums.iter().any(|(name, _)| name == required) {
+                let (dir, name) = (dir.to_owned(), required.to_owned());
+                return Err(FormatError::FileMissing { dir, name });
+            }
+        }
+        for (name, expected) in sums {
+            let path = dir.join(&name);
+            if !path.is_file() {
+                return Err(FormatError::FileMissing { dir: dir.to_owned(), name });
+            }
+            let (got, n_bytes) = sha256_of_file(&path)?;
+            if got != expected {
+                return Err(FormatError::Damaged { path, got, expected, n_bytes });
+            }
+        }
+        let path = dir.join(STATE_FILE);
+        let bytes = read_bounded(&path, MAX_TEXT_BYTES)?;
+        let value: Value = serde_json::from_slice(&bytes).map_err(FormatError::json(&path))?;
+        check_format_version(&path, &value, FORMAT_VERSION)?;
+        let file: StateFile = serde_json::from_value(value).map_err(FormatError::json(&path))?;
+        Ok(Self { dir: dir.to_owned(), step: file.step, state: file.state })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Number of training steps done.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// What the training code gave to [`CheckpointWriter::state`].
+    #[must_use]
+    pub fn state(&self) -> &Value {
+        &self.state
+    }
+
+    /// Maps the weights.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::open_file`].
+    pub fn model(&self) -> Result<WeightFiles, FormatError> {
+        WeightFiles::open_file(&self.dir.join(MODEL_FILE))
+    }
+
+    /// Maps the optimiser's state.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::open_file`].
+    pub fn optimizer(&self) -> Result<WeightFiles, FormatError> {
+        WeightFiles::open_file(&self.dir.join(OPTIMIZER_FILE))
+    }
+}
+
+/// Refuses a file of a newer format, and one without a version.
+pub(crate) fn check_format_version(
+    path: &Path,
+    value: &Value,
+    supported: u64,
+) -> Result<(), FormatError> {
+    let version = &value["format_version"];
+    match version.as_u64() {
+        Some(got) if (1..=supported).contains(&got) => Ok(()),
+        Some(got) if got > supported => {
+            Err(FormatError::Newer { path: path.to_owned(), got, supported })
+        }
+        _ => Err(FormatError::Field {
+            path: path.to_owned(),
+            field: "format_version".to_owned(),
+            got: if version.is_null() { "missing".to_owned() } else { "not a version".to_owned() },
+            expected: format!("a whole number 1..={supported}"),
+        }),
+    }
+}
+
+/// The checkpoint that `LATEST` names, verified; `None` when the run has none yet.
+///
+/// # Errors
+/// When `LATEST` is damaged or what it names is missing or damaged. [`list`] tells which older ones could be opened.
+pub fn latest(run_dir: &Path) -> Result<Option<Checkpoint>, FormatError> {
+    match latest_name(run_dir)? {
+        None => Ok(None),
+        Some(name) => Checkpoint::open(&checkpoints_dir(run_dir).join(name)).map(Some),
+    }
+}
+
+fn latest_name(run_dir: &Path) -> Result<Option<String>, FormatError> {
+    let path = checkpoints_dir(run_dir).join(LATEST_FILE);
+    if !path.try_exists().map_err(FormatError::io("inspect", &path))? {
+        return Ok(None);
+    }
+    let bytes = read_bounded(&path, MAX_TEXT_BYTES)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let name = text.trim_end_matches('\n');
+    if step_of(name).is_none() {
+        return Err(FormatError::Line {
+            path,
+            line: 1,
+            got: format!("{:?}", name.chars().take(40).collect::<String>()),
+            expected: "the name of a checkpoint such as step-00001234",
+        });
+    }
+    Ok(Some(name.to_owned()))
+}
+
+/// Step and folder of every checkpoint of a run, oldest first, not verified.
+///
+/// # Errors
+/// When the folder cannot be listed; a missing one holds none.
+pub fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>, FormatError> {
+    let parent = checkpoints_dir(run_dir);
+    let entries = match fs::read_dir(&parent) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(FormatError::io("list", &parent)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(FormatError::io("list", &parent))?;
+        if let Some(step) = entry.file_name().to_str().and_then(step_of) {
+            found.push((step, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Removes all but the `n_keep` newest checkpoints, and never the one that `LATEST` names. Returns what was removed.
+///
+/// # Errors
+/// When `LATEST` is damaged or a folder cannot be removed.
+pub fn prune(run_dir: &Path, n_keep: usize) -> Result<Vec<PathBuf>, FormatError> {
+    let found = list(run_dir)?;
+    let kept_name = latest_name(run_dir)?;
+    let n_old = found.len().saturating_sub(n_keep);
+    let mut removed = Vec::new();
+    for (step, dir) in found.into_iter().take(n_old) {
+        if kept_name.as_deref() == Some(dir_name(step).as_str()) {
+            continue;
+        }
+        remove_dir_at_once(&dir)?;
+        removed.push(dir);
+    }
+    Ok(removed)
+}
+
+/// Removes what killed writers left in the run and its folder `checkpoints`; call it while holding the run's lock.
+///
+/// # Errors
+/// When a folder cannot be listed or a leftover cannot be removed.
+pub fn clean_leftovers(run_dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
+    let mut removed = durable::remove_leftovers(run_dir)?;
+    let parent = checkpoints_dir(run_dir);
+    if parent.try_exists().map_err(FormatError::io("inspect", &parent))? {
+        removed.extend(durable::remove_leftovers(&parent)?);
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+use super::*;
+use crate::config::WeightDtype;
+use crate::durable::tests::{FullAfter, Scratch, names_in};
+use crate::weights::{TensorData, TensorSource, write_safetensors_to};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::process::Command;
+
+fn write_tensor(writer: &mut dyn Write, value: f32) -> io::Result<()> {
+    let tensor = TensorSource {
+        name: "x".to_owned(),
+        dtype: WeightDtype::F32,
+        shape: vec![1],
+        data: TensorData::F32(&[value]),
+    };
+    write_safetensors_to(writer, Path::new("x"), [tensor], &BTreeMap::new())
+        .map_err(io::Error::other)
+}
+
+fn begin(run_dir: &Path, step: u64, value: f32) -> CheckpointWriter {
+    let mut writer = CheckpointWriter::begin(run_dir, step).unwrap();
+    writer.file(MODEL_FILE, |out| write_tensor(out, value)).unwrap();
+    writer.file(OPTIMIZER_FILE, |out| write_tensor(out, value * 2.0)).unwrap();
+    writer.state(&json!({"value": value})).unwrap();
+    writer
+}
+
+fn save(run_dir: &Path, step: u64, value: f32) -> PathBuf {
+    begin(run_dir, step, value).commit().unwrap()
+}
+
+#[test]
+fn a_checkpoint_is_read_back_as_written() {
+    let scratch = Scratch::new("checkpoint");
+    assert!(latest(scratch.path()).unwrap().is_none());
+    save(scratch.path(), 10, 1.0);
+    let dir = save(scratch.path(), 20, 2.0);
+    assert!(dir.ends_with("checkpoints/step-00000020"));
+    let checkpoint = latest(scratch.path()).unwrap().unwrap();
+    assert_eq!((checkpoint.step(), checkpoint.state()), (20, &json!({"value": 2.0})));
+    assert_eq!(checkpoint.model().unwrap().get("x").unwrap().to_f32(), [2.0]);
+    assert_eq!(checkpoint.optimizer().unwrap().get("x").unwrap().to_f32(), [4.0]);
+    assert_eq!(
+        names_in(&checkpoints_dir(scratch.path())),
+        ["LATEST", "step-00000010", "step-00000020"]
+    );
+}
+
+#[test]
+fn the_program_sha256sum_accepts_the_sums() {
+    let scratch = Scratch::new("sha256sum");
+    let dir = save(scratch.path(), 1, 1.0);
+    let output = Command::new("sha256sum").args(["-c", SUMS_FILE]).current_dir(&dir).output();
+    match output {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        // The sum of three bytes is known without the program.
+        Err(_) => fs::write(dir.join("abc"), "abc").unwrap(),
+    }
+    fs::write(dir.join("abc"), "abc").unwrap();
+    let (sum, n_bytes) = sha256_of_file(&dir.join("abc")).unwrap();
+    assert_eq!(sum, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_eq!(n_bytes, 3);
+}
+
+#[test]
+fn every_kind_of_damage_names_the_file() {
+    let scratch = Scratch::new("damage");
+    let dir = save(scratch.path(), 5, 1.0);
+    for name in REQUIRED_FILES {
+        let path = dir.join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for damaged in [&[][..], &whole[..whole.len() - 1], &flipped] {
+            fs::write(&path, damaged).unwrap();
+            let error = latest(scratch.path()).unwrap_err();
+            assert!(matches!(error, FormatError::Damaged { .. }), "{error}");
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        fs::remove_file(&path).unwrap();
+        let error = latest(scratch.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{name} is missing")), "{error}");
+        fs::write(&path, &whole).unwrap();
+    }
+    let sums = fs::read_to_string(dir.join(SUMS_FILE)).unwrap();
+    for (text, expected) in [
+        ("", "is missing"),
+        ("hello", "line 1"),
+        (&sums[..sums.len() - 30], "line 3"),
+        (&sums[..sums.len() - 4], "state.json is missing"),
+        (&sums.replace("state.json", "../state.json"), "line 3"),
+    ] {
+        fs::write(dir.join(SUMS_FILE), text).unwrap();
+        let error = latest(scratch.path()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    fs::remove_file(dir.join(SUMS_FILE)).unwrap();
+    let error = latest(scratch.path()).unwrap_err().to_string();
+    assert!(error.contains("SHA256SUMS is missing"), "{error}");
+}
+
+#[test]
+fn a_damaged_latest_is_an_error_and_the_list_shows_the_rest() {
+    let scratch = Scratch::new("latest");
+    save(scratch.path(), 5, 1.0);
+    let path = checkpoints_dir(scratch.path()).join(LATEST_FILE);
+    for text in ["", "step-5\n", "../../etc\n", "step-00000005\nmore"] {
+        fs::write(&path, text).unwrap();
+        let error = latest(scratch.path()).unwrap_err().to_string();
+        assert!(error.contains("LATEST"), "{error}");
+    }
+    fs::write(&path, "step-00000006\n").unwrap();
+    assert!(latest(scratch.path()).unwrap_err().to_string().contains("step-00000006"));
+    assert_eq!(list(scratch.path()).unwrap().len(), 1);
+    assert!(list(&scratch.path().join("none")).unwrap().is_empty());
+}
+
+#[test]
+fn failing_writes_leave_the_checkpoint_before_usable() {
+    let scratch = Scratch::new("failing");
+    save(scratch.path(), 10, 1.0);
+    for n_left in [0, 1, 8, 100] {
+        let mut writer = begin(scratch.path(), 20, 2.0);
+        let error =
+            writer.file("extra.bin", |inner| FullAfter { inner, n_left }.write_all(&[0; 200]));
+        assert!(error.unwrap_err().is_disk_full());
+        drop(writer);
+        assert_eq!(latest(scratch.path()).unwrap().unwrap().step(), 10);
+        assert_eq!(names_in(&checkpoints_dir(scratch.path())), ["LATEST", "step-00000010"]);
+    }
+}
+
+#[test]
+fn an_incomplete_or_misnamed_checkpoint_is_refused() {
+    let scratch = Scratch::new("incomplete");
+    let mut writer = CheckpointWriter::begin(scratch.path(), 1).unwrap();
+    writer.file(MODEL_FILE, |out| write_tensor(out, 1.0)).unwrap();
+    for name in [MODEL_FILE, SUMS_FILE, "", "..", "a/b", "a\nb"] {
+        let error = writer.file(name, |_| Ok(())).unwrap_err();
+        assert!(matches!(error, FormatError::FileName { .. }), "{name}: {error}");
+    }
+    let error = writer.commit().unwrap_err().to_string();
+    assert!(error.contains("optimizer.safetensors is missing"), "{error}");
+    assert!(names_in(&checkpoints_dir(scratch.path())).is_empty());
+}
+
+#[test]
+fn a_killed_writer_leaves_only_what_the_next_start_removes() {
+    let scratch = Scratch::new("killed");
+    save(scratch.path(), 10, 1.0);
+    // A process that dies runs no destructor.
+    std::mem::forget(begin(scratch.path(), 20, 2.0));
+    assert_eq!(latest(scratch.path()).unwrap().unwrap().step(), 10);
+    assert_eq!(list(scratch.path()).unwrap().len(), 1, "the leftover is no checkpoint");
+    assert_eq!(clean_leftovers(scratch.path()).unwrap().len(), 1);
+    assert_eq!(names_in(&checkpoints_dir(scratch.path())), ["LATEST", "step-00000010"]);
+}
+
+#[test]
+fn a_step_reached_again_replaces_its_checkpoint() {
+    let scratch = Scratch::new("again");
+    save(scratch.path(), 10, 1.0);
+    save(scratch.path(), 10, 3.0);
+    let checkpoint = latest(scratch.path()).unwrap().unwrap();
+    assert_eq!(checkpoint.model().unwrap().get("x").unwrap().to_f32(), [3.0]);
+    assert_eq!(names_in(&checkpoints_dir(scratch.path())), ["LATEST", "step-00000010"]);
+}
+
+#[test]
+fn pruning_keeps_the_newest_and_never_removes_the_latest() {
+    let scratch = Scratch::new("prune");
+    for step in [10, 20, 30, 40] {
+        save(scratch.path(), step, 1.0);
+    }
+    assert_eq!(prune(scratch.path(), 3).unwrap().len(), 1);
+    let latest_path = checkpoints_dir(scratch.path()).join(LATEST_FILE);
+    fs::write(&latest_path, "step-00000020\n").unwrap();
+    assert_eq!(prune(scratch.path(), 1).unwrap().len(), 1);
+    let steps: Vec<u64> = list(scratch.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [20, 40]);
+    assert_eq!(prune(scratch.path(), 0).unwrap().len(), 1);
+    assert_eq!(latest(scratch.path()).unwrap().unwrap().step(), 20);
+}
+
+#[test]
+fn a_newer_state_is_refused_by_version() {
+    let scratch = Scratch::new("newer");
+    let mut writer = CheckpointWriter::begin(scratch.path(), 1).unwrap();
+    writer.file(MODEL_FILE, |out| write_tensor(out, 1.0)).unwrap();
+    writer.file(OPTIMIZER_FILE, |out| write_tensor(out, 1.0)).unwrap();
+    writer.file(STATE_FILE, |out| out.write_all(br#"{"format_version": 2, "step": 1}"#)).unwrap();
+    writer.commit().unwrap();
+    let error = latest(scratch.path()).unwrap_err().to_string();
+    assert!(error.contains("format_version 2") && error.contains("up to 1"), "{error}");
+}
+
+fn cut(name: &str, text: &[u8]) -> (Result<JsonlCut, FormatError>, Vec<u8>) {
+    let scratch = Scratch::new(name);
+    let path = scratch.path().join("metrics.jsonl");
+    fs::write(&path, text).unwrap();
+    let result = truncate_jsonl(&path, |line| line["step"].as_u64().is_none_or(|step| step <= 2));
+    assert_eq!(scratch.names(), ["metrics.jsonl"]);
+    (result, fs::read(&path).unwrap())
+}
+
+#[test]
+fn json_lines_are_cut_to_the_step() {
+    let text = b"{\"step\": 1}\n{\"note\": 0}\n{\"step\": 2}\n{\"step\": 3}\n{\"step\": 4}\n";
+    let (result, left) = cut("jsonl-cut", text);
+    assert_eq!(result.unwrap(), JsonlCut { n_kept: 3, n_dropped: 2, n_torn_bytes: 0 });
+    assert_eq!(left, b"{\"step\": 1}\n{\"note\": 0}\n{\"step\": 2}\n");
+    let (result, left) = cut("jsonl-nothing", b"{\"step\":  1}\n");
+    assert_eq!(result.unwrap().n_kept, 1);
+    assert_eq!(left, b"{\"step\":  1}\n");
+    assert_eq!(cut("jsonl-empty", b"").0.unwrap(), JsonlCut::default());
+    let missing = truncate_jsonl(Path::new("/nonexistent/metrics.jsonl"), |_| true);
+    assert_eq!(missing.unwrap(), JsonlCut::default());
+}
+
+#[test]
+fn a_half_written_last_line_is_removed_and_a_damaged_middle_is_an_error() {
+    let whole = b"{\"step\": 1}\n{\"step\": 2}\n";
+    for n in 13..whole.len() {
+        let (result, left) = cut("jsonl-torn", &whole[..n]);
+        assert_eq!(result.unwrap().n_torn_bytes, n as u64 - 12, "{n}");
+        assert_eq!(left, b"{\"step\": 1}\n");
+    }
+    let (result, left) = cut("jsonl-zeros", b"{\"step\": 1}\n\0\0\0\0\n");
+    assert_eq!(result.unwrap().n_torn_bytes, 5);
+    assert_eq!(left, b"{\"step\": 1}\n");
+    let damaged = b"{\"step\": 1}\n{\"st\n{\"step\": 2}\n";
+    let (result, left) = cut("jsonl-middle", damaged);
+    let error = result.unwrap_err().to_string();
+    assert!(error.contains("line 2") && error.contains("metrics.jsonl"), "{error}");
+    assert_eq!(left, damaged);
+}

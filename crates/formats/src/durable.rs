@@ -1,0 +1,257 @@
+//! Writing that loses nothing: temporary name, write, fsync, rename, fsync of the folder.
+//!
+//! A reader sees the old file or the new one, never a part. When anything fails, the temporary is removed and the old
+//! file is as it was; when the process is killed, [`remove_leftovers`] finds what remains.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::FormatError;
+
+/// Bytes gathered before a write reaches the system.
+const WRITE_BUFFER_BYTES: usize = 1 << 18;
+
+/// Most temporaries of one process and one final name that can exist at a time.
+const MAX_TEMPORARIES: u32 = 1000;
+
+/// Writes a file so that it is there whole or not at all.
+///
+/// `write` gets a buffered writer of the temporary file. The old file, if any, stays until the rename.
+///
+/// # Errors
+/// What `write` returns, or the system's refusal; nothing is left behind in either case.
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), FormatError> {
+    let (temporary, file) = new_temporary_file(path)?;
+    let result = fill_and_sync(file, path, write)
+        .and_then(|()| fs::rename(&temporary, path).map_err(FormatError::io("rename", path)));
+    if let Err(error) = result {
+        // The first error is the one to report; a temporary that cannot be removed is found by `remove_leftovers`.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_dir(parent_of(path))
+}
+
+/// Writes bytes with [`write_atomically`].
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> Result<(), FormatError> {
+    write_atomically(path, |writer| writer.write_all(bytes))
+}
+
+/// Writes a value as indented JSON with a final newline, with [`write_atomically`].
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_json_atomically(
+    path: &Path,
+    value: &impl serde::Serialize,
+) -> Result<(), FormatError> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(FormatError::json(path))?;
+    bytes.push(b'\n');
+    write_bytes_atomically(path, &bytes)
+}
+
+/// Fills a file that nobody else sees yet and waits until it is on the disk. `path` is for messages.
+pub(crate) fn fill_and_sync(
+    file: File,
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), FormatError> {
+    let mut buffered = BufWriter::with_capacity(WRITE_BUFFER_BYTES, file);
+    if let Err(source) = write(&mut buffered).and_then(|()| buffered.flush()) {
+        // Dropping a `BufWriter` would try to write the rest.
+        drop(buffered.into_parts());
+        return Err(FormatError::io("write", path)(source));
+    }
+    buffered.get_ref().sync_all().map_err(FormatError::io("sync", path))
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// When the folder cannot be opened or synced.
+pub fn sync_dir(dir: &Path) -> Result<(), FormatError> {
+    let file = File::open(dir).map_err(FormatError::io("open", dir))?;
+    file.sync_all().map_err(FormatError::io("sync", dir))
+}
+
+/// Makes a finished folder visible under its final name: syncs every file and folder in it, renames, syncs the parent.
+///
+/// # Errors
+/// [`FormatError::Exists`] when the final name is taken (nothing is overwritten), or the system's refusal.
+pub fn commit_dir(temporary: &Path, final_dir: &Path) -> Result<(), FormatError> {
+    sync_tree(temporary)?;
+    if final_dir.symlink_metadata().is_ok() {
+        return Err(FormatError::Exists { path: final_dir.to_owned() });
+    }
+    fs::rename(temporary, final_dir).map_err(FormatError::io("rename", final_dir))?;
+    sync_dir(parent_of(final_dir))
+}
+
+fn sync_tree(dir: &Path) -> Result<(), FormatError> {
+    for entry in fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
+        let entry = entry.map_err(FormatError::io("list", dir))?;
+        let path = entry.path();
+        let kind = entry.file_type().map_err(FormatError::io("inspect", &path))?;
+        if kind.is_dir() {
+            sync_tree(&path)?;
+        } else if kind.is_file() {
+            let file = File::open(&path).map_err(FormatError::io("open", &path))?;
+            file.sync_all().map_err(FormatError::io("sync", &path))?;
+        }
+    }
+    sync_dir(dir)
+}
+
+/// The folder that holds `path`; `.` for a bare name.
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// `.name.tmp-PID-N` beside `path`.
+fn temporary_name(path: &Path, number: u32) -> Result<PathBuf, FormatError> {
+    let dir = parent_of(path);
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        let name = path.to_string_lossy().into_owned();
+        return Err(FormatError::FileName { dir: dir.to_owned(), name });
+    };
+    Ok(dir.join(format!(".{name}.tmp-{}-{number}", std::process::id())))
+}
+
+/// Whether a file or folder name is one that [`write_atomically`] or [`new_temporary_dir`] gives.
+fn is_temporary_name(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix('.') else { return false };
+    let Some((_, numbers)) = rest.rsplit_once(".tmp-") else { return false };
+    let Some((pid, number)) = numbers.split_once('-') else { return false };
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number(pid) && is_number(number)
+}
+
+/// Tries names until one is free: a killed process with the same id may have left some.
+fn first_free<T>(
+    path: &Path,
+    mut create: impl FnMut(&Path) -> io::Result<T>,
+) -> Result<(PathBuf, T), FormatError> {
+    for number in 0..MAX_TEMPORARIES {
+        let temporary = temporary_name(path, number)?;
+        match create(&temporary) {
+            Ok(made) => return Ok((temporary, made)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(FormatError::io("create", &temporary)(error)),
+        }
+    }
+    Err(FormatError::Exists { path: temporary_name(path, MAX_TEMPORARIES - 1)? })
+}
+
+fn new_temporary_file(path: &Path) -> Result<(PathBuf, File), FormatError> {
+    first_free(path, |temporary| OpenOptions::new().write(true).create_new(true).open(temporary))
+}
+
+/// Creates a folder with a temporary name beside its final name, to be filled and given to [`commit_dir`].
+///
+/// # Errors
+/// When the parent is missing or refuses.
+pub fn new_temporary_dir(final_dir: &Path) -> Result<PathBuf, FormatError> {
+    first_free(final_dir, |temporary| fs::create_dir(temporary)).map(|(temporary, ())| temporary)
+}
+
+/// Removes the temporaries that killed processes left in a folder and returns their paths.
+///
+/// Call it only while holding the folder ([`DirLock`]): a living writer's temporary looks the same.
+///
+/// # Errors
+/// When the folder cannot be listed or a leftover cannot be removed.
+pub fn remove_leftovers(dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
+        let entry = entry.map_err(FormatError::io("list", dir))?;
+        if !entry.file_name().to_str().is_some_and(is_temporary_name) {
+            continue;
+        }
+        let path = entry.path();
+        let kind = entry.file_type().map_err(FormatError::io("inspect", &path))?;
+        let result = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        result.map_err(FormatError::io("remove", &path))?;
+        removed.push(path);
+    }
+    removed.sort();
+    Ok(removed)
+}
+
+/// Removes a folder so that a reader never sees a part of it: it is renamed first.
+pub(crate) fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
+    let grave = new_temporary_dir(dir)?;
+    fs::rename(dir, &grave).map_err(FormatError::io("remove", dir))?;
+    fs::remove_dir_all(&grave).map_err(FormatError::io("remove", &grave))
+}
+
+/// Reads a file of at most `limit` bytes.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FormatError> {
+    let file = File::open(path).map_err(FormatError::io("open", path))?;
+    let n_bytes = file.metadata().map_err(FormatError::io("inspect", path))?.len();
+    if n_bytes > limit {
+        return Err(FormatError::TooLarge { path: path.to_owned(), limit, got: n_bytes });
+    }
+    let mut bytes = Vec::new();
+    // The size is a hint only: pipes and files that grow have another.
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(FormatError::io("read", path))?;
+    if bytes.len() as u64 > limit {
+        return Err(FormatError::TooLarge {
+            path: path.to_owned(),
+            limit,
+            got: bytes.len() as u64,
+        });
+    }
+    Ok(bytes)
+}
+
+/// A folder held by this process through `flock` on its file `.lock`; released on drop, and by the system when the
+/// process dies.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: File,
+}
+
+impl DirLock {
+    /// Takes the lock without waiting.
+    ///
+    /// # Errors
+    /// [`FormatError::Locked`] when another process holds the folder, or the system's refusal.
+    pub fn acquire(dir: &Path) -> Result<Self, FormatError> {
+        let path = dir.join(".lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(FormatError::io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // The content only serves the message.
+                let _ = (&mut file).take(64).read_to_string(&mut holder);
+                let holder = holder.trim().to_owned();
+                return Err(FormatError::Locked { dir: dir.to_owned(), holder });
+            }
+            Err(TryLockError::Error(source)) => return Err(FormatError::io("lock", &path)(source)),
+        }
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "process {}", std::process::id()))
+            .map_err(FormatError::io("write", &path))?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

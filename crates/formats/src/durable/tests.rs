@@ -1,0 +1,156 @@
+use super::*;
+
+/// A folder of its own, removed at the end of the test.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("formats-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        names_in(&self.0)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(crate) fn names_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Writes through until `n_left` bytes are used up, then says that the disk is full.
+pub(crate) struct FullAfter<'a> {
+    pub(crate) inner: &'a mut dyn Write,
+    pub(crate) n_left: usize,
+}
+
+impl Write for FullAfter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = bytes.len().min(self.n_left);
+        if n == 0 && !bytes.is_empty() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.n_left -= n;
+        self.inner.write(&bytes[..n])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[test]
+fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+    let scratch = Scratch::new("failed-write");
+    let path = scratch.path().join("state.json");
+    write_bytes_atomically(&path, b"old").unwrap();
+    for n_left in [0, 1, 1000, WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES + 1] {
+        let error = write_atomically(&path, |inner| {
+            FullAfter { inner, n_left }.write_all(&vec![7u8; 3 * WRITE_BUFFER_BYTES])
+        })
+        .unwrap_err();
+        assert!(error.is_disk_full(), "{error}");
+        assert!(error.to_string().contains("state.json"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(scratch.names(), ["state.json"]);
+    }
+    write_bytes_atomically(&path, b"new").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+}
+
+#[test]
+fn a_reader_sees_the_old_file_until_the_rename() {
+    let scratch = Scratch::new("until-rename");
+    let path = scratch.path().join("a.txt");
+    write_bytes_atomically(&path, b"old").unwrap();
+    write_atomically(&path, |writer| {
+        writer.write_all(b"new")?;
+        writer.flush()?;
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+}
+
+#[test]
+fn writing_into_a_missing_folder_names_it() {
+    let scratch = Scratch::new("missing-folder");
+    let path = scratch.path().join("none/a.txt");
+    let error = write_bytes_atomically(&path, b"x").unwrap_err();
+    assert!(error.to_string().contains("none"), "{error}");
+}
+
+#[test]
+fn only_our_leftovers_are_removed() {
+    let scratch = Scratch::new("leftovers");
+    let keep = [".hidden", ".a.tmp", ".a.tmp-x-1", "a.tmp-1-2", "b.json"];
+    for name in keep {
+        fs::write(scratch.path().join(name), "x").unwrap();
+    }
+    fs::write(scratch.path().join(".b.json.tmp-4242-0"), "half").unwrap();
+    fs::create_dir_all(scratch.path().join(".model.tmp-4242-1/inner")).unwrap();
+    assert_eq!(remove_leftovers(scratch.path()).unwrap().len(), 2);
+    let mut expected = keep.map(str::to_owned);
+    expected.sort();
+    assert_eq!(scratch.names(), expected);
+}
+
+#[test]
+fn commit_dir_shows_the_folder_whole_and_never_overwrites() {
+    let scratch = Scratch::new("commit-dir");
+    let final_dir = scratch.path().join("model");
+    let temporary = new_temporary_dir(&final_dir).unwrap();
+    fs::create_dir(temporary.join("inner")).unwrap();
+    fs::write(temporary.join("inner/a"), "a").unwrap();
+    commit_dir(&temporary, &final_dir).unwrap();
+    assert_eq!(scratch.names(), ["model"]);
+    let second = new_temporary_dir(&final_dir).unwrap();
+    let error = commit_dir(&second, &final_dir).unwrap_err();
+    assert!(matches!(error, FormatError::Exists { .. }), "{error}");
+    assert_eq!(fs::read_to_string(final_dir.join("inner/a")).unwrap(), "a");
+}
+
+#[test]
+fn a_held_folder_is_refused_and_a_released_one_is_not() {
+    let scratch = Scratch::new("lock");
+    let lock = DirLock::acquire(scratch.path()).unwrap();
+    let error = DirLock::acquire(scratch.path()).unwrap_err().to_string();
+    assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+    drop(lock);
+    DirLock::acquire(scratch.path()).unwrap();
+}
+
+#[test]
+fn free_space_is_known_for_a_folder_and_an_error_for_none() {
+    let scratch = Scratch::new("free");
+    assert!(crate::free_disk_bytes(scratch.path()).unwrap() > 0);
+    assert!(crate::free_disk_bytes(&scratch.path().join("none")).is_err());
+}
+
+#[test]
+fn files_over_the_bound_are_not_read() {
+    let scratch = Scratch::new("bounded");
+    let path = scratch.path().join("a");
+    fs::write(&path, [0u8; 10]).unwrap();
+    assert_eq!(read_bounded(&path, 10).unwrap().len(), 10);
+    assert!(matches!(read_bounded(&path, 9), Err(FormatError::TooLarge { got: 10, .. })));
+    assert!(matches!(read_bounded(Path::new("/dev/zero"), 9), Err(FormatError::TooLarge { .. })));
+}

@@ -1,0 +1,233 @@
+//! What can go wrong with files.
+
+use std::path::{Path, PathBuf};
+
+/// An error of this crate. Messages say what, where, expected and got.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormatError {
+    /// The system refused to read, write, rename, ...
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried: `read`, `write`, `rename`, ...
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file is not JSON, or not the JSON it should be.
+    #[error("{} is not valid JSON of its kind: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A field has a value that cannot be used.
+    #[error("field `{field}` of {} is {got}, expected {expected}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field's name in the file, with dots for nesting.
+        field: String,
+        /// What was found; `missing` when the field is absent.
+        got: String,
+        /// What would have been accepted.
+        expected: String,
+    },
+    /// A setting that changes the computation and is not supported, or is unknown.
+    #[error("setting `{field}` = {got} of {} is not supported: {reason}", path.display())]
+    UnsupportedSetting {
+        /// The file.
+        path: PathBuf,
+        /// The setting's name in the file.
+        field: String,
+        /// Its value.
+        got: String,
+        /// Why it is refused.
+        reason: &'static str,
+    },
+    /// A file is larger than anything of its kind can be.
+    #[error("{} has {got} bytes, at most {limit} are accepted", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The bound.
+        limit: u64,
+        /// Its size.
+        got: u64,
+    },
+    /// Neither `model.safetensors` nor its index is in the folder.
+    #[error("no weights in {}: expected model.safetensors or model.safetensors.index.json", dir.display())]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Weights in pickle form, which can run code when read.
+    #[error("{} is a pickle file, which is never read: expected model.safetensors", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Two descriptions of the weights, and no way to know which one counts.
+    #[error("{} holds both model.safetensors and model.safetensors.index.json, expected one", dir.display())]
+    AmbiguousWeights {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The header of a safetensors file is truncated, lies about the file, or is not JSON.
+    #[error("{} has an invalid safetensors header: {source}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: safetensors::SafeTensorError,
+    },
+    /// A tensor is not in the file.
+    #[error("tensor `{tensor}` is missing from {}", path.display())]
+    TensorMissing {
+        /// The file, or the folder when no index says which file should have it.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor is in a file other than the index says, or in two.
+    #[error("tensor `{tensor}` is in {}, expected {expected}", path.display())]
+    TensorMisplaced {
+        /// The file where it was found.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Where it should be.
+        expected: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor `{tensor}` in {} has shape {got:?}, expected {expected:?} {axes}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape in the file.
+        got: Vec<usize>,
+        /// The shape of the configuration.
+        expected: Vec<usize>,
+        /// The names of the axes.
+        axes: &'static str,
+    },
+    /// A tensor has a type that is not read.
+    #[error("tensor `{tensor}` in {} has type {got}, expected F32 or BF16", path.display())]
+    TensorDtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type in the file.
+        got: String,
+    },
+    /// What is to be written does not fit its declared shape and type.
+    #[error("tensor `{tensor}` gave {got} bytes for {}, expected {expected}", path.display())]
+    TensorBytes {
+        /// The file being written.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Bytes given.
+        got: u64,
+        /// Bytes that shape and type ask for.
+        expected: u64,
+    },
+    /// The same tensor name twice in one file to be written.
+    #[error("tensor `{tensor}` is given twice for {}", path.display())]
+    TensorTwice {
+        /// The file being written.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A file's content is not what its recorded sum says.
+    #[error("{} is damaged: sha256 {got}, expected {expected} ({n_bytes} bytes on disk)", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The sum of what is on disk.
+        got: String,
+        /// The recorded sum.
+        expected: String,
+        /// The size on disk; 0 and short files are the usual damage.
+        n_bytes: u64,
+    },
+    /// A line of a text file cannot be understood.
+    #[error("line {line} of {} is {got}, expected {expected}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What was found, shortened.
+        got: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// A file that must be there is not.
+    #[error("{} is missing from {}", name, dir.display())]
+    FileMissing {
+        /// The folder.
+        dir: PathBuf,
+        /// The file's name.
+        name: String,
+    },
+    /// A file name with a folder part, or one that this crate writes itself.
+    #[error("`{name}` cannot be used as a file name in {}: expected a plain name of its own", dir.display())]
+    FileName {
+        /// The folder.
+        dir: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// The target is already there and is never overwritten.
+    #[error("{} already exists and is not overwritten", path.display())]
+    Exists {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// Another process holds the folder.
+    #[error("{} is in use by another process ({holder})", dir.display())]
+    Locked {
+        /// The folder.
+        dir: PathBuf,
+        /// What the lock file says of the holder, such as `process 1234`.
+        holder: String,
+    },
+    /// Written by a newer version of this program.
+    #[error("{} has format_version {got}, this program reads up to {supported}", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        got: u64,
+        /// The newest version this program reads.
+        supported: u64,
+    },
+}
+
+impl FormatError {
+    /// Makes `map_err` closures short: `.map_err(FormatError::io("read", path))`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Json { path, source }
+    }
+
+    /// Whether the cause is a full disk or an exhausted quota.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+}

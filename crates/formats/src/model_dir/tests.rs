@@ -1,0 +1,115 @@
+use super::*;
+use crate::config::tests::tiny_config;
+use crate::durable::tests::{FullAfter, Scratch};
+use crate::names::WeightName;
+use crate::weights::TensorData;
+
+fn lineage() -> Lineage {
+    Lineage {
+        run: Some("quickstart-1".to_owned()),
+        licence: Some("Apache-2.0".to_owned()),
+        evaluation: json!({"bits_per_byte": {"fr": 1.5}}),
+        ..Lineage::default()
+    }
+}
+
+fn fill(writer: &ModelDirWriter) {
+    let config = tiny_config();
+    let zeros = vec![0.0f32; config.vocab_size * config.hidden_dim];
+    let tensors = WeightName::all(&config).into_iter().map(|name| {
+        let shape = name.shape(&config);
+        let n_elements: usize = shape.iter().product();
+        let data = TensorData::F32(&zeros[..n_elements]);
+        TensorSource { name: name.hf_name(), dtype: config.dtype, shape, data }
+    });
+    writer.config(&config).unwrap();
+    writer.weights(tensors).unwrap();
+    writer.lineage(&lineage()).unwrap();
+    writer.model_card("# A model\n").unwrap();
+    let generation = GenerationConfig {
+        bos_id: Some(1),
+        eos_ids: vec![2, 3],
+        temperature: Some(0.7),
+        top_p: None,
+    };
+    writer.generation_config(&generation).unwrap();
+    writer.file("tokenizer.json", |out| out.write_all(b"{}")).unwrap();
+}
+
+#[test]
+fn a_model_directory_is_read_back_as_written() {
+    let scratch = Scratch::new("model-round-trip");
+    let dir = scratch.path().join("models/tiny");
+    let writer = ModelDirWriter::begin(&dir).unwrap();
+    fill(&writer);
+    assert!(!dir.exists(), "nothing is visible before the commit");
+    let model = writer.commit().unwrap();
+    assert_eq!(model.dir(), dir);
+    assert_eq!(model.config(), &tiny_config());
+    assert_eq!(model.lineage(), Some(&lineage()));
+    assert_eq!(model.eos_ids(), [2, 3]);
+    assert_eq!(model.generation().unwrap().temperature, Some(0.7));
+    assert!(model.unused_tensors().is_empty());
+    assert!(model.file("tokenizer.json").is_ok());
+    let error = model.file("chat_template.jinja").unwrap_err().to_string();
+    assert!(error.contains("chat_template.jinja is missing"), "{error}");
+}
+
+#[test]
+fn an_existing_model_is_never_overwritten() {
+    let scratch = Scratch::new("model-exists");
+    let dir = scratch.path().join("tiny");
+    let early = ModelDirWriter::begin(&dir).unwrap();
+    fill(&early);
+    let late = ModelDirWriter::begin(&dir).unwrap();
+    fill(&late);
+    early.commit().unwrap();
+    assert!(matches!(late.commit(), Err(FormatError::Exists { .. })));
+    assert!(matches!(ModelDirWriter::begin(&dir), Err(FormatError::Exists { .. })));
+    assert_eq!(scratch.names(), ["tiny"]);
+}
+
+#[test]
+fn incomplete_models_are_not_committed_and_leave_nothing() {
+    let scratch = Scratch::new("model-incomplete");
+    let dir = scratch.path().join("tiny");
+    let writer = ModelDirWriter::begin(&dir).unwrap();
+    writer.config(&tiny_config()).unwrap();
+    assert!(matches!(writer.commit(), Err(FormatError::NoWeights { .. })));
+    let writer = ModelDirWriter::begin(&dir).unwrap();
+    let error = writer
+        .file("tokenizer.json", |inner| FullAfter { inner, n_left: 3 }.write_all(b"{\"a\": 1}"))
+        .unwrap_err();
+    assert!(error.is_disk_full(), "{error}");
+    assert!(matches!(writer.file("../x", |_| Ok(())), Err(FormatError::FileName { .. })));
+    drop(writer);
+    assert!(scratch.names().is_empty());
+}
+
+#[test]
+fn models_are_listed_and_broken_ones_say_why() {
+    let scratch = Scratch::new("model-list");
+    assert!(list_models(&scratch.path().join("none")).unwrap().models.is_empty());
+    for name in ["b", "a"] {
+        let writer = ModelDirWriter::begin(&scratch.path().join(name)).unwrap();
+        fill(&writer);
+        writer.commit().unwrap();
+    }
+    fs::create_dir(scratch.path().join("empty")).unwrap();
+    fs::create_dir(scratch.path().join(".c.tmp-1-0")).unwrap();
+    let newer = scratch.path().join("b").join(LINEAGE_FILE);
+    fs::write(&newer, r#"{"format_version": 99}"#).unwrap();
+    let list = list_models(scratch.path()).unwrap();
+    assert_eq!(list.models.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a"]);
+    let broken: Vec<_> =
+        list.broken.iter().map(|(name, e)| (name.as_str(), e.to_string())).collect();
+    assert!(broken[0].0 == "b" && broken[0].1.contains("format_version 99"), "{broken:?}");
+    assert!(broken[1].0 == "empty" && broken[1].1.contains("config.json is missing"), "{broken:?}");
+}
+
+#[test]
+fn a_missing_model_is_named() {
+    let scratch = Scratch::new("model-missing");
+    let error = ModelDir::open(&scratch.path().join("mistral")).unwrap_err().to_string();
+    assert!(error.starts_with("mistral is missing from"), "{error}");
+}

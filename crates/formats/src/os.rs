@@ -1,0 +1,76 @@
+//! What only the operating system can do: map a file, tell the free space, exchange two names.
+#![expect(
+    unsafe_code,
+    reason = "the system's interface for mapping files and for statvfs is unsafe"
+)]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::FormatError;
+
+/// A file mapped read-only. Its pages are the page cache's, shared by all processes of the host.
+#[derive(Debug)]
+pub(crate) struct Mapping(memmap2::Mmap);
+
+impl Mapping {
+    /// Maps the whole file.
+    pub(crate) fn open(path: &Path) -> Result<Self, FormatError> {
+        let file = File::open(path).map_err(FormatError::io("open", path))?;
+        // SAFETY: the mapping is private and read-only, and the bytes are only ever read as `u8`. A file that is cut
+        // while mapped raises SIGBUS and one that is written in place changes under the reader; weight files are
+        // replaced by rename and never written in place (`durable`), and the documentation asks the same of others.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(FormatError::io("map", path))?;
+        Ok(Self(map))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn c_path(path: &Path) -> std::io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| std::io::Error::new(std::io::ErrorKind::InvalidInput, "path with a NUL byte"))
+}
+
+/// The bytes an unprivileged process may still write to the file system that holds `path`.
+///
+/// # Errors
+/// When `path` does not exist or the system does not say.
+pub fn free_disk_bytes(path: &Path) -> Result<u64, FormatError> {
+    let name = c_path(path).map_err(FormatError::io("ask the free space of", path))?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `name` is a NUL-terminated string that lives through the call, and `stat` is large enough for the
+    // structure that the call fills.
+    let status = unsafe { libc::statvfs(name.as_ptr(), stat.as_mut_ptr()) };
+    if status != 0 {
+        let source = std::io::Error::last_os_error();
+        return Err(FormatError::io("ask the free space of", path)(source));
+    }
+    // SAFETY: the call returned 0, so it has filled the structure.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Exchanges two names of one file system in one step, so that at no time one of them is missing.
+pub(crate) fn exchange_names(first: &Path, second: &Path) -> Result<(), FormatError> {
+    let a = c_path(first).map_err(FormatError::io("rename", first))?;
+    let b = c_path(second).map_err(FormatError::io("rename", second))?;
+    // SAFETY: both names are NUL-terminated strings that live through the call.
+    let status = unsafe {
+        libc::renameat2(
+            libc::AT_FDCWD,
+            a.as_ptr(),
+            libc::AT_FDCWD,
+            b.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    if status == 0 {
+        return Ok(());
+    }
+    Err(FormatError::io("exchange the name of", second)(std::io::Error::last_os_error()))
+}

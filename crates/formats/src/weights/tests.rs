@@ -1,0 +1,284 @@
+use super::*;
+use crate::config::tests::tiny_config;
+use crate::durable::tests::{FullAfter, Scratch};
+use proptest::prelude::*;
+use std::fs;
+use std::io::Write;
+
+fn source<'a>(name: &str, shape: &[usize], data: TensorData<'a>) -> TensorSource<'a> {
+    TensorSource { name: name.to_owned(), dtype: WeightDtype::F32, shape: shape.to_vec(), data }
+}
+
+fn bytes_of(tensors: Vec<TensorSource<'_>>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_safetensors_to(&mut bytes, Path::new("test"), tensors, &BTreeMap::new()).unwrap();
+    bytes
+}
+
+fn two_tensors() -> Vec<u8> {
+    let numbers = [1.0f32, -2.5, 3.25, f32::MIN_POSITIVE];
+    let mut half = source("b", &[4], TensorData::F32(&numbers));
+    half.dtype = WeightDtype::Bf16;
+    bytes_of(vec![half, source("a", &[2, 2], TensorData::F32(&numbers))])
+}
+
+fn open_bytes(scratch: &Scratch, bytes: &[u8]) -> Result<WeightFiles, FormatError> {
+    fs::write(scratch.path().join(SINGLE_FILE), bytes).unwrap();
+    WeightFiles::open(scratch.path())
+}
+
+#[test]
+fn what_is_written_is_read_back_bit_for_bit() {
+    let scratch = Scratch::new("weights-round-trip");
+    let numbers: Vec<f32> =
+        (0..40_000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435))).collect();
+    let halves: Vec<bf16> = (0..300u16).map(|i| bf16::from_bits(i * 211)).collect();
+    let mut as_bf16 = source("half", &[3, 100], TensorData::Bf16(&halves));
+    as_bf16.dtype = WeightDtype::Bf16;
+    let streamed = source(
+        "streamed",
+        &[2],
+        TensorData::Stream(Box::new(|writer: &mut dyn Write| {
+            writer.write_all(&1.5f32.to_le_bytes())?;
+            writer.write_all(&2.5f32.to_le_bytes())
+        })),
+    );
+    let tensors = vec![as_bf16, source("full", &[200, 200], TensorData::F32(&numbers)), streamed];
+    let path = scratch.path().join(SINGLE_FILE);
+    let metadata = BTreeMap::from([("run".to_owned(), "r1".to_owned())]);
+    write_safetensors(&path, tensors, &metadata).unwrap();
+    let files = WeightFiles::open(scratch.path()).unwrap();
+    let full = files.get("full").unwrap();
+    assert_eq!((full.shape, full.dtype), (&[200, 200][..], WeightDtype::F32));
+    let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&full.to_f32()), bits(&numbers));
+    assert_eq!(full.to_bf16(), None);
+    let half = files.get("half").unwrap();
+    let half_bits = |numbers: &[bf16]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(half_bits(&half.to_bf16().unwrap()), half_bits(&halves));
+    assert_eq!(files.get("streamed").unwrap().to_f32(), [1.5, 2.5]);
+    assert_eq!(files.names().collect::<Vec<_>>(), ["full", "half", "streamed"]);
+    assert_eq!(scratch.names(), [SINGLE_FILE]);
+}
+
+#[test]
+fn the_same_tensors_give_the_same_bytes_and_the_reference_reader_takes_them() {
+    let bytes = two_tensors();
+    assert_eq!(bytes, two_tensors());
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(tensors.tensor("a").unwrap().shape(), [2, 2]);
+    assert_eq!(tensors.tensor("b").unwrap().dtype(), Dtype::BF16);
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert_eq!(header_len % 8, 0, "the data begins aligned");
+}
+
+#[test]
+fn rounding_to_bf16_is_to_nearest_even() {
+    let scratch = Scratch::new("rounding");
+    // 1 + 2^-8 is half way between 1 and 1 + 2^-7: even is 1. 1 + 3 * 2^-8 goes up to 1 + 2^-6.
+    let numbers = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
+    let mut tensor = source("x", &[2], TensorData::F32(&numbers));
+    tensor.dtype = WeightDtype::Bf16;
+    let files = open_bytes(&scratch, &bytes_of(vec![tensor])).unwrap();
+    assert_eq!(files.get("x").unwrap().to_f32(), [1.0, 1.0 + 1.0 / 64.0]);
+}
+
+#[test]
+fn tensors_of_the_wrong_length_are_refused_by_name() {
+    let scratch = Scratch::new("wrong-length");
+    let path = scratch.path().join(SINGLE_FILE);
+    let stream = |n: usize| -> TensorData<'static> {
+        TensorData::Stream(Box::new(move |writer: &mut dyn Write| writer.write_all(&vec![0; n])))
+    };
+    let cases = [
+        source("short", &[3], TensorData::F32(&[1.0])),
+        source("long", &[1], TensorData::Bytes(&[0; 5])),
+        source("short-stream", &[3], stream(11)),
+        source("long-stream", &[3], stream(13)),
+    ];
+    for tensor in cases {
+        let name = tensor.name.clone();
+        let error = write_safetensors(&path, [tensor], &BTreeMap::new()).unwrap_err();
+        assert!(matches!(&error, FormatError::TensorBytes { tensor, .. } if *tensor == name));
+        assert!(scratch.names().is_empty(), "{error}");
+    }
+    let twice = ["x", "x"].map(|name| source(name, &[1], TensorData::F32(&[1.0])));
+    let error = write_safetensors(&path, twice, &BTreeMap::new()).unwrap_err();
+    assert!(matches!(error, FormatError::TensorTwice { .. }), "{error}");
+}
+
+#[test]
+fn a_full_disk_in_the_middle_of_a_tensor_leaves_the_old_file() {
+    let scratch = Scratch::new("full-disk");
+    let old = two_tensors();
+    let path = scratch.path().join(SINGLE_FILE);
+    fs::write(&path, &old).unwrap();
+    let stream = TensorData::Stream(Box::new(|inner: &mut dyn Write| {
+        FullAfter { inner, n_left: 100 }.write_all(&[0; 400])
+    }));
+    let error = write_safetensors(&path, [source("x", &[100], stream)], &BTreeMap::new());
+    assert!(error.unwrap_err().is_disk_full());
+    assert_eq!(fs::read(&path).unwrap(), old);
+    assert_eq!(scratch.names(), [SINGLE_FILE]);
+}
+
+fn model_tensors(config: &DecoderConfig) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let tensor = |name: WeightName| {
+        let shape = name.shape(config);
+        let n_elements = shape.iter().product();
+        (name.hf_name(), shape, vec![0.5; n_elements])
+    };
+    WeightName::all(config).into_iter().map(tensor).collect()
+}
+
+fn write_model(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
+    let sources =
+        tensors.iter().map(|(name, shape, data)| source(name, shape, TensorData::F32(data)));
+    write_safetensors(path, sources, &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn missing_misshapen_and_unused_tensors_are_named() {
+    let scratch = Scratch::new("check");
+    let path = scratch.path().join(SINGLE_FILE);
+    let config = tiny_config();
+    let mut tensors = model_tensors(&config);
+    tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), vec![1], vec![0.0]));
+    write_model(&path, &tensors);
+    let unused = WeightFiles::open(scratch.path()).unwrap().check(&config).unwrap();
+    assert_eq!(unused, ["model.layers.0.self_attn.rotary_emb.inv_freq"]);
+
+    let wide = DecoderConfig { n_kv_heads: 4, ..config.clone() };
+    let error = WeightFiles::open(scratch.path()).unwrap().check(&wide).unwrap_err().to_string();
+    assert!(error.contains("`model.layers.0.self_attn.k_proj.weight`"), "{error}");
+    assert!(
+        error.contains("[32, 64], expected [64, 64] (n_kv_heads * head_dim, hidden_dim)"),
+        "{error}"
+    );
+
+    tensors.remove(7);
+    write_model(&path, &tensors);
+    let error = WeightFiles::open(scratch.path()).unwrap().check(&config).unwrap_err().to_string();
+    assert!(error.contains("`model.layers.0.mlp.gate_proj.weight` is missing"), "{error}");
+}
+
+#[test]
+fn sharded_weights_are_read_through_their_index() {
+    let scratch = Scratch::new("sharded");
+    let config = tiny_config();
+    let tensors = model_tensors(&config);
+    let (first, second) = tensors.split_at(5);
+    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    write_model(&scratch.path().join(names[0]), first);
+    write_model(&scratch.path().join(names[1]), second);
+    let mut map = serde_json::Map::new();
+    for (tensors, file) in [(first, names[0]), (second, names[1])] {
+        map.extend(tensors.iter().map(|(name, _, _)| (name.clone(), file.into())));
+    }
+    let write_index = |map: &serde_json::Map<String, serde_json::Value>| {
+        let index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map});
+        fs::write(scratch.path().join(INDEX_FILE), index.to_string()).unwrap();
+    };
+    write_index(&map);
+    let files = WeightFiles::open(scratch.path()).unwrap();
+    assert!(files.check(&config).unwrap().is_empty());
+    assert_eq!(files.paths().count(), 2);
+
+    for (tensor, file, expected) in [
+        ("lm_head.weight", names[0], "`lm_head.weight` is missing"),
+        ("model.norm.weight", names[0], "as the index says"),
+        ("model.norm.weight", "../model.safetensors", "cannot be used as a file name"),
+        ("model.norm.weight", "model-3.safetensors", "model-3.safetensors"),
+    ] {
+        let mut lying = map.clone();
+        lying.insert(tensor.to_owned(), file.into());
+        write_index(&lying);
+        let error = WeightFiles::open(scratch.path()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    write_model(&scratch.path().join(SINGLE_FILE), &tensors);
+    let error = WeightFiles::open(scratch.path()).unwrap_err();
+    assert!(matches!(error, FormatError::AmbiguousWeights { .. }), "{error}");
+}
+
+#[test]
+fn folders_without_safetensors_say_what_they_have() {
+    let scratch = Scratch::new("no-weights");
+    let error = WeightFiles::open(scratch.path()).unwrap_err();
+    assert!(matches!(error, FormatError::NoWeights { .. }), "{error}");
+    fs::write(scratch.path().join("pytorch_model.bin"), "x").unwrap();
+    let error = WeightFiles::open(scratch.path()).unwrap_err();
+    assert!(matches!(error, FormatError::Pickle { .. }), "{error}");
+    assert!(error.to_string().contains("pytorch_model.bin"), "{error}");
+    let error = WeightFiles::open(&scratch.path().join("none")).unwrap_err();
+    assert!(matches!(error, FormatError::Io { .. }), "{error}");
+}
+
+fn lying_file(header: &str, n_data: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + n_data, 0);
+    bytes
+}
+
+#[test]
+fn lying_headers_are_refused_with_the_file_name() {
+    let scratch = Scratch::new("lying");
+    let cases = [
+        vec![],
+        vec![0; 7],
+        u64::MAX.to_le_bytes().to_vec(),
+        (1u64 << 62).to_le_bytes().to_vec(),
+        lying_file("{}", 4),
+        lying_file("[]", 0),
+        lying_file(r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,8]}}"#, 8),
+        lying_file(r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4),
+        lying_file(r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8),
+        lying_file(r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[8,4]}}"#, 8),
+        lying_file(r#"{"x":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}}"#, 4),
+        lying_file(
+            r#"{"x":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,4]}}"#,
+            4,
+        ),
+        lying_file(
+            r#"{"x":{"dtype":"F32","shape":[18446744073709551615,18446744073709551615],"data_offsets":[0,4]}}"#,
+            4,
+        ),
+    ];
+    for bytes in cases {
+        let error = open_bytes(&scratch, &bytes).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors has an invalid safetensors header"), "{error}");
+    }
+    let unread = lying_file(r#"{"x":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#, 4);
+    let error = open_bytes(&scratch, &unread).unwrap().get("x").unwrap_err().to_string();
+    assert!(
+        error.contains("`x`") && error.contains("F16") && error.contains(SINGLE_FILE),
+        "{error}"
+    );
+}
+
+#[test]
+fn every_truncation_is_refused() {
+    let scratch = Scratch::new("truncated");
+    let bytes = two_tensors();
+    for n in 0..bytes.len() {
+        assert!(open_bytes(&scratch, &bytes[..n]).is_err(), "{n} of {} bytes", bytes.len());
+    }
+    assert!(open_bytes(&scratch, &bytes).is_ok());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+    #[test]
+    fn flipped_bits_never_panic(position in 0usize..4096, bit in 0u32..8) {
+        let scratch = Scratch::new("flipped");
+        let mut bytes = two_tensors();
+        let position = position % bytes.len();
+        bytes[position] ^= 1 << bit;
+        if let Ok(files) = open_bytes(&scratch, &bytes) {
+            for name in files.names() {
+                let _ = files.get(name).map(|view| view.to_f32());
+            }
+        }
+    }
+}
