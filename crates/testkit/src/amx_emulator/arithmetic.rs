@@ -172,18 +172,14 @@ mod tests {
 
     #[test]
     fn multiply_add_rounds_once() {
-        // 1 + 2^-24 is a tie; the far smaller part decides, which a rounding to f64 on the way would lose.
-        let tie = 2.0_f32.powi(-12);
-        let nudge = 1.0 + 2.0_f32.powi(-23);
-        assert_eq!(multiply_add(tie, tie, 1.0), 1.0);
-        assert_eq!(multiply_add(tie, tie * nudge, 1.0), 1.0 + f32::EPSILON);
-        let large = 2.0_f32.powi(60);
-        let halfway = large * (1.0 + f32::EPSILON);
-        assert_eq!(
-            multiply_add(2.0_f32.powi(18), 2.0_f32.powi(18), halfway),
-            large * (1.0 + 2.0 * f32::EPSILON)
-        );
-        assert_eq!(multiply_add(1.0, -1.0, halfway), halfway);
+        // (1 + 2^-12)^2 = 1 + 2^-11 + 2^-24 is a tie in 24 bits; the addend decides, and rounding to f64 first loses it.
+        let factor = 1.0 + 2.0_f32.powi(-12);
+        let below = 1.0 + 2.0_f32.powi(-11);
+        for (addend, expected) in [(1.0, below + f32::EPSILON), (0.0, below), (-1.0, below)] {
+            let addend = addend * 2.0_f32.powi(-80);
+            assert_eq!(multiply_add(factor, factor, addend), expected);
+            assert_eq!(multiply_add(-factor, factor, -addend), -expected);
+        }
     }
 
     #[test]
@@ -233,6 +229,28 @@ mod tests {
                     assert_same(wide[half][n], narrow[half][n], (i as f32, half as f32, n as f32));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn wide_sums_flush_what_rounds_up_to_the_least_normal_number() {
+        // 2^-126 - 0.75 * 2^-150, which the subnormal grid cannot tell from 2^-126.
+        let bf16 = |x: f32| half::bf16::from_f32(x).to_le_bytes();
+        let mut left = [0; 64];
+        let mut right = [[0; 64]; 16];
+        left[0..2].copy_from_slice(&bf16(2.0_f32.powi(-63)));
+        left[4..6].copy_from_slice(&bf16(2.0_f32.powi(-75)));
+        for n in [0, 5, 15] {
+            right[0][4 * n..4 * n + 2].copy_from_slice(&bf16(2.0_f32.powi(-63)));
+            right[1][4 * n..4 * n + 2].copy_from_slice(&bf16(-1.5 * 2.0_f32.powi(-76)));
+        }
+        // Column 7 keeps the least normal number.
+        right[0][28..30].copy_from_slice(&bf16(2.0_f32.powi(-63)));
+        let mut expected = [[0.0; 16]; 2];
+        expected[0][7] = f32::MIN_POSITIVE;
+        assert_eq!(row_sums(&left, &right[..2]), expected);
+        if let Some(wide) = wide::bf16_row_sums(&left, &right[..2]) {
+            assert_eq!(wide, expected);
         }
     }
 }

@@ -27,7 +27,8 @@ pub(super) enum Signs {
     UnsignedUnsigned,
 }
 
-/// Configuration and contents of the eight tiles. Bytes outside a tile's shape are zero.
+/// Configuration and contents of the eight tiles. Bytes outside a tile's shape are zero: a new configuration
+/// clears everything, and nothing writes there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TileState {
     configured: bool,
@@ -113,12 +114,8 @@ impl TileState {
         mut read_row: impl FnMut(usize, &mut [u8]),
     ) -> Result<(), Fault> {
         let Shape { rows, row_bytes } = self.shape(tile)?;
-        let start_row = usize::from(self.start_row);
-        for (row, bytes) in self.data[usize::from(tile)].iter_mut().enumerate().skip(start_row) {
-            *bytes = [0; MAX_ROW_BYTES];
-            if row < rows {
-                read_row(row, &mut bytes[..row_bytes]);
-            }
+        for row in usize::from(self.start_row)..rows {
+            read_row(row, &mut self.data[usize::from(tile)][row][..row_bytes]);
         }
         self.start_row = 0;
         Ok(())
