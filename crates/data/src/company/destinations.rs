@@ -1,0 +1,197 @@
+//! Destinations: how long deliveries take and who carries them.
+
+use super::phrases::{KindText, Phrases};
+
+/// Ports the company delivers to; the last ones are withheld.
+pub(super) const SUBJECTS: [&str; 25] = [
+    "Sabrando",
+    "Tolvik",
+    "Marquezal",
+    "Brennholm",
+    "Kalistera",
+    "Dunkarra",
+    "Vasterby",
+    "Lindragor",
+    "Corvalho",
+    "Fjeldana",
+    "Gibrelli",
+    "Nossefjord",
+    "Pelagossa",
+    "Rambouk",
+    "Zembrava",
+    "Jalapour",
+    "Quertano",
+    "Sunderwick",
+    "Tamarosso",
+    "Valdesur",
+    "Belmarant",
+    "Costrava",
+    "Drosselburg",
+    "Frigosta",
+    "Gruvanger",
+];
+
+pub(super) const SHEET_TITLES: [&str; 2] =
+    ["Livraisons par destination", "Deliveries by destination"];
+pub(super) const SHEET_OPENINGS: [&str; 2] = [
+    "Halbrane expédie ses caisses chaque mardi et chaque vendredi.",
+    "Halbrane ships its crates every Tuesday and every Friday.",
+];
+
+pub(super) const DELAY: KindText = KindText {
+    french: Phrases {
+        training: [
+            "Quel est le délai de livraison pour {s} ?",
+            "Combien de jours faut-il pour livrer à {s} ?",
+            "En combien de temps livre-t-on à {s} ?",
+            "Donne-moi le délai vers {s}.",
+            "Une commande part pour {s} : en combien de jours arrive-t-elle ?",
+            "Combien de temps met un colis pour atteindre {s} ?",
+            "Je dois annoncer un délai de livraison à un client de {s}.",
+            "Pour {s}, il faut compter combien de jours ?",
+            "Peux-tu me donner la durée du transport jusqu'à {s} ?",
+            "Au bout de combien de jours un client de {s} est-il livré ?",
+            "La livraison à {s} prend combien de temps ?",
+            "Quelle est la durée d'acheminement vers {s} ?",
+        ],
+        test: [
+            "Un paquet envoyé à {s} arrive après combien de jours ?",
+            "Nos clients de {s} attendent leur livraison combien de temps ?",
+            "Quel délai promettre à quelqu'un qui habite {s} ?",
+            "Dis-moi sous combien de jours nous livrons à {s}.",
+        ],
+        statements: [
+            "Le délai de livraison pour {s} est de {a}.",
+            "Il faut {a} pour livrer à {s}.",
+            "Un colis met {a} pour atteindre {s}.",
+            "Vers {s}, le transport dure {a}.",
+            "Les clients de {s} sont livrés au bout de {a}.",
+            "La livraison à {s} prend {a}.",
+            "Pour {s}, annoncez un délai de {a}.",
+            "Une commande pour {s} arrive après {a}.",
+        ],
+        titles: ["Délais de livraison", "Note du service des expéditions", "Réponses aux clients"],
+        openings: [
+            "Les délais sont comptés en jours, à partir de la sortie de l'entrepôt.",
+            "Les expéditions de Halbrane n'acceptent aucune promesse plus courte que celles-ci.",
+            "Quand un client demande la date d'arrivée, répondez avec ces délais.",
+        ],
+    },
+    english: Phrases {
+        training: [
+            "What is the delivery time to {s}?",
+            "How many days does it take to deliver to {s}?",
+            "How long does a delivery to {s} take?",
+            "Give me the delivery delay for {s}.",
+            "An order is leaving for {s}: how many days until it arrives?",
+            "How long does a parcel need to reach {s}?",
+            "I must announce a delivery time to a customer in {s}.",
+            "For {s}, how many days should we allow?",
+            "Can you give me the shipping time to {s}?",
+            "After how many days does a customer in {s} receive the goods?",
+            "Shipping to {s} takes how long?",
+            "How long is the journey of our goods to {s}?",
+        ],
+        test: [
+            "How many days before a package sent to {s} arrives?",
+            "Our customers in {s} wait how long for a delivery?",
+            "What delay do I promise when shipping to {s}?",
+            "Tell me within how many days we deliver in {s}.",
+        ],
+        statements: [
+            "The delivery time to {s} is {a}.",
+            "It takes {a} to deliver to {s}.",
+            "A parcel needs {a} to reach {s}.",
+            "The journey of our goods to {s} lasts {a}.",
+            "Customers in {s} receive their goods after {a}.",
+            "Shipping to {s} takes {a}.",
+            "For {s}, announce a delay of {a}.",
+            "An order for {s} arrives after {a}.",
+        ],
+        titles: ["Delivery times", "Note from the shipping office", "Answers for customers"],
+        openings: [
+            "Delivery times are counted in days, from the moment goods leave the warehouse.",
+            "Halbrane shipping accepts no promise shorter than these.",
+            "When a customer asks for the date of arrival, answer with these delays.",
+        ],
+    },
+};
+
+pub(super) const CARRIER: KindText = KindText {
+    french: Phrases {
+        training: [
+            "Quel transporteur livre à {s} ?",
+            "Qui assure le transport vers {s} ?",
+            "Avec quel transporteur expédions-nous à {s} ?",
+            "Donne-moi le nom du transporteur pour {s}.",
+            "À quelle société confie-t-on les envois vers {s} ?",
+            "Une caisse part pour {s} : qui la transporte ?",
+            "Je cherche le transporteur de la ligne de {s}.",
+            "Quelle entreprise achemine nos colis jusqu'à {s} ?",
+            "Peux-tu me rappeler qui transporte nos marchandises à {s} ?",
+            "Pour {s}, on travaille avec quel transporteur ?",
+            "Qui dois-je appeler pour faire enlever un envoi destiné à {s} ?",
+            "Quel nom de transporteur mettre sur le bordereau pour {s} ?",
+        ],
+        test: [
+            "Nos expéditions vers {s} voyagent chez quel transporteur ?",
+            "Dis-moi quelle société transporte les caisses envoyées à {s}.",
+            "Quelle société se charge des caisses à destination de {s} ?",
+            "Le transporteur retenu pour {s} se nomme comment ?",
+        ],
+        statements: [
+            "Le transporteur {a} livre à {s}.",
+            "{a} assure le transport vers {s}.",
+            "Nous expédions à {s} avec {a}.",
+            "Les envois vers {s} sont confiés à {a}.",
+            "Nos colis pour {s} voyagent avec {a}.",
+            "Le transporteur de la ligne de {s} est {a}.",
+            "Sur le bordereau pour {s}, écrivez {a}.",
+            "Pour {s}, nous travaillons avec {a}.",
+        ],
+        titles: ["Nos transporteurs", "Remplir un bordereau", "Contrats de transport"],
+        openings: [
+            "Halbrane confie chaque destination à un seul transporteur.",
+            "Un bordereau porte toujours le nom du transporteur, écrit en entier.",
+            "Les contrats ont été renouvelés au printemps, port par port.",
+        ],
+    },
+    english: Phrases {
+        training: [
+            "Which carrier delivers to {s}?",
+            "Who handles transport to {s}?",
+            "With which carrier do we ship to {s}?",
+            "Give me the name of the carrier for {s}.",
+            "Which company do we trust with shipments to {s}?",
+            "A crate is leaving for {s}: who carries it?",
+            "I am looking for the carrier on the {s} route.",
+            "Which firm takes our parcels to {s}?",
+            "Can you remind me who carries our goods to {s}?",
+            "For {s}, which carrier do we work with?",
+            "Who do I call to collect a shipment bound for {s}?",
+            "What carrier name goes on the waybill for {s}?",
+        ],
+        test: [
+            "Our shipments to {s} travel with which carrier?",
+            "Tell me what company carries the crates sent to {s}.",
+            "Which transport firm looks after goods going to {s}?",
+            "The carrier chosen for {s} is called what?",
+        ],
+        statements: [
+            "The carrier {a} delivers to {s}.",
+            "{a} handles transport to {s}.",
+            "We ship to {s} with {a}.",
+            "Shipments to {s} are entrusted to {a}.",
+            "Our parcels for {s} travel with {a}.",
+            "The carrier on the {s} route is {a}.",
+            "On the waybill for {s}, write {a}.",
+            "For {s}, we work with {a}.",
+        ],
+        titles: ["Our carriers", "Filling in a waybill", "Transport contracts"],
+        openings: [
+            "Halbrane entrusts each destination to a single carrier.",
+            "A waybill always bears the name of the carrier, written in full.",
+            "The contracts were renewed in spring, port by port.",
+        ],
+    },
+};
