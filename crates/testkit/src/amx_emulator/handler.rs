@@ -58,30 +58,46 @@ extern "C" fn on_illegal_instruction(
 ) {
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo_t and ucontext_t, ours until the handler returns.
     let (info, context) = unsafe { (&*info, &mut *context.cast::<libc::ucontext_t>()) };
-    let registers = &mut context.uc_mcontext.gregs;
-    let address = registers[libc::REG_RIP as usize] as usize;
-    // SAFETY: the CPU fetched the instruction at this address, and `decode` reads no byte past the end of a VEX
-    // instruction that the CPU has decoded far enough to refuse.
-    let fetch = |offset| unsafe { pointer(address.wrapping_add(offset)).cast_const().read() };
-    let decoded = if info.si_code > 0 { decode(fetch) } else { Err(Rejected::Foreign) };
-    match decoded {
-        Ok(instruction) => {
-            // SAFETY: only this thread can reach its own tiles, and SIGILL is blocked while its handler runs, so no
-            // other reference to them exists.
-            let applied =
-                TILES.with(|tiles| unsafe { apply(&instruction, &mut *tiles.get(), registers) });
-            match applied {
-                Ok(()) => {
-                    count(instruction.opcode);
-                    registers[libc::REG_RIP as usize] =
-                        address.wrapping_add(instruction.length) as i64;
-                }
-                Err(fault) => die(Some(instruction.opcode), fault, address),
-            }
-        }
-        Err(Rejected::Fault(fault)) => die(None, fault, address),
-        Err(Rejected::Foreign) => pass_on(info.si_code),
+    if info.si_code <= 0 {
+        return pass_on(info.si_code);
     }
+    let registers = &mut context.uc_mcontext.gregs;
+    // Tile instructions come in runs and a signal costs more than most of them, so the whole run is executed. None of
+    // them jumps, so the run ends within the kernel's own straight code.
+    let mut n_executed = 0_u32;
+    loop {
+        match step(registers) {
+            Ok(()) => n_executed += 1,
+            Err(Stopped::Foreign) if n_executed > 0 => return,
+            Err(Stopped::Foreign) => return pass_on(info.si_code),
+            Err(Stopped::Fault { opcode, fault }) => return die(opcode, fault, registers),
+        }
+    }
+}
+
+/// Why the instruction at the instruction pointer was not executed.
+enum Stopped {
+    Foreign,
+    Fault { opcode: Option<Opcode>, fault: Fault },
+}
+
+/// Executes the tile instruction at the instruction pointer and advances the pointer.
+fn step(registers: &mut Registers) -> Result<(), Stopped> {
+    let address = registers[libc::REG_RIP as usize] as usize;
+    // SAFETY: the CPU fetches or would fetch the instruction at this address next, and `decode` reads no byte past the
+    // end of an instruction.
+    let fetch = |offset| unsafe { pointer(address.wrapping_add(offset)).cast_const().read() };
+    let instruction = decode(fetch).map_err(|rejected| match rejected {
+        Rejected::Foreign => Stopped::Foreign,
+        Rejected::Fault(fault) => Stopped::Fault { opcode: None, fault },
+    })?;
+    // SAFETY: only this thread can reach its own tiles, and SIGILL is blocked while its handler runs, so no other
+    // reference to them exists.
+    let applied = TILES.with(|tiles| unsafe { apply(&instruction, &mut *tiles.get(), registers) });
+    applied.map_err(|fault| Stopped::Fault { opcode: Some(instruction.opcode), fault })?;
+    count(instruction.opcode);
+    registers[libc::REG_RIP as usize] = address.wrapping_add(instruction.length) as i64;
+    Ok(())
 }
 
 /// Executes one instruction on the tiles and on memory.
@@ -185,7 +201,8 @@ fn pointer(address: usize) -> *mut u8 {
 }
 
 /// Says what hardware would refuse and lets the instruction kill the process.
-fn die(opcode: Option<Opcode>, fault: Fault, address: usize) {
+fn die(opcode: Option<Opcode>, fault: Fault, registers: &Registers) {
+    let address = registers[libc::REG_RIP as usize];
     let mut message = Message { bytes: [0; 512], len: 0 };
     let name = opcode.map_or("tile instruction", Opcode::name);
     // A message that is too long is cut; the process ends either way.
