@@ -2,8 +2,8 @@
 //!
 //! [`install`] puts a handler on SIGILL. On a machine without AMX each tile instruction of a kernel faults; the
 //! handler decodes it, computes it on a tile state of the faulting thread, advances the instruction pointer, goes on
-//! while tile instructions follow, and returns. Where the CPU has AMX, [`install`] asks the system for the tile permission and intercepts nothing, so
-//! the same test runs on hardware.
+//! while tile instructions follow, and returns. Where the CPU has AMX, [`install`] asks the system for the tile
+//! permission and intercepts nothing, so the same test runs on hardware.
 //!
 //! Covered: `ldtilecfg`, `sttilecfg`, `tilerelease`, `tilezero`, `tileloadd`, `tileloaddt1`, `tilestored`,
 //! `tdpbf16ps`, `tdpbssd`, `tdpbsud`, `tdpbusd`, `tdpbuud`, without segment or address-size prefix. What hardware
