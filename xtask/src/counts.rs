@@ -33,7 +33,7 @@ impl Counts {
         counts
     }
 
-    /// Reads the last line of the form `3 passed, 0 failed` of the client and browser tests.
+    /// Reads the last line of the form `test_page: 3 passed, 0 failed` of the client and browser tests.
     pub(crate) fn of_summary_line(output: &str) -> Option<Self> {
         let line = output.lines().rev().find(|line| line.contains(" passed, "))?;
         Some(Self {
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_last_summary_line_counts() {
-        let output = "ok one\n1 passed, 0 failed\n7 passed, 1 failed\n";
+        let output = "ok one\nx: 1 passed, 0 failed\nx: 7 passed, 1 failed\n";
         assert_eq!(
             Counts::of_summary_line(output),
             Some(Counts { passed: 7, failed: 1, skipped: 0 })
