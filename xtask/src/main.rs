@@ -65,9 +65,13 @@ impl Task {
         let mut options = options.iter();
         while let Some(option) = options.next() {
             match (&mut task, option.as_str()) {
-                (Self::Ci { parts, .. }, "--part") => *parts = names(options.next())?,
+                (Self::Ci { parts, .. }, "--part") => {
+                    *parts = names(options.next(), &ci::part_names())?;
+                }
                 (Self::Ci { screenshot, .. }, "--screenshot") => *screenshot = true,
-                (Self::Oracle { only }, "--only") => *only = names(options.next())?,
+                (Self::Oracle { only }, "--only") => {
+                    *only = names(options.next(), &oracle::comparison_names())?;
+                }
                 (Self::Tidy { time }, "--time") => *time = true,
                 _ => return Err(format!("`{name}` has no option `{option}`")),
             }
@@ -86,10 +90,14 @@ impl Task {
     }
 }
 
-/// Splits the comma-separated value of an option.
-fn names(value: Option<&String>) -> Result<Vec<String>, String> {
+/// Splits the comma-separated value of an option; each name must be known.
+fn names(value: Option<&String>, known: &[&str]) -> Result<Vec<String>, String> {
     let value = value.ok_or("the option needs a list of names")?;
-    Ok(value.split(',').map(str::to_owned).collect())
+    let names: Vec<String> = value.split(',').map(str::to_owned).collect();
+    match names.iter().find(|name| !known.contains(&name.as_str())) {
+        Some(name) => Err(format!("nothing is named `{name}`; there are {}", known.join(", "))),
+        None => Ok(names),
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +117,7 @@ mod tests {
 
     #[test]
     fn wrong_arguments_are_refused() {
-        for line in ["", "cii", "ci --fast", "ci --part", "tidy --part fmt"] {
+        for line in ["", "cii", "ci --fast", "ci --part", "ci --part fmt,x", "tidy --part fmt"] {
             assert!(parse(line).is_err(), "`{line}` was accepted");
         }
     }

@@ -2,7 +2,7 @@
 //! problems, with a test that sees it fail.
 
 mod boundaries;
-mod dependencies;
+mod manifests;
 mod papers;
 mod source;
 
@@ -51,6 +51,10 @@ const CHECKS: &[Check] = &[
         name: "forbidden names are absent from the crates that never use them",
         problems: |tree| boundaries::names(&tree.files),
     },
+    Check {
+        name: "unsafe code stays in its places",
+        problems: |tree| source::unsafe_places(&tree.files),
+    },
     Check { name: "files have at most 1500 lines", problems: |tree| source::lengths(&tree.files) },
     Check { name: "nothing is left to do", problems: |tree| source::leftovers(&tree.files) },
     Check {
@@ -64,12 +68,16 @@ const CHECKS: &[Check] = &[
         problems: |tree| papers::paths(&tree.files, &tree.sizes),
     },
     Check {
+        name: "each crate takes the lints of the workspace",
+        problems: |tree| manifests::lints(&tree.files),
+    },
+    Check {
         name: "each outside crate says what it is for",
-        problems: |tree| dependencies::comments(&tree.files),
+        problems: |tree| manifests::comments(&tree.files),
     },
     Check {
         name: "each dependency is used",
-        problems: |tree| dependencies::unused(&tree.files, &tree.crates),
+        problems: |tree| manifests::unused(&tree.files, &tree.crates),
     },
 ];
 
@@ -125,7 +133,7 @@ impl Tree {
 fn default_crates(workspace: &Workspace) -> Result<BTreeSet<String>> {
     let arguments = ["tree", "--locked", "-p", "cli", "-e", "normal,build", "--prefix", "none"];
     let listing = run::captured(&mut workspace.cargo(&arguments))?;
-    Ok(dependencies::distinct_crates(&listing))
+    Ok(manifests::distinct_crates(&listing))
 }
 
 /// Builds the program for release in an empty folder, and prints how long that took.

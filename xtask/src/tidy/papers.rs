@@ -1,5 +1,7 @@
 //! Rules about the papers of the house: they stay short, and the paths they name exist.
 
+use std::collections::BTreeSet;
+
 use super::SourceFile;
 
 /// The papers that must exist, and how many lines each may have.
@@ -33,7 +35,7 @@ pub(super) fn lengths(files: &[SourceFile]) -> Vec<String> {
 pub(super) fn paths(files: &[SourceFile], tree: &[(String, u64)]) -> Vec<String> {
     let mut problems = Vec::new();
     for file in files.iter().filter(|file| WITH_PATHS.contains(&file.path.as_str())) {
-        for path in named_paths(&file.text) {
+        for path in BTreeSet::from_iter(named_paths(&file.text)) {
             let beside = file.path.rsplit_once('/').map(|(folder, _)| format!("{folder}/{path}"));
             if !exists(path, tree) && !beside.is_some_and(|path| exists(&path, tree)) {
                 problems.push(format!("{} names {path}, which does not exist", file.path));
@@ -88,8 +90,8 @@ mod tests {
         assert_eq!(
             paths(&files, &tree),
             [
-                "README.md names docs/gone.md, which does not exist",
-                "README.md names CHANGELOG.md, which does not exist"
+                "README.md names CHANGELOG.md, which does not exist",
+                "README.md names docs/gone.md, which does not exist"
             ]
         );
     }

@@ -22,6 +22,27 @@ const LEFTOVERS: &[&str] = &[
     concat!("db", "g!("),
 ];
 
+/// Where the denial of unsafe code may be lifted: folders, and modules about the operating system.
+const UNSAFE_PLACES: &[&str] = &["crates/kernels/", "crates/cuda/", "crates/testkit/"];
+
+/// The name of the lint, put together so that this file does not seem to lift it.
+const UNSAFE_LINT: &str = concat!("(unsafe", "_code");
+
+/// Files that lift the denial of unsafe code and are not among the places for it.
+pub(super) fn unsafe_places(files: &[SourceFile]) -> Vec<String> {
+    let is_allowed = |path: &str| {
+        UNSAFE_PLACES.iter().any(|place| path.starts_with(place))
+            || path.ends_with("/os.rs")
+            || path.contains("/os/")
+    };
+    files
+        .iter()
+        .filter(|file| file.path.ends_with(".rs") && !is_allowed(&file.path))
+        .filter(|file| file.text.contains(UNSAFE_LINT))
+        .map(|file| format!("{} lifts the denial of unsafe code", file.path))
+        .collect()
+}
+
 /// Files of code with too many lines. Generated files say so in their first lines by `@generated`.
 pub(super) fn lengths(files: &[SourceFile]) -> Vec<String> {
     files
@@ -88,6 +109,18 @@ mod tests {
             SourceFile::new("d.txt", &long),
         ];
         assert_eq!(lengths(&files), ["a.rs has 1501 lines, at most 1500"]);
+    }
+
+    #[test]
+    fn unsafe_code_elsewhere_is_found() {
+        let text = format!("#![expect{UNSAFE_LINT}, reason = \"x\")]");
+        let paths =
+            ["crates/kernels/src/pool.rs", "crates/formats/src/os.rs", "crates/model/src/a.rs"];
+        let files = paths.map(|path| SourceFile::new(path, &text));
+        assert_eq!(
+            unsafe_places(&files),
+            ["crates/model/src/a.rs lifts the denial of unsafe code"]
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Rules about outside crates: each line says what it is for, and none is idle.
+//! Rules about Cargo.toml files: lints are shared, each outside crate says what it is for, and none is idle.
 
 use std::collections::BTreeSet;
 
@@ -24,6 +24,16 @@ pub(super) fn comments(files: &[SourceFile]) -> Vec<String> {
         before = line;
     }
     problems
+}
+
+/// Manifests of crates that do not take the lints of the workspace.
+pub(super) fn lints(files: &[SourceFile]) -> Vec<String> {
+    files
+        .iter()
+        .filter(|file| file.path.ends_with("/Cargo.toml"))
+        .filter(|file| !file.text.contains("[lints]\nworkspace = true"))
+        .map(|file| format!("{} does not take the lints of the workspace", file.path))
+        .collect()
 }
 
 /// Dependencies that no source file of their crate names.
@@ -79,6 +89,16 @@ mod tests {
             comments(&[SourceFile::new("Cargo.toml", text)]),
             ["Cargo.toml does not say what this is for: libc = \"0.2\""]
         );
+    }
+
+    #[test]
+    fn a_crate_with_lints_of_its_own_is_found() {
+        let files = [
+            SourceFile::new("Cargo.toml", "[workspace]\n"),
+            SourceFile::new("crates/a/Cargo.toml", "[lints]\nworkspace = true\n"),
+            SourceFile::new("crates/b/Cargo.toml", "[lints.rust]\nunsafe_code = \"allow\"\n"),
+        ];
+        assert_eq!(lints(&files), ["crates/b/Cargo.toml does not take the lints of the workspace"]);
     }
 
     #[test]
