@@ -155,7 +155,7 @@ pub(super) fn names(files: &[SourceFile]) -> Vec<String> {
     for (name, part, reason) in FORBIDDEN_NAMES {
         let folder = format!("crates/{name}/src/");
         for file in files.iter().filter(|file| file.path.starts_with(&folder)) {
-            if file.path.ends_with("/tests.rs") {
+            if is_test_file(&file.path) {
                 continue;
             }
             for line in lines_naming(product_code(&file.text), part) {
@@ -166,9 +166,20 @@ pub(super) fn names(files: &[SourceFile]) -> Vec<String> {
     problems
 }
 
-/// A file up to its tests, which come last.
+/// A file or folder of tests, such as `tests.rs` or `test_support.rs`.
+fn is_test_file(path: &str) -> bool {
+    path.split('/').any(|part| part.starts_with("test"))
+}
+
+/// A file up to its tests, which come last when they are written inside it.
 fn product_code(text: &str) -> &str {
-    let tests = text.find("\n#[cfg(test)]\nmod ").or_else(|| text.find("\n#[cfg(test)]\npub mod "));
+    let is_inside = |at: &usize| {
+        text[*at..]
+            .lines()
+            .nth(2)
+            .is_some_and(|line| line.starts_with("mod ") && line.ends_with('{'))
+    };
+    let tests = text.match_indices("\n#[cfg(test)]\nmod ").map(|(at, _)| at).find(is_inside);
     &text[..tests.unwrap_or(text.len())]
 }
 
@@ -265,9 +276,16 @@ mod tests {
     }
 
     #[test]
+    fn code_after_a_module_of_tests_elsewhere_is_product_code() {
+        let text = "//! Doc.\n\n#[cfg(test)]\nmod tests;\n\nuse std::fs;\n";
+        assert_eq!(names(&[SourceFile::new("crates/model/src/a.rs", text)]).len(), 1);
+        assert_eq!(names(&[SourceFile::new("crates/model/src/tests.rs", text)]).len(), 0);
+    }
+
+    #[test]
     fn forbidden_names_are_found_outside_tests_and_comments() {
         let text = "// std::fs is not used\nuse std::{fmt, fs};\nlet f = std::fs::read;\n\
-                    let ok = std::fsync;\n\n#[cfg(test)]\nmod tests { use std::fs; }\n";
+                    let ok = std::fsync;\n\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}\n";
         let files = [
             SourceFile::new("crates/model/src/lib.rs", text),
             SourceFile::new("crates/formats/src/lib.rs", text),
