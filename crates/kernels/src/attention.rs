@@ -1,0 +1,379 @@
+//! Causal attention over blocks of keys, for packed documents and for a cache alike.
+//!
+//! Keys and values live in blocks of [`KEY_BLOCK`] positions, packed as right operands: per block and KV head the
+//! keys as panels of `[KEY_BLOCK, head_dim]` followed by the values as panels of `[head_dim, KEY_BLOCK]`. A sequence
+//! names its blocks by a table of block ids, so that training (one block after the other) and a paged cache run the
+//! same kernel.
+//!
+//! Arithmetic, for every family: block `j` holds the positions `[32 j, 32 j + 32)` of its sequence; blocks are visited
+//! in ascending order with a running maximum `m`, sum `l` and output `o` per query row, all f32:
+//! `m' = max(m, max_k s_k)`, `p_k = exp(s_k - m')`, `l' = l exp(m - m') + sum_k p_k`,
+//! `o' = o exp(m - m') + sum_k round(p_k) v_k`, where `s_k = scale * (q . k)` and masked keys give p = 0; p is rounded
+//! to the operand type for the product with the values. The products follow [`crate::matmul`]. So a query row has the same bits
+//! whatever rows share its tile, and whether its keys were computed now or read from a cache.
+
+use crate::compute::{Compute, Family};
+use crate::lanes::{LaneKernel, Lanes, dispatch};
+use crate::matmul::{Left, Write, matmul_here};
+use crate::operand::Operand;
+use crate::panels::{padded_k, panel_index, panels_len};
+use crate::pool::{Scratch, SliceParts, reinterpret};
+use crate::reference;
+
+mod backward;
+
+pub(crate) use backward::GradientRow;
+pub use backward::{AttentionBackward, attention_backward};
+
+/// Positions in a block of keys.
+pub const KEY_BLOCK: usize = 32;
+
+/// Query rows (tokens x heads of one KV head) of a tile: enough to use a panel of keys many times.
+const TILE_ROWS: usize = 96;
+
+/// The heads of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadShape {
+    /// Query heads, a multiple of the KV heads.
+    pub n_heads: usize,
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Size of a head.
+    pub head_dim: usize,
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+}
+
+impl HeadShape {
+    /// Query heads that share a KV head.
+    #[must_use]
+    pub fn group_len(&self) -> usize {
+        self.n_heads / self.n_kv_heads
+    }
+
+    /// Values in a token's row of queries, keys and values.
+    #[must_use]
+    pub fn qkv_width(&self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+
+    /// Values of one KV head in a key block: its keys, then its values.
+    #[must_use]
+    pub fn head_block_len<T: Operand>(&self) -> usize {
+        self.keys_len::<T>() + panels_len::<T>(self.head_dim, KEY_BLOCK)
+    }
+
+    /// Values in a key block: `[n_kv_heads, keys then values]`.
+    #[must_use]
+    pub fn block_len<T: Operand>(&self) -> usize {
+        self.n_kv_heads * self.head_block_len::<T>()
+    }
+
+    fn keys_len<T: Operand>(&self) -> usize {
+        panels_len::<T>(KEY_BLOCK, self.head_dim)
+    }
+}
+
+/// One sequence of a batch: some query rows and the blocks that hold its keys.
+#[derive(Clone, Copy, Debug)]
+pub struct SequenceRows<'a> {
+    /// First row of the sequence in the batch.
+    pub first_row: usize,
+    /// Its rows in the batch.
+    pub n_rows: usize,
+    /// Position of its first row; positions before it are in the blocks already.
+    pub first_position: usize,
+    /// Block ids by position / 32, covering `first_position + n_rows` positions.
+    pub block_table: &'a [u32],
+}
+
+/// Writes the keys and values of new rows into their sequences' blocks.
+///
+/// Shapes: qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]` (queries, keys, values; keys rotated); blocks
+/// `[n_blocks, n_kv_heads, keys then values]`. A block is cleared when its first position is written, so that no
+/// value of an earlier owner is left in it.
+///
+/// # Panics
+/// When a shape does not fit or a block id is out of range.
+#[expect(unsafe_code, reason = "tasks write blocks of different sequences and heads")]
+pub fn append_keys_values<T: Operand>(
+    compute: &Compute,
+    shape: HeadShape,
+    qkv: &[T],
+    sequences: &[SequenceRows<'_>],
+    blocks: &mut [T],
+) {
+    let (block_len, head_len) = (shape.block_len::<T>(), shape.head_block_len::<T>());
+    let n_blocks = blocks.len() / block_len;
+    check_tables(sequences, n_blocks);
+    let parts = SliceParts::new(blocks);
+    compute.pool().run(sequences.len() * shape.n_kv_heads, |task_idx, _| {
+        let (sequence, head) =
+            (&sequences[task_idx / shape.n_kv_heads], task_idx % shape.n_kv_heads);
+        for row in 0..sequence.n_rows {
+            let position = sequence.first_position + row;
+            let block_id = sequence.block_table[position / KEY_BLOCK] as usize;
+            // SAFETY: a block belongs to one sequence (checked below the caller's table), a task to one head.
+            let block = unsafe { parts.range(block_id * block_len + head * head_len, head_len) };
+            let (keys, values) = block.split_at_mut(shape.keys_len::<T>());
+            let slot = position % KEY_BLOCK;
+            if slot == 0 {
+                keys.fill(T::from_f32(0.0));
+                values.fill(T::from_f32(0.0));
+            }
+            let token = &qkv[(sequence.first_row + row) * shape.qkv_width()..][..shape.qkv_width()];
+            let key = &token[(shape.n_heads + head) * shape.head_dim..][..shape.head_dim];
+            let value = &token[(shape.n_heads + shape.n_kv_heads + head) * shape.head_dim..]
+                [..shape.head_dim];
+            let k_padded = padded_k::<T>(shape.head_dim);
+            for i in 0..shape.head_dim {
+                keys[panel_index::<T>(slot, i, k_padded)] = key[i];
+                values[panel_index::<T>(i, slot, padded_k::<T>(KEY_BLOCK))] = value[i];
+            }
+        }
+    });
+}
+
+/// A block that two sequences write would make their tasks overlap.
+fn check_tables(sequences: &[SequenceRows<'_>], n_blocks: usize) {
+    let mut is_written = vec![false; n_blocks];
+    for sequence in sequences {
+        let end = sequence.first_position + sequence.n_rows;
+        assert!(sequence.block_table.len() * KEY_BLOCK >= end, "the table ends before {end}");
+        for &block_id in
+            &sequence.block_table[sequence.first_position / KEY_BLOCK..end.div_ceil(KEY_BLOCK)]
+        {
+            let block_id = block_id as usize;
+            assert!(block_id < n_blocks, "block {block_id} of {n_blocks}");
+            assert!(!is_written[block_id], "block {block_id} is written by two sequences");
+            is_written[block_id] = true;
+        }
+    }
+}
+
+/// Causal attention: `out[t, h] = sum_k softmax_k(scale * q[t, h] . k[k]) v[k]` over the keys of the sequence at
+/// positions up to the row's own. Query head h uses KV head `h / (n_heads / n_kv_heads)`.
+///
+/// Shapes: qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`, of which the queries are read; blocks as in
+/// [`append_keys_values`], which must have run for these rows; out `[tokens, n_heads, head_dim]`; log_sum_exp
+/// `[tokens, n_heads]`, the logarithm of the softmax's divisor, which backward needs. Overwrites both outputs in the rows of
+/// the sequences. Numerics: module documentation. Source: arXiv 2205.14135, algorithm 1.
+///
+/// # Panics
+/// When a shape does not fit.
+#[expect(unsafe_code, reason = "tasks write disjoint rows and heads")]
+pub fn attention<T: Operand>(
+    compute: &Compute,
+    shape: HeadShape,
+    qkv: &[T],
+    sequences: &[SequenceRows<'_>],
+    blocks: &[T],
+    out: &mut [T],
+    log_sum_exp: &mut [f32],
+) {
+    let out_width = shape.n_heads * shape.head_dim;
+    assert_eq!(qkv.len() / shape.qkv_width(), out.len() / out_width, "one output row per token");
+    assert_eq!(log_sum_exp.len(), out.len() / shape.head_dim, "log_sum_exp is [tokens, heads]");
+    check_rows(sequences, log_sum_exp.len() / shape.n_heads);
+    let tile_tokens = (TILE_ROWS / shape.group_len()).max(1);
+    let tiles = tiles_of(sequences, tile_tokens);
+    let (out, log_sum_exp) = (SliceParts::new(out), SliceParts::new(log_sum_exp));
+    let family = compute.family();
+    compute.pool().run(tiles.len() * shape.n_kv_heads, |task_idx, scratch| {
+        let (tile, kv_head) = (tiles[task_idx / shape.n_kv_heads], task_idx % shape.n_kv_heads);
+        let sequence = &sequences[tile.sequence];
+        let job = TileJob { shape, sequence, tile, kv_head, qkv, blocks };
+        attend_tile(family, scratch, &job, |token, head, row, lse| {
+            // SAFETY: a task writes only its own tokens and the heads of its KV head; tiles do not overlap.
+            unsafe {
+                let at = token * shape.n_heads + head;
+                out.range(at * shape.head_dim, shape.head_dim).copy_from_slice(row);
+                log_sum_exp.range(at, 1)[0] = lse;
+            }
+        });
+    });
+}
+
+fn check_rows(sequences: &[SequenceRows<'_>], n_tokens: usize) {
+    let mut next_row = 0;
+    for sequence in sequences {
+        assert!(sequence.first_row >= next_row, "sequences overlap at row {}", sequence.first_row);
+        next_row = sequence.first_row + sequence.n_rows;
+    }
+    assert!(next_row <= n_tokens, "sequences of {next_row} rows in a batch of {n_tokens}");
+}
+
+/// Some tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    sequence: usize,
+    /// First token, counted within the sequence's rows.
+    first: usize,
+    n_tokens: usize,
+}
+
+/// The tiles of all sequences, the costliest (latest) of each first, so that threads end together.
+fn tiles_of(sequences: &[SequenceRows<'_>], tile_tokens: usize) -> Vec<Tile> {
+    let mut tiles = Vec::new();
+    for (sequence, rows) in sequences.iter().enumerate() {
+        for first in (0..rows.n_rows).step_by(tile_tokens).rev() {
+            tiles.push(Tile { sequence, first, n_tokens: tile_tokens.min(rows.n_rows - first) });
+        }
+    }
+    tiles
+}
+
+struct TileJob<'a, T> {
+    shape: HeadShape,
+    sequence: &'a SequenceRows<'a>,
+    tile: Tile,
+    kv_head: usize,
+    qkv: &'a [T],
+    blocks: &'a [T],
+}
+
+impl<T: Operand> TileJob<'_, T> {
+    /// Keys and values of block `block_idx` of the sequence, for the job's KV head.
+    fn keys_values(&self, block_idx: usize) -> (&[T], &[T]) {
+        let block_id = self.sequence.block_table[block_idx] as usize;
+        let head_len = self.shape.head_block_len::<T>();
+        let start = block_id * self.shape.block_len::<T>() + self.kv_head * head_len;
+        self.blocks[start..start + head_len].split_at(self.shape.keys_len::<T>())
+    }
+
+    /// The queries of the tile, `[tokens, group, head_dim]`.
+    fn gather_queries(&self, queries: &mut [T]) {
+        let HeadShape { head_dim, .. } = self.shape;
+        let group_width = self.shape.group_len() * head_dim;
+        for (token, out) in queries.chunks_exact_mut(group_width).enumerate() {
+            let row = self.sequence.first_row + self.tile.first + token;
+            let start = row * self.shape.qkv_width() + self.kv_head * group_width;
+            out.copy_from_slice(&self.qkv[start..start + group_width]);
+        }
+    }
+}
+
+/// All keys of one tile; `write(token, head, output row, log-sum-exp)` is called for each of its rows.
+fn attend_tile<T: Operand>(
+    family: Family,
+    scratch: &mut Scratch,
+    job: &TileJob<'_, T>,
+    write: impl Fn(usize, usize, &[T], f32),
+) {
+    let HeadShape { head_dim, scale, .. } = job.shape;
+    let group_len = job.shape.group_len();
+    let n_rows = job.tile.n_tokens * group_len;
+    let ([queries, scores, probabilities, sums, state, row_out], tiles) = scratch.split([
+        n_rows * head_dim,
+        n_rows * KEY_BLOCK,
+        n_rows * KEY_BLOCK,
+        n_rows * head_dim,
+        2 * n_rows,
+        head_dim,
+    ]);
+    let queries = &mut reinterpret::<T>(queries)[..n_rows * head_dim];
+    let probabilities = &mut reinterpret::<T>(probabilities)[..n_rows * KEY_BLOCK];
+    let row_out = &mut reinterpret::<T>(row_out)[..head_dim];
+    job.gather_queries(queries);
+    sums.fill(0.0);
+    let (maxima, divisors) = state.split_at_mut(n_rows);
+    maxima.fill(f32::NEG_INFINITY);
+    divisors.fill(0.0);
+    let first_position = job.sequence.first_position + job.tile.first;
+    let n_keys = first_position + job.tile.n_tokens;
+    for block_idx in 0..n_keys.div_ceil(KEY_BLOCK) {
+        let (keys, values) = job.keys_values(block_idx);
+        let left = Left::Rows { values: queries, stride: head_dim };
+        let dims = [n_rows, KEY_BLOCK, head_dim];
+        matmul_here(family, tiles, left, keys, dims, scores, KEY_BLOCK, Write::Overwrite);
+        for token in 0..job.tile.n_tokens {
+            let n_visible = (first_position + token + 1).saturating_sub(block_idx * KEY_BLOCK);
+            for row in token * group_len..(token + 1) * group_len {
+                let softmax = SoftmaxBlock {
+                    scores: &scores[row * KEY_BLOCK..][..KEY_BLOCK],
+                    n_visible: n_visible.min(KEY_BLOCK),
+                    scale,
+                    max: &mut maxima[row],
+                    divisor: &mut divisors[row],
+                    probabilities: &mut probabilities[row * KEY_BLOCK..][..KEY_BLOCK],
+                    sums: &mut sums[row * head_dim..][..head_dim],
+                };
+                softmax.update(family);
+            }
+        }
+        let left = Left::Rows { values: probabilities, stride: KEY_BLOCK };
+        let dims = [n_rows, head_dim, KEY_BLOCK];
+        matmul_here(family, tiles, left, values, dims, sums, head_dim, Write::Accumulate);
+    }
+    for row in 0..n_rows {
+        let token = job.sequence.first_row + job.tile.first + row / group_len;
+        let head = job.kv_head * group_len + row % group_len;
+        for (out, sum) in row_out.iter_mut().zip(&sums[row * head_dim..][..head_dim]) {
+            *out = T::from_f32(sum / divisors[row]);
+        }
+        write(token, head, row_out, maxima[row] + divisors[row].ln());
+    }
+}
+
+/// One row's step over one block of keys (module documentation).
+pub(crate) struct SoftmaxBlock<'a, T> {
+    pub(crate) scores: &'a [f32],
+    /// Keys of the block that the row may see; the others count as masked.
+    pub(crate) n_visible: usize,
+    pub(crate) scale: f32,
+    pub(crate) max: &'a mut f32,
+    pub(crate) divisor: &'a mut f32,
+    pub(crate) probabilities: &'a mut [T],
+    pub(crate) sums: &'a mut [f32],
+}
+
+impl<T: Operand> SoftmaxBlock<'_, T> {
+    fn update(self, family: Family) {
+        if self.n_visible == 0 {
+            // The rescaling factor would be exp(0) = 1.
+            self.probabilities.fill(T::from_f32(0.0));
+        } else if family == Family::Reference {
+            reference::softmax_block(self);
+        } else {
+            dispatch(family, self);
+        }
+    }
+}
+
+impl<T: Operand> LaneKernel for SoftmaxBlock<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let mut scores = [f32::NEG_INFINITY; KEY_BLOCK];
+        let scale = lanes.splat(self.scale);
+        let mut max = lanes.splat(f32::NEG_INFINITY);
+        scores[..self.n_visible].copy_from_slice(&self.scores[..self.n_visible]);
+        for i in (0..KEY_BLOCK).step_by(L::N) {
+            let scaled = lanes.mul(lanes.load(&scores[i..]), scale);
+            lanes.store(scaled, &mut scores[i..]);
+            max = lanes.max(max, scaled);
+        }
+        let new_max = self.max.max(lanes.reduce_max(max));
+        let mut sum = lanes.splat(0.0);
+        for i in (0..KEY_BLOCK).step_by(L::N) {
+            let p = lanes.exp(lanes.sub(lanes.load(&scores[i..]), lanes.splat(new_max)));
+            sum = lanes.add(sum, p);
+            T::store(lanes, p, &mut self.probabilities[i..]);
+        }
+        let mut rescale = [*self.max - new_max; 16];
+        lanes.store(lanes.exp(lanes.load(&rescale)), &mut rescale);
+        let rescale = rescale[0];
+        *self.divisor = self.divisor.mul_add(rescale, lanes.reduce_sum(sum));
+        *self.max = new_max;
+        if rescale != 1.0 {
+            let rescale = lanes.splat(rescale);
+            for i in (0..self.sums.len()).step_by(L::N) {
+                lanes.store(lanes.mul(lanes.load(&self.sums[i..]), rescale), &mut self.sums[i..]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

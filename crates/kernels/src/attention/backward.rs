@@ -1,0 +1,340 @@
+//! The gradient of attention over packed documents.
+
+use super::HeadShape;
+use crate::compute::{Compute, Family};
+use crate::lanes::{LaneKernel, Lanes, dispatch};
+use crate::matmul::{Left, Write, matmul_here};
+use crate::operand::Operand;
+use crate::panels::{Source, SourceOrder, pack_here, panels_len};
+use crate::pool::{Scratch, SliceParts, TileScratch, reinterpret};
+use crate::reference;
+
+/// Tokens of a tile of queries, and of a tile of keys.
+const TILE: usize = 64;
+
+/// What the gradient of attention is computed from.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionBackward<'a, T> {
+    /// Queries, keys and values of the forward pass, `[tokens, n_heads + 2 n_kv_heads, head_dim]`.
+    pub qkv: &'a [T],
+    /// The output of the forward pass, `[tokens, n_heads, head_dim]`.
+    pub out: &'a [T],
+    /// The log-sum-exp of the forward pass, `[tokens, n_heads]`.
+    pub log_sum_exp: &'a [f32],
+    /// Gradient of the output, `[tokens, n_heads, head_dim]`.
+    pub d_out: &'a [f32],
+    /// Rows where documents begin, ascending from 0, and the number of rows.
+    pub segment_starts: &'a [u32],
+}
+
+/// Gradient of causal attention within each document: with `P = exp(scale q.k - lse)`, `dP = d_out.v`,
+/// `delta = d_out.out`, `dS = scale P (dP - delta)`: `d_v = sum_q P d_out`, `d_q = sum_k dS k`, `d_k = sum_q dS q`.
+///
+/// Shapes: [`AttentionBackward`]; d_qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`. Overwrites `d_qkv`.
+/// Numerics: P, dS and d_out are rounded to the operand type for the products; sums over queries run over heads, then tiles of
+/// 64 tokens, ascending, in f32. Source: arXiv 2205.14135, algorithm 4.
+///
+/// # Panics
+/// When a shape does not fit.
+#[expect(unsafe_code, reason = "tasks write disjoint rows and heads")]
+pub fn attention_backward<T: Operand>(
+    compute: &Compute,
+    shape: HeadShape,
+    inputs: AttentionBackward<'_, T>,
+    d_qkv: &mut [f32],
+) {
+    let n_tokens = inputs.log_sum_exp.len() / shape.n_heads;
+    assert_eq!(inputs.qkv.len(), n_tokens * shape.qkv_width(), "qkv is [tokens, heads, head_dim]");
+    assert_eq!(d_qkv.len(), inputs.qkv.len(), "d_qkv has the shape of qkv");
+    assert_eq!(inputs.out.len(), n_tokens * shape.n_heads * shape.head_dim);
+    assert_eq!(inputs.d_out.len(), inputs.out.len());
+    let starts = inputs.segment_starts;
+    assert!(starts.first() == Some(&0) && starts.last().is_some_and(|&n| n as usize == n_tokens));
+    assert!(starts.is_sorted(), "segments overlap");
+    let parts = SliceParts::new(d_qkv);
+    let family = compute.family();
+    compute.pool().run((starts.len() - 1) * shape.n_kv_heads, |task_idx, scratch| {
+        let (segment, kv_head) = (task_idx / shape.n_kv_heads, task_idx % shape.n_kv_heads);
+        let (start, end) = (starts[segment] as usize, starts[segment + 1] as usize);
+        let job = SegmentJob { family, shape, inputs, start, len: end - start, kv_head };
+        job.run(scratch, |token, head, gradient| {
+            // SAFETY: a task writes the tokens of its segment and the heads of its KV head only.
+            unsafe {
+                let at = token * shape.qkv_width() + head * shape.head_dim;
+                parts.range(at, shape.head_dim).copy_from_slice(gradient);
+            }
+        });
+    });
+}
+
+/// One document and one KV head.
+struct SegmentJob<'a, T> {
+    family: Family,
+    shape: HeadShape,
+    inputs: AttentionBackward<'a, T>,
+    start: usize,
+    len: usize,
+    kv_head: usize,
+}
+
+/// The right operands made of a tile of keys, and its gradients.
+struct KeyTiles<'a, T> {
+    /// Keys as `[keys, head_dim]` panels, tile by tile.
+    keys: &'a mut [T],
+    /// Keys as `[head_dim, keys]` panels.
+    keys_transposed: &'a mut [T],
+    /// Values as `[keys, head_dim]` panels.
+    values: &'a mut [T],
+    /// `[len, head_dim]` each.
+    d_keys: &'a mut [f32],
+    d_values: &'a mut [f32],
+}
+
+/// One head's tile of queries.
+struct QueryTile<'a, T> {
+    head: usize,
+    /// First token within the segment, and tokens.
+    first: usize,
+    n: usize,
+    /// `[n, head_dim]`.
+    d_out: &'a mut [T],
+    /// `[head_dim, n]` panels.
+    queries_transposed: &'a mut [T],
+    d_out_transposed: &'a mut [T],
+    /// `[n]`.
+    delta: &'a mut [f32],
+    /// `[n, head_dim]`.
+    d_queries: &'a mut [f32],
+}
+
+/// Scores and their gradients, `[TILE, TILE]` each, f32 and rounded, and as panels `[keys, queries]`.
+struct ScoreTiles<'a, T> {
+    scores: &'a mut [f32],
+    d_probabilities: &'a mut [f32],
+    rounded: &'a mut [T],
+    panels: &'a mut [T],
+}
+
+impl<T: Operand> SegmentJob<'_, T> {
+    fn run(&self, scratch: &mut Scratch, write: impl Fn(usize, usize, &[f32])) {
+        let hd = self.shape.head_dim;
+        let n_tiles = self.len.div_ceil(TILE);
+        let (key_len, transposed_len) = (panels_len::<T>(TILE, hd), panels_len::<T>(hd, TILE));
+        let ([k, kt, v, dk, dv, d_out, qt, dot, delta, dq, scores, dp, rounded, panels], tiles) =
+            scratch.split([
+                n_tiles * key_len,
+                n_tiles * transposed_len,
+                n_tiles * key_len,
+                self.len * hd,
+                self.len * hd,
+                TILE * hd,
+                transposed_len,
+                transposed_len,
+                TILE,
+                TILE * hd,
+                TILE * TILE,
+                TILE * TILE,
+                TILE * TILE,
+                TILE * TILE,
+            ]);
+        let mut keys = KeyTiles {
+            keys: &mut reinterpret(k)[..n_tiles * key_len],
+            keys_transposed: &mut reinterpret(kt)[..n_tiles * transposed_len],
+            values: &mut reinterpret(v)[..n_tiles * key_len],
+            d_keys: dk,
+            d_values: dv,
+        };
+        let mut score = ScoreTiles {
+            scores,
+            d_probabilities: dp,
+            rounded: &mut reinterpret(rounded)[..TILE * TILE],
+            panels: &mut reinterpret(panels)[..TILE * TILE],
+        };
+        self.pack_keys(&mut keys);
+        for head in 0..self.shape.group_len() {
+            let head = self.kv_head * self.shape.group_len() + head;
+            for first in (0..self.len).step_by(TILE) {
+                let n = TILE.min(self.len - first);
+                let mut query = QueryTile {
+                    head,
+                    first,
+                    n,
+                    d_out: &mut reinterpret(d_out)[..n * hd],
+                    queries_transposed: &mut reinterpret(qt)[..panels_len::<T>(hd, n)],
+                    d_out_transposed: &mut reinterpret(dot)[..panels_len::<T>(hd, n)],
+                    delta: &mut delta[..n],
+                    d_queries: &mut dq[..n * hd],
+                };
+                self.prepare_queries(&mut query);
+                for key_tile in 0..=first / TILE {
+                    self.tile_pair(tiles, &mut query, &mut keys, key_tile, &mut score);
+                }
+                for (token, gradient) in query.d_queries.chunks_exact(hd).enumerate() {
+                    write(self.start + first + token, head, gradient);
+                }
+            }
+        }
+        let key_head = self.shape.n_heads + self.kv_head;
+        for token in 0..self.len {
+            let range = token * hd..(token + 1) * hd;
+            write(self.start + token, key_head, &keys.d_keys[range.clone()]);
+            write(self.start + token, key_head + self.shape.n_kv_heads, &keys.d_values[range]);
+        }
+    }
+
+    /// The rows of one head, from a token of the segment on.
+    fn head_rows(&self, head: usize, first: usize) -> &[T] {
+        let start = (self.start + first) * self.shape.qkv_width() + head * self.shape.head_dim;
+        &self.inputs.qkv[start..]
+    }
+
+    fn pack_keys(&self, keys: &mut KeyTiles<'_, T>) {
+        let hd = self.shape.head_dim;
+        let stride = self.shape.qkv_width();
+        let (key_len, transposed_len) = (panels_len::<T>(TILE, hd), panels_len::<T>(hd, TILE));
+        let key_head = self.shape.n_heads + self.kv_head;
+        for (tile, first) in (0..self.len).step_by(TILE).enumerate() {
+            let n = TILE.min(self.len - first);
+            let rows = |head| self.head_rows(head, first);
+            let by_n = |values| Source { values, stride, order: SourceOrder::RowsOfN };
+            let by_k = |values| Source { values, stride, order: SourceOrder::RowsOfK };
+            let out = &mut keys.keys[tile * key_len..][..panels_len::<T>(n, hd)];
+            pack_here(self.family, by_n(rows(key_head)), [n, hd], out);
+            let out = &mut keys.values[tile * key_len..][..panels_len::<T>(n, hd)];
+            pack_here(self.family, by_n(rows(key_head + self.shape.n_kv_heads)), [n, hd], out);
+            let out = &mut keys.keys_transposed[tile * transposed_len..][..panels_len::<T>(hd, n)];
+            pack_here(self.family, by_k(rows(key_head)), [hd, n], out);
+        }
+        keys.d_keys.fill(0.0);
+        keys.d_values.fill(0.0);
+    }
+
+    fn prepare_queries(&self, query: &mut QueryTile<'_, T>) {
+        let hd = self.shape.head_dim;
+        let width = self.shape.n_heads * hd;
+        for token in 0..query.n {
+            let at = (self.start + query.first + token) * width + query.head * hd;
+            let (out, d_out) = (&self.inputs.out[at..at + hd], &self.inputs.d_out[at..at + hd]);
+            let mut delta = 0.0;
+            for i in 0..hd {
+                let rounded = T::from_f32(d_out[i]);
+                query.d_out[token * hd + i] = rounded;
+                delta += rounded.to_f32() * out[i].to_f32();
+            }
+            query.delta[token] = delta;
+        }
+        let rows = self.head_rows(query.head, query.first);
+        let source =
+            Source { values: rows, stride: self.shape.qkv_width(), order: SourceOrder::RowsOfK };
+        pack_here(self.family, source, [hd, query.n], query.queries_transposed);
+        let source = Source { values: &*query.d_out, stride: hd, order: SourceOrder::RowsOfK };
+        pack_here(self.family, source, [hd, query.n], query.d_out_transposed);
+        query.d_queries.fill(0.0);
+    }
+
+    /// All products of one tile of queries with one tile of keys.
+    fn tile_pair(
+        &self,
+        tiles: &mut TileScratch,
+        query: &mut QueryTile<'_, T>,
+        keys: &mut KeyTiles<'_, T>,
+        key_tile: usize,
+        score: &mut ScoreTiles<'_, T>,
+    ) {
+        let hd = self.shape.head_dim;
+        let (family, n, first_key) = (self.family, query.n, key_tile * TILE);
+        let n_keys = TILE.min(self.len - first_key);
+        let key_len = panels_len::<T>(TILE, hd);
+        let key_range = key_tile * key_len..key_tile * key_len + panels_len::<T>(n_keys, hd);
+        let rows = Left::Rows {
+            values: self.head_rows(query.head, query.first),
+            stride: self.shape.qkv_width(),
+        };
+        let dims = [n, n_keys, hd];
+        let key_panels = &keys.keys[key_range.clone()];
+        matmul_here(family, tiles, rows, key_panels, dims, score.scores, TILE, Write::Overwrite);
+        let rows = Left::Rows { values: &*query.d_out, stride: hd };
+        let (values, d_p) = (&keys.values[key_range], &mut *score.d_probabilities);
+        matmul_here(family, tiles, rows, values, dims, d_p, TILE, Write::Overwrite);
+        self.score_gradients(query, first_key, n_keys, score);
+
+        let panels = &mut score.panels[..panels_len::<T>(n_keys, n)];
+        let by_k = |values| Source { values, stride: TILE, order: SourceOrder::RowsOfK };
+        pack_here(family, by_k(&*score.scores), [n_keys, n], panels);
+        let (left, dims) = (Left::Panels(&*panels), [n_keys, hd, n]);
+        let d_values = &mut keys.d_values[first_key * hd..];
+        let right = &*query.d_out_transposed;
+        matmul_here(family, tiles, left, right, dims, d_values, hd, Write::Accumulate);
+        pack_here(family, by_k(&*score.d_probabilities), [n_keys, n], panels);
+        let (left, d_keys) = (Left::Panels(&*panels), &mut keys.d_keys[first_key * hd..]);
+        let right = &*query.queries_transposed;
+        matmul_here(family, tiles, left, right, dims, d_keys, hd, Write::Accumulate);
+
+        let start = key_tile * panels_len::<T>(hd, TILE);
+        let right = &keys.keys_transposed[start..start + panels_len::<T>(hd, n_keys)];
+        // Odd numbers of keys: the row's last group has a zero in it (`score_gradients`).
+        let left = Left::Rows { values: &*score.rounded, stride: TILE };
+        let (dims, d_queries) = ([n, hd, n_keys.next_multiple_of(T::GROUP)], &mut *query.d_queries);
+        matmul_here(family, tiles, left, right, dims, d_queries, hd, Write::Accumulate);
+    }
+
+    /// Turns scores into probabilities, and `d_probabilities` into the gradients of the scores, also rounded.
+    fn score_gradients(
+        &self,
+        query: &QueryTile<'_, T>,
+        first_key: usize,
+        n_keys: usize,
+        score: &mut ScoreTiles<'_, T>,
+    ) {
+        for token in 0..query.n {
+            let range = token * TILE..(token + 1) * TILE;
+            let at = (self.start + query.first + token) * self.shape.n_heads + query.head;
+            let row = GradientRow {
+                scores: &mut score.scores[range.clone()],
+                d_scores: &mut score.d_probabilities[range.clone()],
+                rounded: &mut score.rounded[range],
+                n_visible: (query.first + token + 1 - first_key).min(n_keys),
+                scale: self.shape.scale,
+                log_sum_exp: self.inputs.log_sum_exp[at],
+                delta: query.delta[token],
+            };
+            if self.family == Family::Reference {
+                reference::score_gradients_row(row);
+            } else {
+                dispatch(self.family, row);
+            }
+        }
+    }
+}
+
+/// One row of scores: `p = exp(scale s - lse)`, `ds = scale p (dp - delta)`, zero where masked.
+pub(crate) struct GradientRow<'a, T> {
+    pub(crate) scores: &'a mut [f32],
+    pub(crate) d_scores: &'a mut [f32],
+    pub(crate) rounded: &'a mut [T],
+    pub(crate) n_visible: usize,
+    pub(crate) scale: f32,
+    pub(crate) log_sum_exp: f32,
+    pub(crate) delta: f32,
+}
+
+impl<T: Operand> LaneKernel for GradientRow<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let (scale, delta) = (lanes.splat(self.scale), lanes.splat(self.delta));
+        let shift = lanes.splat(-self.log_sum_exp);
+        for i in (0..self.n_visible).step_by(L::N) {
+            let p = lanes.exp(lanes.mul_add(lanes.load(&self.scores[i..]), scale, shift));
+            let d_p = lanes.load(&self.d_scores[i..]);
+            let d_score = lanes.mul(lanes.mul(p, scale), lanes.sub(d_p, delta));
+            lanes.store(p, &mut self.scores[i..]);
+            lanes.store(d_score, &mut self.d_scores[i..]);
+            T::store(lanes, d_score, &mut self.rounded[i..]);
+        }
+        self.scores[self.n_visible..].fill(0.0);
+        self.d_scores[self.n_visible..].fill(0.0);
+        self.rounded[self.n_visible..].fill(T::from_f32(0.0));
+    }
+}

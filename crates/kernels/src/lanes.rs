@@ -1,0 +1,107 @@
+//! Vectors of f32 lanes: row-wise kernels are written once over [`Lanes`] and compiled for AVX2 and AVX-512.
+//!
+//! A value of a lane type is a proof that the processor has the instructions: it is made only by [`dispatch`],
+//! after detection chose the family.
+
+use half::bf16;
+
+use crate::compute::Family;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+/// Operations on `N` f32 lanes. Every method is inlined into a function compiled for the instruction set.
+pub trait Lanes: Copy {
+    /// Lanes in a vector.
+    const N: usize;
+    /// A vector.
+    type F: Copy;
+
+    /// All lanes equal.
+    fn splat(self, value: f32) -> Self::F;
+    /// The first `N` values, or all there are, the other lanes being zero.
+    fn load(self, values: &[f32]) -> Self::F;
+    /// As [`Lanes::load`], widened from bf16.
+    fn load_bf16(self, values: &[bf16]) -> Self::F;
+    /// Writes the first `N` lanes, or as many as `out` holds.
+    fn store(self, value: Self::F, out: &mut [f32]);
+    /// As [`Lanes::store`], rounded to nearest even. The AVX-512 version rounds subnormals to zero.
+    fn store_bf16(self, value: Self::F, out: &mut [bf16]);
+    /// Writes 2 N values `a0 b0 a1 b1 ...`, rounded as by [`Lanes::store_bf16`].
+    fn store_interleaved(self, a: Self::F, b: Self::F, out: &mut [bf16]);
+    /// a + b
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a - b
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a * b
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a / b
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// sqrt(a)
+    fn sqrt(self, a: Self::F) -> Self::F;
+    /// a * b + c, rounded once
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger lane; the second where one of them is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller lane; the second where one of them is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `a * 2^n` for integral `n` in -126..=127; zero below that.
+    fn scale_by_power_of_two(self, a: Self::F, n: Self::F) -> Self::F;
+    /// Sum of the lanes in a fixed order.
+    fn reduce_sum(self, a: Self::F) -> f32;
+    /// Largest lane.
+    fn reduce_max(self, a: Self::F) -> f32;
+
+    /// exp(x) within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN for NaN.
+    ///
+    /// x = n ln 2 + r with |r| <= ln 2 / 2, then a polynomial of degree 6 (Cephes `expf`).
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        // Bounds second: NaN must come through `min` and `max`.
+        let x = self.max(self.splat(-104.0), self.min(self.splat(89.0), x));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.mul_add(n, self.splat(-0.693_359_4), x);
+        let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
+        for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = self.mul_add(p, r, self.splat(coefficient));
+        }
+        let p = self.mul_add(p, self.mul(r, r), self.add(r, self.splat(1.0)));
+        self.scale_by_power_of_two(p, n)
+    }
+}
+
+/// A row-wise kernel, written once for every vector width.
+pub(crate) trait LaneKernel {
+    /// What it returns.
+    type Output;
+    /// Runs on vectors of `L`. Implementations are `#[inline(always)]`.
+    fn run<L: Lanes>(self, lanes: L) -> Self::Output;
+}
+
+/// Runs `kernel` on the family's vectors.
+///
+/// # Panics
+/// For the reference family, which has no vectors: its definitions are in [`crate::reference`].
+#[inline]
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "calls functions compiled for instructions that detection found")]
+pub(crate) fn dispatch<K: LaneKernel>(family: Family, kernel: K) -> K::Output {
+    match family {
+        Family::Reference => unreachable!("the reference family has no vectors"),
+        // SAFETY: a Compute of this family exists only where detection found AVX2, FMA and F16C.
+        Family::Avx2 => unsafe { avx2::run(kernel) },
+        // SAFETY: a Compute of these families exists only where detection found AVX-512 F, BW, DQ, VL, BF16.
+        Family::Avx512 | Family::Amx => unsafe { avx512::run(kernel) },
+    }
+}
+
+/// No family but the reference runs on this target.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn dispatch<K: LaneKernel>(family: Family, _kernel: K) -> K::Output {
+    unreachable!("{family} kernels on a target without them")
+}

@@ -1,0 +1,178 @@
+use half::bf16;
+use proptest::prelude::*;
+
+use super::*;
+use crate::panels::{Panels, Source};
+use crate::test_support::{bits, computes, fast_computes, normal, reference};
+
+/// The product of `a [m, k]` and `b [n, k]` added to ones, from rows or from panels of `a`.
+fn product<T: Operand>(
+    compute: &Compute,
+    a: &[f32],
+    b: &[f32],
+    dims: [usize; 3],
+    write: Write,
+    from_panels: bool,
+) -> Vec<f32> {
+    let [m, n, k] = dims;
+    let panels = Panels::<T>::packed(compute, Source::rows_of_n(b, k), n, k);
+    let rows: Vec<T> = a.iter().map(|&x| T::from_f32(x)).collect();
+    let a_panels = Panels::<T>::packed(compute, Source::rows_of_n(&rows, k), m, k);
+    let left = if from_panels {
+        Left::Panels(a_panels.values())
+    } else {
+        Left::Rows { values: &rows, stride: k }
+    };
+    let mut out = vec![1.0; m * n];
+    matmul(compute, left, panels.values(), dims, &mut out, write);
+    out
+}
+
+/// Sums in another order differ by rounding: at most about K times half a unit in the last place of the sum of
+/// magnitudes; 2^-20 of that sum is far above for K of thousands and far below one bf16 rounding (2^-9).
+fn assert_products_close<T: Operand>(
+    actual: &[f32],
+    a: &[f32],
+    b: &[f32],
+    [m, n, k]: [usize; 3],
+    start: f32,
+) {
+    for i in 0..m {
+        for j in 0..n {
+            let (mut sum, mut magnitude) = (f64::from(start), 1e-30);
+            for l in 0..k {
+                let round = |x: f32| f64::from(T::from_f32(x).to_f32());
+                let term = round(a[i * k + l]) * round(b[j * k + l]);
+                sum += term;
+                magnitude += term.abs();
+            }
+            let difference = (f64::from(actual[i * n + j]) - sum).abs();
+            assert!(
+                difference <= (magnitude + f64::from(start)) * 2.0_f64.powi(-20),
+                "[{i}, {j}] of [{m}, {n}, {k}]: {} is not {sum}",
+                actual[i * n + j]
+            );
+        }
+    }
+}
+
+fn check_all_shapes<T: Operand>(compute: &Compute) {
+    let dims = [1, 2, 5, 6, 7, 15, 16, 17, 31, 33, 200];
+    for (case, m) in dims.into_iter().enumerate() {
+        for n in [1, 15, 16, 17, 63, 64, 65, 130] {
+            for k in [2, 6, 32, 34, 64, 100] {
+                let seed = (case * 1000 + n * 10 + k) as u64;
+                let (a, b) = (normal(seed, m * k, 1.0), normal(seed + 1, n * k, 1.0));
+                for from_panels in [false, true] {
+                    let out =
+                        product::<T>(compute, &a, &b, [m, n, k], Write::Overwrite, from_panels);
+                    assert_products_close::<T>(&out, &a, &b, [m, n, k], 0.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_equal_the_definition_over_odd_shapes() {
+    for compute in computes(2) {
+        check_all_shapes::<f32>(&compute);
+        check_all_shapes::<bf16>(&compute);
+    }
+}
+
+#[test]
+fn blocks_of_k_are_added_in_order() {
+    let [m, n, k] = [3, 20, 2 * K_BLOCK + 70];
+    let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
+    for compute in computes(2) {
+        for from_panels in [false, true] {
+            let out = product::<bf16>(&compute, &a, &b, [m, n, k], Write::Accumulate, from_panels);
+            assert_products_close::<bf16>(&out, &a, &b, [m, n, k], 1.0);
+        }
+    }
+}
+
+#[test]
+fn an_odd_k_works_from_panels() {
+    let [m, n, k] = [5, 18, 33];
+    let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
+    for compute in computes(1) {
+        let pa = Panels::<bf16>::packed(&compute, Source::rows_of_n(&a, k), m, k);
+        let pb = Panels::<bf16>::packed(&compute, Source::rows_of_n(&b, k), n, k);
+        let mut out = vec![0.0; m * n];
+        matmul(
+            &compute,
+            Left::Panels(pa.values()),
+            pb.values(),
+            [m, n, k],
+            &mut out,
+            Write::Overwrite,
+        );
+        assert_products_close::<bf16>(&out, &a, &b, [m, n, k], 0.0);
+    }
+}
+
+#[test]
+fn avx2_has_the_bits_of_the_reference() {
+    let [m, n, k] = [7, 33, 300];
+    let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
+    let expected = product::<bf16>(&reference(), &a, &b, [m, n, k], Write::Overwrite, false);
+    for compute in computes(1).iter().filter(|c| c.family() == Family::Avx2) {
+        let out = product::<bf16>(compute, &a, &b, [m, n, k], Write::Overwrite, false);
+        assert_eq!(bits(&out), bits(&expected));
+    }
+}
+
+#[test]
+fn nan_and_infinity_stay_in_their_row_and_column() {
+    let [m, n, k] = [4, 40, 64];
+    let (mut a, mut b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
+    a[k + 3] = f32::NAN;
+    b[17 * k + 5] = f32::INFINITY;
+    for compute in fast_computes(2) {
+        let out = product::<bf16>(&compute, &a, &b, [m, n, k], Write::Overwrite, false);
+        for i in 0..m {
+            for j in 0..n {
+                assert_eq!(out[i * n + j].is_finite(), i != 1 && j != 17, "{i} {j}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_amx_path_is_reached() {
+    let before = testkit::amx_emulator::counts();
+    let (a, b) = (normal(1, 32 * 64, 1.0), normal(2, 32 * 64, 1.0));
+    let computes = computes(1);
+    let Some(compute) = computes.iter().find(|c| c.family() == Family::Amx) else {
+        eprintln!("no AVX-512 on this machine: the AMX family cannot run even emulated");
+        return;
+    };
+    let _ = product::<bf16>(compute, &a, &b, [32, 32, 64], Write::Overwrite, false);
+    let ran_emulated = testkit::amx_emulator::counts().since(before).total() > 0;
+    assert!(ran_emulated || crate::detect_features().amx, "no tile instruction was run");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn a_row_has_the_same_bits_whatever_rows_stand_beside_it(
+        seed in 0_u64..1000, n in 1_usize..150, k_half in 1_usize..80, from_panels: bool,
+    ) {
+        let k = 2 * k_half;
+        let (a, b) = (normal(seed, 512 * k, 1.0), normal(seed + 1, n * k, 1.0));
+        for n_threads in [1, 2] {
+            for compute in fast_computes(n_threads) {
+                let all = product::<bf16>(&compute, &a, &b, [512, n, k], Write::Overwrite, from_panels);
+                for m in [1, 2, 15, 16, 17] {
+                    let first = (seed as usize * 7) % (512 - m);
+                    let some = &a[first * k..(first + m) * k];
+                    let out = product::<bf16>(&compute, some, &b, [m, n, k], Write::Overwrite, from_panels);
+                    prop_assert_eq!(bits(&out), bits(&all[first * n..(first + m) * n]));
+                }
+            }
+        }
+    }
+}

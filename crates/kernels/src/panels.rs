@@ -1,0 +1,296 @@
+//! Panels: the layout of the right operand of matrix products.
+//!
+//! A matrix `B [n, k]` (for a weight: n outputs, k inputs) is cut into panels of 16 of its n rows. A panel is stored
+//! as `[k_padded / group, 16, group]`: the values of one group of k (2 bf16 or 1 f32, 4 bytes) of 16 rows make one
+//! 64-byte line, which is one AVX-512 register, two AVX2 registers, or one row of an AMX tile. n is padded with
+//! zero rows to a multiple of 16, k with zeros to a multiple of [`Operand::K_STEP`].
+//!
+//! The layout is private to the families of this crate and never an exchange format.
+
+use crate::buffer::Buffer;
+use crate::compute::{Compute, Family};
+use crate::lanes::{LaneKernel, Lanes, dispatch};
+use crate::operand::Operand;
+
+/// Rows of the matrix in a panel.
+pub const PANEL_WIDTH: usize = 16;
+
+/// k rounded up to what panels hold.
+#[must_use]
+pub fn padded_k<T: Operand>(k: usize) -> usize {
+    k.next_multiple_of(T::K_STEP)
+}
+
+/// Values in the panels of an `[n, k]` matrix.
+#[must_use]
+pub fn panels_len<T: Operand>(n: usize, k: usize) -> usize {
+    n.next_multiple_of(PANEL_WIDTH) * padded_k::<T>(k)
+}
+
+/// Position of value (n, k) within the panels of a matrix with `k_padded` padded columns.
+#[must_use]
+pub fn panel_index<T: Operand>(n: usize, k: usize, k_padded: usize) -> usize {
+    let (panel, lane) = (n / PANEL_WIDTH, n % PANEL_WIDTH);
+    let (group, offset) = (k / T::GROUP, k % T::GROUP);
+    panel * PANEL_WIDTH * k_padded + (group * PANEL_WIDTH + lane) * T::GROUP + offset
+}
+
+/// How the source of a packing lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceOrder {
+    /// `[n, k]`: value (n, k) at `n * stride + k`.
+    RowsOfN,
+    /// `[k, n]`: value (n, k) at `k * stride + n`.
+    RowsOfK,
+}
+
+/// A matrix to be packed.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a, S> {
+    /// The values.
+    pub values: &'a [S],
+    /// Distance between rows.
+    pub stride: usize,
+    /// Which dimension the rows are.
+    pub order: SourceOrder,
+}
+
+impl<'a, S> Source<'a, S> {
+    /// A dense `[n, k]` matrix.
+    pub fn rows_of_n(values: &'a [S], k: usize) -> Self {
+        Self { values, stride: k, order: SourceOrder::RowsOfN }
+    }
+
+    /// A dense `[k, n]` matrix.
+    pub fn rows_of_k(values: &'a [S], n: usize) -> Self {
+        Self { values, stride: n, order: SourceOrder::RowsOfK }
+    }
+}
+
+/// An owned matrix in panels.
+#[derive(Clone, Debug)]
+pub struct Panels<T: Operand> {
+    n: usize,
+    k: usize,
+    values: Buffer<T>,
+}
+
+impl<T: Operand> Panels<T> {
+    /// A matrix of zeros.
+    #[must_use]
+    pub fn zeroed(n: usize, k: usize) -> Self {
+        Self { n, k, values: Buffer::zeroed(panels_len::<T>(n, k)) }
+    }
+
+    /// Packs `source` into a new matrix.
+    #[must_use]
+    pub fn packed<S: Operand>(
+        compute: &Compute,
+        source: Source<'_, S>,
+        n: usize,
+        k: usize,
+    ) -> Self {
+        let mut panels = Self::zeroed(n, k);
+        panels.pack(compute, source);
+        panels
+    }
+
+    /// Overwrites the matrix with `source`, rounding to the operand type.
+    pub fn pack<S: Operand>(&mut self, compute: &Compute, source: Source<'_, S>) {
+        pack(compute, source, [self.n, self.k], &mut self.values);
+    }
+
+    /// Rows of the matrix (outputs of a weight).
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Columns of the matrix (inputs of a weight).
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The values, `[n_padded / 16, k_padded / group, 16, group]`.
+    #[must_use]
+    pub fn values(&self) -> &[T] {
+        &self.values
+    }
+
+    /// Value (n, k).
+    #[must_use]
+    pub fn get(&self, n: usize, k: usize) -> T {
+        assert!(n < self.n && k < self.k, "({n}, {k}) outside [{}, {}]", self.n, self.k);
+        self.values[panel_index::<T>(n, k, padded_k::<T>(self.k))]
+    }
+}
+
+/// Packs `source`, a matrix `[n, k]`, into panels: `out[panel(n, k)] = round(source(n, k))`, padding with zeros.
+///
+/// Shapes: source `[n, k]` or `[k, n]` by its order; out [`panels_len`]. Overwrites all of `out`.
+///
+/// # Panics
+/// When a slice is too short for the shape.
+pub fn pack<S: Operand, T: Operand>(
+    compute: &Compute,
+    source: Source<'_, S>,
+    [n, k]: [usize; 2],
+    out: &mut [T],
+) {
+    let k_padded = padded_k::<T>(k);
+    assert_eq!(out.len(), panels_len::<T>(n, k), "panels of [{n}, {k}]");
+    check_source(source, n, k);
+    let family = compute.family();
+    compute.pool().run_chunks(out, (PANEL_WIDTH * k_padded).max(1), |panel_idx, panel, _| {
+        let first_n = panel_idx * PANEL_WIDTH;
+        let width = PANEL_WIDTH.min(n - first_n);
+        pack_panel(family, source, first_n, width, k, panel);
+    });
+}
+
+/// As [`pack`] on the calling thread, for operands made within a task.
+pub(crate) fn pack_here<S: Operand, T: Operand>(
+    family: Family,
+    source: Source<'_, S>,
+    [n, k]: [usize; 2],
+    out: &mut [T],
+) {
+    assert_eq!(out.len(), panels_len::<T>(n, k), "panels of [{n}, {k}]");
+    check_source(source, n, k);
+    for (panel_idx, panel) in out.chunks_mut((PANEL_WIDTH * padded_k::<T>(k)).max(1)).enumerate() {
+        let first_n = panel_idx * PANEL_WIDTH;
+        pack_panel(family, source, first_n, PANEL_WIDTH.min(n - first_n), k, panel);
+    }
+}
+
+fn check_source<S>(source: Source<'_, S>, n: usize, k: usize) {
+    let (n_rows, row_len) = match source.order {
+        SourceOrder::RowsOfN => (n, k),
+        SourceOrder::RowsOfK => (k, n),
+    };
+    assert!(row_len <= source.stride || n_rows <= 1, "rows of {row_len} overlap");
+    let needed = if n_rows == 0 { 0 } else { (n_rows - 1) * source.stride + row_len };
+    assert!(source.values.len() >= needed, "{} values, expected {needed}", source.values.len());
+}
+
+fn pack_panel<S: Operand, T: Operand>(
+    family: Family,
+    source: Source<'_, S>,
+    first_n: usize,
+    width: usize,
+    k: usize,
+    panel: &mut [T],
+) {
+    match source.order {
+        SourceOrder::RowsOfK if family != Family::Reference => {
+            dispatch(family, InterleaveRows { source, first_n, width, k, panel });
+        }
+        _ => gather_panel(source, first_n, width, k, panel),
+    }
+}
+
+/// One panel, value by value: the definition for both orders, and fast enough for rows of n, whose reads are
+/// sixteen sequential streams.
+fn gather_panel<S: Operand, T: Operand>(
+    source: Source<'_, S>,
+    first_n: usize,
+    width: usize,
+    k: usize,
+    panel: &mut [T],
+) {
+    let (n_stride, k_stride) = match source.order {
+        SourceOrder::RowsOfN => (source.stride, 1),
+        SourceOrder::RowsOfK => (1, source.stride),
+    };
+    for (group_idx, line) in panel.chunks_exact_mut(PANEL_WIDTH * T::GROUP).enumerate() {
+        for (lane, group) in line.chunks_exact_mut(T::GROUP).enumerate() {
+            for (offset, value) in group.iter_mut().enumerate() {
+                let k_idx = group_idx * T::GROUP + offset;
+                *value = if lane < width && k_idx < k {
+                    T::from_f32(
+                        source.values[(first_n + lane) * n_stride + k_idx * k_stride].to_f32(),
+                    )
+                } else {
+                    T::from_f32(0.0)
+                };
+            }
+        }
+    }
+}
+
+/// One panel of a source with rows of k: the rows of a group are interleaved.
+struct InterleaveRows<'a, S, T> {
+    source: Source<'a, S>,
+    first_n: usize,
+    width: usize,
+    k: usize,
+    panel: &'a mut [T],
+}
+
+impl<S: Operand, T: Operand> LaneKernel for InterleaveRows<'_, S, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { source, first_n, width, k, panel } = self;
+        let row = |k_idx: usize| -> &[S] {
+            if k_idx < k { &source.values[k_idx * source.stride + first_n..][..width] } else { &[] }
+        };
+        for (group_idx, line) in panel.chunks_exact_mut(PANEL_WIDTH * T::GROUP).enumerate() {
+            let first = row(group_idx * T::GROUP);
+            let second = if T::GROUP > 1 { row(group_idx * T::GROUP + 1) } else { &[] };
+            for (chunk_idx, out) in line.chunks_exact_mut(L::N * T::GROUP).enumerate() {
+                let start = chunk_idx * L::N;
+                let a = S::load(lanes, &first[start.min(first.len())..]);
+                let b = S::load(lanes, &second[start.min(second.len())..]);
+                T::store_groups(lanes, a, b, out);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    fn check<S: Operand, T: Operand>(compute: &Compute) {
+        for (n, k) in [(1, 1), (16, 2), (17, 3), (40, 64), (5, 33), (33, 70)] {
+            for order in [SourceOrder::RowsOfN, SourceOrder::RowsOfK] {
+                let stride = 3 + if order == SourceOrder::RowsOfN { k } else { n };
+                let values: Vec<S> =
+                    (0..stride * n.max(k)).map(|i| S::from_f32(i as f32 * 0.37 - 50.0)).collect();
+                let panels =
+                    Panels::<T>::packed(compute, Source { values: &values, stride, order }, n, k);
+                let mut expected_sum = 0.0;
+                for n_idx in 0..n {
+                    for k_idx in 0..k {
+                        let position = match order {
+                            SourceOrder::RowsOfN => n_idx * stride + k_idx,
+                            SourceOrder::RowsOfK => k_idx * stride + n_idx,
+                        };
+                        let expected = T::from_f32(values[position].to_f32());
+                        assert_eq!(panels.get(n_idx, k_idx), expected, "{n} {k} {n_idx} {k_idx}");
+                        expected_sum += f64::from(expected.to_f32().abs());
+                    }
+                }
+                let sum: f64 = panels.values().iter().map(|v| f64::from(v.to_f32().abs())).sum();
+                assert!(
+                    (sum - expected_sum).abs() < 1e-6 * expected_sum.max(1.0),
+                    "padding is not zero"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn panels_hold_every_value_and_zeros_elsewhere() {
+        for compute in crate::test_support::computes(2) {
+            check::<f32, f32>(&compute);
+            check::<f32, bf16>(&compute);
+            check::<bf16, bf16>(&compute);
+        }
+    }
+}

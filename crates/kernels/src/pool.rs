@@ -1,0 +1,483 @@
+//! The thread pool: work is claimed in small tasks by an atomic counter; idle threads spin briefly, then park.
+//!
+//! A task's result never depends on which thread runs it, so the number of threads changes no bit of any result.
+#![expect(unsafe_code, reason = "lends a caller's closure and disjoint slices to other threads")]
+
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+
+use crate::buffer::{Buffer, Element};
+use crate::compute::ComputeError;
+
+/// Spins of an idle worker before it parks: some tens of microseconds, longer than the scalar code between two
+/// kernels and far shorter than a time slice.
+const SPINS_BEFORE_PARK: u32 = 4_000;
+
+const MAX_THREADS: usize = 1024;
+
+type Task<'a> = dyn Fn(usize, &mut Scratch) + Sync + 'a;
+
+/// Working memory of one thread, kept between tasks so that the token loop allocates nothing.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    floats: Vec<Buffer<f32>>,
+    /// What a matrix product inside a task needs, apart from the task's own slices.
+    pub(crate) tiles: TileScratch,
+}
+
+/// Working memory of the AMX products.
+#[derive(Debug, Default)]
+pub(crate) struct TileScratch {
+    floats: Vec<Buffer<f32>>,
+}
+
+impl TileScratch {
+    /// As [`Scratch::floats`].
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn floats<const N: usize>(&mut self, lens: [usize; N]) -> [&mut [f32]; N] {
+        grow(&mut self.floats, lens)
+    }
+}
+
+impl Scratch {
+    /// `N` f32 slices of the lengths given, holding whatever the last task left. They grow when a longer one is
+    /// asked for and never shrink.
+    pub fn floats<const N: usize>(&mut self, lens: [usize; N]) -> [&mut [f32]; N] {
+        self.split(lens).0
+    }
+
+    /// As [`Scratch::floats`], beside the memory of matrix products.
+    pub(crate) fn split<const N: usize>(
+        &mut self,
+        lens: [usize; N],
+    ) -> ([&mut [f32]; N], &mut TileScratch) {
+        (grow(&mut self.floats, lens), &mut self.tiles)
+    }
+}
+
+fn grow<const N: usize>(buffers: &mut Vec<Buffer<f32>>, lens: [usize; N]) -> [&mut [f32]; N] {
+    while buffers.len() < N {
+        buffers.push(Buffer::zeroed(0));
+    }
+    for (buffer, len) in buffers.iter_mut().zip(lens) {
+        if buffer.len() < len {
+            *buffer = Buffer::zeroed(len.next_power_of_two());
+        }
+    }
+    let mut slices = buffers.iter_mut().zip(lens).map(|(buffer, len)| &mut buffer[..len]);
+    std::array::from_fn(|_| slices.next().expect("one buffer per length was made above"))
+}
+
+/// Views `values` as another element type of at most the same size.
+pub(crate) fn reinterpret<T: Element>(values: &mut [f32]) -> &mut [T] {
+    assert!(size_of::<T>() <= size_of::<f32>() && align_of::<T>() <= align_of::<f32>());
+    let len = values.len() * (size_of::<f32>() / size_of::<T>());
+    // SAFETY: Element types accept every bit pattern, the length covers no more bytes than before, and the
+    // alignment was checked.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len) }
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Number of the job, counted up by the caller when one is published.
+    epoch: AtomicU64,
+    /// The number of the job that may be joined; 0 when none.
+    open_epoch: AtomicU64,
+    /// Workers inside the open job.
+    n_active: AtomicUsize,
+    next_task: AtomicUsize,
+    job: UnsafeCell<Option<Job>>,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
+
+// SAFETY: `job` is written only while no job is open and no worker is active, and read only by workers that
+// raised `n_active` and then saw the job open (see `Pool::run`).
+unsafe impl Sync for Shared {}
+// SAFETY: the pointer in `job` is used only while the caller that owns the closure waits in `run`.
+unsafe impl Send for Shared {}
+
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    task: *const Task<'static>,
+    n_tasks: usize,
+}
+
+/// A pool of threads that run one job at a time together with the calling thread.
+#[derive(Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<Worker>,
+    /// Scratch of the calling thread; its lock also serialises callers.
+    caller: Mutex<Scratch>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    parked: Arc<AtomicBool>,
+    thread: Thread,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool of `n_threads` threads, the caller of [`Pool::run`] being one of them.
+    ///
+    /// # Errors
+    /// When `n_threads` is 0 or over 1024, or the system refuses a thread.
+    pub fn new(n_threads: usize) -> Result<Self, ComputeError> {
+        if n_threads == 0 || n_threads > MAX_THREADS {
+            return Err(ComputeError::ThreadCount { n_threads });
+        }
+        let shared = Arc::new(Shared {
+            epoch: AtomicU64::new(0),
+            open_epoch: AtomicU64::new(0),
+            n_active: AtomicUsize::new(0),
+            next_task: AtomicUsize::new(0),
+            job: UnsafeCell::new(None),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let mut pool = Self { shared, workers: Vec::new(), caller: Mutex::default() };
+        for worker_idx in 1..n_threads {
+            let (shared, parked) = (Arc::clone(&pool.shared), Arc::new(AtomicBool::new(false)));
+            let worker_parked = Arc::clone(&parked);
+            let handle = thread::Builder::new()
+                .name(format!("compute-{worker_idx}"))
+                .spawn(move || work(&shared, &worker_parked))
+                .map_err(|source| ComputeError::Spawn { source })?;
+            let thread = handle.thread().clone();
+            pool.workers.push(Worker { parked, thread, handle: Some(handle) });
+        }
+        Ok(pool)
+    }
+
+    /// Number of threads, the calling one included.
+    #[must_use]
+    pub fn n_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task(task_idx, scratch)` once for every index below `n_tasks`, in any order, on all threads.
+    /// Returns when all calls have ended. Must not be called from within a task.
+    ///
+    /// # Panics
+    /// When a task panicked.
+    pub fn run(&self, n_tasks: usize, task: impl Fn(usize, &mut Scratch) + Sync) {
+        let mut scratch = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
+        if n_tasks <= 1 || self.workers.is_empty() {
+            (0..n_tasks).for_each(|task_idx| task(task_idx, &mut scratch));
+            return;
+        }
+        let task: &Task<'_> = &task;
+        // SAFETY: only the lifetime changes. The pointer is dropped from `job` before this function returns
+        // or unwinds, and no worker uses it after `n_active` fell to zero with the job closed.
+        let task_pointer = unsafe {
+            std::mem::transmute::<*const Task<'_>, *const Task<'static>>(std::ptr::from_ref(task))
+        };
+        self.publish(Job { task: task_pointer, n_tasks });
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            claim_tasks(&self.shared.next_task, n_tasks, task, &mut scratch);
+        }));
+        self.close();
+        if let Err(panic) = outcome {
+            resume_unwind(panic);
+        }
+        assert!(!self.shared.panicked.swap(false, Ordering::AcqRel), "a compute task panicked");
+    }
+
+    fn publish(&self, job: Job) {
+        let shared = &self.shared;
+        // SAFETY: the caller's lock is held, no job is open and no worker is active: nobody reads `job` now.
+        unsafe { *shared.job.get() = Some(job) };
+        shared.next_task.store(0, Ordering::Relaxed);
+        let epoch = shared.epoch.load(Ordering::Relaxed) + 1;
+        shared.open_epoch.store(epoch, Ordering::SeqCst);
+        shared.epoch.store(epoch, Ordering::SeqCst);
+        for worker in &self.workers {
+            if worker.parked.swap(false, Ordering::SeqCst) {
+                worker.thread.unpark();
+            }
+        }
+    }
+
+    /// Ends the job: nobody may join any more, and those inside are waited for.
+    fn close(&self) {
+        let shared = &self.shared;
+        // A task that panicked on this thread leaves unclaimed tasks: nobody shall begin them.
+        shared.next_task.store(usize::MAX / 2, Ordering::Relaxed);
+        shared.open_epoch.store(0, Ordering::SeqCst);
+        let mut spins = 0_u32;
+        while shared.n_active.load(Ordering::SeqCst) > 0 {
+            spins += 1;
+            if spins.is_multiple_of(SPINS_BEFORE_PARK) {
+                thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Splits `out` into consecutive chunks of `chunk_len` (the last may be shorter) and calls
+    /// `task(chunk_idx, chunk, scratch)` for each.
+    ///
+    /// # Panics
+    /// When `chunk_len` is 0 or a task panicked.
+    pub fn run_chunks<T: Send>(
+        &self,
+        out: &mut [T],
+        chunk_len: usize,
+        task: impl Fn(usize, &mut [T], &mut Scratch) + Sync,
+    ) {
+        assert!(chunk_len > 0, "chunk_len is 0");
+        let len = out.len();
+        let parts = SliceParts::new(out);
+        self.run(len.div_ceil(chunk_len), |chunk_idx, scratch| {
+            let start = chunk_idx * chunk_len;
+            // SAFETY: chunks of different indices do not overlap, and each index is run once.
+            let chunk = unsafe { parts.range(start, chunk_len.min(len - start)) };
+            task(chunk_idx, chunk, scratch);
+        });
+    }
+}
+
+/// A matrix whose rows are written by tasks.
+#[derive(Debug)]
+pub struct RowsOut<'a, T> {
+    /// `[n_rows, width]`.
+    pub values: &'a mut [T],
+    /// Values in a row; 0 for an output that is not wanted.
+    pub width: usize,
+}
+
+impl<'a, T> RowsOut<'a, T> {
+    /// An output of rows of `width`.
+    pub fn new(values: &'a mut [T], width: usize) -> Self {
+        Self { values, width }
+    }
+
+    /// No output: tasks get an empty slice.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { values: &mut [], width: 0 }
+    }
+}
+
+impl Pool {
+    /// Calls `task(first_row, n_rows, a, b, c)` for consecutive bundles of rows of three outputs.
+    ///
+    /// # Panics
+    /// When an output has not `n_rows` rows, or a task panicked.
+    pub fn run_rows<A: Send, B: Send, C: Send>(
+        &self,
+        n_rows: usize,
+        rows_per_task: usize,
+        outputs: (RowsOut<'_, A>, RowsOut<'_, B>, RowsOut<'_, C>),
+        task: impl Fn(usize, usize, (&mut [A], &mut [B], &mut [C])) + Sync,
+    ) {
+        let (a, b, c) = outputs;
+        assert_eq!(a.values.len(), n_rows * a.width);
+        assert_eq!(b.values.len(), n_rows * b.width);
+        assert_eq!(c.values.len(), n_rows * c.width);
+        let widths = (a.width, b.width, c.width);
+        let (a, b, c) =
+            (SliceParts::new(a.values), SliceParts::new(b.values), SliceParts::new(c.values));
+        self.run(n_rows.div_ceil(rows_per_task), |task_idx, _| {
+            let row = task_idx * rows_per_task;
+            let n = rows_per_task.min(n_rows - row);
+            // SAFETY: bundles of different tasks do not overlap, and each index is run once.
+            let parts = unsafe {
+                (
+                    a.range(row * widths.0, n * widths.0),
+                    b.range(row * widths.1, n * widths.1),
+                    c.range(row * widths.2, n * widths.2),
+                )
+            };
+            task(row, n, parts);
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for worker in &mut self.workers {
+            worker.thread.unpark();
+            if let Some(handle) = worker.handle.take() {
+                // A worker's panic was reported by `run`; there is nobody to tell here.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+fn claim_tasks(next_task: &AtomicUsize, n_tasks: usize, task: &Task<'_>, scratch: &mut Scratch) {
+    loop {
+        let task_idx = next_task.fetch_add(1, Ordering::Relaxed);
+        if task_idx >= n_tasks {
+            return;
+        }
+        task(task_idx, scratch);
+    }
+}
+
+fn work(shared: &Shared, parked: &AtomicBool) {
+    let mut scratch = Scratch::default();
+    let mut seen_epoch = 0;
+    while let Some(epoch) = wait_for_job(shared, parked, seen_epoch) {
+        seen_epoch = epoch;
+        // Raise the count first, look second: `close` stores first and reads the count second, so one of the
+        // two sees the other (both orders are sequentially consistent).
+        shared.n_active.fetch_add(1, Ordering::SeqCst);
+        if shared.open_epoch.load(Ordering::SeqCst) == epoch {
+            // SAFETY: the job is open and this worker is counted, so the caller waits in `close` before it
+            // takes the closure away.
+            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
+                let job = (*shared.job.get()).expect("an open job is published");
+                claim_tasks(&shared.next_task, job.n_tasks, &*job.task, &mut scratch);
+            }));
+            if outcome.is_err() {
+                shared.panicked.store(true, Ordering::Release);
+                shared.next_task.store(usize::MAX / 2, Ordering::Relaxed);
+            }
+        }
+        shared.n_active.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The number of the next job, or `None` when the pool ends.
+fn wait_for_job(shared: &Shared, parked: &AtomicBool, seen_epoch: u64) -> Option<u64> {
+    let mut spins = 0;
+    loop {
+        if shared.stop.load(Ordering::SeqCst) {
+            return None;
+        }
+        let epoch = shared.epoch.load(Ordering::SeqCst);
+        if epoch != seen_epoch {
+            return Some(epoch);
+        }
+        spins += 1;
+        if spins < SPINS_BEFORE_PARK {
+            std::hint::spin_loop();
+            continue;
+        }
+        parked.store(true, Ordering::SeqCst);
+        // A job published between the check above and the store would not unpark us: look again.
+        if shared.epoch.load(Ordering::SeqCst) == seen_epoch && !shared.stop.load(Ordering::SeqCst)
+        {
+            thread::park();
+        }
+        parked.store(false, Ordering::SeqCst);
+        spins = 0;
+    }
+}
+
+/// A mutable slice that several tasks write in disjoint parts.
+#[derive(Clone, Copy, Debug)]
+pub struct SliceParts<'a, T> {
+    start: *mut T,
+    len: usize,
+    owner: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it hands out parts only through an unsafe function whose contract forbids overlap.
+unsafe impl<T: Send> Send for SliceParts<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SliceParts<'_, T> {}
+
+impl<'a, T> SliceParts<'a, T> {
+    /// Borrows `slice` for as long as parts are handed out.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
+    }
+
+    /// The elements `start .. start + len`.
+    ///
+    /// # Panics
+    /// When the range leaves the slice.
+    ///
+    /// # Safety
+    /// No two parts that are alive at the same time overlap.
+    #[must_use]
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub unsafe fn range(&self, start: usize, len: usize) -> &'a mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "{start} + {len} > {}", self.len);
+        // SAFETY: in bounds by the assertion; unique by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+
+    /// Pointer to element `start`, for kernels that write a strided tile.
+    pub(crate) fn pointer(&self, start: usize) -> *mut T {
+        assert!(start <= self.len);
+        self.start.wrapping_add(start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_whatever_the_thread_count() {
+        for n_threads in [1, 2, 3, 8] {
+            let pool = Pool::new(n_threads).unwrap();
+            for n_tasks in [0, 1, 2, 7, 1000] {
+                let counts: Vec<AtomicUsize> = (0..n_tasks).map(|_| AtomicUsize::new(0)).collect();
+                for _ in 0..20 {
+                    pool.run(n_tasks, |task_idx, _| {
+                        counts[task_idx].fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 20));
+            }
+        }
+    }
+
+    #[test]
+    fn a_pool_works_after_its_threads_have_parked() {
+        let pool = Pool::new(3).unwrap();
+        for _ in 0..5 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            let sum = AtomicUsize::new(0);
+            pool.run(100, |task_idx, _| {
+                sum.fetch_add(task_idx, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 4950);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(4).unwrap();
+        for bad_idx in [0, 50, 99] {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(100, |task_idx, _| assert_ne!(task_idx, bad_idx));
+            }));
+            assert!(outcome.is_err());
+        }
+        let sum = AtomicUsize::new(0);
+        pool.run(10, |_, _| {
+            sum.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 10);
+    }
+
+    #[test]
+    fn chunks_cover_the_slice_in_order() {
+        let pool = Pool::new(2).unwrap();
+        let mut out = vec![0; 103];
+        pool.run_chunks(&mut out, 10, |chunk_idx, chunk, _| chunk.fill(chunk_idx));
+        assert!(out.iter().enumerate().all(|(i, &chunk_idx)| chunk_idx == i / 10));
+    }
+
+    #[test]
+    fn scratch_grows_and_keeps_lengths() {
+        let mut scratch = Scratch::default();
+        let [a, b] = scratch.floats([10, 3000]);
+        assert_eq!((a.len(), b.len()), (10, 3000));
+        let [a] = scratch.floats([100]);
+        assert_eq!(a.len(), 100);
+    }
+}

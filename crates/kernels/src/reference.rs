@@ -1,0 +1,249 @@
+//! The definitions: plain scalar code, one function per operation, in the order of the formulas. Every fast version is
+//! compared with these.
+
+use crate::adamw::AdamW;
+use crate::attention::{GradientRow, KEY_BLOCK, SoftmaxBlock};
+use crate::matmul::{Block, Write};
+use crate::operand::Operand;
+use crate::panels::PANEL_WIDTH;
+use crate::rope::{Direction, RopeTable};
+
+/// One block of K of a product ([`crate::matmul`]).
+///
+/// # Safety
+/// As `matmul::multiply_block`.
+#[expect(unsafe_code, reason = "blocks are given by pointers")]
+pub(crate) unsafe fn matmul_block<T: Operand>(block: &Block) {
+    for row in 0..block.n_rows {
+        for column in 0..block.n_columns {
+            let mut sum = 0.0_f32;
+            for group in 0..block.n_groups {
+                for offset in 0..T::GROUP {
+                    // SAFETY: within the block by the caller's promise.
+                    let (a, b) = unsafe { block.values::<T>(row, column, group, offset) };
+                    sum = a.mul_add(b, sum);
+                }
+            }
+            // SAFETY: within the block's output.
+            unsafe { block.write(row, column, sum) };
+        }
+    }
+}
+
+impl Block {
+    /// Values of the left and the right operand.
+    ///
+    /// # Safety
+    /// The indices lie in the block, whose operands are of type `T`.
+    #[expect(unsafe_code, reason = "see Safety")]
+    unsafe fn values<T: Operand>(
+        &self,
+        row: usize,
+        column: usize,
+        group: usize,
+        offset: usize,
+    ) -> (f32, f32) {
+        let (panel, lane) = (column / PANEL_WIDTH, column % PANEL_WIDTH);
+        // SAFETY: the caller's promise; a group holds T::GROUP values.
+        unsafe {
+            let a = self.a.add(self.a_row(row) + group * self.a_group_stride).cast::<T>();
+            let line = self.b.add(panel * self.b_panel_stride + group * PANEL_WIDTH).cast::<T>();
+            let a = a.add(offset).read_unaligned().to_f32();
+            (a, line.add(lane * T::GROUP + offset).read_unaligned().to_f32())
+        }
+    }
+
+    /// # Safety
+    /// The indices lie in the block's output.
+    #[expect(unsafe_code, reason = "see Safety")]
+    unsafe fn write(&self, row: usize, column: usize, sum: f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let out = self.out.add(row * self.out_stride + column);
+            *out = match self.write {
+                Write::Overwrite => sum,
+                Write::Accumulate => *out + sum,
+            };
+        }
+    }
+}
+
+/// [`crate::norm::rms_norm`].
+pub fn rms_norm<T: Operand>(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [T],
+    inverse_rms: &mut [f32],
+) {
+    let hidden = weight.len();
+    for (t, scale) in inverse_rms.iter_mut().enumerate() {
+        let x = &x[t * hidden..][..hidden];
+        let mean = x.iter().map(|x| x * x).sum::<f32>() / hidden as f32;
+        *scale = 1.0 / (mean + eps).sqrt();
+        for i in 0..hidden {
+            out[t * hidden + i] = T::from_f32(x[i] * *scale * weight[i]);
+        }
+    }
+}
+
+/// The gradient of the input in [`crate::norm::rms_norm_backward`].
+pub fn rms_norm_backward_input<T: Operand>(
+    x: &[T],
+    weight: &[f32],
+    inverse_rms: &[f32],
+    d_out: &[f32],
+    d_x: &mut [f32],
+) {
+    let hidden = weight.len();
+    for (t, scale) in inverse_rms.iter().enumerate() {
+        let (x, d_out) = (&x[t * hidden..][..hidden], &d_out[t * hidden..][..hidden]);
+        let mut mean = 0.0;
+        for j in 0..hidden {
+            mean += d_out[j] * weight[j] * (x[j].to_f32() * scale) / hidden as f32;
+        }
+        for i in 0..hidden {
+            let normed = x[i].to_f32() * scale;
+            d_x[t * hidden + i] += scale * (d_out[i] * weight[i] - normed * mean);
+        }
+    }
+}
+
+/// The gradient of the weights from `column` on in [`crate::norm::rms_norm_backward`].
+pub fn rms_norm_backward_weight<T: Operand>(
+    x: &[T],
+    inverse_rms: &[f32],
+    d_out: &[f32],
+    hidden: usize,
+    column: usize,
+    d_weight: &mut [f32],
+) {
+    for (t, scale) in inverse_rms.iter().enumerate() {
+        for (i, sum) in d_weight.iter_mut().enumerate() {
+            let at = t * hidden + column + i;
+            *sum += d_out[at] * (x[at].to_f32() * scale);
+        }
+    }
+}
+
+/// [`crate::rope::rotate`].
+pub fn rotate<T: Operand>(
+    x: &[f32],
+    positions: &[u32],
+    table: &RopeTable,
+    n_rotated: usize,
+    direction: Direction,
+    out: &mut [T],
+) {
+    let (head_dim, half) = (table.head_dim(), table.head_dim() / 2);
+    let width = x.len() / positions.len();
+    for (t, &position) in positions.iter().enumerate() {
+        let (cosines, sines) = table.at(position);
+        for head in 0..width / head_dim {
+            let start = t * width + head * head_dim;
+            for i in 0..half {
+                let (x1, x2) = (x[start + i], x[start + half + i]);
+                let (cosine, sine) = match (head < n_rotated, direction) {
+                    (true, Direction::Forward) => (cosines[i], sines[i]),
+                    (true, Direction::Backward) => (cosines[i], -sines[i]),
+                    (false, _) => (1.0, 0.0),
+                };
+                out[start + i] = T::from_f32(x1 * cosine - x2 * sine);
+                out[start + half + i] = T::from_f32(x2 * cosine + x1 * sine);
+            }
+        }
+    }
+}
+
+/// [`crate::swiglu::swiglu`].
+pub fn swiglu<T: Operand>(gate_up: &[f32], ffn_dim: usize, rounded: &mut [T], out: &mut [T]) {
+    for (rounded, value) in rounded.iter_mut().zip(gate_up) {
+        *rounded = T::from_f32(*value);
+    }
+    for (t, out) in out.chunks_exact_mut(ffn_dim).enumerate() {
+        let (gate, up) = rounded[t * 2 * ffn_dim..][..2 * ffn_dim].split_at(ffn_dim);
+        for i in 0..ffn_dim {
+            let x = gate[i].to_f32();
+            out[i] = T::from_f32(x / (1.0 + (-x).exp()) * up[i].to_f32());
+        }
+    }
+}
+
+/// [`crate::swiglu::swiglu_backward`].
+pub fn swiglu_backward<T: Operand>(
+    rounded: &[T],
+    ffn_dim: usize,
+    d_out: &[f32],
+    d_gate_up: &mut [T],
+    out: &mut [T],
+) {
+    for (t, out) in out.chunks_exact_mut(ffn_dim).enumerate() {
+        let (gate, up) = rounded[t * 2 * ffn_dim..][..2 * ffn_dim].split_at(ffn_dim);
+        let (d_gate, d_up) = d_gate_up[t * 2 * ffn_dim..][..2 * ffn_dim].split_at_mut(ffn_dim);
+        for i in 0..ffn_dim {
+            let (x, up, d_out) = (gate[i].to_f32(), up[i].to_f32(), d_out[t * ffn_dim + i]);
+            let s = 1.0 / (1.0 + (-x).exp());
+            d_gate[i] = T::from_f32(d_out * up * s * (1.0 + x * (1.0 - s)));
+            d_up[i] = T::from_f32(d_out * x * s);
+            out[i] = T::from_f32(x / (1.0 + (-x).exp()) * up);
+        }
+    }
+}
+
+/// One row over one block of keys in [`crate::attention::attention`].
+pub(crate) fn softmax_block<T: Operand>(row: SoftmaxBlock<'_, T>) {
+    let SoftmaxBlock { scores, n_visible, scale, max, divisor, probabilities, sums } = row;
+    let new_max = scores[..n_visible].iter().fold(*max, |max, s| max.max(s * scale));
+    let rescale = (*max - new_max).exp();
+    let mut sum = 0.0;
+    for k in 0..KEY_BLOCK {
+        let p = if k < n_visible { (scores[k] * scale - new_max).exp() } else { 0.0 };
+        sum += p;
+        probabilities[k] = T::from_f32(p);
+    }
+    *divisor = *divisor * rescale + sum;
+    *max = new_max;
+    sums.iter_mut().for_each(|o| *o *= rescale);
+}
+
+/// One row of scores in [`crate::attention::attention_backward`].
+pub(crate) fn score_gradients_row<T: Operand>(row: GradientRow<'_, T>) {
+    for k in 0..row.scores.len() {
+        let (mut p, mut d_score) = (0.0, 0.0);
+        if k < row.n_visible {
+            p = (row.scores[k] * row.scale - row.log_sum_exp).exp();
+            d_score = row.scale * p * (row.d_scores[k] - row.delta);
+        }
+        row.scores[k] = p;
+        row.d_scores[k] = d_score;
+        row.rounded[k] = T::from_f32(d_score);
+    }
+}
+
+/// One row of [`crate::cross_entropy::cross_entropy`]; returns the loss.
+pub fn cross_entropy_row<T: Operand>(
+    logits: &[f32],
+    target: usize,
+    weight: f32,
+    d_logits: &mut [T],
+) -> f32 {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |max, x| max.max(*x));
+    let sum: f32 = logits.iter().map(|x| (x - max).exp()).sum();
+    for (i, d) in d_logits.iter_mut().enumerate() {
+        let one_hot = if i == target { 1.0 } else { 0.0 };
+        *d = T::from_f32(weight * ((logits[i] - max).exp() / sum - one_hot));
+    }
+    sum.ln() + max - logits[target]
+}
+
+/// [`crate::adamw::adamw_step`].
+pub fn adamw_step(step: AdamW, weight: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) {
+    for i in 0..weight.len() {
+        let g = step.grad_scale * grad[i];
+        m[i] = step.beta1 * m[i] + (1.0 - step.beta1) * g;
+        v[i] = step.beta2 * v[i] + (1.0 - step.beta2) * g * g;
+        let divisor = v[i].sqrt() / step.bias_correction2.sqrt() + step.eps;
+        weight[i] *= 1.0 - step.learning_rate * step.weight_decay;
+        weight[i] -= step.learning_rate / step.bias_correction1 * m[i] / divisor;
+    }
+}

@@ -1,0 +1,223 @@
+//! The gated activation of the feed-forward part.
+
+use crate::compute::{Compute, Family};
+use crate::lanes::{LaneKernel, Lanes, dispatch};
+use crate::operand::Operand;
+use crate::pool::RowsOut;
+use crate::reference;
+
+/// Rows of one task.
+const TASK_ROWS: usize = 8;
+
+/// SwiGLU: `out[t, i] = silu(gate[t, i]) * up[t, i]`, `silu(x) = x / (1 + exp(-x))`, of the operand-rounded gate and up.
+///
+/// Shapes: gate_up, rounded `[tokens, 2, ffn]` (gate first); out `[tokens, ffn]`. Overwrites `rounded` (what backward
+/// needs) and `out`. Numerics: gate and up are rounded to the operand type first, so that backward sees the values
+/// that forward used; the rest f32. Source: arXiv 2002.05202, section 2.
+///
+/// # Panics
+/// When a slice does not fit the shape.
+pub fn swiglu<T: Operand>(
+    compute: &Compute,
+    gate_up: &[f32],
+    ffn_dim: usize,
+    rounded: &mut [T],
+    out: &mut [T],
+) {
+    assert_eq!(gate_up.len(), rounded.len(), "gate_up and rounded have one shape");
+    assert_eq!(gate_up.len(), 2 * out.len(), "out is [tokens, ffn]");
+    let family = compute.family();
+    let n_tokens = out.len() / ffn_dim.max(1);
+    let outputs =
+        (RowsOut::new(rounded, 2 * ffn_dim), RowsOut::new(out, ffn_dim), RowsOut::<u8>::none());
+    compute.pool().run_rows(n_tokens, TASK_ROWS, outputs, |row, n, (rounded, out, _)| {
+        let gate_up = &gate_up[row * 2 * ffn_dim..][..n * 2 * ffn_dim];
+        if family == Family::Reference {
+            reference::swiglu(gate_up, ffn_dim, rounded, out);
+        } else {
+            dispatch(family, Forward { gate_up, ffn_dim, rounded, out });
+        }
+    });
+}
+
+struct Forward<'a, T> {
+    gate_up: &'a [f32],
+    ffn_dim: usize,
+    rounded: &'a mut [T],
+    out: &'a mut [T],
+}
+
+impl<T: Operand> LaneKernel for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let ffn = self.ffn_dim;
+        for (row, out) in self.out.chunks_exact_mut(ffn).enumerate() {
+            let (gate, up) = self.gate_up[row * 2 * ffn..][..2 * ffn].split_at(ffn);
+            let (rounded_gate, rounded_up) =
+                self.rounded[row * 2 * ffn..][..2 * ffn].split_at_mut(ffn);
+            for i in (0..ffn).step_by(L::N) {
+                T::store(lanes, lanes.load(&gate[i..]), &mut rounded_gate[i..]);
+                T::store(lanes, lanes.load(&up[i..]), &mut rounded_up[i..]);
+                let x = T::load(lanes, &rounded_gate[i..]);
+                let up = T::load(lanes, &rounded_up[i..]);
+                let silu = lanes.mul(x, sigmoid(lanes, x));
+                T::store(lanes, lanes.mul(silu, up), &mut out[i..]);
+            }
+        }
+    }
+}
+
+/// `1 / (1 + exp(-x))`
+#[inline(always)]
+fn sigmoid<L: Lanes>(lanes: L, x: L::F) -> L::F {
+    let one = lanes.splat(1.0);
+    lanes.div(one, lanes.add(one, lanes.exp(lanes.sub(lanes.splat(0.0), x))))
+}
+
+/// Gradient of [`swiglu`], and its output once more: with `s = 1 / (1 + exp(-gate))`,
+/// `d_gate = d_out * up * s * (1 + gate * (1 - s))`, `d_up = d_out * gate * s`.
+///
+/// Shapes: rounded, d_gate_up `[tokens, 2, ffn]`; d_out, out `[tokens, ffn]`. Overwrites both outputs; `out` has the very
+/// bits of the forward pass. Numerics: f32, outputs rounded to the operand type.
+///
+/// # Panics
+/// When a slice does not fit the shape.
+pub fn swiglu_backward<T: Operand>(
+    compute: &Compute,
+    rounded: &[T],
+    ffn_dim: usize,
+    d_out: &[f32],
+    d_gate_up: &mut [T],
+    out: &mut [T],
+) {
+    assert_eq!(rounded.len(), d_gate_up.len(), "gate_up and its gradient have one shape");
+    assert_eq!(rounded.len(), 2 * out.len(), "out is [tokens, ffn]");
+    assert_eq!(d_out.len(), out.len(), "d_out is [tokens, ffn]");
+    let family = compute.family();
+    let n_tokens = out.len() / ffn_dim.max(1);
+    let outputs =
+        (RowsOut::new(d_gate_up, 2 * ffn_dim), RowsOut::new(out, ffn_dim), RowsOut::<u8>::none());
+    compute.pool().run_rows(n_tokens, TASK_ROWS, outputs, |row, n, (d_gate_up, out, _)| {
+        let rounded = &rounded[row * 2 * ffn_dim..][..n * 2 * ffn_dim];
+        let d_out = &d_out[row * ffn_dim..][..n * ffn_dim];
+        if family == Family::Reference {
+            reference::swiglu_backward(rounded, ffn_dim, d_out, d_gate_up, out);
+        } else {
+            dispatch(family, Backward { rounded, ffn_dim, d_out, d_gate_up, out });
+        }
+    });
+}
+
+struct Backward<'a, T> {
+    rounded: &'a [T],
+    ffn_dim: usize,
+    d_out: &'a [f32],
+    d_gate_up: &'a mut [T],
+    out: &'a mut [T],
+}
+
+impl<T: Operand> LaneKernel for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let ffn = self.ffn_dim;
+        let one = lanes.splat(1.0);
+        for (row, out) in self.out.chunks_exact_mut(ffn).enumerate() {
+            let (gate, up) = self.rounded[row * 2 * ffn..][..2 * ffn].split_at(ffn);
+            let (d_gate, d_up) = self.d_gate_up[row * 2 * ffn..][..2 * ffn].split_at_mut(ffn);
+            let d_out = &self.d_out[row * ffn..][..ffn];
+            for i in (0..ffn).step_by(L::N) {
+                let (x, up) = (T::load(lanes, &gate[i..]), T::load(lanes, &up[i..]));
+                let d_out = lanes.load(&d_out[i..]);
+                let s = sigmoid(lanes, x);
+                let silu = lanes.mul(x, s);
+                // s (1 + x (1 - s)) = s + silu (1 - s)
+                let slope = lanes.mul_add(silu, lanes.sub(one, s), s);
+                T::store(lanes, lanes.mul(lanes.mul(d_out, up), slope), &mut d_gate[i..]);
+                T::store(lanes, lanes.mul(d_out, silu), &mut d_up[i..]);
+                T::store(lanes, lanes.mul(silu, up), &mut out[i..]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use testkit::close::{Tolerance, assert_close};
+    use testkit::finite_difference::assert_gradient;
+
+    use super::*;
+    use crate::test_support::{computes, fast_computes, normal, reference};
+
+    type Outputs = (Vec<f32>, Vec<f32>, Vec<f32>);
+
+    /// Output, gradient of gate and up, and the output as backward computes it.
+    fn run<T: Operand>(compute: &Compute, gate_up: &[f32], ffn: usize, d_out: &[f32]) -> Outputs {
+        let zero = T::from_f32(0.0);
+        let (mut rounded, mut out) = (vec![zero; gate_up.len()], vec![zero; d_out.len()]);
+        swiglu(compute, gate_up, ffn, &mut rounded, &mut out);
+        let (mut d_gate_up, mut again) = (vec![zero; gate_up.len()], vec![zero; d_out.len()]);
+        swiglu_backward(compute, &rounded, ffn, d_out, &mut d_gate_up, &mut again);
+        let wide = |v: Vec<T>| v.into_iter().map(T::to_f32).collect();
+        (wide(out), wide(d_gate_up), wide(again))
+    }
+
+    #[test]
+    fn fast_versions_equal_the_definition() {
+        for ffn in [1, 7, 16, 33, 100] {
+            let (x, d_out) = (normal(1, 5 * 2 * ffn, 4.0), normal(2, 5 * ffn, 1.0));
+            let expected = run::<f32>(&reference(), &x, ffn, &d_out);
+            let expected_bf16 = run::<bf16>(&reference(), &x, ffn, &d_out);
+            for compute in fast_computes(2) {
+                let out = run::<f32>(&compute, &x, ffn, &d_out);
+                // exp within two units in the last place, and some roundings.
+                let tolerance = Tolerance { absolute: 1e-6, relative: 2e-6 };
+                assert_close(&out.0, &expected.0, tolerance);
+                assert_close(&out.1, &expected.1, tolerance);
+                assert_eq!(out.2, out.0, "backward recomputes the very output");
+                let out = run::<bf16>(&compute, &x, ffn, &d_out);
+                let tolerance = Tolerance { absolute: 1e-6, relative: 0.008 };
+                assert_close(&out.0, &expected_bf16.0, tolerance);
+                assert_close(&out.1, &expected_bf16.1, tolerance);
+                assert_eq!(out.2, out.0);
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_gates_give_zero_or_the_gate() {
+        for compute in computes(1) {
+            let gate_up = [-200.0, 200.0, 0.0, f32::NAN, 1.0, 1.0, 1.0, 1.0];
+            let (out, ..) = run::<f32>(&compute, &gate_up, 4, &[1.0; 4]);
+            assert_eq!(out[..3], [0.0, 200.0, 0.0]);
+            assert!(out[3].is_nan());
+        }
+    }
+
+    #[test]
+    fn the_gradient_equals_finite_differences() {
+        let ffn = 9;
+        let (x, c) = (normal(3, 3 * 2 * ffn, 1.5), normal(4, 3 * ffn, 1.0));
+        let loss = |x: &[f64]| {
+            let mut loss = 0.0;
+            for (t, row) in x.chunks(2 * ffn).enumerate() {
+                for i in 0..ffn {
+                    let silu = row[i] / (1.0 + (-row[i]).exp());
+                    loss += f64::from(c[t * ffn + i]) * silu * row[ffn + i];
+                }
+            }
+            loss
+        };
+        let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let all: Vec<usize> = (0..x.len()).collect();
+        for compute in computes(1) {
+            let (_, d, _) = run::<f32>(&compute, &x, ffn, &c);
+            let d: Vec<f64> = d.into_iter().map(f64::from).collect();
+            assert_gradient(&d, loss, &wide, &all, Tolerance { absolute: 1e-5, relative: 1e-5 });
+        }
+    }
+}
