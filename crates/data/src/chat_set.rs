@@ -1,16 +1,24 @@
 //! General conversations that teach a small model to chat: short, direct, in the user's language.
+//!
+//! The material is written by hand, one file per language in `chat_set/text`; names, words and
+//! numbers are drawn anew for each dialogue. Nothing here speaks of the invented company.
 
 pub(crate) mod draw;
+mod fill;
 mod json_lines;
+mod script;
 
 pub use json_lines::write_jsonl;
 
 use crate::Language;
-use serde::ser::{SerializeSeq, SerializeStruct};
-use serde::{Serialize, Serializer};
+use draw::Draw;
+use fill::Filler;
+use script::{Asked, Block, Script, Topic};
+use std::collections::HashSet;
+use tokenizer::chat::{Conversation, Message, Role};
 
 /// One question of the user and the assistant's reply.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Turn {
     /// What the user writes.
     pub question: String,
@@ -18,8 +26,8 @@ pub struct Turn {
     pub answer: String,
 }
 
-/// A conversation of one or more turns. As JSON it is `{"messages": [{"role", "content"}, ...]}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A conversation of one or more turns.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Dialogue {
     /// The language it is held in.
     pub language: Language,
@@ -42,35 +50,168 @@ impl Dialogue {
     ) -> Self {
         Self { language, topic, system: None, turns: vec![Turn { question, answer }] }
     }
-}
 
-#[derive(Serialize)]
-struct JsonMessage<'a> {
-    role: &'static str,
-    content: &'a str,
-}
-
-impl Serialize for Dialogue {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut object = serializer.serialize_struct("Dialogue", 1)?;
-        object.serialize_field("messages", &JsonMessages(self))?;
-        object.end()
+    /// The messages that the chat template renders.
+    #[must_use]
+    pub fn conversation(&self) -> Conversation {
+        let system = self.system.iter().map(|text| Message::new(Role::System, text.as_str()));
+        let turns = self.turns.iter().flat_map(|turn| {
+            [
+                Message::new(Role::User, turn.question.as_str()),
+                Message::new(Role::Assistant, turn.answer.as_str()),
+            ]
+        });
+        Conversation { messages: system.chain(turns).collect() }
     }
 }
 
-struct JsonMessages<'a>(&'a Dialogue);
+/// Makes up to `n_dialogues` different dialogues: two in five French, two in five English, the rest
+/// German, Spanish and Italian. The same numbers give the same dialogues.
+///
+/// Fewer come back only when the material is exhausted, far above ten thousand. Memory: the result
+/// and a hash per dialogue.
+#[must_use]
+pub fn dialogues(n_dialogues: usize, seed: u64) -> Vec<Dialogue> {
+    let scripts = Language::ALL.map(|language| (language, Script::parse(material(language))));
+    let mut draw = Draw::new(seed, "chat");
+    let mut seen = HashSet::new();
+    let mut dialogues = Vec::with_capacity(n_dialogues);
+    for _ in 0..n_dialogues.saturating_mul(20) {
+        if dialogues.len() == n_dialogues {
+            break;
+        }
+        let (language, script) = &scripts[pick_language(&mut draw)];
+        let dialogue = compose(*language, script, &mut draw);
+        if seen.insert(dialogue.clone()) {
+            dialogues.push(dialogue);
+        }
+    }
+    dialogues
+}
 
-impl Serialize for JsonMessages<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut messages = serializer.serialize_seq(None)?;
-        if let Some(content) = &self.0.system {
-            messages.serialize_element(&JsonMessage { role: "system", content })?;
-        }
-        for turn in &self.0.turns {
-            messages.serialize_element(&JsonMessage { role: "user", content: &turn.question })?;
-            messages
-                .serialize_element(&JsonMessage { role: "assistant", content: &turn.answer })?;
-        }
-        messages.end()
+/// The same dialogues as conversations.
+#[must_use]
+pub fn conversations(n_dialogues: usize, seed: u64) -> Vec<Conversation> {
+    dialogues(n_dialogues, seed).iter().map(Dialogue::conversation).collect()
+}
+
+fn material(language: Language) -> &'static str {
+    match language {
+        Language::French => include_str!("chat_set/text/fr.txt"),
+        Language::English => include_str!("chat_set/text/en.txt"),
+        Language::German => include_str!("chat_set/text/de.txt"),
+        Language::Spanish => include_str!("chat_set/text/es.txt"),
+        Language::Italian => include_str!("chat_set/text/it.txt"),
     }
 }
+
+/// An index into `Language::ALL`.
+fn pick_language(draw: &mut Draw) -> usize {
+    match draw.below(100) {
+        0..40 => 0,
+        40..80 => 1,
+        80..87 => 2,
+        87..94 => 3,
+        _ => 4,
+    }
+}
+
+fn compose(language: Language, script: &Script, draw: &mut Draw) -> Dialogue {
+    let topic = pick_topic(&script.topics, draw);
+    let mut filler = Filler::new(script, draw);
+    let mut turns = match draw.pick(&topic.blocks) {
+        Block::Talk { asked, later } => talk(asked, later, &mut filler, draw),
+        Block::Passage { text, asked } => passage(script, text, asked, &mut filler, draw),
+    };
+    // A chat seldom opens with its question, and often closes with thanks.
+    if topic.name != "greeting" && topic.name != "thanks" {
+        if draw.chance(5) {
+            turns.insert(0, small_talk(script, "greeting", draw));
+        }
+        if draw.chance(8) {
+            turns.push(small_talk(script, "thanks", draw));
+        }
+    }
+    let system = draw.chance(12).then(|| (*draw.pick(&script.systems)).to_owned());
+    Dialogue { language, topic: topic.name, system, turns }
+}
+
+fn pick_topic<'a>(topics: &'a [Topic], draw: &mut Draw) -> &'a Topic {
+    let total: usize = topics.iter().map(|topic| topic.weight).sum();
+    let mut place = draw.below(total);
+    for topic in topics {
+        if place < topic.weight {
+            return topic;
+        }
+        place -= topic.weight;
+    }
+    unreachable!("a place below the total weight lies in some topic")
+}
+
+fn talk(
+    asked: &Asked,
+    later: &[(String, String)],
+    filler: &mut Filler<'_>,
+    draw: &mut Draw,
+) -> Vec<Turn> {
+    let mut turns = vec![ask(asked, filler, draw)];
+    if !later.is_empty() && draw.chance(60) {
+        let n_later = draw.between(1, later.len());
+        turns.extend(later[..n_later].iter().map(|(question, answer)| Turn {
+            question: filler.fill(question, draw),
+            answer: filler.fill(answer, draw),
+        }));
+    }
+    turns
+}
+
+fn passage(
+    script: &Script,
+    text: &str,
+    asked: &[Asked],
+    filler: &mut Filler<'_>,
+    draw: &mut Draw,
+) -> Vec<Turn> {
+    let text = capitalise_first(&filler.fill(text, draw));
+    let mut order: Vec<&Asked> = asked.iter().collect();
+    draw.shuffle(&mut order);
+    let n_turns = 1 + usize::from(draw.chance(30));
+    let mut turns: Vec<Turn> =
+        order.iter().take(n_turns).map(|asked| ask(asked, filler, draw)).collect();
+    let wrap = draw.pick(&script.wraps);
+    turns[0].question = wrap.replace("{passage}", &text).replace("{question}", &turns[0].question);
+    turns
+}
+
+fn ask(asked: &Asked, filler: &mut Filler<'_>, draw: &mut Draw) -> Turn {
+    let question = filler.fill(draw.pick::<String>(&asked.questions), draw);
+    let answer = filler.fill(draw.pick::<String>(&asked.answers), draw);
+    Turn { question: as_typed(question, draw), answer }
+}
+
+/// People do not always type the question mark, nor the first capital.
+fn as_typed(question: String, draw: &mut Draw) -> String {
+    if !draw.chance(8) {
+        return question;
+    }
+    let bare = question.trim_end_matches(['?', '.', '!', ' ']);
+    if bare.is_empty() { question } else { bare.to_owned() }
+}
+
+fn small_talk(script: &Script, topic_name: &str, draw: &mut Draw) -> Turn {
+    let topic = script.topics.iter().find(|topic| topic.name == topic_name);
+    let topic = topic.unwrap_or_else(|| panic!("no topic named `{topic_name}`"));
+    // The first block of both topics is plain: a greeting, or thanks.
+    match &topic.blocks[0] {
+        Block::Talk { asked, .. } => ask(asked, &mut Filler::new(script, draw), draw),
+        Block::Passage { .. } => panic!("`{topic_name}` starts with a passage"),
+    }
+}
+
+fn capitalise_first(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Filling the slots of one dialogue: each is drawn once and keeps its value to the end.
+
+use super::draw::Draw;
+use super::script::Script;
+use std::collections::HashMap;
+
+/// The values drawn for one dialogue.
+pub(super) struct Filler<'a> {
+    script: &'a Script,
+    entries: HashMap<&'a str, usize>,
+    /// Numbers, codes and list items, by slot name.
+    drawn: HashMap<String, String>,
+}
+
+impl<'a> Filler<'a> {
+    /// Draws the numbers; words are drawn when a line asks for them.
+    pub(super) fn new(script: &'a Script, draw: &mut Draw) -> Self {
+        let mut filler = Self { script, entries: HashMap::new(), drawn: HashMap::new() };
+        let a = draw.between(5, 99);
+        let b = draw.between(2, a - 1);
+        let (x, y) = (draw.between(2, 10), draw.between(2, 10));
+        let mut triple = [draw.between(1, 33), draw.between(34, 66), draw.between(67, 99)];
+        if draw.chance(50) {
+            triple = triple.map(|n| n / 3 + 1);
+        }
+        let numbers = [
+            ("a", a),
+            ("b", b),
+            ("sum", a + b),
+            ("difference", a - b),
+            ("double", 2 * a),
+            ("next", a + 1),
+            ("previous", a - 1),
+            ("x", x),
+            ("y", y),
+            ("product", x * y),
+            ("low", triple[0]),
+            ("mid", triple[1]),
+            ("high", triple[2]),
+            ("small", draw.between(2, 12)),
+            ("hour", draw.between(7, 11)),
+            ("phone", draw.between(1_000, 9_999)),
+        ];
+        filler.drawn.extend(numbers.map(|(name, n)| (name.to_owned(), n.to_string())));
+        let letter = char::from(*draw.pick(b"ABCDEFGHJKLMNPRSTUVWXYZ"));
+        let dash = if draw.chance(50) { "-" } else { "" };
+        filler.drawn.insert("code".to_owned(), format!("{letter}{dash}{}", draw.between(10, 999)));
+        filler
+    }
+
+    /// The line with every `{slot}` replaced. `{name}` is the first form of an entry, `{name2}` its
+    /// second, and so on; `{i1}` to `{i4}` are different items of the category; `{^name}` starts
+    /// with a capital letter.
+    ///
+    /// # Panics
+    /// When the line names a slot that its language does not have.
+    pub(super) fn fill(&mut self, line: &str, draw: &mut Draw) -> String {
+        let mut out = String::new();
+        let mut rest = line;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (slot, after) =
+                after.split_once('}').unwrap_or_else(|| panic!("open brace in `{line}`"));
+            out.push_str(before);
+            let value = self.value(slot.trim_start_matches('^'), draw);
+            if slot.starts_with('^') {
+                out.push_str(&capitalised(&value));
+            } else {
+                out.push_str(&value);
+            }
+            rest = after;
+        }
+        out.push_str(rest);
+        out
+    }
+
+    fn value(&mut self, slot: &str, draw: &mut Draw) -> String {
+        if matches!(slot, "i1" | "i2" | "i3" | "i4") {
+            self.draw_items(draw);
+        }
+        if let Some(value) = self.drawn.get(slot) {
+            return value.clone();
+        }
+        let (name, form) = match slot.strip_suffix(|c: char| c.is_ascii_digit()) {
+            Some(name) if !self.script.slots.contains_key(slot) => {
+                (name, usize::from(slot.as_bytes()[slot.len() - 1] - b'1'))
+            }
+            _ => (slot, 0),
+        };
+        let entry = self.entry(name, draw);
+        let value = entry[form];
+        // An entry may hold slots of its own; what it becomes is kept.
+        let filled = self.fill(value, draw);
+        self.drawn.insert(slot.to_owned(), filled.clone());
+        filled
+    }
+
+    fn entry(&mut self, name: &str, draw: &mut Draw) -> &'a [&'static str] {
+        let (name, entries) = self
+            .script
+            .slots
+            .get_key_value(name)
+            .unwrap_or_else(|| panic!("no slot named `{name}`"));
+        let entry_idx = *self.entries.entry(*name).or_insert_with(|| draw.below(entries.len()));
+        &entries[entry_idx]
+    }
+
+    fn draw_items(&mut self, draw: &mut Draw) {
+        if self.drawn.contains_key("i1") {
+            return;
+        }
+        let mut items = self.entry("category", draw)[1..].to_vec();
+        draw.shuffle(&mut items);
+        for (i, item) in items.iter().take(4).enumerate() {
+            self.drawn.insert(format!("i{}", i + 1), (*item).to_owned());
+        }
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
