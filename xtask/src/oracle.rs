@@ -42,9 +42,13 @@ enum Means {
 const COMPARISONS: &[Comparison] = &[
     Comparison { name: "logits", means: Means::Golden("golden/make_logits.py") },
     Comparison { name: "train_steps", means: Means::Golden("golden/make_train_steps.py") },
+    Comparison {
+        name: "tokenizer",
+        means: Means::Golden("golden/tokenizer/make_tokenizer_golden.py"),
+    },
     Comparison { name: "tests", means: Means::Tests(&["model", "train", "tokenizer"]) },
     Comparison { name: "export", means: Means::Model("golden/compare_export.py") },
-    Comparison { name: "tokenizer", means: Means::Model("golden/compare_tokenizer.py") },
+    Comparison { name: "encoding", means: Means::Model("golden/compare_tokenizer.py") },
     Comparison { name: "speed", means: Means::Galerne(&["bench", "train", "--peer", "--json"]) },
 ];
 
@@ -124,14 +128,16 @@ impl Oracle<'_> {
         command
     }
 
-    /// Runs a command and returns the lines of JSON it printed; an exit other than 0 is an error.
+    /// Runs a command and returns the lines of JSON it printed, or all lines if none is JSON; an exit other than 0 is
+    /// an error.
     fn checked(&self, command: &mut Command) -> Result<String> {
         let ran = run::echoed(command)?;
         if !ran.success {
             bail!("{command:?} failed; it printed:\n{}", ran.stdout);
         }
         let is_json = |line: &&str| serde_json::from_str::<serde_json::Value>(line).is_ok();
-        Ok(ran.stdout.lines().filter(is_json).collect::<Vec<_>>().join("\n"))
+        let figures: Vec<&str> = ran.stdout.lines().filter(is_json).collect();
+        Ok(if figures.is_empty() { ran.stdout.trim().to_owned() } else { figures.join("\n") })
     }
 
     fn tests(&self, crates: &[&str]) -> Result<String> {
