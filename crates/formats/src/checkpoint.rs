@@ -5,6 +5,7 @@
 //! text file `checkpoints/LATEST`, which names it, moves last. So a process killed at any moment leaves the last
 //! checkpoint usable, and at most leftovers that [`clean_leftovers`] removes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::FormatError;
 use crate::durable::{self, read_bounded, remove_dir_at_once, write_bytes_atomically};
 use crate::os::exchange_names;
-use crate::weights::{WeightFiles, is_plain_name};
+use crate::weights::{TensorSource, WeightFiles, is_plain_name, write_safetensors_to};
 
 mod jsonl;
 mod sums;
@@ -109,6 +110,31 @@ impl CheckpointWriter {
         })?;
         self.sums.push((name.to_owned(), hex(&sum.finalize())));
         Ok(())
+    }
+
+    /// Writes a safetensors file of the checkpoint, tensor by tensor.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::file`] and [`write_safetensors_to`].
+    pub fn tensors<'a>(
+        &mut self,
+        name: &str,
+        tensors: impl IntoIterator<Item = TensorSource<'a>>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<(), FormatError> {
+        let path = self.temporary.join(name);
+        let mut failed = None;
+        let result = self.file(name, |writer| {
+            write_safetensors_to(writer, &path, tensors, metadata).map_err(|error| {
+                failed = Some(error);
+                io::ErrorKind::Other.into()
+            })
+        });
+        match failed {
+            None => result,
+            // What the tensors say tells more than that writing failed.
+            Some(error) => Err(error),
+        }
     }
 
     /// Writes `state.json`: format version, step, and `state` as the training code wants it back.

@@ -1,26 +1,20 @@
 use super::*;
 use crate::config::WeightDtype;
-use crate::durable::tests::{FullAfter, Scratch, names_in};
-use crate::weights::{TensorData, TensorSource, write_safetensors_to};
+use crate::durable::tests::{Scratch, names_in};
+use crate::weights::TensorData;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::process::Command;
+use testkit::failing_writer::FailingWriter;
 
-fn write_tensor(writer: &mut dyn Write, value: f32) -> io::Result<()> {
-    let tensor = TensorSource {
-        name: "x".to_owned(),
-        dtype: WeightDtype::F32,
-        shape: vec![1],
-        data: TensorData::F32(&[value]),
-    };
-    write_safetensors_to(writer, Path::new("x"), [tensor], &BTreeMap::new())
-        .map_err(io::Error::other)
+fn tensor(values: &[f32]) -> [TensorSource<'_>; 1] {
+    let (name, shape) = ("x".to_owned(), vec![values.len()]);
+    [TensorSource { name, dtype: WeightDtype::F32, shape, data: TensorData::F32(values) }]
 }
 
 fn begin(run_dir: &Path, step: u64, value: f32) -> CheckpointWriter {
     let mut writer = CheckpointWriter::begin(run_dir, step).unwrap();
-    writer.file(MODEL_FILE, |out| write_tensor(out, value)).unwrap();
-    writer.file(OPTIMIZER_FILE, |out| write_tensor(out, value * 2.0)).unwrap();
+    writer.tensors(MODEL_FILE, tensor(&[value]), &BTreeMap::new()).unwrap();
+    writer.tensors(OPTIMIZER_FILE, tensor(&[value * 2.0]), &BTreeMap::new()).unwrap();
     writer.state(&json!({"value": value})).unwrap();
     writer
 }
@@ -119,10 +113,18 @@ fn a_damaged_latest_is_an_error_and_the_list_shows_the_rest() {
 fn failing_writes_leave_the_checkpoint_before_usable() {
     let scratch = Scratch::new("failing");
     save(scratch.path(), 10, 1.0);
-    for n_left in [0, 1, 8, 100] {
+    for remaining_bytes in [0, 1, 8, 100] {
         let mut writer = begin(scratch.path(), 20, 2.0);
-        let error =
-            writer.file("extra.bin", |inner| FullAfter { inner, n_left }.write_all(&[0; 200]));
+        let error = writer.file("extra.bin", |inner| {
+            FailingWriter { inner, remaining_bytes }.write_all(&[0; 200])
+        });
+        assert!(error.unwrap_err().is_disk_full());
+        let write = Box::new(move |inner: &mut dyn Write| {
+            FailingWriter { inner, remaining_bytes }.write_all(&[0; 200])
+        });
+        let [mut streamed] = tensor(&[0.0; 50]);
+        streamed.data = TensorData::Stream(write);
+        let error = writer.tensors("more.safetensors", [streamed], &BTreeMap::new());
         assert!(error.unwrap_err().is_disk_full());
         drop(writer);
         assert_eq!(latest(scratch.path()).unwrap().unwrap().step(), 10);
@@ -134,7 +136,7 @@ fn failing_writes_leave_the_checkpoint_before_usable() {
 fn an_incomplete_or_misnamed_checkpoint_is_refused() {
     let scratch = Scratch::new("incomplete");
     let mut writer = CheckpointWriter::begin(scratch.path(), 1).unwrap();
-    writer.file(MODEL_FILE, |out| write_tensor(out, 1.0)).unwrap();
+    writer.tensors(MODEL_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
     for name in [MODEL_FILE, SUMS_FILE, "", "..", "a/b", "a\nb"] {
         let error = writer.file(name, |_| Ok(())).unwrap_err();
         assert!(matches!(error, FormatError::FileName { .. }), "{name}: {error}");
@@ -186,8 +188,8 @@ fn pruning_keeps_the_newest_and_never_removes_the_latest() {
 fn a_newer_state_is_refused_by_version() {
     let scratch = Scratch::new("newer");
     let mut writer = CheckpointWriter::begin(scratch.path(), 1).unwrap();
-    writer.file(MODEL_FILE, |out| write_tensor(out, 1.0)).unwrap();
-    writer.file(OPTIMIZER_FILE, |out| write_tensor(out, 1.0)).unwrap();
+    writer.tensors(MODEL_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
+    writer.tensors(OPTIMIZER_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
     writer.file(STATE_FILE, |out| out.write_all(br#"{"format_version": 2, "step": 1}"#)).unwrap();
     writer.commit().unwrap();
     let error = latest(scratch.path()).unwrap_err().to_string();

@@ -1,4 +1,5 @@
 use super::*;
+use testkit::failing_writer::FailingWriter;
 
 /// A folder of its own, removed at the end of the test.
 pub(crate) struct Scratch(PathBuf);
@@ -35,35 +36,14 @@ pub(crate) fn names_in(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Writes through until `n_left` bytes are used up, then says that the disk is full.
-pub(crate) struct FullAfter<'a> {
-    pub(crate) inner: &'a mut dyn Write,
-    pub(crate) n_left: usize,
-}
-
-impl Write for FullAfter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = bytes.len().min(self.n_left);
-        if n == 0 && !bytes.is_empty() {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.n_left -= n;
-        self.inner.write(&bytes[..n])
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
 #[test]
 fn a_failed_write_leaves_the_old_file_and_nothing_else() {
     let scratch = Scratch::new("failed-write");
     let path = scratch.path().join("state.json");
     write_bytes_atomically(&path, b"old").unwrap();
-    for n_left in [0, 1, 1000, WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES + 1] {
+    for remaining_bytes in [0, 1, 1000, WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES + 1] {
         let error = write_atomically(&path, |inner| {
-            FullAfter { inner, n_left }.write_all(&vec![7u8; 3 * WRITE_BUFFER_BYTES])
+            FailingWriter { inner, remaining_bytes }.write_all(&vec![7u8; 3 * WRITE_BUFFER_BYTES])
         })
         .unwrap_err();
         assert!(error.is_disk_full(), "{error}");

@@ -1,8 +1,9 @@
 use super::*;
 use crate::config::tests::tiny_config;
-use crate::durable::tests::{FullAfter, Scratch};
+use crate::durable::tests::Scratch;
 use crate::names::WeightName;
 use crate::weights::TensorData;
+use testkit::failing_writer::FailingWriter;
 
 fn lineage() -> Lineage {
     Lineage {
@@ -78,7 +79,9 @@ fn incomplete_models_are_not_committed_and_leave_nothing() {
     assert!(matches!(writer.commit(), Err(FormatError::NoWeights { .. })));
     let writer = ModelDirWriter::begin(&dir).unwrap();
     let error = writer
-        .file("tokenizer.json", |inner| FullAfter { inner, n_left: 3 }.write_all(b"{\"a\": 1}"))
+        .file("tokenizer.json", |inner| {
+            FailingWriter { inner, remaining_bytes: 3 }.write_all(b"{\"a\": 1}")
+        })
         .unwrap_err();
     assert!(error.is_disk_full(), "{error}");
     assert!(matches!(writer.file("../x", |_| Ok(())), Err(FormatError::FileName { .. })));

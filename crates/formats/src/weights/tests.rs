@@ -1,9 +1,10 @@
 use super::*;
 use crate::config::tests::tiny_config;
-use crate::durable::tests::{FullAfter, Scratch};
+use crate::durable::tests::Scratch;
 use proptest::prelude::*;
 use std::fs;
 use std::io::Write;
+use testkit::failing_writer::FailingWriter;
 
 fn source<'a>(name: &str, shape: &[usize], data: TensorData<'a>) -> TensorSource<'a> {
     TensorSource { name: name.to_owned(), dtype: WeightDtype::F32, shape: shape.to_vec(), data }
@@ -114,7 +115,7 @@ fn a_full_disk_in_the_middle_of_a_tensor_leaves_the_old_file() {
     let path = scratch.path().join(SINGLE_FILE);
     fs::write(&path, &old).unwrap();
     let stream = TensorData::Stream(Box::new(|inner: &mut dyn Write| {
-        FullAfter { inner, n_left: 100 }.write_all(&[0; 400])
+        FailingWriter { inner, remaining_bytes: 100 }.write_all(&[0; 400])
     }));
     let error = write_safetensors(&path, [source("x", &[100], stream)], &BTreeMap::new());
     assert!(error.unwrap_err().is_disk_full());
@@ -212,6 +213,27 @@ fn folders_without_safetensors_say_what_they_have() {
     assert!(error.to_string().contains("pytorch_model.bin"), "{error}");
     let error = WeightFiles::open(&scratch.path().join("none")).unwrap_err();
     assert!(matches!(error, FormatError::Io { .. }), "{error}");
+}
+
+#[test]
+fn model_directories_of_transformers_are_read_whole() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/logits");
+    for (name, is_tied) in [("tied", true), ("untied", false), ("wide_heads", true)] {
+        let dir = golden.join(name);
+        let config = crate::read_config(&dir).unwrap();
+        let files = WeightFiles::open(&dir).unwrap();
+        assert_eq!(
+            files.check(&config).unwrap(),
+            Vec::<String>::new(),
+            "{name}: nothing is unused"
+        );
+        assert_eq!(
+            files.n_bytes(),
+            4 * config.n_parameters(),
+            "{name}: f32, and nothing is missing"
+        );
+        assert_eq!(config.tied_embeddings, is_tied);
+    }
 }
 
 fn lying_file(header: &str, n_data: usize) -> Vec<u8> {

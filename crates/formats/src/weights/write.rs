@@ -126,7 +126,7 @@ fn plan<'a>(
         if let TensorData::Bytes(_) | TensorData::F32(_) | TensorData::Bf16(_) = tensor.data {
             check_length(path, &tensor, expected)?;
         }
-        let end = offset + expected;
+        let end = offset.saturating_add(expected);
         let info = json!({
             "dtype": match tensor.dtype { WeightDtype::F32 => "F32", WeightDtype::Bf16 => "BF16" },
             "shape": tensor.shape,
@@ -146,8 +146,9 @@ fn plan<'a>(
 }
 
 fn n_bytes(tensor: &TensorSource<'_>) -> u64 {
-    let n_elements: u64 = tensor.shape.iter().map(|&axis| axis as u64).product();
-    n_elements * tensor.dtype.n_bytes() as u64
+    // A shape that overflows gives a number that no data has.
+    let width = tensor.dtype.n_bytes() as u64;
+    tensor.shape.iter().fold(width, |n, &axis| n.saturating_mul(axis as u64))
 }
 
 fn check_length(path: &Path, tensor: &TensorSource<'_>, expected: u64) -> Result<(), FormatError> {
