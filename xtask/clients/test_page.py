@@ -10,6 +10,7 @@ import time
 import urllib.parse
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -19,29 +20,44 @@ from checks import expect, expect_equal
 
 WAIT_S = 60
 
-# Counts how often the text of the messages grows, from before the question is sent.
+# Notes the length of the newest answer whenever it changes, from before the question is sent.
 WATCH = """
 window.seen = [];
 const list = document.querySelector('#messages');
 new MutationObserver(() => {
-  const answers = list.querySelectorAll('.message.assistant');
-  const length = answers.length ? answers[answers.length - 1].textContent.length : 0;
+  const answers = list.querySelectorAll('.message.assistant:not([data-old]) .content');
+  const length = answers.length ? answers[answers.length - 1].textContent.trim().length : 0;
   if (length !== window.seen[window.seen.length - 1]) window.seen.push(length);
 }).observe(list, {childList: true, subtree: true, characterData: true});
 """
 
-# Presses stop as soon as it can be pressed; a small model may be done within milliseconds.
-STOP_AT_ONCE = """
+# Presses stop once the answer has begun, or soon after it could have; a small model may be done within milliseconds.
+STOP_SOON = """
 window.stopped = false;
+let offered = 0;
 const timer = setInterval(() => {
   const stop = document.querySelector('#stop');
-  if (stop && stop.offsetParent !== null && !stop.disabled) {
-    window.stopped = true;
-    clearInterval(timer);
-    stop.click();
-  }
+  if (stop.offsetParent === null || stop.disabled) return;
+  offered += 1;
+  const answer = document.querySelector('.message.assistant:not([data-old]) .content');
+  if (offered < 40 && !(answer && answer.textContent.trim())) return;
+  window.stopped = true;
+  clearInterval(timer);
+  stop.click();
 }, 1);
 """
+
+# Marks what was said before, so that what a question adds can be told from it.
+MARK_OLD = "document.querySelectorAll('.message').forEach(message => { message.dataset.old = 'true'; });"
+NEW_QUESTION = ".message.user:not([data-old]) .content"
+NEW_ANSWER = ".message.assistant:not([data-old]) .content"
+
+# Questions that a small model is asked in turn, until one gets an answer long enough for what is tested.
+QUESTIONS = (
+    "Bonjour, raconte-moi une longue histoire.",
+    "Tell me a very long story about the wind and the sea.",
+    "Write down everything you know, and then write it once more.",
+)
 
 
 def start_browser(profile):
@@ -81,6 +97,7 @@ class Page:
     def open(self):
         self.browser.get(f"{self.url}/")
         self.wait(lambda: self.find("#prompt").is_displayed(), "the prompt is shown")
+        self.wait(lambda: self.find("#model").is_enabled(), "a model is there")
 
     def find(self, selector):
         return self.browser.find_element(By.CSS_SELECTOR, selector)
@@ -89,28 +106,33 @@ class Page:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition, what):
-        WebDriverWait(self.browser, WAIT_S, poll_frequency=0.05).until(lambda _: condition(), f"waiting until {what}")
+        # An element may vanish while it is looked at, for instance when the page is loaded anew.
+        wait = WebDriverWait(
+            self.browser, WAIT_S, poll_frequency=0.05, ignored_exceptions=[StaleElementReferenceException]
+        )
+        wait.until(lambda _: condition(), f"waiting until {what}")
 
     def is_idle(self):
-        """No answer is being written: stop is hidden or disabled, and sending is possible."""
-        stop = self.find("#stop")
-        return not (stop.is_displayed() and stop.is_enabled()) and self.find("#send").is_displayed()
+        """No answer is being written: stop is hidden, and there is a button to send."""
+        return not self.find("#stop").is_displayed() and self.find("#send").is_displayed()
 
-    def type(self, text):
+    def begin(self, text, send):
+        """Types a question, sends it by calling `send`, and waits until it and the place of its answer are shown."""
+        self.browser.execute_script(MARK_OLD)
         prompt = self.find("#prompt")
         prompt.clear()
         prompt.send_keys(text)
+        send()
+        self.wait(lambda: self.all(NEW_QUESTION), "the question is shown")
+        self.wait(lambda: self.all(NEW_ANSWER), "an answer begins")
 
     def ask(self, text):
         """Sends a question with the button and waits for the end of the answer."""
-        before = len(self.all(".message.assistant"))
-        self.type(text)
-        self.find("#send").click()
-        self.wait(lambda: len(self.all(".message.assistant")) > before, "an answer begins")
+        self.begin(text, lambda: self.find("#send").click())
         self.wait(self.is_idle, "the answer ends")
 
-    def last_answer(self):
-        return self.all(".message.assistant")[-1].text
+    def answer(self):
+        return self.find(NEW_ANSWER).text.strip()
 
     def drain_logs(self):
         """Collects the logs; each entry is handed out by the browser only once."""
@@ -141,40 +163,42 @@ def test_the_model_picker_lists_the_models(page):
 
 def test_an_answer_is_streamed(page):
     page.browser.execute_script(WATCH)
-    page.ask("Bonjour, raconte-moi une histoire.")
-    expect_equal(page.all(".message.user")[-1].text.strip(), "Bonjour, raconte-moi une histoire.", "question shown")
-    expect(page.last_answer().strip(), "the answer is empty")
-    lengths = page.browser.execute_script("return window.seen")
-    growing = [length for length in lengths if length > 0]
-    expect(len(growing) >= 2, f"the answer came in one piece: lengths {lengths}")
+    for question in QUESTIONS:
+        page.browser.execute_script("window.seen = [];")
+        page.ask(question)
+        expect_equal(page.find(NEW_QUESTION).text.strip(), question, "question shown")
+        lengths = [length for length in page.browser.execute_script("return window.seen") if length > 0]
+        if len(lengths) >= 2:
+            return
+    raise AssertionError(f"each answer came in one piece; the last: {page.answer()!r}, lengths {lengths}")
 
 
 def test_enter_sends_and_the_prompt_is_emptied(page):
-    before = len(page.all(".message.user"))
-    page.type("What is the sea?")
-    page.find("#prompt").send_keys(Keys.ENTER)
-    page.wait(lambda: len(page.all(".message.user")) == before + 1, "the question is shown")
-    page.wait(page.is_idle, "the answer ends")
+    page.begin("What is the sea?", lambda: page.find("#prompt").send_keys(Keys.ENTER))
     expect_equal(page.find("#prompt").get_attribute("value"), "", "prompt after sending")
+    page.wait(page.is_idle, "the answer ends")
 
 
 def test_html_in_a_question_is_shown_as_text(page):
     page.ask("<img src=x onerror=\"document.title='broken'\"><b>bold</b>")
-    expect_equal(len(page.all("#messages .message.user img, #messages .message.user b")), 0, "elements made from text")
-    expect("<b>bold</b>" in page.all(".message.user")[-1].text, "the question is not shown as it was typed")
+    expect_equal(len(page.all(".message.user img, .message.user b")), 0, "number of elements made from text")
+    expect("<b>bold</b>" in page.find(NEW_QUESTION).text, "the question is not shown as it was typed")
     expect(page.browser.title != "broken", "a question ran as a script")
 
 
 def test_stop_ends_the_answer(page):
-    page.browser.execute_script(STOP_AT_ONCE)
-    page.type("Tell me a very long story about the wind and the sea.")
-    page.find("#send").click()
-    page.wait(lambda: page.browser.execute_script("return window.stopped"), "stop can be pressed")
-    page.wait(page.is_idle, "the answer ends")
-    text = page.last_answer()
+    page.browser.execute_script(STOP_SOON)
+    for question in QUESTIONS:
+        page.ask(question)
+        if page.browser.execute_script("return window.stopped"):
+            break
+    else:
+        raise AssertionError("every answer ended before stop could be pressed")
+    text = page.answer()
     time.sleep(1)
-    expect_equal(page.last_answer(), text, "answer one second after stop")
+    expect_equal(page.answer(), text, "answer one second after stop")
     page.ask("And now?")
+    expect(page.answer(), "the question after a stopped answer has no answer")
 
 
 def test_a_new_chat_is_empty(page):
