@@ -1,1 +1,49 @@
-//! HTTP API and the chat page.
+//! HTTP: the API that OpenAI and Mistral clients speak, and the chat page.
+//!
+//! The only async crate. It owns no model: engines, tokenizers and templates come in a [`ModelRegistry`], to which models may
+//! be added while the server runs, so that the port is open before there is anything to serve. It computes nothing but text:
+//! tokens come from the engine, through a channel.
+//!
+//! Routes: `GET /health`, `GET /v1/models`, `GET /v1/models/{name}`, `POST /v1/chat/completions`, `POST /v1/completions`, and
+//! the page at `/` with its files and its own stream. Anything else does not exist.
+//!
+//! It listens on loopback only and refuses a foreign `Host` or `Origin`; bodies, heads, connections and waiting requests are
+//! bounded; a panic in a request is an answer with status 500; prompts are never logged.
+//!
+//! ```
+//! use server::{ModelRegistry, ServerConfig};
+//!
+//! # fn main() -> Result<(), server::ServerError> {
+//! let models = ModelRegistry::new();
+//! let running = server::bind(ServerConfig::on_port(0))?.start(models.clone())?;
+//! models.set_status("step 12 of 400");
+//! // models.add("base", loaded_model)?; running.wait_for_signal()?;
+//! assert!(running.address().ip().is_loopback());
+//! running.stop()
+//! # }
+//! ```
+
+mod app;
+mod assets;
+mod body;
+mod chat;
+mod completions;
+mod config;
+mod error;
+mod failure;
+mod generation;
+mod guard;
+mod ids;
+mod markdown;
+mod models;
+mod page;
+mod registry;
+mod run;
+mod sse;
+mod stop;
+mod texts;
+
+pub use config::{ServerConfig, ServerLimits};
+pub use error::ServerError;
+pub use registry::{LoadedModel, ModelRegistry, SamplingDefaults};
+pub use run::{BoundServer, RunningServer, StopSignal, bind};

@@ -1,0 +1,154 @@
+//! `POST /v1/completions`: text in, its continuation out, no chat template.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::fields::{Fields, wrong_type};
+use crate::sampling::{
+    SamplingFields, StreamFields, is_false, read_model, read_stream, refuse_unsupported,
+};
+use crate::{FinishReason, MAX_PROMPTS, RequestError, Usage};
+
+/// `max_tokens` of a text completion that names none, as the OpenAI dialect says.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// One prompt, in either of its two forms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PromptInput {
+    /// Text, to be encoded.
+    Text(String),
+    /// Ids, used as given.
+    TokenIds(Vec<u32>),
+}
+
+/// A checked text-completion request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompletionRequest {
+    /// The name of the model.
+    pub model: String,
+    /// The prompts, at least one; the answer has one choice for each.
+    pub prompts: Vec<PromptInput>,
+    /// How to draw the answer; `max_tokens` is always set.
+    pub sampling: SamplingFields,
+    /// Whether the answer comes in pieces.
+    pub stream: StreamFields,
+    /// Paths of fields that no known schema has.
+    pub ignored_fields: Vec<String>,
+}
+
+impl CompletionRequest {
+    /// Parses and checks a request body.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] names the first field that is missing, of the wrong type, out of range or not supported.
+    pub fn parse(body: &[u8]) -> Result<Self, RequestError> {
+        let mut fields = Fields::parse(body)?;
+        let mut ignored_fields = Vec::new();
+        let model = read_model(&mut fields)?;
+        let prompts = read_prompts(&mut fields)?;
+        let mut sampling = SamplingFields::read(&mut fields, &["max_tokens"])?;
+        sampling.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+        let stream = read_stream(&mut fields, &mut ignored_fields)?;
+        refuse_unsupported(&mut fields)?;
+        fields.refuse_unless("logprobs", |_| false, "leave it out")?;
+        fields.refuse_unless("echo", is_false, "only false is accepted")?;
+        fields.refuse_unless("suffix", |value| value == "", "only an empty text is accepted")?;
+        fields.ignored(&mut ignored_fields);
+        Ok(Self { model, prompts, sampling, stream, ignored_fields })
+    }
+}
+
+/// A text, a list of ids, or a list of either.
+fn read_prompts(fields: &mut Fields) -> Result<Vec<PromptInput>, RequestError> {
+    let param = fields.path("prompt");
+    let expected = "a text, an array of token ids, or an array of these";
+    match fields.take("prompt") {
+        None => Err(RequestError::Missing { param, expected }),
+        Some(Value::String(text)) => Ok(vec![PromptInput::Text(text)]),
+        Some(Value::Array(entries)) if entries.is_empty() => {
+            let expected = "at least one entry".to_owned();
+            Err(RequestError::OutOfRange { param, expected, got: "empty".to_owned() })
+        }
+        Some(Value::Array(entries)) if entries.iter().all(Value::is_number) => {
+            Ok(vec![PromptInput::TokenIds(read_ids(&param, &entries)?)])
+        }
+        Some(Value::Array(entries)) => {
+            if entries.len() > MAX_PROMPTS {
+                let (limit, got) = (MAX_PROMPTS, entries.len());
+                return Err(RequestError::TooLong { param, unit: "entries", limit, got });
+            }
+            let prompts = entries.into_iter().enumerate().map(|(i, entry)| match entry {
+                Value::String(text) => Ok(PromptInput::Text(text)),
+                Value::Array(ids) => {
+                    Ok(PromptInput::TokenIds(read_ids(&format!("{param}[{i}]"), &ids)?))
+                }
+                other => Err(wrong_type(format!("{param}[{i}]"), expected, &other)),
+            });
+            prompts.collect()
+        }
+        Some(other) => Err(wrong_type(param, expected, &other)),
+    }
+}
+
+fn read_ids(path: &str, entries: &[Value]) -> Result<Vec<u32>, RequestError> {
+    let ids = entries.iter().enumerate().map(|(i, entry)| {
+        entry.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+            wrong_type(format!("{path}[{i}]"), "a token id (an integer from 0)", entry)
+        })
+    });
+    ids.collect()
+}
+
+/// The whole answer, or one event of a streamed one: the two have the same shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Completion {
+    /// Unique name of this answer.
+    pub id: String,
+    /// Always `text_completion`.
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// The model that answered.
+    pub model: String,
+    /// One for each prompt; in an event one, or none in the event with the usage.
+    pub choices: Vec<CompletionChoice>,
+    /// Token counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// The continuation of one prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CompletionChoice {
+    /// Which prompt it continues.
+    pub index: usize,
+    /// The text, or what is new of it.
+    pub text: String,
+    /// Always null.
+    pub logprobs: Option<()>,
+    /// Why it ended; null in events before the last of a choice.
+    pub finish_reason: Option<FinishReason>,
+}
+
+impl Completion {
+    /// An answer without choices, to be completed.
+    #[must_use]
+    pub fn new(id: String, created: u64, model: String) -> Self {
+        let object = "text_completion";
+        Self { id, object, created, model, choices: Vec::new(), usage: None }
+    }
+
+    /// An event about one choice.
+    #[must_use]
+    pub fn piece(&self, index: usize, text: String, finish_reason: Option<FinishReason>) -> Self {
+        let choice = CompletionChoice { index, text, logprobs: None, finish_reason };
+        Self { choices: vec![choice], ..self.clone() }
+    }
+
+    /// The counts, after the end.
+    #[must_use]
+    pub fn usage(&self, usage: Usage) -> Self {
+        Self { usage: Some(usage), ..self.clone() }
+    }
+}

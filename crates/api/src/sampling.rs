@@ -1,0 +1,187 @@
+//! The fields that chat and text completions share.
+
+use serde_json::Value;
+
+use crate::fields::{Fields, wrong_type};
+use crate::{MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS, RequestError};
+
+/// Largest `max_tokens` that is accepted; the answer also ends where the context does.
+const MAX_TOKENS_LIMIT: i64 = 1 << 31;
+
+/// How the answer is to be drawn; absent fields take the model's defaults.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SamplingFields {
+    /// 0 takes the likeliest token; from 0 to 2.
+    pub temperature: Option<f32>,
+    /// Keeps the likeliest tokens whose probabilities sum to this; from 0 to 1.
+    pub top_p: Option<f32>,
+    /// Keeps this many likeliest tokens; none keeps all.
+    pub top_k: Option<u32>,
+    /// Equal seeds and requests give equal answers. `random_seed` is the Mistral name of this field.
+    pub seed: Option<u64>,
+    /// Most tokens to generate; none goes on to the end of the context.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+}
+
+/// Whether the answer comes in pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StreamFields {
+    /// One JSON document.
+    #[default]
+    Whole,
+    /// Server-sent events, no usage.
+    Pieces,
+    /// Server-sent events, then one event with the usage.
+    PiecesAndUsage,
+}
+
+impl SamplingFields {
+    /// Reads the fields; `limit_names` are the names under which the dialect knows `max_tokens`.
+    pub(crate) fn read(
+        fields: &mut Fields,
+        limit_names: &[&'static str],
+    ) -> Result<Self, RequestError> {
+        let temperature = fields.number("temperature", 0.0..=2.0)?;
+        let top_p = fields.number("top_p", 0.0..=1.0)?;
+        // Other servers use both 0 and -1 for "no limit".
+        let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
+        let seed = one_of(fields, &["seed", "random_seed"], i64::MIN..=i64::MAX)?;
+        let max_tokens = one_of(fields, limit_names, 0..=MAX_TOKENS_LIMIT)?;
+        Ok(Self {
+            temperature: temperature.map(|value| value as f32),
+            top_p: top_p.map(|value| value as f32),
+            top_k: top_k.and_then(|value| u32::try_from(value).ok()).filter(|&value| value > 0),
+            seed: seed.map(i64::cast_unsigned),
+            max_tokens: max_tokens.and_then(|value| usize::try_from(value).ok()),
+            stop: read_stop(fields)?,
+        })
+    }
+}
+
+/// Reads an integer that has several names; equal values under two names are fine.
+fn one_of(
+    fields: &mut Fields,
+    names: &[&'static str],
+    range: std::ops::RangeInclusive<i64>,
+) -> Result<Option<i64>, RequestError> {
+    let mut found: Option<(&str, i64)> = None;
+    for &name in names {
+        match (found, fields.integer(name, range.clone())?) {
+            (Some((first, value)), Some(other)) if value != other => {
+                return Err(RequestError::Conflict { param: fields.path(first), other: name });
+            }
+            (None, Some(value)) => found = Some((name, value)),
+            _ => {}
+        }
+    }
+    Ok(found.map(|(_, value)| value))
+}
+
+fn read_stop(fields: &mut Fields) -> Result<Vec<String>, RequestError> {
+    let path = fields.path("stop");
+    let entries = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) => vec![Value::String(text)],
+        Some(Value::Array(entries)) => entries,
+        Some(other) => return Err(wrong_type(path, "a string or an array of strings", &other)),
+    };
+    if entries.len() > MAX_STOP_STRINGS {
+        let got = entries.len();
+        let limit = MAX_STOP_STRINGS;
+        return Err(RequestError::TooLong { param: path, unit: "entries", limit, got });
+    }
+    let mut stop = Vec::with_capacity(entries.len());
+    for (i, entry) in entries.into_iter().enumerate() {
+        let param = format!("{path}[{i}]");
+        match entry {
+            Value::String(text) if text.is_empty() => {
+                let expected = "at least one character".to_owned();
+                return Err(RequestError::OutOfRange { param, expected, got: "empty".to_owned() });
+            }
+            Value::String(text) if text.len() > MAX_STOP_BYTES => {
+                let (limit, got) = (MAX_STOP_BYTES, text.len());
+                return Err(RequestError::TooLong { param, unit: "bytes", limit, got });
+            }
+            Value::String(text) => stop.push(text),
+            other => return Err(wrong_type(param, "a string", &other)),
+        }
+    }
+    Ok(stop)
+}
+
+/// Reads the required model name.
+pub(crate) fn read_model(fields: &mut Fields) -> Result<String, RequestError> {
+    let param = fields.path("model");
+    let Some(model) = fields.string("model")? else {
+        return Err(RequestError::Missing { param, expected: "the name of a model" });
+    };
+    if model.len() > MAX_MODEL_NAME_BYTES {
+        let (limit, got) = (MAX_MODEL_NAME_BYTES, model.len());
+        return Err(RequestError::TooLong { param, unit: "bytes", limit, got });
+    }
+    Ok(model)
+}
+
+/// Reads `stream` and `stream_options`.
+pub(crate) fn read_stream(
+    fields: &mut Fields,
+    ignored: &mut Vec<String>,
+) -> Result<StreamFields, RequestError> {
+    let stream = fields.flag("stream")?.unwrap_or(false);
+    let path = fields.path("stream_options");
+    let mut include_usage = false;
+    if let Some(options) = fields.take("stream_options") {
+        let mut options = Fields::nested(path, options)?;
+        include_usage = options.flag("include_usage")?.unwrap_or(false);
+        // Padding against traffic analysis: it changes no content.
+        options.accept(&["include_obfuscation"]);
+        options.ignored(ignored);
+    }
+    Ok(match (stream, include_usage) {
+        (false, _) => StreamFields::Whole,
+        (true, false) => StreamFields::Pieces,
+        (true, true) => StreamFields::PiecesAndUsage,
+    })
+}
+
+/// Fields of every published schema that cannot change the answer.
+const HARMLESS: [&str; 9] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+    "stream",
+];
+
+/// Refuses what is not supported in either kind of completion, accepts what is harmless.
+pub(crate) fn refuse_unsupported(fields: &mut Fields) -> Result<(), RequestError> {
+    let one = |value: &Value| value.as_f64() == Some(1.0);
+    let zero = |value: &Value| value.as_f64() == Some(0.0);
+    let empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
+    fields.refuse_unless("n", one, "only 1 is accepted")?;
+    fields.refuse_unless("best_of", one, "only 1 is accepted")?;
+    fields.refuse_unless("frequency_penalty", zero, "only 0 is accepted")?;
+    fields.refuse_unless("presence_penalty", zero, "only 0 is accepted")?;
+    fields.refuse_unless("repetition_penalty", one, "only 1 is accepted")?;
+    fields.refuse_unless("min_p", zero, "only 0 is accepted")?;
+    fields.refuse_unless("min_tokens", zero, "only 0 is accepted")?;
+    fields.refuse_unless("logit_bias", empty, "only an empty object is accepted")?;
+    fields.accept(&HARMLESS);
+    Ok(())
+}
+
+/// True for `false` itself: the neutral value of an unsupported switch.
+pub(crate) fn is_false(value: &Value) -> bool {
+    value.as_bool() == Some(false)
+}
+
+/// True for an empty array.
+pub(crate) fn is_empty_array(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}

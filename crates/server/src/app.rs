@@ -1,0 +1,75 @@
+//! The routes. What is not listed here does not exist; every route passes the guard.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use serde_json::json;
+
+use crate::config::ServerLimits;
+use crate::failure::Failure;
+use crate::markdown::MarkdownRenderer;
+use crate::registry::ModelRegistry;
+use crate::{chat, completions, guard, models, page};
+
+/// What all requests share.
+pub(crate) struct App {
+    pub(crate) models: ModelRegistry,
+    pub(crate) limits: ServerLimits,
+    pub(crate) markdown: MarkdownRenderer,
+}
+
+/// What all requests share, as routes take it.
+pub(crate) type SharedApp = Arc<App>;
+
+/// The router around a list of models.
+pub(crate) fn router(models: ModelRegistry, limits: ServerLimits) -> Router {
+    let app = Arc::new(App { models, limits, markdown: MarkdownRenderer::new() });
+    let routes = Router::new()
+        .route("/", get(page::index))
+        .route("/assets/{name}", get(page::asset))
+        .route("/favicon.ico", get(page::favicon))
+        .route("/chat/status", get(page::status))
+        .route("/chat/stream", post(page::stream))
+        .route("/health", get(health))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{name}", get(models::one))
+        .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/completions", post(completions::complete));
+    #[cfg(test)]
+    let routes = routes.route("/panic", get(panics));
+    routes
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn(guard::guard))
+        .with_state(app)
+}
+
+/// `ok` with status 200 once a model is there; before that `starting` with status 503, so that a program can wait for
+/// the status alone.
+async fn health(State(app): State<SharedApp>) -> Response {
+    let models = app.models.names();
+    if models.is_empty() {
+        let body = json!({"status": "starting", "detail": app.models.status(), "models": []});
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
+    }
+    Json(json!({"status": "ok", "models": models})).into_response()
+}
+
+async fn not_found(request: Request) -> Failure {
+    let path = request.uri().path().chars().take(200).collect();
+    Failure::NotFound { method: request.method().to_string(), path }
+}
+
+async fn method_not_allowed(request: Request) -> Failure {
+    let path = request.uri().path().chars().take(200).collect();
+    Failure::MethodNotAllowed { method: request.method().to_string(), path }
+}
+
+#[cfg(test)]
+async fn panics() {
+    panic!("on purpose");
+}

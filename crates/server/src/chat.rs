@@ -1,0 +1,107 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use api::{ChatChunk, ChatCompletion, ChatRequest, StreamFields};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse, Response};
+
+use crate::app::{App, SharedApp};
+use crate::failure::Failure;
+use crate::generation::{self, Generation, Piece};
+use crate::sse::{self, ClientGone, EventSink};
+use crate::{body, ids};
+
+/// Answers a conversation, whole or in pieces.
+pub(crate) async fn complete(
+    State(app): State<SharedApp>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Failure> {
+    let bytes = body::read(&headers, body, &app.limits).await?;
+    let request = ChatRequest::parse(&bytes)?;
+    let (name, stream) = (request.model.clone(), request.stream);
+    let ignored = request.ignored_fields.clone();
+    let generation = start(&app, request).await?;
+    let (id, created) = (ids::answer_id("chatcmpl"), ids::unix_time());
+    let response = if stream == StreamFields::Whole {
+        let (text, reason, usage) = generation.collect().await?;
+        Json(ChatCompletion::new(id, created, name, text, reason, usage)).into_response()
+    } else {
+        let chunk = ChatChunk::new(id, created, name);
+        sse::respond(move |sink| send_pieces(sink, chunk, generation, stream))
+    };
+    Ok(naming_ignored(response, &ignored))
+}
+
+/// Renders and encodes on a thread for blocking work, then hands the prompt to the engine.
+pub(crate) async fn start(app: &Arc<App>, request: ChatRequest) -> Result<Generation, Failure> {
+    let model = app.models.get(&request.model)?;
+    in_background(move || {
+        let prompt = generation::chat_prompt(&request.model, &model, request.messages)?;
+        generation::start(&request.model, &model, prompt, &request.sampling, "messages")
+    })
+    .await
+}
+
+/// Runs work that takes milliseconds outside of the event loop.
+pub(crate) async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Failure::Engine(engine::EngineError::Stopped)),
+        },
+    }
+}
+
+async fn send_pieces(
+    sink: EventSink,
+    chunk: ChatChunk,
+    mut generation: Generation,
+    stream: StreamFields,
+) -> Result<(), ClientGone> {
+    sink.data(&chunk.role()).await?;
+    loop {
+        match generation.next().await {
+            Ok(Some(Piece::Text(text))) => sink.data(&chunk.content(text)).await?,
+            Ok(Some(Piece::Finished { text, reason, usage })) => {
+                if !text.is_empty() {
+                    sink.data(&chunk.content(text)).await?;
+                }
+                sink.data(&chunk.finish(reason)).await?;
+                if stream == StreamFields::PiecesAndUsage {
+                    sink.data(&chunk.usage(usage)).await?;
+                }
+                return sink.done().await;
+            }
+            Ok(None) => return Ok(()),
+            Err(failure) => {
+                // The status is sent already; clients read an error object in the stream.
+                failure.log();
+                return sink.data(&failure.body()).await;
+            }
+        }
+    }
+}
+
+/// Names the fields that were not understood in a header of the response.
+pub(crate) fn naming_ignored(mut response: Response, ignored: &[String]) -> Response {
+    if ignored.is_empty() {
+        return response;
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.[]".contains(c);
+    let names: Vec<String> = ignored
+        .iter()
+        .map(|name| name.chars().map(|c| if is_plain(c) { c } else { '?' }).collect())
+        .collect();
+    if let Ok(value) = HeaderValue::from_str(&names.join(", ")) {
+        response.headers_mut().insert("x-galerne-ignored-fields", value);
+    }
+    response
+}

@@ -1,0 +1,103 @@
+//! Why the server could not start or run.
+
+use std::io;
+use std::net::SocketAddr;
+
+/// Errors of the server as a whole; what goes wrong in one request is answered, not returned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Something else listens on the port.
+    #[error("port {} of {} is in use by another program", address.port(), address.ip())]
+    PortBusy {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// The system does not let this user open the port.
+    #[error("not allowed to open port {} of {}", address.port(), address.ip())]
+    PortForbidden {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// The port cannot be opened for another reason.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// An address that others can reach needs keys, which this server does not have.
+    #[error(
+        "{address} can be reached from other machines, expected a loopback address (127.0.0.1 or ::1)"
+    )]
+    NotLoopback {
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// A model of this name is served already.
+    #[error("a model named `{name}` is served already")]
+    DuplicateModel {
+        /// The name.
+        name: String,
+    },
+    /// The default must be one of the served models.
+    #[error("no model named `{name}` is served")]
+    UnknownModel {
+        /// The name.
+        name: String,
+    },
+    /// The model cannot end its answers.
+    #[error(
+        "model `{name}` has token ids up to {model_vocab_size}, its tokenizer up to {tokenizer_vocab_size}"
+    )]
+    VocabularyMismatch {
+        /// The name.
+        name: String,
+        /// Ids the model has.
+        model_vocab_size: usize,
+        /// Ids the tokenizer has.
+        tokenizer_vocab_size: usize,
+    },
+    /// The threads or signal handlers of the server cannot be made.
+    #[error("cannot start the server: {what}")]
+    Start {
+        /// What was being made.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The server's own thread panicked.
+    #[error("the server thread panicked")]
+    Panicked,
+}
+
+impl ServerError {
+    /// What to do about it, for the command line to show.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::PortBusy { .. } => {
+                Some("stop the other program, or choose another port (0 takes a free one)")
+            }
+            Self::PortForbidden { .. } => {
+                Some("ports below 1024 are reserved: choose a higher one")
+            }
+            Self::NotLoopback { .. } => {
+                Some("put a proxy that checks who may enter in front of a loopback address")
+            }
+            _ => None,
+        }
+    }
+
+    /// Sorts the ways in which opening a port fails.
+    pub(crate) fn listen(address: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::PortBusy { address },
+            io::ErrorKind::PermissionDenied => Self::PortForbidden { address },
+            _ => Self::Listen { address, source },
+        }
+    }
+}

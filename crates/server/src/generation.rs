@@ -1,0 +1,214 @@
+//! From a checked request to text: renders and encodes the prompt, runs the engine, decodes its tokens.
+
+use std::sync::Arc;
+
+use api::{ChatMessage, ChatRole, FinishReason, PromptInput, SamplingFields, Usage};
+use engine::{Event, EventReceiver, GenerationRequest, Sampling, StopDecision, StopMatcher};
+use tokenizer::{Conversation, Ending, Message, Role, TextStream, Tokenizer};
+
+use crate::failure::Failure;
+use crate::registry::LoadedModel;
+use crate::stop::StopScanner;
+
+/// A running generation. Dropping it cancels the work.
+pub(crate) struct Generation {
+    events: EventReceiver,
+    tokenizer: Arc<Tokenizer>,
+    decoder: TextDecoder,
+}
+
+/// What a generation yields.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    /// More text, never empty.
+    Text(String),
+    /// The end; the text it may bring is the last.
+    Finished { text: String, reason: FinishReason, usage: Usage },
+}
+
+/// The tokens of a prompt, and how its answer becomes text.
+pub(crate) struct Prompt {
+    token_ids: Vec<u32>,
+    text_stream: TextStream,
+}
+
+/// Renders a conversation with the model's template. Encoding is linear in the text but not short: call it outside the
+/// event loop.
+pub(crate) fn chat_prompt(
+    name: &str,
+    model: &LoadedModel,
+    messages: Vec<ChatMessage>,
+) -> Result<Prompt, Failure> {
+    let Some(template) = model.template else {
+        return Err(Failure::NoChatTemplate { name: name.to_owned() });
+    };
+    let messages = messages.into_iter().map(|message| {
+        let role = match message.role {
+            ChatRole::System => Role::System,
+            ChatRole::User => Role::User,
+            ChatRole::Assistant => Role::Assistant,
+        };
+        Message::new(role, message.content)
+    });
+    let conversation = Conversation { messages: messages.collect() };
+    let rendered = template
+        .render(&model.tokenizer, &conversation, Ending::AwaitAnswer)
+        .map_err(|error| Failure::Conversation { detail: error.to_string() })?;
+    let text_stream = TextStream::answer(&template);
+    Ok(Prompt { token_ids: rendered.token_ids, text_stream })
+}
+
+/// Encodes the prompt of a text completion: text gets the token that begins a document, ids are used as given.
+pub(crate) fn text_prompt(model: &LoadedModel, input: PromptInput) -> Prompt {
+    let token_ids = match input {
+        PromptInput::TokenIds(token_ids) => token_ids,
+        PromptInput::Text(text) => {
+            let mut token_ids = vec![model.tokenizer.bos_id()];
+            model.tokenizer.encode_into(&text, &mut token_ids);
+            token_ids
+        }
+    };
+    Prompt { token_ids, text_stream: TextStream::new() }
+}
+
+/// Hands a prompt to the engine; `param` is the field it came from.
+pub(crate) fn start(
+    name: &str,
+    model: &LoadedModel,
+    prompt: Prompt,
+    fields: &SamplingFields,
+    param: &'static str,
+) -> Result<Generation, Failure> {
+    let context_len = model.engine.context_len();
+    let n_prompt_tokens = prompt.token_ids.len();
+    if n_prompt_tokens >= context_len {
+        let model = name.to_owned();
+        return Err(Failure::ContextFull { model, n_prompt_tokens, context_len, param });
+    }
+    let matcher = AnswerMatcher {
+        eos_id: model.tokenizer.eos_id(),
+        tokenizer: Arc::clone(&model.tokenizer),
+        decoder: TextDecoder::new(prompt.text_stream.clone(), fields.stop.clone()),
+    };
+    let request = GenerationRequest {
+        prompt: prompt.token_ids,
+        max_tokens: fields.max_tokens.unwrap_or(context_len),
+        sampling: sampling(model, fields),
+        stop: Box::new(matcher),
+    };
+    let events = model.engine.submit(request)?;
+    let decoder = TextDecoder::new(prompt.text_stream, fields.stop.clone());
+    Ok(Generation { events, tokenizer: Arc::clone(&model.tokenizer), decoder })
+}
+
+/// The settings of a request over the defaults of the model; without a seed, one of the system's.
+fn sampling(model: &LoadedModel, fields: &SamplingFields) -> Sampling {
+    let defaults = model.defaults;
+    Sampling {
+        temperature: fields.temperature.unwrap_or(defaults.temperature),
+        top_k: fields.top_k.or(defaults.top_k),
+        top_p: fields.top_p.unwrap_or(defaults.top_p),
+        seed: fields.seed.unwrap_or_else(crate::ids::random_u64),
+    }
+}
+
+impl Generation {
+    /// The next piece; after [`Piece::Finished`] there is none.
+    pub(crate) async fn next(&mut self) -> Result<Option<Piece>, Failure> {
+        while let Some(event) = self.events.recv().await {
+            match event {
+                Event::Token { token_id, .. } => {
+                    let text = self.decoder.push(&self.tokenizer, token_id);
+                    if !text.is_empty() {
+                        return Ok(Some(Piece::Text(text)));
+                    }
+                }
+                Event::Finished { reason, n_prompt_tokens, n_generated } => {
+                    let reason = match reason {
+                        engine::FinishReason::Stop => FinishReason::Stop,
+                        engine::FinishReason::Length => FinishReason::Length,
+                    };
+                    let usage =
+                        Usage { prompt_tokens: n_prompt_tokens, completion_tokens: n_generated };
+                    return Ok(Some(Piece::Finished {
+                        text: self.decoder.finish(),
+                        reason,
+                        usage,
+                    }));
+                }
+                Event::Failed(error) => return Err(Failure::Engine(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The whole text, for answers that are not streamed.
+    pub(crate) async fn collect(mut self) -> Result<(String, FinishReason, Usage), Failure> {
+        let mut whole = String::new();
+        loop {
+            match self.next().await? {
+                Some(Piece::Text(text)) => whole.push_str(&text),
+                Some(Piece::Finished { text, reason, usage }) => {
+                    whole.push_str(&text);
+                    return Ok((whole, reason, usage));
+                }
+                None => return Err(Failure::Engine(engine::EngineError::Stopped)),
+            }
+        }
+    }
+}
+
+/// Tokens to text that can be shown.
+#[derive(Clone)]
+struct TextDecoder {
+    stream: TextStream,
+    scanner: StopScanner,
+    stopped: bool,
+}
+
+impl TextDecoder {
+    fn new(stream: TextStream, stops: Vec<String>) -> Self {
+        Self { stream, scanner: StopScanner::new(stops), stopped: false }
+    }
+
+    fn push(&mut self, tokenizer: &Tokenizer, token_id: u32) -> String {
+        let text = self.stream.push(tokenizer, token_id);
+        let scanned = self.scanner.push(&text);
+        self.stopped = scanned.stopped;
+        scanned.safe
+    }
+
+    /// The end of the text: half characters, and what might have become a stop string.
+    fn finish(&mut self) -> String {
+        let rest = std::mem::take(&mut self.stream).finish();
+        let mut text = self.scanner.push(&rest).safe;
+        text.push_str(&self.scanner.finish());
+        text
+    }
+}
+
+/// Ends an answer at the end-of-turn token or at a stop string, on the engine's thread.
+struct AnswerMatcher {
+    eos_id: u32,
+    tokenizer: Arc<Tokenizer>,
+    decoder: TextDecoder,
+}
+
+impl StopMatcher for AnswerMatcher {
+    fn push(&mut self, token_id: u32) -> StopDecision {
+        if token_id == self.eos_id {
+            return StopDecision::Stop;
+        }
+        if self.decoder.scanner.is_idle() {
+            return StopDecision::Continue;
+        }
+        self.decoder.push(&self.tokenizer, token_id);
+        if self.decoder.stopped {
+            StopDecision::Stop
+        } else if self.decoder.scanner.is_holding() {
+            StopDecision::HoldBack
+        } else {
+            StopDecision::Continue
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The one layer every request passes: who may call, isolation of panics, the access log.
+
+use std::time::Instant;
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tokio::task::JoinHandle;
+use tracing::info;
+
+use crate::failure::Failure;
+
+/// Browsers may load nothing but our own files, and no other page may frame ours.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+    connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Checks a request, runs it in a task of its own, and completes its response.
+pub(crate) async fn guard(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let mut response = match check_origin(request.headers()) {
+        Ok(()) => isolated(request, next).await,
+        Err(failure) => failure.into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers
+        .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
+    let status = response.status().as_u16();
+    let elapsed_ms = started.elapsed().as_millis();
+    info!(%method, path, status, elapsed_ms, "request");
+    response
+}
+
+/// Without keys, only programs of this machine may call, and no page of another site through a browser here: a name that
+/// was rebound to 127.0.0.1 shows in `Host`, a foreign page in `Origin`.
+fn check_origin(headers: &HeaderMap) -> Result<(), Failure> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.ok_or(Failure::ForeignHost)?;
+    if !names_this_machine(host) {
+        return Err(Failure::ForeignHost);
+    }
+    match headers.get(header::ORIGIN).map(HeaderValue::to_str) {
+        None => Ok(()),
+        Some(Ok(origin)) if origin.strip_prefix("http://") == Some(host) => Ok(()),
+        Some(_) => Err(Failure::ForeignOrigin),
+    }
+}
+
+/// True for `localhost`, `127.0.0.1` and `[::1]`, with any port: a tunnel may have another than ours.
+fn names_this_machine(host: &str) -> bool {
+    ["localhost", "127.0.0.1", "[::1]"].iter().any(|name| {
+        let Some(start) = host.get(..name.len()) else { return false };
+        let port = &host[name.len()..];
+        let port_is_fine = match port.strip_prefix(':') {
+            None => port.is_empty(),
+            Some(digits) => digits.parse::<u16>().is_ok(),
+        };
+        start.eq_ignore_ascii_case(name) && port_is_fine
+    })
+}
+
+/// Runs the rest in a task: a panic becomes an answer, and the connection lives on. When the client goes away this
+/// future is dropped, and the task with it.
+async fn isolated(request: Request, next: Next) -> Response {
+    let mut task = AbortOnDrop(tokio::spawn(next.run(request)));
+    match (&mut task.0).await {
+        Ok(response) => response,
+        Err(error) => {
+            let detail = match error.try_into_panic() {
+                Ok(panic) => panic_message(panic.as_ref()),
+                Err(_) => "the task was cancelled".to_owned(),
+            };
+            Failure::Panicked { detail }.into_response()
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
+}
+
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(host: Option<&str>, origin: Option<&str>) -> Result<(), Failure> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [(header::HOST, host), (header::ORIGIN, origin)] {
+            if let Some(value) = value {
+                headers.insert(name, value.parse().unwrap());
+            }
+        }
+        check_origin(&headers)
+    }
+
+    #[test]
+    fn names_of_this_machine_may_call() {
+        for host in ["localhost", "LocalHost:8080", "127.0.0.1:1", "[::1]:8080", "[::1]"] {
+            assert!(outcome(Some(host), None).is_ok(), "{host}");
+            let origin = format!("http://{host}");
+            assert!(outcome(Some(host), Some(&origin)).is_ok(), "{host}");
+        }
+    }
+
+    #[test]
+    fn other_hosts_are_refused() {
+        for host in [
+            "example.com",
+            "localhost.example.com",
+            "127.0.0.1.example.com",
+            "127.0.0.1:80@evil",
+            "localhost:",
+            "localhost:99999",
+            "évil",
+            "",
+            "0.0.0.0",
+        ] {
+            assert!(matches!(outcome(Some(host), None), Err(Failure::ForeignHost)), "{host}");
+        }
+        assert!(matches!(outcome(None, None), Err(Failure::ForeignHost)));
+    }
+
+    #[test]
+    fn pages_of_other_origins_are_refused() {
+        for origin in [
+            "null",
+            "https://localhost:8080",
+            "http://localhost:3000",
+            "http://127.0.0.1:8080",
+            "http://evil.example",
+        ] {
+            let outcome = outcome(Some("localhost:8080"), Some(origin));
+            assert!(matches!(outcome, Err(Failure::ForeignOrigin)), "{origin}");
+        }
+    }
+}

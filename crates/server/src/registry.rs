@@ -1,0 +1,155 @@
+//! The models being served; they may be added while the server runs.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use api::ModelCard;
+use engine::EngineHandle;
+use tokenizer::Tokenizer;
+use tokenizer::chat::ChatTemplate;
+
+use crate::ServerError;
+use crate::failure::Failure;
+
+/// One model with everything needed to answer.
+pub struct LoadedModel {
+    /// The running engine.
+    pub engine: EngineHandle,
+    /// Turns text into ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Renders conversations; none for a model that only continues text.
+    pub template: Option<ChatTemplate>,
+    /// Seconds since 1970 at which the model was made.
+    pub created: u64,
+    /// What requests get that do not say how to draw tokens.
+    pub defaults: SamplingDefaults,
+}
+
+/// How tokens are drawn when a request does not say.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplingDefaults {
+    /// Divides the logits; 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Keeps the likeliest tokens whose probabilities sum to this.
+    pub top_p: f32,
+    /// Keeps this many likeliest tokens.
+    pub top_k: Option<u32>,
+}
+
+impl Default for SamplingDefaults {
+    /// The defaults of the OpenAI dialect: temperature 1, no truncation.
+    fn default() -> Self {
+        Self { temperature: 1.0, top_p: 1.0, top_k: None }
+    }
+}
+
+/// The served models by name, in the order in which they were added. Clones share one list.
+#[derive(Clone, Default)]
+pub struct ModelRegistry(Arc<RwLock<Models>>);
+
+#[derive(Default)]
+struct Models {
+    entries: Vec<(String, Arc<LoadedModel>)>,
+    default_name: Option<String>,
+    status: String,
+}
+
+impl ModelRegistry {
+    /// An empty list: the server answers that it is starting.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Serves one more model, from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::DuplicateModel`], or [`ServerError::VocabularyMismatch`] when the tokenizer makes ids the model does
+    /// not have.
+    pub fn add(&self, name: &str, model: LoadedModel) -> Result<(), ServerError> {
+        let model_vocab_size = model.engine.vocab_size();
+        let tokenizer_vocab_size = model.tokenizer.vocab_size();
+        if tokenizer_vocab_size > model_vocab_size {
+            let name = name.to_owned();
+            return Err(ServerError::VocabularyMismatch {
+                name,
+                model_vocab_size,
+                tokenizer_vocab_size,
+            });
+        }
+        let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if models.entries.iter().any(|(other, _)| other == name) {
+            return Err(ServerError::DuplicateModel { name: name.to_owned() });
+        }
+        models.entries.push((name.to_owned(), Arc::new(model)));
+        Ok(())
+    }
+
+    /// Chooses the model the page starts with; else it is the first.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::UnknownModel`] if it is not served.
+    pub fn set_default(&self, name: &str) -> Result<(), ServerError> {
+        let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if !models.entries.iter().any(|(other, _)| other == name) {
+            return Err(ServerError::UnknownModel { name: name.to_owned() });
+        }
+        models.default_name = Some(name.to_owned());
+        Ok(())
+    }
+
+    /// Says what is going on while no model is there, such as the step of a training run.
+    pub fn set_status(&self, status: &str) {
+        status.clone_into(&mut self.0.write().unwrap_or_else(PoisonError::into_inner).status);
+    }
+
+    /// Names of the models.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.read(|models| models.entries.iter().map(|(name, _)| name.clone()).collect())
+    }
+
+    pub(crate) fn status(&self) -> String {
+        self.read(|models| models.status.clone())
+    }
+
+    pub(crate) fn cards(&self) -> Vec<ModelCard> {
+        self.read(|models| models.entries.iter().map(|(name, model)| model.card(name)).collect())
+    }
+
+    /// Names of the models one can chat with, the default first.
+    pub(crate) fn chat_names(&self) -> Vec<String> {
+        self.read(|models| {
+            let chat = models.entries.iter().filter(|(_, model)| model.template.is_some());
+            let mut names: Vec<String> = chat.map(|(name, _)| name.clone()).collect();
+            names.sort_by_key(|name| models.default_name.as_ref() != Some(name));
+            names
+        })
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<LoadedModel>, Failure> {
+        self.read(|models| {
+            if models.entries.is_empty() {
+                return Err(Failure::Starting { status: models.status.clone() });
+            }
+            let found = models.entries.iter().find(|(other, _)| other == name);
+            found.map(|(_, model)| Arc::clone(model)).ok_or_else(|| {
+                let available = models.entries.iter().map(|(name, _)| name.clone()).collect();
+                Failure::UnknownModel { name: name.to_owned(), available }
+            })
+        })
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&Models) -> T) -> T {
+        f(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl LoadedModel {
+    pub(crate) fn card(&self, name: &str) -> ModelCard {
+        let mut card = ModelCard::new(name.to_owned(), self.created, self.engine.context_len());
+        card.capabilities.completion_chat = self.template.is_some();
+        card
+    }
+}
