@@ -88,7 +88,6 @@ impl<T: Operand> LaneKernel for Norm<'_, T> {
 ///
 /// # Panics
 /// When a slice does not fit the shape.
-#[expect(clippy::too_many_arguments, reason = "the inputs and outputs of one formula")]
 pub fn rms_norm_backward<T: Operand>(
     compute: &Compute,
     x: &[T],

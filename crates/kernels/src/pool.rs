@@ -401,7 +401,6 @@ impl<'a, T> SliceParts<'a, T> {
     /// # Safety
     /// No two parts that are alive at the same time overlap.
     #[must_use]
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub unsafe fn range(&self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start <= self.len && len <= self.len - start, "{start} + {len} > {}", self.len);
         // SAFETY: in bounds by the assertion; unique by the caller's promise.

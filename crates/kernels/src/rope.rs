@@ -71,7 +71,6 @@ pub enum Direction {
 ///
 /// # Panics
 /// When a slice does not fit the shape or a position is not in the table.
-#[expect(clippy::too_many_arguments, reason = "the inputs and outputs of one formula")]
 pub fn rotate<T: Operand>(
     compute: &Compute,
     x: &[f32],

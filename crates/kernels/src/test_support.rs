@@ -1,7 +1,6 @@
 //! What the tests of this crate share.
 #![expect(unsafe_code, reason = "forces the AMX family where it is emulated")]
 
-use half::bf16;
 use testkit::random::Rng;
 
 use crate::{Compute, Family, detect_features};
@@ -34,10 +33,6 @@ pub(crate) fn reference() -> Compute {
 pub(crate) fn normal(seed: u64, len: usize, std: f32) -> Vec<f32> {
     let mut rng = Rng::new(seed);
     (0..len).map(|_| rng.normal() as f32 * std).collect()
-}
-
-pub(crate) fn to_bf16(values: &[f32]) -> Vec<bf16> {
-    values.iter().map(|&x| bf16::from_f32(x)).collect()
 }
 
 pub(crate) fn bits(values: &[f32]) -> Vec<u32> {

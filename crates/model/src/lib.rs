@@ -1,1 +1,39 @@
-//! The decoder: configuration, forward and backward, cache interface.
+//! The decoder of the Mistral and Llama family: configuration, forward pass, hand-written backward pass, cache.
+//!
+//! Training, scoring and serving run the same [`Decoder::forward`] on packed rows of tokens; only the attention
+//! context differs: packed documents, or a cache. Never here: files, threads, sampling, text.
+//!
+//! ```
+//! use kernels::{Compute, Family};
+//! use model::{Decoder, ModelConfig, Parameters, Workspace};
+//! use tensor::{DType, Device, Passes};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::Cpu(Compute::forced(Family::Reference, 1)?);
+//! let config = ModelConfig::new(ModelConfig::example())?;
+//! let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+//! decoder.pack(&device, &Parameters::random(&config, 1));
+//! let mut workspace = Workspace::new(&config, DType::F32, 8);
+//! let losses = decoder.token_losses(&device, &[1, 5, 9], &[5, 9, 2], &[0, 3], &mut workspace);
+//! assert_eq!(losses.len(), 3);
+//! # Ok(())
+//! # }
+//! ```
+
+mod backward;
+mod cache;
+mod config;
+mod decoder;
+mod forward;
+mod parameters;
+mod workspace;
+
+#[cfg(test)]
+mod tests;
+
+pub use backward::{GradientWorkspace, TrainingRows};
+pub use cache::{CachedRows, KvCache};
+pub use config::{ModelConfig, ModelError};
+pub use decoder::Decoder;
+pub use parameters::{ParameterKind, Parameters};
+pub use workspace::Workspace;

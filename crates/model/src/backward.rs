@@ -1,0 +1,268 @@
+//! The backward pass, written out by hand.
+
+use kernels::rope::Direction;
+use tensor::ops::AttentionSaved;
+use tensor::{DType, Device, LinearScratch, Tensor, ops};
+
+use crate::config::ModelConfig;
+use crate::decoder::Decoder;
+use crate::parameters::Parameters;
+use crate::workspace::{LOGIT_ROWS, Workspace};
+
+/// Packed documents to be learnt.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingRows<'a> {
+    /// `[tokens]`.
+    pub token_ids: &'a [u32],
+    /// The token to be predicted after each, `[tokens]`.
+    pub targets: &'a [u32],
+    /// Weight of each target's loss in the gradient, `[tokens]`; 0 for tokens without a target.
+    pub weights: &'a [f32],
+    /// Rows where documents begin, ascending from 0 to the number of tokens.
+    pub segment_starts: &'a [u32],
+}
+
+/// The planned memory of a backward pass. `T` stands for the decoder's number type.
+#[derive(Debug)]
+pub struct GradientWorkspace {
+    /// Gradient of the residual stream, f32 `[tokens, hidden]`.
+    d_residual: Tensor,
+    /// The same rounded, T.
+    d_rounded: Tensor,
+    /// Gradient of a norm's output, f32 `[tokens, hidden]`.
+    d_normed: Tensor,
+    /// f32 `[tokens, n_heads head_dim]`.
+    d_attention_out: Tensor,
+    /// f32 and T `[tokens, (n_heads + 2 n_kv_heads) head_dim]`.
+    d_qkv: Tensor,
+    d_qkv_rounded: Tensor,
+    /// f32 `[tokens, ffn]`.
+    d_activated: Tensor,
+    /// T `[tokens, 2 ffn]`.
+    d_gate_up: Tensor,
+    /// T `[rows, vocab]`, a chunk of the tokens.
+    d_logits: Tensor,
+    layer_scratch: LinearScratch,
+    head_scratch: LinearScratch,
+}
+
+impl GradientWorkspace {
+    /// Room for up to `max_rows` tokens.
+    #[must_use]
+    pub fn new(config: &ModelConfig, dtype: DType, max_rows: usize) -> Self {
+        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
+        let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
+        let f32_rows = |width| Tensor::zeroed(DType::F32, max_rows, width);
+        let operand = |width| Tensor::zeroed(dtype, max_rows, width);
+        let logit_rows = max_rows.min(LOGIT_ROWS);
+        let (max_out, max_in) = Self::largest_matrix(config);
+        Self {
+            d_residual: f32_rows(hidden),
+            d_rounded: operand(hidden),
+            d_normed: f32_rows(hidden),
+            d_attention_out: f32_rows(attention),
+            d_qkv: f32_rows(qkv),
+            d_qkv_rounded: operand(qkv),
+            d_activated: f32_rows(ffn),
+            d_gate_up: operand(2 * ffn),
+            d_logits: Tensor::zeroed(dtype, logit_rows, config.vocab_size),
+            layer_scratch: LinearScratch::new(dtype, max_rows, max_out, max_in),
+            head_scratch: LinearScratch::new(dtype, logit_rows, config.vocab_size, hidden),
+        }
+    }
+
+    fn largest_matrix(config: &ModelConfig) -> (usize, usize) {
+        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
+        let max_out = shape.qkv_width().max(2 * ffn).max(hidden);
+        (max_out, hidden.max(ffn).max(shape.n_heads * shape.head_dim))
+    }
+
+    /// Bytes of [`GradientWorkspace::new`].
+    #[must_use]
+    pub fn bytes_for(config: &ModelConfig, dtype: DType, max_rows: usize) -> usize {
+        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
+        let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
+        let logit_rows = max_rows.min(LOGIT_ROWS);
+        let (max_out, max_in) = Self::largest_matrix(config);
+        max_rows
+            * ((2 * hidden + attention + qkv + ffn) * 4 + (hidden + qkv + 2 * ffn) * dtype.bytes())
+            + logit_rows * config.vocab_size * dtype.bytes()
+            + LinearScratch::bytes_for(dtype, max_rows, max_out, max_in)
+            + LinearScratch::bytes_for(dtype, logit_rows, config.vocab_size, hidden)
+    }
+
+    fn set_rows(&mut self, n_rows: usize) {
+        for tensor in [
+            &mut self.d_residual,
+            &mut self.d_rounded,
+            &mut self.d_normed,
+            &mut self.d_attention_out,
+            &mut self.d_qkv,
+            &mut self.d_qkv_rounded,
+            &mut self.d_activated,
+            &mut self.d_gate_up,
+        ] {
+            tensor.set_rows(n_rows);
+        }
+    }
+}
+
+impl Decoder {
+    /// Forward and backward over a batch: adds the gradient of `sum_t weights[t] loss[t]` to `gradients` and gives the
+    /// loss of each token in nats (0 where the weight is 0).
+    ///
+    /// # Panics
+    /// When an id is not in the vocabulary, a document is longer than the context, a workspace is too small, or the decoder is
+    /// not packed for training.
+    pub fn loss_and_gradients(
+        &self,
+        device: &Device,
+        rows: TrainingRows<'_>,
+        workspace: &mut Workspace,
+        gradient_workspace: &mut GradientWorkspace,
+        gradients: &mut Parameters,
+    ) -> Vec<f32> {
+        assert_eq!(workspace.layers.len(), self.layers.len(), "a workspace for training");
+        let (w, g) = (workspace, gradient_workspace);
+        g.set_rows(rows.token_ids.len());
+        self.forward_packed(device, rows.token_ids, rows.segment_starts, w);
+        let losses = self.head_backward(device, rows, w, g, gradients);
+        let input = w.final_input.as_ref().expect("a workspace for training");
+        g.d_residual.f32_mut().fill(0.0);
+        ops::rms_norm_backward(
+            device,
+            input.view(),
+            &self.final_norm,
+            w.final_scales.view(),
+            g.d_normed.view(),
+            g.d_residual.view_mut(),
+            gradients.final_norm.view_mut(),
+        );
+        for layer_idx in (0..self.layers.len()).rev() {
+            self.ffn_backward(device, layer_idx, w, g, gradients);
+            self.attention_backward(device, layer_idx, rows.segment_starts, w, g, gradients);
+        }
+        let d_table = gradients.embedding.view_mut();
+        ops::gather_backward(device, rows.token_ids, g.d_residual.view(), d_table);
+        losses
+    }
+
+    /// Logits, loss and the gradients of the head and of the final norm's output, a chunk of tokens at a time.
+    fn head_backward(
+        &self,
+        device: &Device,
+        rows: TrainingRows<'_>,
+        w: &mut Workspace,
+        g: &mut GradientWorkspace,
+        gradients: &mut Parameters,
+    ) -> Vec<f32> {
+        let n_tokens = rows.token_ids.len();
+        let mut losses = vec![0.0; n_tokens];
+        for first in (0..n_tokens).step_by(LOGIT_ROWS) {
+            let range = first..n_tokens.min(first + LOGIT_ROWS);
+            self.logits_of(device, range.clone(), w);
+            g.d_logits.set_rows(range.len());
+            ops::cross_entropy(
+                device,
+                w.logits.view(),
+                &rows.targets[range.clone()],
+                &rows.weights[range.clone()],
+                &mut losses[range.clone()],
+                g.d_logits.view_mut(),
+            );
+            let d_logits = g.d_logits.view();
+            self.head().backward_input(device, d_logits, g.d_normed.rows_mut(range.clone()));
+            let d_head = gradients.head.as_mut().unwrap_or(&mut gradients.embedding);
+            let hidden = w.final_normed.rows(range);
+            g.head_scratch.backward_weight(device, d_logits, hidden, d_head.view_mut());
+        }
+        losses
+    }
+
+    fn ffn_backward(
+        &self,
+        device: &Device,
+        layer_idx: usize,
+        w: &mut Workspace,
+        g: &mut GradientWorkspace,
+        gradients: &mut Parameters,
+    ) {
+        let (layer, a) = (&self.layers[layer_idx], &w.layers[layer_idx]);
+        let d_layer = &mut gradients.layers[layer_idx];
+        ops::convert(device, g.d_residual.view(), g.d_rounded.view_mut());
+        layer.down.backward_input(device, g.d_rounded.view(), g.d_activated.view_mut());
+        ops::swiglu_backward(
+            device,
+            a.gate_up.view(),
+            g.d_activated.view(),
+            g.d_gate_up.view_mut(),
+            w.activated.view_mut(),
+        );
+        let scratch = &mut g.layer_scratch;
+        let (d_out, activated) = (g.d_rounded.view(), w.activated.view());
+        scratch.backward_weight(device, d_out, activated, d_layer.down.view_mut());
+        let (d_gate_up, normed) = (g.d_gate_up.view(), a.ffn_normed.view());
+        scratch.backward_weight(device, d_gate_up, normed, d_layer.gate_up.view_mut());
+        layer.gate_up.backward_input(device, d_gate_up, g.d_normed.view_mut());
+        let input = a.ffn_input.as_ref().expect("a workspace for training");
+        ops::rms_norm_backward(
+            device,
+            input.view(),
+            &layer.ffn_norm,
+            a.ffn_scales.view(),
+            g.d_normed.view(),
+            g.d_residual.view_mut(),
+            d_layer.ffn_norm.view_mut(),
+        );
+    }
+
+    fn attention_backward(
+        &self,
+        device: &Device,
+        layer_idx: usize,
+        segment_starts: &[u32],
+        w: &mut Workspace,
+        g: &mut GradientWorkspace,
+        gradients: &mut Parameters,
+    ) {
+        let (layer, a) = (&self.layers[layer_idx], &w.layers[layer_idx]);
+        let d_layer = &mut gradients.layers[layer_idx];
+        ops::convert(device, g.d_residual.view(), g.d_rounded.view_mut());
+        let d_out = g.d_rounded.view();
+        layer.attention_out.backward_input(device, d_out, g.d_attention_out.view_mut());
+        let (scratch, out) = (&mut g.layer_scratch, a.attention_out.view());
+        scratch.backward_weight(device, d_out, out, d_layer.attention_out.view_mut());
+        let saved = AttentionSaved {
+            qkv: a.qkv.view(),
+            out,
+            log_sum_exp: a.log_sum_exp.view(),
+            d_out: g.d_attention_out.view(),
+            segment_starts,
+        };
+        ops::attention_backward(device, self.config.head_shape(), saved, g.d_qkv.view_mut());
+        let n_rotated = self.config.n_heads + self.config.n_kv_heads;
+        let (d_qkv, rounded) = (g.d_qkv.view(), g.d_qkv_rounded.view_mut());
+        ops::rotate(
+            device,
+            d_qkv,
+            &w.positions,
+            &self.rope,
+            n_rotated,
+            Direction::Backward,
+            rounded,
+        );
+        let (d_qkv, normed) = (g.d_qkv_rounded.view(), a.attention_normed.view());
+        scratch.backward_weight(device, d_qkv, normed, d_layer.qkv.view_mut());
+        layer.qkv.backward_input(device, d_qkv, g.d_normed.view_mut());
+        let input = a.attention_input.as_ref().expect("a workspace for training");
+        ops::rms_norm_backward(
+            device,
+            input.view(),
+            &layer.attention_norm,
+            a.attention_scales.view(),
+            g.d_normed.view(),
+            g.d_residual.view_mut(),
+            d_layer.attention_norm.view_mut(),
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! A configuration that is known to be computable.
+
+use std::ops::Deref;
+
+use formats::{DecoderConfig, WeightDtype};
+use kernels::attention::HeadShape;
+
+/// Why a model cannot be built.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A dimension that must be positive is zero.
+    #[error("{field} is 0, expected at least 1")]
+    Zero {
+        /// The field.
+        field: &'static str,
+    },
+    /// Query heads cannot share the KV heads evenly.
+    #[error("n_heads {n_heads} is no multiple of n_kv_heads {n_kv_heads}")]
+    Heads {
+        /// Query heads.
+        n_heads: usize,
+        /// Key and value heads.
+        n_kv_heads: usize,
+    },
+    /// A dimension of matrix products is odd: operands are read in pairs.
+    #[error("{field} is {got}, expected an even number")]
+    Odd {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        got: usize,
+    },
+    /// A sliding window shorter than the context changes the attention, which this version computes in full.
+    #[error("sliding_window {window} is shorter than context_len {context_len}: not supported yet")]
+    SlidingWindow {
+        /// The window.
+        window: usize,
+        /// The context.
+        context_len: usize,
+    },
+}
+
+/// A checked configuration; reads as a [`DecoderConfig`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig(DecoderConfig);
+
+impl ModelConfig {
+    /// Checks that the model can be computed.
+    ///
+    /// # Errors
+    /// When it cannot, naming the field.
+    pub fn new(config: DecoderConfig) -> Result<Self, ModelError> {
+        let dimensions = [
+            ("vocab_size", config.vocab_size),
+            ("hidden_dim", config.hidden_dim),
+            ("n_layers", config.n_layers),
+            ("n_heads", config.n_heads),
+            ("n_kv_heads", config.n_kv_heads),
+            ("head_dim", config.head_dim),
+            ("ffn_dim", config.ffn_dim),
+            ("context_len", config.context_len),
+        ];
+        for (field, value) in dimensions {
+            if value == 0 {
+                return Err(ModelError::Zero { field });
+            }
+        }
+        if !config.n_heads.is_multiple_of(config.n_kv_heads) {
+            let (n_heads, n_kv_heads) = (config.n_heads, config.n_kv_heads);
+            return Err(ModelError::Heads { n_heads, n_kv_heads });
+        }
+        let paired = [
+            ("hidden_dim", config.hidden_dim),
+            ("head_dim", config.head_dim),
+            ("ffn_dim", config.ffn_dim),
+            ("vocab_size", config.vocab_size),
+        ];
+        for (field, got) in paired {
+            if !got.is_multiple_of(2) {
+                return Err(ModelError::Odd { field, got });
+            }
+        }
+        if let Some(window) = config.sliding_window.filter(|&window| window < config.context_len) {
+            return Err(ModelError::SlidingWindow { window, context_len: config.context_len });
+        }
+        Ok(Self(config))
+    }
+
+    /// A tiny configuration for examples and tests.
+    #[must_use]
+    pub fn example() -> DecoderConfig {
+        DecoderConfig {
+            vocab_size: 32,
+            hidden_dim: 16,
+            n_layers: 2,
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: 4,
+            ffn_dim: 24,
+            context_len: 64,
+            rope_theta: 1e4,
+            rms_norm_eps: 1e-5,
+            tied_embeddings: true,
+            sliding_window: None,
+            bos_id: Some(1),
+            eos_ids: vec![2],
+            dtype: WeightDtype::F32,
+        }
+    }
+
+    /// The heads of an attention layer.
+    #[must_use]
+    pub fn head_shape(&self) -> HeadShape {
+        HeadShape {
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+        }
+    }
+
+    /// Floating-point operations of one trained token at full context: 6 per parameter of a matrix product (2 forward,
+    /// 4 backward; a tied head is used as one), and 6 `n_heads head_dim seq_len` per layer for causal attention.
+    #[must_use]
+    pub fn train_flops_per_token(&self, seq_len: usize) -> f64 {
+        let head = self.vocab_size * self.hidden_dim;
+        let layer = self.hidden_dim * self.head_shape().qkv_width()
+            + self.n_heads * self.head_dim * self.hidden_dim
+            + 3 * self.hidden_dim * self.ffn_dim;
+        let attention = self.n_layers * self.n_heads * self.head_dim * seq_len;
+        6.0 * (self.n_layers * layer + head + attention) as f64
+    }
+}
+
+impl Deref for ModelConfig {
+    type Target = DecoderConfig;
+
+    fn deref(&self) -> &DecoderConfig {
+        &self.0
+    }
+}

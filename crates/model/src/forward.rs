@@ -1,0 +1,299 @@
+//! The forward pass: one for training, scoring and serving.
+
+use kernels::attention::{KEY_BLOCK, SequenceRows};
+use kernels::matmul::Write;
+use kernels::rope::Direction;
+use tensor::{Device, Tensor, ops};
+
+use crate::cache::{CachedContext, CachedRows};
+use crate::config::ModelConfig;
+use crate::decoder::Decoder;
+use crate::workspace::{LOGIT_ROWS, Workspace};
+
+/// Where a layer's attention finds the keys and values of earlier tokens.
+pub(crate) trait AttentionContext {
+    /// Takes in the keys and values of the batch's tokens and computes their attention.
+    ///
+    /// Shapes: qkv `[tokens, (n_heads + 2 n_kv_heads) head_dim]`, rotated; out `[tokens, n_heads head_dim]`; log_sum_exp
+    /// `[tokens, n_heads]`.
+    fn attend(
+        &mut self,
+        device: &Device,
+        config: &ModelConfig,
+        layer_idx: usize,
+        qkv: &Tensor,
+        out: &mut Tensor,
+        log_sum_exp: &mut Tensor,
+    );
+}
+
+/// Attention within packed documents, which do not see one another.
+struct PackedContext<'a> {
+    segment_starts: &'a [u32],
+    /// Blocks of each document, one document after the other.
+    block_tables: Vec<Vec<u32>>,
+    key_blocks: Tensor,
+}
+
+impl<'a> PackedContext<'a> {
+    /// Takes `key_blocks` over, making it larger when the documents need more blocks than any batch before.
+    fn new(segment_starts: &'a [u32], key_blocks: Tensor) -> Self {
+        let mut n_blocks = 0;
+        let block_tables: Vec<Vec<u32>> = segment_starts
+            .windows(2)
+            .map(|ends| {
+                let n = (ends[1] - ends[0]).div_ceil(KEY_BLOCK as u32);
+                n_blocks += n;
+                (n_blocks - n..n_blocks).collect()
+            })
+            .collect();
+        let n_blocks = n_blocks as usize;
+        let key_blocks = if n_blocks > key_blocks.max_rows() {
+            Tensor::zeroed(key_blocks.dtype(), n_blocks, key_blocks.width())
+        } else {
+            key_blocks
+        };
+        Self { segment_starts, block_tables, key_blocks }
+    }
+}
+
+impl AttentionContext for PackedContext<'_> {
+    fn attend(
+        &mut self,
+        device: &Device,
+        config: &ModelConfig,
+        _layer_idx: usize,
+        qkv: &Tensor,
+        out: &mut Tensor,
+        log_sum_exp: &mut Tensor,
+    ) {
+        let shape = config.head_shape();
+        let sequences: Vec<SequenceRows<'_>> = self
+            .segment_starts
+            .windows(2)
+            .zip(&self.block_tables)
+            .map(|(ends, block_table)| SequenceRows {
+                first_row: ends[0] as usize,
+                n_rows: (ends[1] - ends[0]) as usize,
+                first_position: 0,
+                block_table,
+            })
+            .collect();
+        ops::append_keys_values(device, shape, qkv.view(), &sequences, self.key_blocks.view_mut());
+        let (blocks, out, lse) = (self.key_blocks.view(), out.view_mut(), log_sum_exp.view_mut());
+        ops::attention(device, shape, qkv.view(), &sequences, blocks, out, lse);
+    }
+}
+
+impl Decoder {
+    /// Runs packed documents; leaves the normed output of the last layer in `workspace.final_normed`.
+    pub(crate) fn forward_packed(
+        &self,
+        device: &Device,
+        token_ids: &[u32],
+        segment_starts: &[u32],
+        workspace: &mut Workspace,
+    ) {
+        assert!(
+            segment_starts.first() == Some(&0)
+                && segment_starts.last().is_some_and(|&end| end as usize == token_ids.len()),
+            "segments cover the batch"
+        );
+        workspace.positions.clear();
+        for ends in segment_starts.windows(2) {
+            workspace.positions.extend(0..ends[1] - ends[0]);
+        }
+        let empty = Tensor::zeroed(self.dtype, 0, workspace.key_blocks.width());
+        let key_blocks = std::mem::replace(&mut workspace.key_blocks, empty);
+        let mut context = PackedContext::new(segment_starts, key_blocks);
+        self.forward(device, token_ids, &mut context, workspace);
+        workspace.key_blocks = context.key_blocks;
+    }
+
+    /// Appends tokens to their sequences and gives the logits after each sequence's last token.
+    ///
+    /// Shapes: logits `[sequences, vocab]`, overwritten. A sequence's logits have the same bits whatever sequences stand beside
+    /// it and however its tokens were cut into calls.
+    ///
+    /// # Panics
+    /// When a sequence has no token, a token is not in the vocabulary, or a cache or the workspace is too small.
+    pub fn forward_cached(
+        &self,
+        device: &Device,
+        sequences: &mut [CachedRows<'_>],
+        workspace: &mut Workspace,
+        logits: &mut Vec<f32>,
+    ) {
+        let mut token_ids = Vec::with_capacity(workspace.max_rows());
+        workspace.positions.clear();
+        for sequence in &*sequences {
+            let (first, n) = (sequence.cache.len(), sequence.token_ids.len());
+            let end = first + n;
+            assert!(n > 0, "a sequence without tokens");
+            assert!(
+                end <= self.config.context_len,
+                "position {end} of a context of {}",
+                self.config.context_len
+            );
+            assert!(end <= sequence.cache.max_tokens(), "the cache has no room for {end} tokens");
+            token_ids.extend_from_slice(sequence.token_ids);
+            workspace.positions.extend((first..end).map(|position| position as u32));
+        }
+        let mut context = CachedContext { sequences };
+        self.forward(device, &token_ids, &mut context, workspace);
+        context.finish();
+        self.last_logits(device, sequences, workspace, logits);
+    }
+
+    fn last_logits(
+        &self,
+        device: &Device,
+        sequences: &[CachedRows<'_>],
+        workspace: &mut Workspace,
+        logits: &mut Vec<f32>,
+    ) {
+        let vocab_size = self.config.vocab_size;
+        logits.resize(sequences.len() * vocab_size, 0.0);
+        let mut end = 0;
+        workspace.logits.set_rows(1);
+        for (sequence, out) in sequences.iter().zip(logits.chunks_exact_mut(vocab_size)) {
+            end += sequence.token_ids.len();
+            let last = workspace.final_normed.rows(end - 1..end);
+            self.head().forward(device, last, workspace.logits.view_mut(), Write::Overwrite);
+            out.copy_from_slice(workspace.logits.f32());
+        }
+    }
+
+    /// All layers on a batch of packed rows whose positions are in `workspace.positions`.
+    fn forward(
+        &self,
+        device: &Device,
+        token_ids: &[u32],
+        context: &mut impl AttentionContext,
+        workspace: &mut Workspace,
+    ) {
+        assert_eq!(workspace.positions.len(), token_ids.len(), "one position per token");
+        workspace.set_rows(token_ids.len());
+        self.embedding.gather(device, token_ids, workspace.residual.view_mut());
+        for layer_idx in 0..self.layers.len() {
+            self.attention_part(device, layer_idx, context, workspace);
+            self.ffn_part(device, layer_idx, workspace);
+        }
+        let w = workspace;
+        if let Some(input) = &mut w.final_input {
+            ops::convert(device, w.residual.view(), input.view_mut());
+        }
+        let (out, scales) = (w.final_normed.view_mut(), w.final_scales.view_mut());
+        ops::rms_norm(device, w.residual.view(), &self.final_norm, self.eps(), out, scales);
+    }
+
+    /// `residual += attention(norm(residual)) W_out`
+    fn attention_part(
+        &self,
+        device: &Device,
+        layer_idx: usize,
+        context: &mut impl AttentionContext,
+        workspace: &mut Workspace,
+    ) {
+        let layer = &self.layers[layer_idx];
+        let w = workspace;
+        let slot = layer_idx % w.layers.len();
+        let a = &mut w.layers[slot];
+        if let Some(input) = &mut a.attention_input {
+            ops::convert(device, w.residual.view(), input.view_mut());
+        }
+        let (normed, scales) = (a.attention_normed.view_mut(), a.attention_scales.view_mut());
+        ops::rms_norm(device, w.residual.view(), &layer.attention_norm, self.eps(), normed, scales);
+        layer.qkv.forward(device, a.attention_normed.view(), w.qkv.view_mut(), Write::Overwrite);
+        let n_rotated = self.config.n_heads + self.config.n_kv_heads;
+        let (qkv, rotated) = (w.qkv.view(), a.qkv.view_mut());
+        ops::rotate(device, qkv, &w.positions, &self.rope, n_rotated, Direction::Forward, rotated);
+        let (out, lse) = (&mut a.attention_out, &mut a.log_sum_exp);
+        context.attend(device, &self.config, layer_idx, &a.qkv, out, lse);
+        let residual = w.residual.view_mut();
+        layer.attention_out.forward(device, a.attention_out.view(), residual, Write::Accumulate);
+    }
+
+    /// `residual += swiglu(norm(residual) W_gate_up) W_down`
+    fn ffn_part(&self, device: &Device, layer_idx: usize, workspace: &mut Workspace) {
+        let layer = &self.layers[layer_idx];
+        let w = workspace;
+        let slot = layer_idx % w.layers.len();
+        let a = &mut w.layers[slot];
+        if let Some(input) = &mut a.ffn_input {
+            ops::convert(device, w.residual.view(), input.view_mut());
+        }
+        let (normed, scales) = (a.ffn_normed.view_mut(), a.ffn_scales.view_mut());
+        ops::rms_norm(device, w.residual.view(), &layer.ffn_norm, self.eps(), normed, scales);
+        layer.gate_up.forward(device, a.ffn_normed.view(), w.gate_up.view_mut(), Write::Overwrite);
+        let (rounded, activated) = (a.gate_up.view_mut(), w.activated.view_mut());
+        ops::swiglu(device, w.gate_up.view(), rounded, activated);
+        let residual = w.residual.view_mut();
+        layer.down.forward(device, w.activated.view(), residual, Write::Accumulate);
+    }
+
+    fn eps(&self) -> f32 {
+        self.config.rms_norm_eps as f32
+    }
+
+    /// Loss in nats of each token's target, in packed documents.
+    ///
+    /// Shapes: token_ids, targets `[tokens]`; segment_starts ascending from 0 to the number of tokens.
+    ///
+    /// # Panics
+    /// When an id is not in the vocabulary, a document is longer than the context, or the workspace is too small.
+    #[must_use]
+    pub fn token_losses(
+        &self,
+        device: &Device,
+        token_ids: &[u32],
+        targets: &[u32],
+        segment_starts: &[u32],
+        workspace: &mut Workspace,
+    ) -> Vec<f32> {
+        assert_eq!(token_ids.len(), targets.len(), "one target per token");
+        self.forward_packed(device, token_ids, segment_starts, workspace);
+        let mut losses = vec![0.0; targets.len()];
+        for first in (0..targets.len()).step_by(LOGIT_ROWS) {
+            let rows = first..targets.len().min(first + LOGIT_ROWS);
+            self.logits_of(device, rows.clone(), workspace);
+            let weights = vec![1.0; rows.len()];
+            let logits = workspace.logits.view();
+            ops::token_losses(device, logits, &targets[rows.clone()], &weights, &mut losses[rows]);
+        }
+        losses
+    }
+
+    /// Logits of every token of packed documents, f32 `[tokens, vocab]`.
+    ///
+    /// # Panics
+    /// As [`Decoder::token_losses`].
+    #[must_use]
+    pub fn logits(
+        &self,
+        device: &Device,
+        token_ids: &[u32],
+        segment_starts: &[u32],
+        workspace: &mut Workspace,
+    ) -> Vec<f32> {
+        self.forward_packed(device, token_ids, segment_starts, workspace);
+        let mut logits = Vec::with_capacity(token_ids.len() * self.config.vocab_size);
+        for first in (0..token_ids.len()).step_by(LOGIT_ROWS) {
+            self.logits_of(device, first..token_ids.len().min(first + LOGIT_ROWS), workspace);
+            logits.extend_from_slice(workspace.logits.f32());
+        }
+        logits
+    }
+
+    /// Logits of some rows of the last forward pass, into `workspace.logits`.
+    pub(crate) fn logits_of(
+        &self,
+        device: &Device,
+        rows: std::ops::Range<usize>,
+        workspace: &mut Workspace,
+    ) {
+        workspace.logits.set_rows(rows.len());
+        let (hidden, logits) = (workspace.final_normed.rows(rows), workspace.logits.view_mut());
+        self.head().forward(device, hidden, logits, Write::Overwrite);
+    }
+}

@@ -1,0 +1,189 @@
+//! The planned memory of a forward pass.
+
+use tensor::{DType, Tensor};
+
+use crate::config::ModelConfig;
+
+/// Rows of logits that are in memory at a time.
+pub(crate) const LOGIT_ROWS: usize = 512;
+
+/// What one layer leaves behind. `T` stands for the decoder's number type.
+#[derive(Debug)]
+pub(crate) struct LayerActivations {
+    /// Input of the layer, T `[tokens, hidden]`; only kept for a backward pass.
+    pub(crate) attention_input: Option<Tensor>,
+    /// Its inverse root mean square, `[tokens, 1]`.
+    pub(crate) attention_scales: Tensor,
+    /// Normed input, T `[tokens, hidden]`.
+    pub(crate) attention_normed: Tensor,
+    /// Rotated queries and keys, and values, T `[tokens, (n_heads + 2 n_kv_heads) head_dim]`.
+    pub(crate) qkv: Tensor,
+    /// T `[tokens, n_heads head_dim]`.
+    pub(crate) attention_out: Tensor,
+    /// `[tokens, n_heads]`.
+    pub(crate) log_sum_exp: Tensor,
+    /// Input of the feed-forward part, T `[tokens, hidden]`; only kept for a backward pass.
+    pub(crate) ffn_input: Option<Tensor>,
+    /// `[tokens, 1]`.
+    pub(crate) ffn_scales: Tensor,
+    /// T `[tokens, hidden]`.
+    pub(crate) ffn_normed: Tensor,
+    /// Gate and up, T `[tokens, 2 ffn]`.
+    pub(crate) gate_up: Tensor,
+}
+
+impl LayerActivations {
+    fn new(config: &ModelConfig, dtype: DType, max_rows: usize, keeps_inputs: bool) -> Self {
+        let (hidden, shape) = (config.hidden_dim, config.head_shape());
+        let operand = |width| Tensor::zeroed(dtype, max_rows, width);
+        let scales = || Tensor::zeroed(DType::F32, max_rows, 1);
+        Self {
+            attention_input: keeps_inputs.then(|| operand(hidden)),
+            attention_scales: scales(),
+            attention_normed: operand(hidden),
+            qkv: operand(shape.qkv_width()),
+            attention_out: operand(shape.n_heads * shape.head_dim),
+            log_sum_exp: Tensor::zeroed(DType::F32, max_rows, shape.n_heads),
+            ffn_input: keeps_inputs.then(|| operand(hidden)),
+            ffn_scales: scales(),
+            ffn_normed: operand(hidden),
+            gate_up: operand(2 * config.ffn_dim),
+        }
+    }
+
+    fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.attention_input.iter_mut().chain(&mut self.ffn_input).chain([
+            &mut self.attention_scales,
+            &mut self.attention_normed,
+            &mut self.qkv,
+            &mut self.attention_out,
+            &mut self.log_sum_exp,
+            &mut self.ffn_scales,
+            &mut self.ffn_normed,
+            &mut self.gate_up,
+        ])
+    }
+}
+
+/// All memory of a forward pass over up to `max_rows` tokens, taken once.
+#[derive(Debug)]
+pub struct Workspace {
+    max_rows: usize,
+    /// The residual stream, f32 `[tokens, hidden]`.
+    pub(crate) residual: Tensor,
+    /// Output of the query, key and value product, f32.
+    pub(crate) qkv: Tensor,
+    /// Output of the gate and up product, f32 `[tokens, 2 ffn]`.
+    pub(crate) gate_up: Tensor,
+    /// T `[tokens, ffn]`.
+    pub(crate) activated: Tensor,
+    /// One for all layers, or one for each when a backward pass follows.
+    pub(crate) layers: Vec<LayerActivations>,
+    /// Input of the final norm, T; only kept for a backward pass.
+    pub(crate) final_input: Option<Tensor>,
+    /// `[tokens, 1]`.
+    pub(crate) final_scales: Tensor,
+    /// T `[tokens, hidden]`.
+    pub(crate) final_normed: Tensor,
+    /// f32 `[rows, vocab]`, a chunk of the tokens.
+    pub(crate) logits: Tensor,
+    /// Position of each token in its sequence.
+    pub(crate) positions: Vec<u32>,
+    /// Keys and values of packed documents, T `[blocks, key block]`, for one layer at a time.
+    pub(crate) key_blocks: Tensor,
+}
+
+impl Workspace {
+    /// For scoring and serving: activations of one layer at a time.
+    #[must_use]
+    pub fn new(config: &ModelConfig, dtype: DType, max_rows: usize) -> Self {
+        Self::with_layers(config, dtype, max_rows, 1, false)
+    }
+
+    /// For training: activations of every layer are kept for the backward pass.
+    #[must_use]
+    pub fn for_training(config: &ModelConfig, dtype: DType, max_rows: usize) -> Self {
+        Self::with_layers(config, dtype, max_rows, config.n_layers, true)
+    }
+
+    fn with_layers(
+        config: &ModelConfig,
+        dtype: DType,
+        max_rows: usize,
+        n_layers: usize,
+        keeps_inputs: bool,
+    ) -> Self {
+        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
+        let f32_rows = |width| Tensor::zeroed(DType::F32, max_rows, width);
+        let block_len = tensor::ops::key_block_len(shape, dtype);
+        Self {
+            max_rows,
+            residual: f32_rows(hidden),
+            qkv: f32_rows(shape.qkv_width()),
+            gate_up: f32_rows(2 * ffn),
+            activated: Tensor::zeroed(dtype, max_rows, ffn),
+            layers: (0..n_layers)
+                .map(|_| LayerActivations::new(config, dtype, max_rows, keeps_inputs))
+                .collect(),
+            final_input: keeps_inputs.then(|| Tensor::zeroed(dtype, max_rows, hidden)),
+            final_scales: f32_rows(1),
+            final_normed: Tensor::zeroed(dtype, max_rows, hidden),
+            logits: Tensor::zeroed(DType::F32, max_rows.min(LOGIT_ROWS), config.vocab_size),
+            positions: Vec::with_capacity(max_rows),
+            key_blocks: Tensor::zeroed(dtype, 0, block_len),
+        }
+    }
+
+    /// Bytes of [`Workspace::new`] (`n_layers` 1) or [`Workspace::for_training`] (all layers), key blocks of documents of
+    /// `segment_len` tokens included.
+    #[must_use]
+    pub fn bytes_for(
+        config: &ModelConfig,
+        dtype: DType,
+        max_rows: usize,
+        is_training: bool,
+        segment_len: usize,
+    ) -> usize {
+        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
+        let (qkv, out) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
+        let inputs = if is_training { hidden } else { 0 };
+        let n_layers = if is_training { config.n_layers } else { 1 };
+        let layer_operands = 2 * inputs + 2 * hidden + qkv + out + 2 * ffn;
+        let layer_f32 = 2 + shape.n_heads;
+        let operands = n_layers * layer_operands + ffn + inputs + hidden;
+        let f32s = n_layers * layer_f32 + hidden + qkv + 2 * ffn + 1;
+        let n_segments = max_rows.div_ceil(segment_len.max(1));
+        let n_blocks = n_segments * segment_len.div_ceil(kernels::attention::KEY_BLOCK);
+        let blocks = n_blocks * tensor::ops::key_block_len(shape, dtype);
+        max_rows * (operands * dtype.bytes() + f32s * 4)
+            + max_rows.min(LOGIT_ROWS) * config.vocab_size * 4
+            + blocks * dtype.bytes()
+            + max_rows * size_of::<u32>()
+    }
+
+    /// Tokens that there is room for.
+    #[must_use]
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Uses `n_rows` rows of every tensor.
+    ///
+    /// # Panics
+    /// When there is no room for them.
+    pub(crate) fn set_rows(&mut self, n_rows: usize) {
+        assert!(n_rows <= self.max_rows, "{n_rows} tokens in a workspace for {}", self.max_rows);
+        for layer in &mut self.layers {
+            layer.tensors_mut().for_each(|tensor| tensor.set_rows(n_rows));
+        }
+        let own = [
+            &mut self.residual,
+            &mut self.qkv,
+            &mut self.gate_up,
+            &mut self.activated,
+            &mut self.final_scales,
+            &mut self.final_normed,
+        ];
+        own.into_iter().chain(&mut self.final_input).for_each(|tensor| tensor.set_rows(n_rows));
+    }
+}

@@ -1,0 +1,279 @@
+//! The weight of a linear layer, packed for its passes.
+
+use half::bf16;
+use kernels::matmul::{Left, Write, matmul};
+use kernels::panels::{self, Panels, Source, SourceOrder, panels_len};
+use kernels::{Buffer, Operand, embedding};
+
+use crate::Device;
+use crate::tensor::{DType, NumberType, View, ViewMut};
+
+/// Which passes a weight is packed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// Forward only: serving and scoring.
+    Forward,
+    /// Forward, and backward for the gradient of the input: training.
+    ForwardAndBackward,
+}
+
+/// A weight `W [n_out, n_in]`: `y = x W^T`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    n_out: usize,
+    n_in: usize,
+    packed: Packed,
+}
+
+#[derive(Clone, Debug)]
+enum Packed {
+    F32(PackedWeight<f32>),
+    Bf16(PackedWeight<bf16>),
+}
+
+#[derive(Clone, Debug)]
+struct PackedWeight<T: Operand> {
+    /// `[n_out, n_in]`.
+    forward: Panels<T>,
+    /// `[n_in, n_out]`, for training.
+    backward: Option<Panels<T>>,
+}
+
+impl<T: NumberType> PackedWeight<T> {
+    fn zeroed(n_out: usize, n_in: usize, passes: Passes) -> Self {
+        let backward = (passes == Passes::ForwardAndBackward).then(|| Panels::zeroed(n_in, n_out));
+        Self { forward: Panels::zeroed(n_out, n_in), backward }
+    }
+
+    fn pack<S: Operand>(&mut self, device: &Device, values: &[S]) {
+        let (compute, n_in) = (device.compute(), self.forward.k());
+        self.forward.pack(compute, Source::rows_of_n(values, n_in));
+        if let Some(backward) = &mut self.backward {
+            backward.pack(compute, Source::rows_of_k(values, n_in));
+        }
+    }
+
+    fn n_bytes(&self) -> usize {
+        let backward = self.backward.as_ref().map_or(0, |panels| panels.values().len());
+        (self.forward.values().len() + backward) * size_of::<T>()
+    }
+
+    fn backward(&self) -> &Panels<T> {
+        self.backward.as_ref().expect("the weight is packed for training")
+    }
+}
+
+impl Linear {
+    /// A weight of zeros.
+    #[must_use]
+    pub fn zeroed(dtype: DType, n_out: usize, n_in: usize, passes: Passes) -> Self {
+        let packed = match dtype {
+            DType::F32 => Packed::F32(PackedWeight::zeroed(n_out, n_in, passes)),
+            DType::Bf16 => Packed::Bf16(PackedWeight::zeroed(n_out, n_in, passes)),
+        };
+        Self { n_out, n_in, packed }
+    }
+
+    /// Bytes that a weight of this shape takes.
+    #[must_use]
+    pub fn bytes_for(dtype: DType, n_out: usize, n_in: usize, passes: Passes) -> usize {
+        let bytes = |n, k| match dtype {
+            DType::F32 => panels_len::<f32>(n, k) * 4,
+            DType::Bf16 => panels_len::<bf16>(n, k) * 2,
+        };
+        match passes {
+            Passes::Forward => bytes(n_out, n_in),
+            Passes::ForwardAndBackward => bytes(n_out, n_in) + bytes(n_in, n_out),
+        }
+    }
+
+    /// Bytes that the packed weight holds.
+    #[must_use]
+    pub fn packed_bytes(&self) -> usize {
+        match &self.packed {
+            Packed::F32(weight) => weight.n_bytes(),
+            Packed::Bf16(weight) => weight.n_bytes(),
+        }
+    }
+
+    /// Overwrites the weight with `values [n_out, n_in]`, rounding to its number type.
+    ///
+    /// # Panics
+    /// When the shape differs.
+    pub fn pack(&mut self, device: &Device, values: View<'_>) {
+        assert_eq!(
+            [values.n_rows(), values.width()],
+            [self.n_out, self.n_in],
+            "shape of the weight"
+        );
+        match (&mut self.packed, values) {
+            (Packed::F32(packed), View::F32 { values, .. }) => packed.pack(device, values),
+            (Packed::F32(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
+            (Packed::Bf16(packed), View::F32 { values, .. }) => packed.pack(device, values),
+            (Packed::Bf16(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
+        }
+    }
+
+    /// Type of the numbers.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        match self.packed {
+            Packed::F32(_) => DType::F32,
+            Packed::Bf16(_) => DType::Bf16,
+        }
+    }
+
+    /// Outputs.
+    #[must_use]
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    /// Inputs.
+    #[must_use]
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
+    /// `y[t, o] (+)= sum_i x[t, i] W[o, i]`.
+    ///
+    /// Shapes: x `[tokens, n_in]` in the weight's number type; y `[tokens, n_out]` f32.
+    ///
+    /// # Panics
+    /// When a shape or number type does not fit.
+    pub fn forward(&self, device: &Device, x: View<'_>, y: ViewMut<'_>, write: Write) {
+        assert_eq!([x.width(), y.width()], [self.n_in, self.n_out], "widths of x and y");
+        match &self.packed {
+            Packed::F32(weight) => product::<f32>(device, x, &weight.forward, y, write),
+            Packed::Bf16(weight) => product::<bf16>(device, x, &weight.forward, y, write),
+        }
+    }
+
+    /// Gradient of the input: `d_x[t, i] = sum_o d_y[t, o] W[o, i]`. Overwrites.
+    ///
+    /// Shapes: d_y `[tokens, n_out]` in the weight's number type; d_x `[tokens, n_in]` f32.
+    ///
+    /// # Panics
+    /// When a shape or number type does not fit, or the weight is not packed for training.
+    pub fn backward_input(&self, device: &Device, d_y: View<'_>, d_x: ViewMut<'_>) {
+        assert_eq!([d_x.width(), d_y.width()], [self.n_in, self.n_out], "widths of d_x and d_y");
+        match &self.packed {
+            Packed::F32(weight) => {
+                product::<f32>(device, d_y, weight.backward(), d_x, Write::Overwrite);
+            }
+            Packed::Bf16(weight) => {
+                product::<bf16>(device, d_y, weight.backward(), d_x, Write::Overwrite);
+            }
+        }
+    }
+
+    /// The rows of the weight at `token_ids`, as f32: the embedding. Shapes: out `[tokens, n_in]`. Overwrites.
+    ///
+    /// # Panics
+    /// When an id is not below `n_out`.
+    pub fn gather(&self, device: &Device, token_ids: &[u32], out: ViewMut<'_>) {
+        let (compute, shape) = (device.compute(), [self.n_out, self.n_in]);
+        assert_eq!(out.width(), self.n_in, "width of the output");
+        match &self.packed {
+            Packed::F32(weight) => {
+                embedding::gather(compute, token_ids, weight.forward.values(), shape, out.f32());
+            }
+            Packed::Bf16(weight) => {
+                embedding::gather(compute, token_ids, weight.forward.values(), shape, out.f32());
+            }
+        }
+    }
+}
+
+fn product<T: NumberType>(
+    device: &Device,
+    x: View<'_>,
+    weight: &Panels<T>,
+    y: ViewMut<'_>,
+    write: Write,
+) {
+    let left = Left::Rows { values: x.of::<T>(), stride: x.width() };
+    let dims = [x.n_rows(), weight.n(), weight.k()];
+    matmul(device.compute(), left, weight.values(), dims, y.f32(), write);
+}
+
+/// Working memory of [`LinearScratch::backward_weight`]: the two operands, packed with tokens as the inner dimension.
+#[derive(Clone, Debug)]
+pub struct LinearScratch {
+    packed: ScratchPanels,
+}
+
+#[derive(Clone, Debug)]
+enum ScratchPanels {
+    F32 { left: Buffer<f32>, right: Buffer<f32> },
+    Bf16 { left: Buffer<bf16>, right: Buffer<bf16> },
+}
+
+impl LinearScratch {
+    /// Room for weights of up to `max_out` outputs and `max_in` inputs and up to `max_rows` tokens.
+    #[must_use]
+    pub fn new(dtype: DType, max_rows: usize, max_out: usize, max_in: usize) -> Self {
+        let packed = match dtype {
+            DType::F32 => ScratchPanels::F32 {
+                left: Buffer::zeroed(panels_len::<f32>(max_out, max_rows)),
+                right: Buffer::zeroed(panels_len::<f32>(max_in, max_rows)),
+            },
+            DType::Bf16 => ScratchPanels::Bf16 {
+                left: Buffer::zeroed(panels_len::<bf16>(max_out, max_rows)),
+                right: Buffer::zeroed(panels_len::<bf16>(max_in, max_rows)),
+            },
+        };
+        Self { packed }
+    }
+
+    /// Bytes of a scratch of this shape.
+    #[must_use]
+    pub fn bytes_for(dtype: DType, max_rows: usize, max_out: usize, max_in: usize) -> usize {
+        Linear::bytes_for(dtype, max_out, max_rows, Passes::Forward)
+            + Linear::bytes_for(dtype, max_in, max_rows, Passes::Forward)
+    }
+
+    /// Gradient of a weight: `d_weight[o, i] += sum_t d_y[t, o] x[t, i]`.
+    ///
+    /// Shapes: d_y `[tokens, n_out]`, x `[tokens, n_in]`, of one number type; d_weight `[n_out, n_in]` f32. Accumulates.
+    ///
+    /// # Panics
+    /// When a shape or number type does not fit.
+    pub fn backward_weight(
+        &mut self,
+        device: &Device,
+        d_y: View<'_>,
+        x: View<'_>,
+        d_weight: ViewMut<'_>,
+    ) {
+        assert_eq!(d_y.n_rows(), x.n_rows(), "one gradient row per token");
+        assert_eq!(d_weight.width(), x.width(), "width of the weight's gradient");
+        match &mut self.packed {
+            ScratchPanels::F32 { left, right } => {
+                outer_product::<f32>(device, d_y, x, left, right, d_weight.f32());
+            }
+            ScratchPanels::Bf16 { left, right } => {
+                outer_product::<bf16>(device, d_y, x, left, right, d_weight.f32());
+            }
+        }
+    }
+}
+
+fn outer_product<T: NumberType>(
+    device: &Device,
+    d_y: View<'_>,
+    x: View<'_>,
+    left: &mut [T],
+    right: &mut [T],
+    d_weight: &mut [f32],
+) {
+    let (compute, n_tokens) = (device.compute(), x.n_rows());
+    let (n_out, n_in) = (d_y.width(), x.width());
+    let rows_of_k = |values, stride| Source { values, stride, order: SourceOrder::RowsOfK };
+    let left = &mut left[..panels_len::<T>(n_out, n_tokens)];
+    let right = &mut right[..panels_len::<T>(n_in, n_tokens)];
+    panels::pack(compute, rows_of_k(d_y.of::<T>(), n_out), [n_out, n_tokens], left);
+    panels::pack(compute, rows_of_k(x.of::<T>(), n_in), [n_in, n_tokens], right);
+    let dims = [n_out, n_in, n_tokens];
+    matmul(compute, Left::Panels(left), right, dims, d_weight, Write::Accumulate);
+}

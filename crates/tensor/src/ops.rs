@@ -1,0 +1,263 @@
+//! The operations on tensors. Shapes, numerics and sources stand with the kernels of the same names.
+//!
+//! Each function panics when a shape or number type does not fit: the model is built so that they do.
+
+use half::bf16;
+use kernels::attention::{self, AttentionBackward, HeadShape, SequenceRows};
+use kernels::rope::{self, Direction, RopeTable};
+use kernels::{cross_entropy as loss, elementwise, embedding, norm, swiglu as gated};
+
+use crate::Device;
+use crate::tensor::{DType, NumberType, Tensor, View, ViewMut};
+
+/// Rounds or widens `x` into `out`.
+pub fn convert(device: &Device, x: View<'_>, out: ViewMut<'_>) {
+    let compute = device.compute();
+    match (x, out) {
+        (View::F32 { values, .. }, ViewMut::F32 { values: out, .. }) => out.copy_from_slice(values),
+        (View::F32 { values, .. }, ViewMut::Bf16 { values: out, .. }) => {
+            elementwise::convert(compute, values, out);
+        }
+        (View::Bf16 { values, .. }, ViewMut::F32 { values: out, .. }) => {
+            elementwise::convert(compute, values, out);
+        }
+        (View::Bf16 { values, .. }, ViewMut::Bf16 { values: out, .. }) => {
+            out.copy_from_slice(values)
+        }
+    }
+}
+
+/// [`norm::rms_norm`].
+pub fn rms_norm(
+    device: &Device,
+    x: View<'_>,
+    weight: &Tensor,
+    eps: f32,
+    out: ViewMut<'_>,
+    inverse_rms: ViewMut<'_>,
+) {
+    let (compute, x, scales) = (device.compute(), x.f32(), inverse_rms.f32());
+    match out {
+        ViewMut::F32 { values, .. } => {
+            norm::rms_norm(compute, x, weight.f32(), eps, values, scales)
+        }
+        ViewMut::Bf16 { values, .. } => {
+            norm::rms_norm(compute, x, weight.f32(), eps, values, scales)
+        }
+    }
+}
+
+/// [`norm::rms_norm_backward`].
+pub fn rms_norm_backward(
+    device: &Device,
+    x: View<'_>,
+    weight: &Tensor,
+    inverse_rms: View<'_>,
+    d_out: View<'_>,
+    d_x: ViewMut<'_>,
+    d_weight: ViewMut<'_>,
+) {
+    let (compute, weight, scales) = (device.compute(), weight.f32(), inverse_rms.f32());
+    let (d_out, d_x, d_weight) = (d_out.f32(), d_x.f32(), d_weight.f32());
+    match x {
+        View::F32 { values, .. } => {
+            norm::rms_norm_backward(compute, values, weight, scales, d_out, d_x, d_weight);
+        }
+        View::Bf16 { values, .. } => {
+            norm::rms_norm_backward(compute, values, weight, scales, d_out, d_x, d_weight);
+        }
+    }
+}
+
+/// [`rope::rotate`].
+pub fn rotate(
+    device: &Device,
+    x: View<'_>,
+    positions: &[u32],
+    table: &RopeTable,
+    n_rotated: usize,
+    direction: Direction,
+    out: ViewMut<'_>,
+) {
+    let (compute, x) = (device.compute(), x.f32());
+    match out {
+        ViewMut::F32 { values, .. } => {
+            rope::rotate(compute, x, positions, table, n_rotated, direction, values);
+        }
+        ViewMut::Bf16 { values, .. } => {
+            rope::rotate(compute, x, positions, table, n_rotated, direction, values);
+        }
+    }
+}
+
+/// [`gated::swiglu`].
+pub fn swiglu(device: &Device, gate_up: View<'_>, rounded: ViewMut<'_>, out: ViewMut<'_>) {
+    let ffn_dim = out.width();
+    match out.dtype() {
+        DType::F32 => forward::<f32>(device, gate_up, ffn_dim, rounded, out),
+        DType::Bf16 => forward::<bf16>(device, gate_up, ffn_dim, rounded, out),
+    }
+    fn forward<T: NumberType>(
+        device: &Device,
+        gate_up: View<'_>,
+        ffn_dim: usize,
+        rounded: ViewMut<'_>,
+        out: ViewMut<'_>,
+    ) {
+        let (rounded, out) = (rounded.of::<T>(), out.of::<T>());
+        gated::swiglu(device.compute(), gate_up.f32(), ffn_dim, rounded, out);
+    }
+}
+
+/// [`gated::swiglu_backward`].
+pub fn swiglu_backward(
+    device: &Device,
+    rounded: View<'_>,
+    d_out: View<'_>,
+    d_gate_up: ViewMut<'_>,
+    out: ViewMut<'_>,
+) {
+    let (compute, d_out, ffn_dim) = (device.compute(), d_out.f32(), out.width());
+    match rounded {
+        View::F32 { values, .. } => {
+            let (d_gate_up, out) = (d_gate_up.of::<f32>(), out.of::<f32>());
+            gated::swiglu_backward(compute, values, ffn_dim, d_out, d_gate_up, out);
+        }
+        View::Bf16 { values, .. } => {
+            let (d_gate_up, out) = (d_gate_up.of::<bf16>(), out.of::<bf16>());
+            gated::swiglu_backward(compute, values, ffn_dim, d_out, d_gate_up, out);
+        }
+    }
+}
+
+/// Values of a key block of a layer, for blocks in the number type `dtype`.
+#[must_use]
+pub fn key_block_len(shape: HeadShape, dtype: DType) -> usize {
+    match dtype {
+        DType::F32 => shape.block_len::<f32>(),
+        DType::Bf16 => shape.block_len::<bf16>(),
+    }
+}
+
+/// [`attention::append_keys_values`]; blocks `[n_blocks, key_block_len]`.
+pub fn append_keys_values(
+    device: &Device,
+    shape: HeadShape,
+    qkv: View<'_>,
+    sequences: &[SequenceRows<'_>],
+    blocks: ViewMut<'_>,
+) {
+    let compute = device.compute();
+    match qkv {
+        View::F32 { values, .. } => {
+            attention::append_keys_values(compute, shape, values, sequences, blocks.of::<f32>());
+        }
+        View::Bf16 { values, .. } => {
+            attention::append_keys_values(compute, shape, values, sequences, blocks.of::<bf16>());
+        }
+    }
+}
+
+/// [`attention::attention`].
+pub fn attention(
+    device: &Device,
+    shape: HeadShape,
+    qkv: View<'_>,
+    sequences: &[SequenceRows<'_>],
+    blocks: View<'_>,
+    out: ViewMut<'_>,
+    log_sum_exp: ViewMut<'_>,
+) {
+    let (compute, lse) = (device.compute(), log_sum_exp.f32());
+    match qkv {
+        View::F32 { values, .. } => {
+            let (blocks, out) = (blocks.of::<f32>(), out.of::<f32>());
+            attention::attention(compute, shape, values, sequences, blocks, out, lse);
+        }
+        View::Bf16 { values, .. } => {
+            let (blocks, out) = (blocks.of::<bf16>(), out.of::<bf16>());
+            attention::attention(compute, shape, values, sequences, blocks, out, lse);
+        }
+    }
+}
+
+/// What [`attention_backward`] reads: queries, keys and values, output and log-sum-exp of the forward pass, the gradient of
+/// the output, and the rows where documents begin.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSaved<'a> {
+    /// `[tokens, n_heads + 2 n_kv_heads, head_dim]`.
+    pub qkv: View<'a>,
+    /// `[tokens, n_heads, head_dim]`.
+    pub out: View<'a>,
+    /// `[tokens, n_heads]`.
+    pub log_sum_exp: View<'a>,
+    /// `[tokens, n_heads, head_dim]`.
+    pub d_out: View<'a>,
+    /// Ascending from 0 to the number of tokens.
+    pub segment_starts: &'a [u32],
+}
+
+/// [`attention::attention_backward`].
+pub fn attention_backward(
+    device: &Device,
+    shape: HeadShape,
+    saved: AttentionSaved<'_>,
+    d_qkv: ViewMut<'_>,
+) {
+    fn run<T: NumberType>(
+        device: &Device,
+        shape: HeadShape,
+        saved: AttentionSaved<'_>,
+        d_qkv: ViewMut<'_>,
+    ) {
+        let inputs = AttentionBackward {
+            qkv: saved.qkv.of::<T>(),
+            out: saved.out.of::<T>(),
+            log_sum_exp: saved.log_sum_exp.f32(),
+            d_out: saved.d_out.f32(),
+            segment_starts: saved.segment_starts,
+        };
+        attention::attention_backward(device.compute(), shape, inputs, d_qkv.f32());
+    }
+    match saved.qkv {
+        View::F32 { .. } => run::<f32>(device, shape, saved, d_qkv),
+        View::Bf16 { .. } => run::<bf16>(device, shape, saved, d_qkv),
+    }
+}
+
+/// [`loss::cross_entropy`] with the gradient.
+pub fn cross_entropy(
+    device: &Device,
+    logits: View<'_>,
+    targets: &[u32],
+    weights: &[f32],
+    losses: &mut [f32],
+    d_logits: ViewMut<'_>,
+) {
+    let (compute, logits) = (device.compute(), logits.f32());
+    match d_logits {
+        ViewMut::F32 { values, .. } => {
+            loss::cross_entropy(compute, logits, targets, weights, losses, values);
+        }
+        ViewMut::Bf16 { values, .. } => {
+            loss::cross_entropy(compute, logits, targets, weights, losses, values);
+        }
+    }
+}
+
+/// [`loss::cross_entropy`] without the gradient.
+pub fn token_losses(
+    device: &Device,
+    logits: View<'_>,
+    targets: &[u32],
+    weights: &[f32],
+    losses: &mut [f32],
+) {
+    loss::cross_entropy::<f32>(device.compute(), logits.f32(), targets, weights, losses, &mut []);
+}
+
+/// [`embedding::gather_backward`].
+pub fn gather_backward(device: &Device, token_ids: &[u32], d_out: View<'_>, d_table: ViewMut<'_>) {
+    let hidden = d_out.width();
+    embedding::gather_backward(device.compute(), token_ids, d_out.f32(), hidden, d_table.f32());
+}
