@@ -112,6 +112,17 @@ fn the_first_epoch_sees_each_document_once() {
 }
 
 #[test]
+fn each_epoch_has_an_order_of_its_own() {
+    let lengths = [5; 20];
+    let rows = pretraining(&lengths, 100, 1);
+    let epochs: Vec<PackedBatch> = (0..10).map(|row_idx| rows.row(row_idx)).collect();
+    for (i, epoch) in epochs.iter().enumerate() {
+        assert_eq!(count(epoch.token_ids.iter().copied()), count(numbered(&lengths).concat()));
+        assert!(!epochs[..i].contains(epoch), "epoch {i}");
+    }
+}
+
+#[test]
 fn rows_of_a_long_document_are_not_visited_in_its_order() {
     let rows = pretraining(&[500, 500], 10, 3);
     let n_followed = (0..99)
@@ -219,6 +230,9 @@ fn rows_are_filled_well() {
     let lengths: Vec<usize> = (0..600).map(|i| 20 + i * 37 % 180).collect();
     let rows = ConversationRows::new(samples(&lengths), 512, 1).unwrap();
     let n_rows = rows.first_row_of(1);
+    let n_tokens = rows.batch(0, n_rows as usize).n_tokens() as u64;
+    assert_eq!(n_tokens, lengths.iter().sum::<usize>() as u64, "closed rows are kept");
+    assert!(n_rows > 64, "rows are closed before the end");
     let filled = rows.n_tokens() as f64 / (n_rows * 512) as f64;
     assert!(filled > 0.93, "{filled}");
 }

@@ -69,9 +69,9 @@ fn an_unfinished_or_refused_shard_leaves_nothing() {
     assert!(ShardWriter::create(&scratch.0.join("other"), "digest", 0).is_err());
 }
 
-/// Opens a shard after `change` was made to one of its files.
-fn open_changed(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> String {
-    let scratch = Scratch::new("changed");
+/// Opens a shard after `change` was made to one of its files; tests run side by side, so each has its folder.
+fn open_changed(test: &str, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> String {
+    let scratch = Scratch::new(test);
     let dir = scratch.0.join("train");
     write(&dir, &[vec![1, 2, 3], vec![], vec![4, 5]], 100);
     let path = dir.join(name);
@@ -84,12 +84,12 @@ fn open_changed(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> String {
 #[test]
 fn damaged_files_are_named() {
     for name in [TOKENS_FILE, OFFSETS_FILE] {
-        let error = open_changed(name, |bytes| bytes.clear());
+        let error = open_changed("damaged", name, |bytes| bytes.clear());
         assert!(error.contains(name) && error.contains("size in bytes is 0"), "{error}");
-        let error = open_changed(name, |bytes| bytes[0] ^= 1);
+        let error = open_changed("damaged", name, |bytes| bytes[0] ^= 1);
         assert!(error.contains(name) && error.contains("sha256"), "{error}");
     }
-    let error = open_changed(MANIFEST_FILE, |bytes| bytes.truncate(20));
+    let error = open_changed("damaged", MANIFEST_FILE, |bytes| bytes.truncate(20));
     assert!(error.contains(MANIFEST_FILE), "{error}");
     let scratch = Scratch::new("missing");
     let error = Shard::open(&scratch.0.join("none")).unwrap_err().to_string();
@@ -97,7 +97,7 @@ fn damaged_files_are_named() {
 }
 
 fn with_manifest(change: impl FnOnce(&mut serde_json::Value)) -> String {
-    open_changed(MANIFEST_FILE, |bytes| {
+    open_changed("lying", MANIFEST_FILE, |bytes| {
         let mut value = serde_json::from_slice(bytes).unwrap();
         change(&mut value);
         *bytes = value.to_string().into_bytes();

@@ -115,6 +115,7 @@ fn settings_that_change_the_computation_are_refused_by_name() {
         ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0})),
         ("rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0})),
         ("rope_parameters", json!({"rope_type": "default", "rope_theta": 5.0e4})),
+        ("rope_parameters", json!({"rope_type": "default", "attention_factor": 1.2})),
         ("rope_parameters", json!({"rope_type": "default", "partial_rotary_factor": 0.5})),
         ("quantization_config", json!({"bits": 4})),
         ("sliding_window", json!([4096, null])),

@@ -69,8 +69,35 @@ fn the_same_tensors_give_the_same_bytes_and_the_reference_reader_takes_them() {
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(tensors.tensor("a").unwrap().shape(), [2, 2]);
     assert_eq!(tensors.tensor("b").unwrap().dtype(), Dtype::BF16);
-    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-    assert_eq!(header_len % 8, 0, "the data begins aligned");
+}
+
+#[test]
+fn tensors_are_aligned_to_their_number_type() {
+    for n in 1..20 {
+        let mut half = source(&"h".repeat(n), &[3], TensorData::F32(&[1.0; 3]));
+        half.dtype = WeightDtype::Bf16;
+        let bytes = bytes_of(vec![half, source("f", &[1], TensorData::F32(&[2.0]))]);
+        let (header_len, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(header_len % 8, 0);
+        assert_eq!(metadata.info("f").unwrap().data_offsets, (0, 4), "f32 before bf16");
+    }
+}
+
+#[test]
+fn a_stream_is_stopped_as_soon_as_it_gives_too_much() {
+    let scratch = Scratch::new("runaway");
+    let n_accepted = std::cell::Cell::new(0);
+    let runaway = TensorData::Stream(Box::new(|writer: &mut dyn Write| {
+        for _ in 0..100 {
+            writer.write_all(&[0; 4])?;
+            n_accepted.set(n_accepted.get() + 1);
+        }
+        Ok(())
+    }));
+    let path = scratch.path().join(SINGLE_FILE);
+    let result = write_safetensors(&path, [source("x", &[3], runaway)], &BTreeMap::new());
+    assert!(matches!(result, Err(FormatError::TensorBytes { expected: 12, .. })));
+    assert_eq!(n_accepted.get(), 3);
 }
 
 #[test]
