@@ -12,7 +12,7 @@ pub use json_lines::write_jsonl;
 
 use crate::Language;
 use draw::Draw;
-use fill::Filler;
+use fill::{Filler, capitalised};
 use script::{Asked, Block, Script, Topic};
 use std::collections::HashSet;
 use tokenizer::chat::{Conversation, Message, Role};
@@ -68,8 +68,8 @@ impl Dialogue {
 /// Makes up to `n_dialogues` different dialogues: two in five French, two in five English, the rest
 /// German, Spanish and Italian. The same numbers give the same dialogues.
 ///
-/// Fewer come back only when the material is exhausted, far above ten thousand. Memory: the result
-/// and a hash per dialogue.
+/// Fewer come back only when the material is exhausted, far above fifty thousand. Memory: twice the
+/// result.
 #[must_use]
 pub fn dialogues(n_dialogues: usize, seed: u64) -> Vec<Dialogue> {
     let scripts = Language::ALL.map(|language| (language, Script::parse(material(language))));
@@ -155,7 +155,7 @@ fn talk(
     draw: &mut Draw,
 ) -> Vec<Turn> {
     let mut turns = vec![ask(asked, filler, draw)];
-    if !later.is_empty() && draw.chance(60) {
+    if !later.is_empty() && draw.chance(45) {
         let n_later = draw.between(1, later.len());
         turns.extend(later[..n_later].iter().map(|(question, answer)| Turn {
             question: filler.fill(question, draw),
@@ -172,7 +172,7 @@ fn passage(
     filler: &mut Filler<'_>,
     draw: &mut Draw,
 ) -> Vec<Turn> {
-    let text = capitalise_first(&filler.fill(text, draw));
+    let text = capitalised(&filler.fill(text, draw));
     let mut order: Vec<&Asked> = asked.iter().collect();
     draw.shuffle(&mut order);
     let n_turns = 1 + usize::from(draw.chance(30));
@@ -206,11 +206,6 @@ fn small_talk(script: &Script, topic_name: &str, draw: &mut Draw) -> Turn {
         Block::Talk { asked, .. } => ask(asked, &mut Filler::new(script, draw), draw),
         Block::Passage { .. } => panic!("`{topic_name}` starts with a passage"),
     }
-}
-
-fn capitalise_first(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 #[cfg(test)]

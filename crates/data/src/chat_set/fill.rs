@@ -1,7 +1,7 @@
 //! Filling the slots of one dialogue: each is drawn once and keeps its value to the end.
 
 use super::draw::Draw;
-use super::script::Script;
+use super::script::{Script, unescape};
 use std::collections::HashMap;
 
 /// The values drawn for one dialogue.
@@ -39,12 +39,17 @@ impl<'a> Filler<'a> {
             ("high", triple[2]),
             ("small", draw.between(2, 12)),
             ("hour", draw.between(7, 11)),
-            ("phone", draw.between(1_000, 9_999)),
+            ("phone", draw.between(1_000, 4_999)),
+            ("phoneb", draw.between(5_000, 9_999)),
         ];
         filler.drawn.extend(numbers.map(|(name, n)| (name.to_owned(), n.to_string())));
-        let letter = char::from(*draw.pick(b"ABCDEFGHJKLMNPRSTUVWXYZ"));
-        let dash = if draw.chance(50) { "-" } else { "" };
-        filler.drawn.insert("code".to_owned(), format!("{letter}{dash}{}", draw.between(10, 999)));
+        // Codes of two different letters, so that no text holds the same code twice.
+        for (name, letters) in [("code", b"ABCDEFGHJKL"), ("codeb", b"MNPRSTUVWXZ")] {
+            let letter = char::from(*draw.pick(letters));
+            let dash = if draw.chance(50) { "-" } else { "" };
+            let code = format!("{letter}{dash}{}", draw.between(10, 999));
+            filler.drawn.insert(name.to_owned(), code);
+        }
         filler
     }
 
@@ -87,9 +92,8 @@ impl<'a> Filler<'a> {
             _ => (slot, 0),
         };
         let entry = self.entry(name, draw);
-        let value = entry[form];
         // An entry may hold slots of its own; what it becomes is kept.
-        let filled = self.fill(value, draw);
+        let filled = self.fill(&unescape(entry[form]), draw);
         self.drawn.insert(slot.to_owned(), filled.clone());
         filled
     }
@@ -116,7 +120,8 @@ impl<'a> Filler<'a> {
     }
 }
 
-fn capitalised(text: &str) -> String {
+/// The text with its first letter in upper case.
+pub(super) fn capitalised(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }

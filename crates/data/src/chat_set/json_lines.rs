@@ -26,7 +26,7 @@ pub fn write_jsonl<T: Serialize>(
     written.map_err(|source| {
         // The first error is the one to report; a leftover that cannot be removed adds nothing to it.
         let _ = fs::remove_file(&temporary);
-        DataError::Io { action: "write", path: path.to_owned(), source }
+        DataError::io("write", path)(source)
     })
 }
 

@@ -130,6 +130,7 @@ fn parse_block(lines: &[&str]) -> Block {
     }
 }
 
-fn unescape(line: &str) -> String {
+/// Line breaks are written `\\n` in the material.
+pub(super) fn unescape(line: &str) -> String {
     line.replace("\\n", "\n")
 }

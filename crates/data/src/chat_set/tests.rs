@@ -127,3 +127,17 @@ fn text_is_normalised() {
         assert!(!text.contains("\\n") && !text.contains("  "), "{text}");
     }
 }
+
+#[test]
+fn written_conversations_are_read_back_equal() {
+    let folder = std::env::temp_dir().join(format!("galerne-chat-set-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("chat.jsonl");
+    let conversations = conversations(200, 9);
+    assert_eq!(write_jsonl(&path, &conversations).unwrap(), 200);
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let read: Vec<Conversation> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(read, conversations);
+    std::fs::remove_dir_all(folder).unwrap();
+}
