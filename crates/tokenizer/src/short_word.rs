@@ -55,6 +55,8 @@ mod tests {
                 Some(key) => {
                     let (bytes, n) = bytes_of(key);
                     prop_assert_eq!(&bytes[..n], &text[start..end]);
+                    // What follows the word does not matter.
+                    prop_assert_eq!(Some(key), super::key(&text[start..end], 0, n));
                 }
                 None => prop_assert!(end - start > MAX_BYTES),
             }

@@ -77,11 +77,14 @@ impl<'a> Words<'a> {
     /// Class and length in bytes of the character that starts at `at`; the text is valid UTF-8.
     #[inline]
     fn class_at(&self, at: usize) -> (Class, usize) {
-        let Some(&first) = self.text.get(at) else { return (Class::End, 0) };
-        let first = u32::from(first);
-        if first < 0x80 {
-            return (class_of(first), 1);
+        match self.text.get(at) {
+            None => (Class::End, 0),
+            Some(&first) if first.is_ascii() => (class_of(u32::from(first)), 1),
+            Some(&first) => self.class_beyond_ascii(at, u32::from(first)),
         }
+    }
+
+    fn class_beyond_ascii(&self, at: usize, first: u32) -> (Class, usize) {
         let tail = |i: usize| u32::from(self.text[at + i]) & 0x3F;
         if first < 0xE0 {
             (class_of((first & 0x1F) << 6 | tail(1)), 2)

@@ -91,6 +91,13 @@ fn ending_must_suit_the_last_message() {
 }
 
 #[test]
+fn invalid_conversation_is_not_rendered() {
+    let conversation = conversation(&["s", " ", "a"]);
+    let error = ChatTemplate::V7.render(&TOKENIZER, &conversation, Ending::Complete).unwrap_err();
+    assert_eq!(error.to_string(), "messages[1] has empty content, expected text");
+}
+
+#[test]
 fn answer_stream_gives_the_content_of_the_answer() {
     let template = ChatTemplate::default();
     for content in ["vent d'été 😀", " two spaces", "x", "\n"] {

@@ -122,6 +122,20 @@ fn ids_are_control_tokens_then_bytes_then_merges() {
 }
 
 #[test]
+fn stream_holds_back_only_what_may_become_a_character() {
+    let mut stream = TextStream::new();
+    let mut push = |byte: u8| stream.push(&TOKENIZER, 8 + u32::from(byte));
+    assert_eq!(push(b'a'), "a");
+    assert_eq!([push(0xF0), push(0x9F), push(0x98), push(0x80)].concat(), "😀");
+    assert_eq!(push(0xFF), "\u{FFFD}");
+    assert_eq!(push(0xE2), "");
+    assert_eq!(push(b'b'), "\u{FFFD}b");
+    assert_eq!(push(0xE2), "");
+    assert_eq!(push(0x80), "");
+    assert_eq!(stream.finish(), "\u{FFFD}");
+}
+
+#[test]
 fn control_tokens_are_shown_only_when_asked_for() {
     let token_ids = [&[1, 3][..], &TOKENIZER.encode(" wind"), &[4, 9999]].concat();
     assert_eq!(TOKENIZER.decode(&token_ids), " wind\u{FFFD}");

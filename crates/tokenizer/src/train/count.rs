@@ -117,3 +117,47 @@ impl CountedWords {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        #[test]
+        fn sums_of_the_threads_are_the_counts_of_the_words(
+            texts in proptest::collection::vec("([ab]{1,3} |[ab]{20} ){0,300}", 1..4),
+        ) {
+            let mut expected: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+            let mut counts = Vec::new();
+            for text in &texts {
+                for (start, end) in Words::new(text, DigitGroup::Two).filter(|(a, b)| b - a > 1) {
+                    *expected.entry(text.as_bytes()[start..end].to_vec()).or_default() += 1;
+                }
+                let mut part = WordCounts::new();
+                part.add(text, DigitGroup::Two);
+                counts.push(part);
+            }
+            let all = all(counts);
+            let mut start = 0;
+            let mut found = BTreeMap::new();
+            for (end, count) in all.words {
+                prop_assert!(found.insert(all.bytes[start..end].to_vec(), count).is_none());
+                start = end;
+            }
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn table_grows_without_losing_words() {
+        let mut counts = WordCounts::new();
+        for _ in 0..2 {
+            (1..20_000u128).for_each(|key| counts.add_short(key | 4 << 120, 1));
+        }
+        let all = all(vec![counts]);
+        assert_eq!(all.words.len(), 19_999);
+        assert!(all.words.iter().all(|&(_, count)| count == 2));
+    }
+}
