@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 import time
 import urllib.parse
@@ -63,7 +64,7 @@ QUESTIONS = (
 def start_browser(profile):
     """Chromium that reaches nothing by itself, with the logs that the tests read."""
     options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
+    options.binary_location = shutil.which("chromium")
     for flag in (
         "--headless",
         "--no-sandbox",
@@ -80,7 +81,7 @@ def start_browser(profile):
     ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService("/usr/bin/chromedriver")
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
     return webdriver.Chrome(options=options, service=service)
 
 
