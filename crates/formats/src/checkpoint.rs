@@ -306,7 +306,10 @@ pub(crate) fn check_format_version(
     }
 }
 
-/// The checkpoint that `LATEST` names, verified; `None` when the run has none yet.
+/// The checkpoint that `LATEST` names, verified; `None` when there is no `LATEST`.
+///
+/// A run that was killed between the rename of its first checkpoint and the writing of `LATEST` has none, but [`list`]
+/// shows the folder; it is complete, and the run may go on from it or write it anew.
 ///
 /// # Errors
 /// When `LATEST` is damaged or what it names is missing or damaged. [`list`] tells which older ones could be opened.
