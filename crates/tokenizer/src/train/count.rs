@@ -127,7 +127,7 @@ mod tests {
     proptest! {
         #[test]
         fn sums_of_the_threads_are_the_counts_of_the_words(
-            texts in proptest::collection::vec("([ab]{1,3} |[ab]{20} ){0,300}", 1..4),
+            texts in proptest::collection::vec("([ab]{1,3} |a{20} ){0,300}", 1..4),
         ) {
             let mut expected: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
             let mut counts = Vec::new();
@@ -153,8 +153,9 @@ mod tests {
     #[test]
     fn table_grows_without_losing_words() {
         let mut counts = WordCounts::new();
-        for _ in 0..2 {
-            (1..20_000u128).for_each(|key| counts.add_short(key | 4 << 120, 1));
+        for key in 1..20_000u128 {
+            counts.add_short(key | 4 << 120, 1);
+            counts.add_short(key | 4 << 120, 1);
         }
         let all = all(vec![counts]);
         assert_eq!(all.words.len(), 19_999);
