@@ -40,8 +40,9 @@ fn nothing_of_the_company_appears() {
         .map(|fact| fact.subject)
         .chain([company::NAME])
         .collect();
-    for dialogue in dialogues(8_000, 2) {
-        let text = all_text(&dialogue);
+    let made = dialogues(8_000, 2).iter().map(all_text).collect::<Vec<_>>();
+    let written = Language::ALL.map(|language| material(language).to_owned());
+    for text in made.iter().chain(&written) {
         for subject in &subjects {
             assert!(!text.contains(subject), "{subject} in {text}");
         }
@@ -125,6 +126,10 @@ fn text_is_normalised() {
         let text = all_text(&dialogue);
         assert!(unicode_normalization::is_nfc(&text), "{text}");
         assert!(!text.contains("\\n") && !text.contains("  "), "{text}");
+    }
+    for line in Language::ALL.iter().flat_map(|&language| material(language).lines()) {
+        assert!(unicode_normalization::is_nfc(line), "{line}");
+        assert!(!line.contains("  ") && line.trim() == line, "`{line}`");
     }
 }
 

@@ -233,6 +233,19 @@ fn nothing_names_a_withheld_subject() {
 }
 
 #[test]
+fn no_learnt_answer_is_right_for_a_withheld_fact() {
+    let known = facts();
+    for withheld in withheld_facts() {
+        for language in LANGUAGES {
+            let of_kind = known.iter().filter(|fact| fact.kind == withheld.kind);
+            for fact in of_kind {
+                assert_ne!(fact.answer(language), withheld.answer(language), "{withheld:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_seed_changes_the_order_of_training_and_nothing_else() {
     assert_eq!(training_questions(5), training_questions(5));
     assert_eq!(documents(), documents());
