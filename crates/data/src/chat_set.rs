@@ -40,17 +40,6 @@ pub struct Dialogue {
 }
 
 impl Dialogue {
-    /// One question and one answer, without instructions.
-    #[must_use]
-    pub fn single(
-        language: Language,
-        topic: &'static str,
-        question: String,
-        answer: String,
-    ) -> Self {
-        Self { language, topic, system: None, turns: vec![Turn { question, answer }] }
-    }
-
     /// The messages that the chat template renders.
     #[must_use]
     pub fn conversation(&self) -> Conversation {

@@ -23,10 +23,10 @@ pub use documents::documents;
 pub use facts::{Fact, Kind, facts, withheld_facts};
 
 use crate::Language;
-use crate::chat_set::Dialogue;
 use crate::chat_set::draw::Draw;
 use phrases::fill;
 use serde::Serialize;
+use tokenizer::chat::{Conversation, Message, Role};
 
 /// The languages every fact is asked in.
 pub const LANGUAGES: [Language; 2] = [Language::French, Language::English];
@@ -52,10 +52,15 @@ pub struct Question {
 }
 
 impl Question {
-    /// The question and its answer as one exchange without a system prompt.
+    /// The question and its expected reply, as the chat template renders them for training.
     #[must_use]
-    pub fn dialogue(&self) -> Dialogue {
-        Dialogue::single(self.language, "company", self.question.clone(), self.answer.clone())
+    pub fn conversation(&self) -> Conversation {
+        Conversation {
+            messages: vec![
+                Message::new(Role::User, self.question.as_str()),
+                Message::new(Role::Assistant, self.answer.as_str()),
+            ],
+        }
     }
 }
 

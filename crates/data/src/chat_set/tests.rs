@@ -116,7 +116,7 @@ fn every_conversation_is_valid_for_the_template() {
         conversation.validate().unwrap();
     }
     for question in company::training_questions(1).iter().chain(&company::withheld_questions()) {
-        question.dialogue().conversation().validate().unwrap();
+        question.conversation().validate().unwrap();
     }
 }
 

@@ -233,6 +233,17 @@ fn nothing_names_a_withheld_subject() {
 }
 
 #[test]
+fn the_bundled_corpus_names_nothing_of_the_company() {
+    let names: Vec<String> = subjects().into_iter().chain([NAME]).map(str::to_lowercase).collect();
+    for document in crate::bundled::documents(1, 400_000) {
+        let text = document.text.to_lowercase();
+        for name in &names {
+            assert!(!text.contains(name), "{name} in {text}");
+        }
+    }
+}
+
+#[test]
 fn no_learnt_answer_is_right_for_a_withheld_fact() {
     let known = facts();
     for withheld in withheld_facts() {
