@@ -1,1 +1,42 @@
-//! Scheduler, cache and sampler: token ids in, token ids out.
+//! Token ids in, token ids out: one thread that runs a model for many callers at once.
+//!
+//! An engine owns a named thread. Callers hand it [`GenerationRequest`]s through a bounded queue and read [`Event`]s from
+//! an [`EventReceiver`], blocking or async. Each step the scheduler forms one ragged batch: a token for every request that
+//! is generating, and pieces of prompts with what is left of the budget, so that a long prompt does not stall the others.
+//!
+//! What holds:
+//!
+//! * the tokens of a request depend on the model, its prompt and its settings only, never on what else is running;
+//! * cache memory is taken when a request is admitted, within [`EngineLimits::cache_bytes`]; requests that do not fit wait
+//!   in a queue of [`EngineLimits::max_waiting`], and beyond that are refused;
+//! * dropping the receiver cancels the request within one step;
+//! * a panic in the model fails the requests of that step, not the process; an idle engine sleeps.
+//!
+//! It never sees text and knows no protocol: a [`StopMatcher`] from the caller decides when an answer is complete.
+//!
+//! ```
+//! use engine::{GenerationRequest, Sampling, StopAtIds};
+//!
+//! let request = GenerationRequest {
+//!     prompt: vec![1, 15, 9],
+//!     max_tokens: 32,
+//!     sampling: Sampling { temperature: 0.7, top_k: None, top_p: 0.9, seed: 42 },
+//!     stop: Box::new(StopAtIds(vec![2])),
+//! };
+//! assert_eq!(request.prompt.len(), 3);
+//! // let mut events = handle.submit(request)?;
+//! // while let Some(event) = events.recv_blocking() { ... }
+//! ```
+
+mod error;
+mod events;
+mod handle;
+mod queue;
+mod request;
+mod sampler;
+mod scheduler;
+
+pub use error::EngineError;
+pub use events::{Event, EventReceiver, FinishReason};
+pub use handle::{Engine, EngineHandle, EngineLimits, EngineLoad};
+pub use request::{GenerationRequest, Sampling, StopAtIds, StopDecision, StopMatcher};

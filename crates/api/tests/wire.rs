@@ -1,0 +1,270 @@
+//! What goes over the wire, as clients see it.
+
+use api::{
+    ChatChunk, ChatCompletion, ChatRequest, ChatRole, Completion, CompletionRequest, ErrorBody,
+    ErrorObject, FinishReason, ModelCard, ModelList, PromptInput, RequestError, StreamFields,
+    Usage,
+};
+use serde_json::{Value, json};
+
+const USAGE: Usage = Usage { prompt_tokens: 7, completion_tokens: 2 };
+
+fn wire(value: &impl serde::Serialize) -> Value {
+    serde_json::to_value(value).expect("wire types serialise")
+}
+
+fn chat(body: &Value) -> Result<ChatRequest, RequestError> {
+    ChatRequest::parse(body.to_string().as_bytes())
+}
+
+/// A correct request with one more field.
+fn chat_with(name: &str, value: &Value) -> Result<ChatRequest, RequestError> {
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+    body[name] = value.clone();
+    chat(&body)
+}
+
+fn completion_with(name: &str, value: &Value) -> Result<CompletionRequest, RequestError> {
+    let mut body = json!({"model": "m", "prompt": "hi"});
+    body[name] = value.clone();
+    CompletionRequest::parse(body.to_string().as_bytes())
+}
+
+#[test]
+fn chat_completion_has_the_members_clients_read() {
+    let (id, model, text) = ("chatcmpl-1".to_owned(), "m".to_owned(), "Oui.".to_owned());
+    let whole = ChatCompletion::new(id, 5, model, text, FinishReason::Stop, USAGE);
+    let expected = json!({
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 5, "model": "m",
+        "choices": [{
+            "index": 0,
+            "message": {"role": "assistant", "content": "Oui.", "refusal": null},
+            "logprobs": null, "finish_reason": "stop",
+        }],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+    });
+    assert_eq!(wire(&whole), expected);
+}
+
+#[test]
+fn chat_chunks_bring_role_text_end_and_usage() {
+    let chunk = ChatChunk::new("chatcmpl-1".to_owned(), 5, "m".to_owned());
+    let event = |choices: Value| json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 5, "model": "m", "choices": choices});
+    let choice = |delta: Value, reason: Value| {
+        event(json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}]))
+    };
+    assert_eq!(
+        wire(&chunk.role()),
+        choice(json!({"role": "assistant", "content": ""}), Value::Null)
+    );
+    assert_eq!(wire(&chunk.content("é".to_owned())), choice(json!({"content": "é"}), Value::Null));
+    assert_eq!(wire(&chunk.finish(FinishReason::Length)), choice(json!({}), json!("length")));
+    let mut usage = event(json!([]));
+    usage["usage"] = json!({"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9});
+    assert_eq!(wire(&chunk.usage(USAGE)), usage);
+}
+
+#[test]
+fn text_completion_has_the_members_clients_read() {
+    let answer = Completion::new("cmpl-1".to_owned(), 5, "m".to_owned());
+    let expected = json!({
+        "id": "cmpl-1", "object": "text_completion", "created": 5, "model": "m",
+        "choices": [{"index": 1, "text": "x", "logprobs": null, "finish_reason": "stop"}],
+    });
+    assert_eq!(wire(&answer.piece(1, "x".to_owned(), Some(FinishReason::Stop))), expected);
+}
+
+#[test]
+fn model_list_satisfies_both_dialects() {
+    let list = ModelList::new(vec![ModelCard::new("base".to_owned(), 9, 512)]);
+    let expected = json!({"object": "list", "data": [{
+        "id": "base", "object": "model", "created": 9, "owned_by": "galerne", "type": "base", "max_context_length": 512,
+        "capabilities": {
+            "completion_chat": true, "completion_fim": false, "function_calling": false, "fine_tuning": false,
+            "vision": false,
+        },
+    }]});
+    assert_eq!(wire(&list), expected);
+}
+
+#[test]
+fn error_object_always_has_its_four_members() {
+    let error = ErrorObject {
+        message: "no".to_owned(),
+        kind: "invalid_request_error",
+        param: None,
+        code: None,
+    };
+    let expected = json!({"error": {"message": "no", "type": "invalid_request_error", "param": null, "code": null}});
+    assert_eq!(wire(&ErrorBody { error }), expected);
+}
+
+#[test]
+fn what_the_python_clients_send_is_accepted() {
+    let request = chat(&json!({
+        "model": "m",
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": "c", "refusal": null, "tool_calls": null, "prefix": false},
+            {"role": "user", "content": "d", "name": "Anne"},
+        ],
+        "temperature": 0.5, "top_p": 0.9, "max_completion_tokens": 12, "max_tokens": 12, "stop": ["\n", "##"],
+        "random_seed": -3, "n": 1, "stream": true, "stream_options": {"include_usage": true},
+        "user": "u", "metadata": {"a": "b"}, "store": false, "service_tier": "auto", "parallel_tool_calls": true,
+        "tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logprobs": false,
+        "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "safe_prompt": false, "prompt_mode": null,
+    }))
+    .expect("a request of the clients");
+    let roles: Vec<ChatRole> = request.messages.iter().map(|message| message.role).collect();
+    assert_eq!(roles, [ChatRole::System, ChatRole::User, ChatRole::Assistant, ChatRole::User]);
+    assert_eq!(request.messages[1].content, "ab");
+    assert_eq!(request.sampling.max_tokens, Some(12));
+    assert_eq!(request.sampling.seed, Some((-3_i64).cast_unsigned()));
+    assert_eq!(request.sampling.stop, ["\n", "##"]);
+    assert_eq!(request.stream, StreamFields::PiecesAndUsage);
+    assert_eq!(request.ignored_fields, ["messages[3].name"]);
+}
+
+#[test]
+fn what_would_change_the_answer_is_refused_by_name() {
+    let cases = [
+        ("n", json!(2)),
+        ("tools", json!([{"type": "function"}])),
+        ("tool_choice", json!("required")),
+        ("response_format", json!({"type": "json_schema"})),
+        ("logprobs", json!(true)),
+        ("top_logprobs", json!(3)),
+        ("logit_bias", json!({"5": 10})),
+        ("frequency_penalty", json!(0.5)),
+        ("presence_penalty", json!(-1)),
+        ("modalities", json!(["audio"])),
+        ("reasoning_effort", json!("high")),
+        ("safe_prompt", json!(true)),
+    ];
+    for (name, value) in cases {
+        let error = chat_with(name, &value).expect_err(name);
+        assert!(matches!(error, RequestError::Unsupported { .. }), "{name}: {error}");
+        assert_eq!(error.param(), Some(name));
+    }
+    for (name, value) in [
+        ("echo", json!(true)),
+        ("logprobs", json!(0)),
+        ("suffix", json!("x")),
+        ("best_of", json!(3)),
+    ] {
+        assert_eq!(completion_with(name, &value).expect_err(name).param(), Some(name));
+    }
+}
+
+#[test]
+fn wrong_types_and_ranges_are_refused_by_name() {
+    let long = "x".repeat(api::MAX_STOP_BYTES + 1);
+    let cases = [
+        ("temperature", json!("hot")),
+        ("temperature", json!(2.1)),
+        ("temperature", json!(-0.1)),
+        ("top_p", json!(1.5)),
+        ("top_k", json!(-2)),
+        ("max_tokens", json!(-1)),
+        ("max_tokens", json!(1.5)),
+        ("max_tokens", json!(1e30)),
+        ("seed", json!(u64::MAX)),
+        ("stream", json!("yes")),
+        ("stop", json!(7)),
+        ("messages", json!([])),
+        ("messages", json!("hi")),
+        ("model", json!(3)),
+    ];
+    for (name, value) in cases {
+        let error = chat_with(name, &value).expect_err(name);
+        assert_eq!(error.param(), Some(name), "{value}: {error}");
+    }
+    for stop in [json!([""]), json!([1]), json!([long])] {
+        assert_eq!(chat_with("stop", &stop).expect_err("a stop").param(), Some("stop[0]"));
+    }
+    let many: Vec<String> = (0..=api::MAX_STOP_STRINGS).map(|i| i.to_string()).collect();
+    assert_eq!(chat_with("stop", &json!(many)).expect_err("many").param(), Some("stop"));
+}
+
+#[test]
+fn messages_at_fault_are_named_by_path() {
+    let cases = [
+        (json!({"content": "x"}), "messages[0].role"),
+        (json!({"role": "tool", "content": "x"}), "messages[0].role"),
+        (json!({"role": "user"}), "messages[0].content"),
+        (json!({"role": "user", "content": 5}), "messages[0].content"),
+        (
+            json!({"role": "user", "content": [{"type": "image_url"}]}),
+            "messages[0].content[0].type",
+        ),
+        (json!({"role": "user", "content": [{"type": "text"}]}), "messages[0].content[0].text"),
+        (json!({"role": "assistant", "content": "x", "tool_calls": [1]}), "messages[0].tool_calls"),
+        (json!({"role": "assistant", "content": "x", "prefix": true}), "messages[0].prefix"),
+        (json!("hi"), "messages[0]"),
+    ];
+    for (message, path) in cases {
+        let error = chat(&json!({"model": "m", "messages": [message]})).expect_err(path);
+        assert_eq!(error.param(), Some(path), "{error}");
+    }
+}
+
+#[test]
+fn different_values_under_two_names_are_a_conflict() {
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
+    body["max_tokens"] = json!(5);
+    body["max_completion_tokens"] = json!(6);
+    let error = chat(&body).expect_err("two limits");
+    assert!(matches!(error, RequestError::Conflict { .. }), "{error}");
+}
+
+#[test]
+fn prompts_come_as_text_ids_or_lists_of_either() {
+    let text = |text: &str| PromptInput::Text(text.to_owned());
+    let cases = [
+        (json!("a"), vec![text("a")]),
+        (json!(["a", "b"]), vec![text("a"), text("b")]),
+        (json!([1, 2]), vec![PromptInput::TokenIds(vec![1, 2])]),
+        (
+            json!([[1], [2, 3]]),
+            vec![PromptInput::TokenIds(vec![1]), PromptInput::TokenIds(vec![2, 3])],
+        ),
+    ];
+    for (prompt, expected) in cases {
+        let request = completion_with("prompt", &prompt).expect("a prompt");
+        assert_eq!(request.prompts, expected);
+        assert_eq!(request.sampling.max_tokens, Some(16));
+    }
+    for (prompt, path) in [
+        (json!([]), "prompt"),
+        (json!({}), "prompt"),
+        (json!([1, -2]), "prompt[1]"),
+        (json!([[1.5]]), "prompt[0][0]"),
+        (json!(["a", true]), "prompt[1]"),
+    ] {
+        assert_eq!(completion_with("prompt", &prompt).expect_err("wrong").param(), Some(path));
+    }
+}
+
+#[test]
+fn bodies_that_are_not_objects_are_refused() {
+    let deep = "[".repeat(100_000);
+    for body in ["", "nonsense", "[1]", "\"text\"", "{\"model\":", deep.as_str()] {
+        let error = ChatRequest::parse(body.as_bytes()).expect_err("not an object");
+        assert_eq!(error.param(), None, "{error}");
+        assert_eq!(error.code(), "invalid_json");
+    }
+}
+
+#[test]
+fn errors_never_repeat_a_long_value() {
+    let secret = "s".repeat(500);
+    for error in [
+        chat_with("n", &json!(secret)).expect_err("n"),
+        chat_with("tool_choice", &json!([secret])).expect_err("tool_choice"),
+        chat(&json!({"model": "m", "messages": [{"role": secret, "content": "x"}]}))
+            .expect_err("role"),
+    ] {
+        assert!(error.to_string().len() < 200, "{error}");
+    }
+}

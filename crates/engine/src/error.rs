@@ -1,0 +1,88 @@
+//! Why a generation was refused or failed.
+
+/// Errors of the engine. Those of [`submit`](crate::EngineHandle::submit) refuse a request before any work is done;
+/// those inside [`Event::Failed`](crate::Event::Failed) end one that was accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A generation needs at least one token to start from.
+    #[error("the prompt has no tokens, expected at least one")]
+    EmptyPrompt,
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {n_prompt_tokens} tokens, expected fewer than {context_len} (the context of the model, \
+         prompt and answer together)"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        n_prompt_tokens: usize,
+        /// The model's context.
+        context_len: usize,
+    },
+    /// A token id the model does not have.
+    #[error("token {position} of the prompt is {token_id}, expected less than {vocab_size}")]
+    UnknownToken {
+        /// Index in the prompt.
+        position: usize,
+        /// The id found.
+        token_id: u32,
+        /// Ids the model has.
+        vocab_size: usize,
+    },
+    /// A sampling setting is out of its range.
+    #[error("{setting} is {got}, expected {expected}")]
+    InvalidSampling {
+        /// Name of the setting.
+        setting: &'static str,
+        /// The value found.
+        got: f32,
+        /// The range.
+        expected: &'static str,
+    },
+    /// The request alone needs more cache than the engine may use.
+    #[error("the request needs {needed_bytes} bytes of cache, the engine has {limit_bytes}")]
+    CacheTooSmall {
+        /// Bytes for prompt and answer.
+        needed_bytes: usize,
+        /// Bytes the engine may use for all requests.
+        limit_bytes: usize,
+    },
+    /// Too many requests wait already.
+    #[error("{limit} requests are waiting already, try again later")]
+    QueueFull {
+        /// Most requests that may wait.
+        limit: usize,
+    },
+    /// A limit that must be positive is zero.
+    #[error("the limit {name} is 0, expected at least {at_least}")]
+    InvalidLimit {
+        /// Name of the limit.
+        name: &'static str,
+        /// The smallest value that works.
+        at_least: usize,
+    },
+    /// The model gave logits that are not numbers.
+    #[error("the model gave logits that are not finite after {n_tokens} tokens")]
+    NotFinite {
+        /// Tokens in the cache at that step.
+        n_tokens: usize,
+    },
+    /// The computation of a step panicked; the requests of that step fail, the engine goes on.
+    #[error("a step of the model panicked: {detail}")]
+    StepPanicked {
+        /// The message of the panic.
+        detail: String,
+    },
+    /// The stop matcher of this request panicked.
+    #[error("the stop matcher of the request panicked: {detail}")]
+    MatcherPanicked {
+        /// The message of the panic.
+        detail: String,
+    },
+    /// The engine ended before the request did.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// The engine's thread could not be started.
+    #[error("cannot start the engine thread")]
+    Thread(#[source] std::io::Error),
+}

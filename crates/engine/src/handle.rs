@@ -1,0 +1,207 @@
+//! Starting an engine and talking to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use model::{CachedRows, Decoder, KvCache, ModelConfig, Workspace};
+use tensor::{DType, Device};
+
+use crate::EngineError;
+use crate::events::{EventReceiver, channel};
+use crate::queue::{Pending, RequestQueue};
+use crate::request::GenerationRequest;
+use crate::scheduler::Scheduler;
+
+/// Bounds of an engine; what it may use is decided here and nowhere later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Most requests that are worked on at once.
+    pub max_running: usize,
+    /// Most requests that wait; further ones are refused.
+    pub max_waiting: usize,
+    /// Most bytes of key and value cache of all running requests together.
+    pub cache_bytes: usize,
+    /// Most tokens one step of the model takes: one for each request that is generating, the rest for prompts.
+    pub step_tokens: usize,
+}
+
+impl Default for EngineLimits {
+    /// 16 requests at once, 64 waiting, 1 GiB of cache, 256 tokens a step.
+    fn default() -> Self {
+        Self { max_running: 16, max_waiting: 64, cache_bytes: 1 << 30, step_tokens: 256 }
+    }
+}
+
+impl EngineLimits {
+    fn check(&self) -> Result<(), EngineError> {
+        let too_small = |name, at_least| Err(EngineError::InvalidLimit { name, at_least });
+        if self.max_running == 0 {
+            return too_small("max_running", 1);
+        }
+        if self.max_waiting == 0 {
+            return too_small("max_waiting", 1);
+        }
+        // Each running request needs its row, and a prompt must get on while all others generate.
+        if self.step_tokens < self.max_running {
+            return too_small("step_tokens", self.max_running);
+        }
+        Ok(())
+    }
+}
+
+/// What a cache is made for: the shape of the model and the type of its numbers.
+#[derive(Debug, Clone)]
+pub(crate) struct CachePlan {
+    pub(crate) config: ModelConfig,
+    pub(crate) dtype: DType,
+}
+
+impl CachePlan {
+    pub(crate) fn cache(&self, n_tokens: usize) -> KvCache {
+        KvCache::new(&self.config, self.dtype, n_tokens)
+    }
+
+    fn bytes(&self, n_tokens: usize) -> usize {
+        KvCache::bytes_for(&self.config, self.dtype, n_tokens)
+    }
+}
+
+/// Starts engines.
+pub struct Engine;
+
+impl Engine {
+    /// Starts the thread that runs `decoder`. It sleeps while there is nothing to do and ends with the last handle.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::InvalidLimit`] for limits that cannot work, [`EngineError::Thread`] if the system refuses a thread.
+    pub fn start(
+        decoder: Arc<Decoder>,
+        device: Device,
+        limits: EngineLimits,
+    ) -> Result<EngineHandle, EngineError> {
+        let plan = CachePlan { config: decoder.config().clone(), dtype: decoder.dtype() };
+        let mut workspace = Workspace::new(&plan.config, plan.dtype, limits.step_tokens);
+        let forward = move |rows: &mut [CachedRows<'_>], logits: &mut Vec<f32>| {
+            decoder.forward_cached(&device, rows, &mut workspace, logits);
+        };
+        Self::start_with(plan, limits, forward)
+    }
+
+    /// Starts the thread around any forward pass, which tests replace.
+    pub(crate) fn start_with<F>(
+        plan: CachePlan,
+        limits: EngineLimits,
+        forward: F,
+    ) -> Result<EngineHandle, EngineError>
+    where
+        F: FnMut(&mut [CachedRows<'_>], &mut Vec<f32>) + Send + 'static,
+    {
+        limits.check()?;
+        let queue = Arc::new(RequestQueue::new(limits.max_waiting));
+        let n_running = Arc::new(AtomicUsize::new(0));
+        let scheduler = Scheduler::new(
+            plan.clone(),
+            limits,
+            Arc::clone(&queue),
+            Arc::clone(&n_running),
+            forward,
+        );
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || scheduler.run())
+            .map_err(EngineError::Thread)?;
+        let inner = Inner { plan, limits, queue, n_running, thread: Some(thread) };
+        Ok(EngineHandle(Arc::new(inner)))
+    }
+}
+
+/// Hands requests to a running engine. Cheap to clone; when the last clone is dropped the engine fails what is left and its
+/// thread has ended when the drop returns, so that the memory of the model is free.
+#[derive(Clone)]
+pub struct EngineHandle(Arc<Inner>);
+
+struct Inner {
+    plan: CachePlan,
+    limits: EngineLimits,
+    queue: Arc<RequestQueue>,
+    n_running: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What an engine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineLoad {
+    /// Requests that are worked on.
+    pub n_running: usize,
+    /// Requests that wait.
+    pub n_waiting: usize,
+}
+
+impl EngineHandle {
+    /// Accepts a request or refuses it at once; never waits.
+    ///
+    /// # Errors
+    ///
+    /// The prompt is empty, too long or not of this model, a setting is out of range, the cache can never hold the request,
+    /// the queue is full, or the engine has stopped.
+    pub fn submit(&self, request: GenerationRequest) -> Result<EventReceiver, EngineError> {
+        let config = &self.0.plan.config;
+        let n_prompt_tokens = request.prompt.len();
+        if n_prompt_tokens == 0 {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if n_prompt_tokens >= config.context_len {
+            let context_len = config.context_len;
+            return Err(EngineError::PromptTooLong { n_prompt_tokens, context_len });
+        }
+        let vocab_size = config.vocab_size;
+        let unknown = |&id: &u32| id as usize >= vocab_size;
+        if let Some(position) = request.prompt.iter().position(unknown) {
+            let token_id = request.prompt[position];
+            return Err(EngineError::UnknownToken { position, token_id, vocab_size });
+        }
+        request.sampling.check()?;
+        let max_tokens = request.max_tokens.min(config.context_len - n_prompt_tokens);
+        let n_cache_tokens = n_prompt_tokens + max_tokens;
+        let cache_bytes = self.0.plan.bytes(n_cache_tokens);
+        if cache_bytes > self.0.limits.cache_bytes {
+            let (needed_bytes, limit_bytes) = (cache_bytes, self.0.limits.cache_bytes);
+            return Err(EngineError::CacheTooSmall { needed_bytes, limit_bytes });
+        }
+        let request = GenerationRequest { max_tokens, ..request };
+        let (events, receiver) = channel(max_tokens + 1);
+        self.0.queue.push(Pending { request, n_cache_tokens, cache_bytes, events })?;
+        Ok(receiver)
+    }
+
+    /// Tokens of prompt and answer together.
+    #[must_use]
+    pub fn context_len(&self) -> usize {
+        self.0.plan.config.context_len
+    }
+
+    /// Ids the model has.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.0.plan.config.vocab_size
+    }
+
+    /// What the engine is doing now.
+    #[must_use]
+    pub fn load(&self) -> EngineLoad {
+        let n_running = self.0.n_running.load(Ordering::Relaxed);
+        EngineLoad { n_running, n_waiting: self.0.queue.len() }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.close();
+        if let Some(thread) = self.thread.take() {
+            // The thread catches panics of the model; one outside of that has been reported to every receiver already.
+            drop(thread.join());
+        }
+    }
+}
