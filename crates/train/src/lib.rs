@@ -1,1 +1,21 @@
-//! Optimiser, schedule, checkpoints, pre-training and fine-tuning runs.
+//! Training: optimiser, schedule, the training step, run directories with exact resume, memory plan.
+//!
+//! A run is a folder that holds everything ([`Run`]): the recipe as resolved, metrics, events, checkpoints. Its data
+//! position is one counter of rows, so N steps equal N/2, a kill, a resume and N/2 more, bit for bit on one kernel
+//! family. Never here: HTTP, the command line.
+
+mod error;
+pub mod optimizer;
+pub mod plan;
+pub mod recipe;
+mod rows;
+mod run;
+pub mod schedule;
+mod trainer;
+pub mod validation;
+
+pub use error::TrainError;
+pub use recipe::Recipe;
+pub use rows::Rows;
+pub use run::{Outcome, Progress, Run, RunControl, latest_parameters};
+pub use trainer::{StepReport, Trainer};

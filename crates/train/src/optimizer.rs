@@ -1,0 +1,93 @@
+//! AdamW over all parameters, with clipping by the norm of the whole gradient.
+
+use kernels::adamw::{AdamW, adamw_step};
+use kernels::elementwise::sum_of_squares;
+use model::{ModelConfig, ParameterKind, Parameters};
+use serde::{Deserialize, Serialize};
+use tensor::Device;
+
+/// The constants of the optimiser.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSettings {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay of matrices; embeddings and norms have none.
+    pub weight_decay: f32,
+    /// Gradients of a larger norm are scaled down to it.
+    pub max_grad_norm: f64,
+}
+
+impl Default for OptimizerSettings {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 }
+    }
+}
+
+/// Moments of every parameter, and how many steps were made.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    settings: OptimizerSettings,
+    /// Steps made.
+    pub(crate) n_steps: u64,
+    /// First moments.
+    pub(crate) m: Parameters,
+    /// Second moments.
+    pub(crate) v: Parameters,
+}
+
+impl Optimizer {
+    /// Zero moments.
+    #[must_use]
+    pub fn new(config: &ModelConfig, settings: OptimizerSettings) -> Self {
+        Self { settings, n_steps: 0, m: Parameters::zeroed(config), v: Parameters::zeroed(config) }
+    }
+
+    /// Euclidean norm of the whole gradient, summed in f64 in a fixed order.
+    #[must_use]
+    pub fn grad_norm(device: &Device, gradients: &Parameters) -> f64 {
+        let tensors = gradients.iter();
+        let squares = tensors.map(|(_, tensor)| sum_of_squares(device.compute(), tensor.f32()));
+        squares.sum::<f64>().sqrt()
+    }
+
+    /// One step. `grad_norm` is the norm of `gradients`, for clipping as PyTorch's `clip_grad_norm_` does it.
+    pub fn step(
+        &mut self,
+        device: &Device,
+        learning_rate: f32,
+        grad_norm: f64,
+        gradients: &Parameters,
+        parameters: &mut Parameters,
+    ) {
+        self.n_steps += 1;
+        let settings = self.settings;
+        let correction = |beta: f32| (1.0 - f64::from(beta).powf(self.n_steps as f64)) as f32;
+        let rule = AdamW {
+            learning_rate,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            eps: settings.eps,
+            weight_decay: 0.0,
+            grad_scale: (settings.max_grad_norm / (grad_norm + 1e-6)).min(1.0) as f32,
+            bias_correction1: correction(settings.beta1),
+            bias_correction2: correction(settings.beta2),
+        };
+        let moments = self.m.iter_mut().zip(self.v.iter_mut());
+        for ((parameter, (kind, gradient)), (m, v)) in
+            parameters.iter_mut().zip(gradients.iter()).zip(moments)
+        {
+            let weight_decay = match kind {
+                ParameterKind::Matrix => settings.weight_decay,
+                ParameterKind::Embedding | ParameterKind::Norm => 0.0,
+            };
+            let rule = AdamW { weight_decay, ..rule };
+            let (w, m, v) = (parameter.f32_mut(), m.f32_mut(), v.f32_mut());
+            adamw_step(device.compute(), rule, w, gradient.f32(), m, v);
+        }
+    }
+}

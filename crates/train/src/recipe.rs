@@ -1,0 +1,257 @@
+//! A run as a file: `run.toml`.
+
+use std::path::{Path, PathBuf};
+
+use formats::{DecoderConfig, WeightDtype};
+use model::ModelConfig;
+use serde::{Deserialize, Serialize};
+use tensor::DType;
+
+use crate::error::TrainError;
+use crate::optimizer::OptimizerSettings;
+use crate::schedule::Schedule;
+
+/// Version of the format of `run.toml`.
+pub const FORMAT_VERSION: u64 = 1;
+
+/// Everything that a run is a function of. Paths are as given; a resumed run must find them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Version of this format.
+    pub format_version: u64,
+    /// Optimiser steps of the run.
+    pub n_steps: u64,
+    /// Seed of the initial weights and of the order of the data.
+    pub seed: u64,
+    /// Number type of the products.
+    pub dtype: RecipeDType,
+    /// Where the weights come from.
+    pub start: Start,
+    /// What is learnt.
+    pub data: DataSettings,
+    /// Sizes of rows and steps.
+    pub batch: BatchSettings,
+    /// Learning rate.
+    pub schedule: Schedule,
+    /// Optimiser.
+    #[serde(default)]
+    pub optimizer: OptimizerSettings,
+    /// Checkpoints.
+    pub checkpoint: CheckpointSettings,
+    /// Validation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationSettings>,
+}
+
+/// Number type of matrix operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecipeDType {
+    /// 32-bit floating point.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl From<RecipeDType> for DType {
+    fn from(dtype: RecipeDType) -> Self {
+        match dtype {
+            RecipeDType::F32 => Self::F32,
+            RecipeDType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// Where the weights come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// Random weights of this shape: pre-training.
+    Random(ModelShape),
+    /// The weights of a model directory: continued training and fine-tuning.
+    Model(PathBuf),
+}
+
+/// The shape of a fresh model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelShape {
+    /// Width of the residual stream.
+    pub hidden_dim: usize,
+    /// Layers.
+    pub n_layers: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward part.
+    pub ffn_dim: usize,
+    /// Vocabulary.
+    pub vocab_size: usize,
+    /// Longest sequence.
+    pub context_len: usize,
+    /// Base of the rotary angles.
+    pub rope_theta: f64,
+}
+
+impl ModelShape {
+    /// The configuration of a model of this shape, with a tied head.
+    ///
+    /// # Errors
+    /// When it cannot be computed.
+    pub fn config(&self, bos_id: u32, eos_id: u32) -> Result<ModelConfig, TrainError> {
+        Ok(ModelConfig::new(DecoderConfig {
+            vocab_size: self.vocab_size,
+            hidden_dim: self.hidden_dim,
+            n_layers: self.n_layers,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            ffn_dim: self.ffn_dim,
+            context_len: self.context_len,
+            rope_theta: self.rope_theta,
+            rms_norm_eps: 1e-5,
+            tied_embeddings: true,
+            sliding_window: None,
+            bos_id: Some(bos_id),
+            eos_ids: vec![eos_id],
+            dtype: WeightDtype::Bf16,
+        })?)
+    }
+}
+
+/// What is learnt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Folder or file of the tokenizer.
+    pub tokenizer: PathBuf,
+    /// Token shards, read as a stream of documents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<PathBuf>,
+    /// Conversations, as JSON lines; only assistant turns are learnt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conversations: Vec<PathBuf>,
+    /// Token shards whose documents stand among the conversations, all of their tokens learnt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub documents: Vec<PathBuf>,
+}
+
+/// Sizes of rows and steps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchSettings {
+    /// Tokens of a row.
+    pub seq_len: usize,
+    /// Rows of an optimiser step.
+    pub rows_per_step: usize,
+    /// Rows that are computed together; what fits the caches is fastest.
+    pub rows_per_micro_batch: usize,
+}
+
+/// When checkpoints are written and how many are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointSettings {
+    /// Steps between checkpoints; the last step always has one.
+    pub every_steps: u64,
+    /// Checkpoints that are kept.
+    pub n_keep: usize,
+}
+
+/// When and on what the loss on unseen text is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationSettings {
+    /// A token shard.
+    pub shard: PathBuf,
+    /// Steps between measurements; the last step always has one.
+    pub every_steps: u64,
+}
+
+impl Recipe {
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// When the file cannot be read, has an unknown or missing key, or a value that cannot be used.
+    pub fn read(path: &Path) -> Result<Self, TrainError> {
+        let text = std::fs::read_to_string(path).map_err(TrainError::io("read", path))?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses a recipe; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Recipe::read`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, TrainError> {
+        let recipe: Self = toml::from_str(text).map_err(|source| TrainError::Recipe {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML.
+    ///
+    /// # Panics
+    /// Never: every recipe can be written.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe is plain tables, numbers and strings")
+    }
+
+    /// Tokens of a micro-batch.
+    #[must_use]
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.batch.rows_per_micro_batch * self.batch.seq_len
+    }
+
+    fn check(&self) -> Result<(), TrainError> {
+        let wrong = |key, got: String, expected: &str| {
+            Err(TrainError::Setting { key, got, expected: expected.to_owned() })
+        };
+        if self.format_version != FORMAT_VERSION {
+            let expected = format!("{FORMAT_VERSION}, the version that this program reads");
+            return wrong("format_version", self.format_version.to_string(), &expected);
+        }
+        let batch = self.batch;
+        let positive = [
+            ("n_steps", self.n_steps),
+            ("batch.rows_per_step", batch.rows_per_step as u64),
+            ("batch.rows_per_micro_batch", batch.rows_per_micro_batch as u64),
+            ("checkpoint.every_steps", self.checkpoint.every_steps),
+            ("checkpoint.n_keep", self.checkpoint.n_keep as u64),
+            ("validation.every_steps", self.validation.as_ref().map_or(1, |v| v.every_steps)),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return wrong(key, "0".to_owned(), "at least 1");
+            }
+        }
+        if !batch.rows_per_step.is_multiple_of(batch.rows_per_micro_batch) {
+            let expected = format!("a divisor of batch.rows_per_step, {}", batch.rows_per_step);
+            return wrong(
+                "batch.rows_per_micro_batch",
+                batch.rows_per_micro_batch.to_string(),
+                &expected,
+            );
+        }
+        let (rate, data) = (self.schedule.peak_learning_rate, &self.data);
+        if !(rate.is_finite() && rate > 0.0) {
+            return wrong("schedule.peak_learning_rate", rate.to_string(), "a positive number");
+        }
+        let is_mixed = !data.shards.is_empty()
+            && !(data.conversations.is_empty() && data.documents.is_empty());
+        let is_empty =
+            data.shards.is_empty() && data.conversations.is_empty() && data.documents.is_empty();
+        if is_mixed || is_empty {
+            let got = if is_empty { "empty" } else { "both a stream and whole samples" };
+            return wrong("data", got.to_owned(), "shards, or conversations and documents");
+        }
+        Ok(())
+    }
+}

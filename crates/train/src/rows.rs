@@ -1,0 +1,23 @@
+//! The two kinds of training rows behind one counter.
+
+use data::packing::{ConversationRows, PackedBatch, PretrainingRows};
+
+/// Rows of tokens to train on; row `i` is a function of the data, the seed and `i`.
+#[derive(Debug)]
+pub enum Rows {
+    /// A stream of documents cut into rows.
+    Pretraining(PretrainingRows),
+    /// Whole conversations and documents.
+    Conversations(ConversationRows),
+}
+
+impl Rows {
+    /// The rows `first_row..first_row + n_rows`, packed.
+    #[must_use]
+    pub fn batch(&self, first_row: u64, n_rows: usize) -> PackedBatch {
+        match self {
+            Self::Pretraining(rows) => rows.batch(first_row, n_rows),
+            Self::Conversations(rows) => rows.batch(first_row, n_rows),
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! A run directory: create, train, stop, resume.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use formats::checkpoint::{self, Checkpoint, CheckpointWriter};
+use formats::durable::{DirLock, write_bytes_atomically};
+use formats::{WeightFiles, WeightName, read_config};
+use model::{ModelConfig, Parameters};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tensor::Device;
+use tokenizer::Tokenizer;
+
+use crate::error::TrainError;
+use crate::recipe::{Recipe, Start};
+use crate::rows::Rows;
+use crate::trainer::Trainer;
+use crate::validation::{TextLoss, score_documents};
+
+mod inputs;
+mod storage;
+
+const RECIPE_FILE: &str = "run.toml";
+const METRICS_FILE: &str = "metrics.jsonl";
+const EVENTS_FILE: &str = "events.jsonl";
+
+/// One line of `metrics.jsonl`, and what the progress bar shows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Steps of the run.
+    #[serde(skip)]
+    pub n_steps: u64,
+    /// Input tokens since the run began.
+    pub tokens: u64,
+    /// Mean loss of the step's trained tokens, nats.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f32,
+    /// Input tokens per second of the step.
+    pub tokens_per_s: f64,
+    /// Floating-point operations per second of the step.
+    pub flops_per_s: f64,
+    /// Bits per byte on the validation text, where it was measured after the step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_bits_per_byte: Option<f64>,
+}
+
+/// What the caller wants after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunControl {
+    /// Go on.
+    Continue,
+    /// Write a checkpoint and return.
+    Stop,
+}
+
+/// How [`Run::train`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Done,
+    /// Stopped on request, with a checkpoint.
+    Stopped,
+}
+
+/// What `state.json` of a checkpoint holds beside the step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct SavedState {
+    /// The next row of the data.
+    next_row: u64,
+    /// Input tokens so far.
+    tokens: u64,
+    /// Kernel family that made the steps: another one rounds differently.
+    kernel_family: String,
+}
+
+/// A run in memory; its folder is locked.
+#[derive(Debug)]
+pub struct Run {
+    dir: PathBuf,
+    recipe: Recipe,
+    _lock: DirLock,
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    rows: Rows,
+    validation: Vec<Vec<u32>>,
+    step: u64,
+    tokens: u64,
+}
+
+impl Run {
+    /// Makes a new run folder from a recipe, whose paths become absolute.
+    ///
+    /// # Errors
+    /// When the folder exists, the data or the start cannot be read, or they do not fit.
+    pub fn create(dir: &Path, mut recipe: Recipe, device: Device) -> Result<Self, TrainError> {
+        if dir.join(RECIPE_FILE).exists() {
+            return Err(TrainError::Exists { path: dir.to_owned() });
+        }
+        inputs::make_paths_absolute(&mut recipe)?;
+        fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
+        let run = Self::open(dir, recipe, device)?;
+        write_bytes_atomically(&dir.join(RECIPE_FILE), run.recipe.to_toml().as_bytes())?;
+        let family = run.trainer.device().compute().family();
+        run.event(&json!({"event": "created", "step": 0, "kernel_family": family.name()}))?;
+        Ok(run)
+    }
+
+    /// Takes up a run at its last checkpoint, or at its beginning when it has none.
+    ///
+    /// # Errors
+    /// When the folder is no run or is in use, a file is damaged, or the data is not there any more.
+    pub fn resume(dir: &Path, device: Device) -> Result<Self, TrainError> {
+        let path = dir.join(RECIPE_FILE);
+        if !path.is_file() {
+            return Err(TrainError::NotARun { path: dir.to_owned() });
+        }
+        let mut run = Self::open(dir, Recipe::read(&path)?, device)?;
+        checkpoint::clean_leftovers(dir)?;
+        let family = run.trainer.device().compute().family().name();
+        let mut event = json!({"event": "resumed", "kernel_family": family});
+        if let Some(checkpoint) = checkpoint::latest(dir)? {
+            let state = run.restore(&checkpoint)?;
+            if state.kernel_family != family {
+                event["warning"] = json!(format!(
+                    "earlier steps were made by {}: bits will differ from an uninterrupted run",
+                    state.kernel_family
+                ));
+                tracing::warn!(before = state.kernel_family, now = family, "kernel family changed");
+            }
+        }
+        let step = run.step;
+        for file in [METRICS_FILE, EVENTS_FILE] {
+            checkpoint::truncate_jsonl(&dir.join(file), |line| {
+                line["step"].as_u64().is_some_and(|of_line| of_line <= step)
+            })?;
+        }
+        event["step"] = json!(step);
+        run.event(&event)?;
+        Ok(run)
+    }
+
+    fn open(dir: &Path, recipe: Recipe, device: Device) -> Result<Self, TrainError> {
+        let lock = DirLock::acquire(dir)?;
+        let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
+        let parameters = initial_parameters(&recipe, &tokenizer)?;
+        let config = parameters.config();
+        if tokenizer.vocab_size() > config.vocab_size {
+            let (data, model) = (tokenizer.vocab_size(), config.vocab_size);
+            return Err(TrainError::Vocabulary { data, model });
+        }
+        if recipe.batch.seq_len > config.context_len {
+            return Err(TrainError::Setting {
+                key: "batch.seq_len",
+                got: recipe.batch.seq_len.to_string(),
+                expected: format!("at most the model's context_len, {}", config.context_len),
+            });
+        }
+        let rows = inputs::read_rows(&recipe, &tokenizer)?;
+        let validation = inputs::read_validation(&recipe, &tokenizer)?;
+        let max_tokens = recipe.micro_batch_tokens();
+        let trainer =
+            Trainer::new(device, parameters, recipe.dtype.into(), recipe.optimizer, max_tokens);
+        let dir = dir.to_owned();
+        Ok(Self {
+            dir,
+            recipe,
+            _lock: lock,
+            trainer,
+            tokenizer,
+            rows,
+            validation,
+            step: 0,
+            tokens: 0,
+        })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The recipe as resolved.
+    #[must_use]
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Steps done.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Input tokens so far.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// The weights as they stand.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        self.trainer.parameters()
+    }
+
+    /// The rows that it learns from.
+    #[must_use]
+    pub fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// Trains to the end of the recipe, or until `observe`, called after each step, wants to stop.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or the loss is no number any more. The last checkpoint stays intact.
+    pub fn train(
+        &mut self,
+        mut observe: impl FnMut(&Progress) -> RunControl,
+    ) -> Result<Outcome, TrainError> {
+        let mut metrics = self.append_to(METRICS_FILE)?;
+        while self.step < self.recipe.n_steps {
+            let progress = self.train_step()?;
+            let line = serde_json::to_string(&progress).expect("numbers can be written as JSON");
+            let path = self.dir.join(METRICS_FILE);
+            writeln!(metrics, "{line}").map_err(TrainError::io("write", &path))?;
+            let control = observe(&progress);
+            let is_last = self.step == self.recipe.n_steps;
+            let is_due = self.step.is_multiple_of(self.recipe.checkpoint.every_steps);
+            if is_last || is_due || control == RunControl::Stop {
+                metrics.sync_data().map_err(TrainError::io("sync", &path))?;
+                self.save_checkpoint()?;
+            }
+            if control == RunControl::Stop && !is_last {
+                self.event(&json!({"event": "stopped", "step": self.step}))?;
+                return Ok(Outcome::Stopped);
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn train_step(&mut self) -> Result<Progress, TrainError> {
+        let start = Instant::now();
+        let batch = self.recipe.batch;
+        let first_row = self.next_row();
+        let batches: Vec<_> = (0..batch.rows_per_step)
+            .step_by(batch.rows_per_micro_batch)
+            .map(|row| self.rows.batch(first_row + row as u64, batch.rows_per_micro_batch))
+            .collect();
+        let learning_rate = self.recipe.schedule.learning_rate(self.step, self.recipe.n_steps);
+        let report = self.trainer.step(&batches, learning_rate)?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.step += 1;
+        self.tokens += report.n_tokens;
+        let tokens_per_s = report.n_tokens as f64 / seconds;
+        let flops = self.trainer.config().train_flops_per_token(batch.seq_len);
+        let validation = self.recipe.validation.as_ref().filter(|validation| {
+            self.step == self.recipe.n_steps || self.step.is_multiple_of(validation.every_steps)
+        });
+        let validation_bits_per_byte =
+            validation.is_some().then(|| self.validation_loss().bits_per_byte());
+        Ok(Progress {
+            step: self.step,
+            n_steps: self.recipe.n_steps,
+            tokens: self.tokens,
+            loss: report.loss,
+            grad_norm: report.grad_norm,
+            learning_rate,
+            tokens_per_s,
+            flops_per_s: tokens_per_s * flops,
+            validation_bits_per_byte,
+        })
+    }
+
+    /// The data position: a function of the step alone.
+    fn next_row(&self) -> u64 {
+        self.step * self.recipe.batch.rows_per_step as u64
+    }
+
+    fn validation_loss(&mut self) -> TextLoss {
+        let device = self.trainer.device().clone();
+        let (decoder, workspace) = self.trainer.scoring();
+        score_documents(&device, decoder, workspace, &self.tokenizer, &self.validation)
+    }
+
+    fn save_checkpoint(&self) -> Result<(), TrainError> {
+        let mut writer = CheckpointWriter::begin(&self.dir, self.step)?;
+        storage::write_tensors(&mut writer, &self.trainer)?;
+        let state = SavedState {
+            next_row: self.next_row(),
+            tokens: self.tokens,
+            kernel_family: self.trainer.device().compute().family().name().to_owned(),
+        };
+        writer.state(&serde_json::to_value(state).expect("plain numbers and strings"))?;
+        let path = writer.commit()?;
+        checkpoint::prune(&self.dir, self.recipe.checkpoint.n_keep)?;
+        tracing::info!(step = self.step, path = %path.display(), "checkpoint");
+        self.event(&json!({"event": "checkpoint", "step": self.step}))
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<SavedState, TrainError> {
+        let wrong = |field, got: String, expected: String| {
+            let path = checkpoint.dir().to_owned();
+            Err(TrainError::Checkpoint { path, field, got, expected })
+        };
+        let state: SavedState = match serde_json::from_value(checkpoint.state().clone()) {
+            Ok(state) => state,
+            Err(error) => {
+                return wrong("state.json", error.to_string(), "a training state".to_owned());
+            }
+        };
+        if checkpoint.step() > self.recipe.n_steps {
+            let expected = format!("at most n_steps, {}", self.recipe.n_steps);
+            return wrong("step", checkpoint.step().to_string(), expected);
+        }
+        self.step = checkpoint.step();
+        self.tokens = state.tokens;
+        if state.next_row != self.next_row() {
+            let expected = format!("{} (step * batch.rows_per_step)", self.next_row());
+            return wrong("next_row", state.next_row.to_string(), expected);
+        }
+        storage::read_tensors(checkpoint, &mut self.trainer)?;
+        Ok(state)
+    }
+
+    fn append_to(&self, file: &str) -> Result<File, TrainError> {
+        let path = self.dir.join(file);
+        let opened = OpenOptions::new().create(true).append(true).open(&path);
+        opened.map_err(TrainError::io("open", &path))
+    }
+
+    fn event(&self, event: &serde_json::Value) -> Result<(), TrainError> {
+        let path = self.dir.join(EVENTS_FILE);
+        let mut file = self.append_to(EVENTS_FILE)?;
+        writeln!(file, "{event}").map_err(TrainError::io("write", &path))
+    }
+}
+
+fn initial_parameters(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Parameters, TrainError> {
+    match &recipe.start {
+        Start::Random(shape) => {
+            let config = shape.config(tokenizer.bos_id(), tokenizer.eos_id())?;
+            Ok(Parameters::random(&config, recipe.seed))
+        }
+        Start::Model(dir) => {
+            let config = ModelConfig::new(read_config(dir)?)?;
+            let files = WeightFiles::open(dir)?;
+            files.check(&config)?;
+            read_parameters(&config, &files)
+        }
+    }
+}
+
+fn read_parameters(config: &ModelConfig, files: &WeightFiles) -> Result<Parameters, TrainError> {
+    let mut parameters = Parameters::zeroed(config);
+    for name in WeightName::all(config) {
+        files.weight(name, config)?.read_f32(parameters.weight_mut(name));
+    }
+    Ok(parameters)
+}
+
+/// The f32 weights of a run's last checkpoint.
+///
+/// # Errors
+/// When the run has no checkpoint or it is damaged.
+pub fn latest_parameters(dir: &Path, config: &ModelConfig) -> Result<Parameters, TrainError> {
+    let checkpoint = checkpoint::latest(dir)?.ok_or_else(|| TrainError::Checkpoint {
+        path: dir.to_owned(),
+        field: "LATEST",
+        got: "nothing".to_owned(),
+        expected: "a checkpoint".to_owned(),
+    })?;
+    read_parameters(config, &checkpoint.model()?)
+}
+
+#[cfg(test)]
+mod tests;

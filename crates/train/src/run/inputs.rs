@@ -1,0 +1,103 @@
+//! What a recipe names: token shards, conversations, validation text.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use data::packing::{ConversationRows, PretrainingRows, TrainingSample};
+use data::shard::Shard;
+use tokenizer::{ChatTemplate, Conversation, Ending, Tokenizer};
+
+use crate::error::TrainError;
+use crate::recipe::{Recipe, Start};
+use crate::rows::Rows;
+
+/// Makes every path of the recipe absolute, so that a run can be resumed from anywhere.
+pub(super) fn make_paths_absolute(recipe: &mut Recipe) -> Result<(), TrainError> {
+    let data = &mut recipe.data;
+    let start = match &mut recipe.start {
+        Start::Model(dir) => Some(dir),
+        Start::Random(_) => None,
+    };
+    let lists = [&mut data.shards, &mut data.conversations, &mut data.documents];
+    let validation = recipe.validation.as_mut().map(|validation| &mut validation.shard);
+    let paths = lists.into_iter().flatten().chain(start).chain(validation);
+    for path in paths.chain([&mut data.tokenizer]) {
+        *path = path.canonicalize().map_err(TrainError::io("find", path))?;
+    }
+    Ok(())
+}
+
+pub(super) fn read_rows(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Rows, TrainError> {
+    let (data, seq_len) = (&recipe.data, recipe.batch.seq_len);
+    if !data.shards.is_empty() {
+        let sets = data.shards.iter().map(|dir| Ok(open_shard(dir, tokenizer)?.documents));
+        let sets = sets.collect::<Result<Vec<_>, TrainError>>()?;
+        return Ok(Rows::Pretraining(PretrainingRows::new(sets, seq_len, recipe.seed)?));
+    }
+    let mut samples = Vec::new();
+    for path in &data.conversations {
+        read_conversations(path, tokenizer, &mut samples)?;
+    }
+    for dir in &data.documents {
+        let documents = open_shard(dir, tokenizer)?.documents;
+        for document_idx in 0..documents.n_documents() {
+            let token_ids = documents.document(document_idx);
+            samples.extend(TrainingSample::from_document(&token_ids, seq_len));
+        }
+    }
+    let rows = ConversationRows::new(samples, seq_len, recipe.seed)?;
+    if rows.n_too_long() > 0 {
+        tracing::warn!(
+            n = rows.n_too_long(),
+            seq_len,
+            "conversations longer than a row were left out"
+        );
+    }
+    Ok(Rows::Conversations(rows))
+}
+
+fn open_shard(dir: &Path, tokenizer: &Tokenizer) -> Result<Shard, TrainError> {
+    let shard = Shard::open(dir)?;
+    if shard.manifest.tokenizer_digest != tokenizer.digest() {
+        return Err(TrainError::Setting {
+            key: "data.tokenizer",
+            got: format!("another tokenizer than the one that made {}", dir.display()),
+            expected: format!("digest {}", shard.manifest.tokenizer_digest),
+        });
+    }
+    Ok(shard)
+}
+
+fn read_conversations(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    samples: &mut Vec<TrainingSample>,
+) -> Result<(), TrainError> {
+    let file = File::open(path).map_err(TrainError::io("open", path))?;
+    let template = ChatTemplate::default();
+    for (line_idx, line) in BufReader::new(file).lines().enumerate() {
+        let line = line.map_err(TrainError::io("read", path))?;
+        let at_line = |reason: String| TrainError::Conversation {
+            path: path.to_owned(),
+            line: line_idx + 1,
+            reason,
+        };
+        let conversation: Conversation =
+            serde_json::from_str(&line).map_err(|error| at_line(error.to_string()))?;
+        let rendered = template
+            .render(tokenizer, &conversation, Ending::Complete)
+            .map_err(|error| at_line(error.to_string()))?;
+        samples.push(TrainingSample { token_ids: rendered.token_ids, trained: rendered.trained });
+    }
+    Ok(())
+}
+
+pub(super) fn read_validation(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Vec<u32>>, TrainError> {
+    let Some(validation) = &recipe.validation else { return Ok(Vec::new()) };
+    let documents = open_shard(&validation.shard, tokenizer)?.documents;
+    Ok((0..documents.n_documents()).map(|idx| documents.document(idx)).collect())
+}

@@ -1,0 +1,74 @@
+//! Masters and moments in a checkpoint, under the names of Hugging Face files.
+
+use std::collections::BTreeMap;
+
+use formats::checkpoint::{Checkpoint, CheckpointWriter, MODEL_FILE, OPTIMIZER_FILE};
+use formats::{FormatError, TensorData, TensorSource, WeightDtype, WeightFiles, WeightName};
+use model::{ModelConfig, Parameters};
+
+use crate::error::TrainError;
+use crate::trainer::Trainer;
+
+/// Prefixes of the two moments of AdamW in `optimizer.safetensors`.
+const MOMENTS: [&str; 2] = ["m.", "v."];
+
+pub(super) fn write_tensors(
+    writer: &mut CheckpointWriter,
+    trainer: &Trainer,
+) -> Result<(), FormatError> {
+    let metadata = BTreeMap::new();
+    writer.tensors(MODEL_FILE, sources(trainer.parameters(), ""), &metadata)?;
+    let (m, v) = (&trainer.optimizer.m, &trainer.optimizer.v);
+    let moments = sources(m, MOMENTS[0]).chain(sources(v, MOMENTS[1]));
+    writer.tensors(OPTIMIZER_FILE, moments, &metadata)
+}
+
+fn sources<'a>(
+    parameters: &'a Parameters,
+    prefix: &'a str,
+) -> impl Iterator<Item = TensorSource<'a>> {
+    let config = parameters.config();
+    WeightName::all(config).into_iter().map(move |name| TensorSource {
+        name: format!("{prefix}{}", name.hf_name()),
+        dtype: WeightDtype::F32,
+        shape: name.shape(config),
+        data: TensorData::F32(parameters.weight(name)),
+    })
+}
+
+pub(super) fn read_tensors(
+    checkpoint: &Checkpoint,
+    trainer: &mut Trainer,
+) -> Result<(), TrainError> {
+    let config = trainer.config().clone();
+    let (model, optimizer) = (checkpoint.model()?, checkpoint.optimizer()?);
+    read(checkpoint, &config, &model, "", &mut trainer.parameters)?;
+    read(checkpoint, &config, &optimizer, MOMENTS[0], &mut trainer.optimizer.m)?;
+    read(checkpoint, &config, &optimizer, MOMENTS[1], &mut trainer.optimizer.v)?;
+    trainer.optimizer.n_steps = checkpoint.step();
+    trainer.repack();
+    Ok(())
+}
+
+fn read(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    files: &WeightFiles,
+    prefix: &str,
+    out: &mut Parameters,
+) -> Result<(), TrainError> {
+    for name in WeightName::all(config) {
+        let view = files.get(&format!("{prefix}{}", name.hf_name()))?;
+        let expected = name.shape(config);
+        if view.shape != expected {
+            return Err(TrainError::Checkpoint {
+                path: checkpoint.dir().to_owned(),
+                field: "shape of a tensor",
+                got: format!("{:?} of {prefix}{}", view.shape, name.hf_name()),
+                expected: format!("{expected:?}"),
+            });
+        }
+        view.read_f32(out.weight_mut(name));
+    }
+    Ok(())
+}

@@ -1,0 +1,194 @@
+use data::shard::ShardWriter;
+use kernels::{Compute, Family, detect_features};
+use testkit::random::Rng;
+use tokenizer::{BpeTrainer, TrainOptions};
+
+use super::*;
+use crate::optimizer::OptimizerSettings;
+use crate::recipe::{
+    BatchSettings, CheckpointSettings, DataSettings, FORMAT_VERSION, ModelShape, RecipeDType,
+    ValidationSettings,
+};
+use crate::schedule::Schedule;
+
+fn device() -> Device {
+    let family = Family::ALL.into_iter().rev().find(|f| f.runs_on(detect_features())).unwrap();
+    Device::Cpu(Compute::forced(family, 2).unwrap())
+}
+
+fn folder(name: &str) -> PathBuf {
+    let dir = std::env::temp_dir().join(format!("galerne-train-{}-{name}", std::process::id()));
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// A tokenizer of 300 tokens and a shard of random words.
+fn recipe(dir: &Path) -> Recipe {
+    let mut rng = Rng::new(1);
+    let words = ["vent", "mer", "sail", "port", "quai", "boat", "île", "storm"];
+    let documents: Vec<String> = (0..60)
+        .map(|_| (0..5 + rng.below(30)).map(|_| words[rng.below(8)]).collect::<Vec<_>>().join(" "))
+        .collect();
+    let mut trainer = BpeTrainer::new(TrainOptions { vocab_size: 280, ..TrainOptions::default() });
+    documents.iter().for_each(|text| trainer.feed(text));
+    let tokenizer = trainer.train().unwrap();
+    tokenizer.save(&dir.join("tokenizer")).unwrap();
+    let shard = dir.join("shard");
+    let mut writer =
+        ShardWriter::create(&shard, &tokenizer.digest(), tokenizer.vocab_size()).unwrap();
+    for text in &documents {
+        let mut ids = vec![tokenizer.bos_id()];
+        tokenizer.encode_into(text, &mut ids);
+        ids.push(tokenizer.eos_id());
+        writer.add(&ids).unwrap();
+    }
+    writer.finish(vec!["test".to_owned()]).unwrap();
+    Recipe {
+        format_version: FORMAT_VERSION,
+        n_steps: 8,
+        seed: 3,
+        dtype: RecipeDType::Bf16,
+        start: Start::Random(ModelShape {
+            hidden_dim: 32,
+            n_layers: 2,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: 16,
+            ffn_dim: 48,
+            vocab_size: 280,
+            context_len: 64,
+            rope_theta: 1e4,
+        }),
+        data: DataSettings {
+            tokenizer: dir.join("tokenizer"),
+            shards: vec![shard.clone()],
+            conversations: vec![],
+            documents: vec![],
+        },
+        batch: BatchSettings { seq_len: 32, rows_per_step: 4, rows_per_micro_batch: 2 },
+        schedule: Schedule { peak_learning_rate: 0.01, warmup_steps: 2, decay_steps: 3 },
+        optimizer: OptimizerSettings::default(),
+        checkpoint: CheckpointSettings { every_steps: 100, n_keep: 2 },
+        validation: Some(ValidationSettings { shard, every_steps: 4 }),
+    }
+}
+
+/// Every number of the run: weights, moments.
+fn fingerprint(run: &Run) -> Vec<u32> {
+    let trainer = &run.trainer;
+    let all = [&trainer.parameters, &trainer.optimizer.m, &trainer.optimizer.v];
+    all.iter()
+        .flat_map(|parameters| parameters.iter())
+        .flat_map(|(_, tensor)| tensor.f32().iter().map(|x| x.to_bits()))
+        .collect()
+}
+
+#[test]
+fn a_stopped_and_resumed_run_equals_an_uninterrupted_one() {
+    let dir = folder("resume");
+    let recipe = recipe(&dir);
+    let mut whole = Run::create(&dir.join("whole"), recipe.clone(), device()).unwrap();
+    let mut losses = Vec::new();
+    let outcome = whole.train(|progress| {
+        losses.push(progress.loss);
+        RunControl::Continue
+    });
+    assert_eq!(outcome.unwrap(), Outcome::Done);
+    assert!(losses[7] < losses[0] - 0.5, "it learns: {losses:?}");
+
+    let parts = dir.join("parts");
+    let mut first = Run::create(&parts, recipe, device()).unwrap();
+    let stop_at = |at: u64| {
+        move |progress: &Progress| {
+            if progress.step == at { RunControl::Stop } else { RunControl::Continue }
+        }
+    };
+    assert_eq!(first.train(stop_at(3)).unwrap(), Outcome::Stopped);
+    drop(first);
+    // A process killed in mid-line leaves half a line, and lines after the last checkpoint.
+    let mut metrics = OpenOptions::new().append(true).open(parts.join(METRICS_FILE)).unwrap();
+    write!(metrics, "{{\"step\": 4, \"loss\": 1}}\n{{\"step\": 5, \"lo").unwrap();
+    let mut second = Run::resume(&parts, device()).unwrap();
+    assert_eq!((second.step(), second.tokens()), (3, 3 * 4 * 32));
+    assert_eq!(second.train(|_| RunControl::Continue).unwrap(), Outcome::Done);
+    assert_eq!(fingerprint(&second), fingerprint(&whole));
+
+    let lines = |dir: &str| -> Vec<(u64, f64, Option<f64>)> {
+        let text = fs::read_to_string(dir_file(&parts, dir)).unwrap();
+        let lines =
+            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines
+            .map(|line| {
+                let validation = line["validation_bits_per_byte"].as_f64();
+                (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap(), validation)
+            })
+            .collect()
+    };
+    assert_eq!(lines("whole"), lines("parts"));
+    assert_eq!(lines("parts").len(), 8);
+    assert!(lines("parts")[3].2.is_some() && lines("parts")[4].2.is_none());
+    fs::remove_dir_all(dir).unwrap();
+}
+
+fn dir_file(parts: &Path, name: &str) -> PathBuf {
+    parts.parent().unwrap().join(name).join(METRICS_FILE)
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_by_name() {
+    let dir = folder("damage");
+    let run_dir = dir.join("run");
+    let mut run = Run::create(&run_dir, recipe(&dir), device()).unwrap();
+    run.train(|_| RunControl::Stop).unwrap();
+    drop(run);
+    let file = run_dir.join("checkpoints/step-00000001/optimizer.safetensors");
+    for damage in [0, 100] {
+        OpenOptions::new().write(true).open(&file).unwrap().set_len(damage).unwrap();
+        let error = Run::resume(&run_dir, device()).unwrap_err().to_string();
+        assert!(error.contains("optimizer.safetensors"), "{error}");
+    }
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_run_is_held_by_one_process_and_never_overwritten() {
+    let dir = folder("lock");
+    let run_dir = dir.join("run");
+    let run = Run::create(&run_dir, recipe(&dir), device()).unwrap();
+    assert!(matches!(
+        Run::create(&run_dir, recipe(&folder("lock2")), device()),
+        Err(TrainError::Exists { .. })
+    ));
+    assert!(Run::resume(&run_dir, device()).unwrap_err().to_string().contains("in use"));
+    drop(run);
+    assert_eq!(Run::resume(&run_dir, device()).unwrap().step(), 0);
+    let missing = Run::resume(&dir.join("nothing"), device()).unwrap_err().to_string();
+    assert!(missing.contains("is not a run"), "{missing}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn recipes_survive_a_round_trip_and_bad_ones_are_refused_by_key() {
+    let dir = folder("recipe");
+    let recipe = recipe(&dir);
+    let path = Path::new("run.toml");
+    let text = recipe.to_toml();
+    assert_eq!(Recipe::parse(&text, path).unwrap(), recipe);
+    for (from, to, expected) in [
+        ("n_steps = 8", "n_steps = 0", "`n_steps` is 0"),
+        ("n_steps = 8", "n_step = 8", "unknown field `n_step`"),
+        (
+            "rows_per_micro_batch = 2",
+            "rows_per_micro_batch = 3",
+            "a divisor of batch.rows_per_step",
+        ),
+        ("peak_learning_rate = 0.01", "peak_learning_rate = -1.0", "a positive number"),
+        ("format_version = 1", "format_version = 2", "the version that this program reads"),
+    ] {
+        assert!(text.contains(from), "{text}");
+        let error = Recipe::parse(&text.replace(from, to), path).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    fs::remove_dir_all(dir).unwrap();
+}

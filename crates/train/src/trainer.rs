@@ -1,0 +1,246 @@
+//! The training step.
+
+use data::packing::PackedBatch;
+use model::{Decoder, GradientWorkspace, ModelConfig, Parameters, TrainingRows, Workspace};
+use tensor::{DType, Device, Passes};
+
+use crate::error::TrainError;
+use crate::optimizer::{Optimizer, OptimizerSettings};
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean loss of the trained tokens before the update, nats.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Input tokens.
+    pub n_tokens: u64,
+    /// Tokens whose prediction was trained.
+    pub n_trained_tokens: u64,
+}
+
+/// Masters, optimiser and all memory of training, taken once.
+#[derive(Debug)]
+pub struct Trainer {
+    device: Device,
+    decoder: Decoder,
+    pub(crate) parameters: Parameters,
+    pub(crate) optimizer: Optimizer,
+    gradients: Parameters,
+    workspace: Workspace,
+    gradient_workspace: GradientWorkspace,
+}
+
+impl Trainer {
+    /// Prepares training from `parameters` with micro-batches of up to `max_tokens` tokens.
+    #[must_use]
+    pub fn new(
+        device: Device,
+        parameters: Parameters,
+        dtype: DType,
+        settings: OptimizerSettings,
+        max_tokens: usize,
+    ) -> Self {
+        let config = parameters.config().clone();
+        let mut decoder = Decoder::zeroed(&config, dtype, Passes::ForwardAndBackward);
+        decoder.pack(&device, &parameters);
+        Self {
+            decoder,
+            optimizer: Optimizer::new(&config, settings),
+            gradients: Parameters::zeroed(&config),
+            workspace: Workspace::for_training(&config, dtype, max_tokens),
+            gradient_workspace: GradientWorkspace::new(&config, dtype, max_tokens),
+            parameters,
+            device,
+        }
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The model's configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        self.parameters.config()
+    }
+
+    /// The f32 masters.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The decoder as it stands, for scoring with the trainer's own memory.
+    pub fn scoring(&mut self) -> (&Decoder, &mut Workspace) {
+        (&self.decoder, &mut self.workspace)
+    }
+
+    /// Puts the masters and moments of a checkpoint in place.
+    pub(crate) fn repack(&mut self) {
+        self.decoder.pack(&self.device, &self.parameters);
+    }
+
+    /// The gradient of the last step, before clipping.
+    #[must_use]
+    pub fn gradients(&self) -> &Parameters {
+        &self.gradients
+    }
+
+    /// One optimiser step over micro-batches. The loss is normalised per trained token of the whole step, so that the
+    /// cut into micro-batches changes nothing but the order of sums.
+    ///
+    /// # Errors
+    /// [`TrainError::NotFinite`] when the loss or the gradient is no number: nothing was updated.
+    ///
+    /// # Panics
+    /// When a micro-batch is larger than planned, or no token is trained.
+    pub fn step(
+        &mut self,
+        batches: &[PackedBatch],
+        learning_rate: f32,
+    ) -> Result<StepReport, TrainError> {
+        let n_trained_tokens: u64 = batches.iter().map(PackedBatch::n_trained_tokens).sum();
+        assert!(n_trained_tokens > 0, "a step without trained tokens");
+        self.gradients.clear();
+        let scale = 1.0 / n_trained_tokens as f32;
+        let mut loss = 0.0;
+        for batch in batches {
+            let weights: Vec<f32> =
+                batch.target_weights.iter().map(|weight| weight * scale).collect();
+            let rows = TrainingRows {
+                token_ids: &batch.token_ids,
+                targets: &batch.targets,
+                weights: &weights,
+                segment_starts: &batch.segment_starts,
+            };
+            let losses = self.decoder.loss_and_gradients(
+                &self.device,
+                rows,
+                &mut self.workspace,
+                &mut self.gradient_workspace,
+                &mut self.gradients,
+            );
+            let weighted = losses.iter().zip(&weights);
+            loss +=
+                weighted.map(|(&loss, &weight)| f64::from(loss) * f64::from(weight)).sum::<f64>();
+        }
+        let grad_norm = Optimizer::grad_norm(&self.device, &self.gradients);
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(TrainError::NotFinite { step: self.optimizer.n_steps, loss, grad_norm });
+        }
+        let (gradients, parameters) = (&self.gradients, &mut self.parameters);
+        self.optimizer.step(&self.device, learning_rate, grad_norm, gradients, parameters);
+        self.decoder.pack(&self.device, &self.parameters);
+        let n_tokens = batches.iter().map(|batch| batch.n_tokens() as u64).sum();
+        Ok(StepReport { loss, grad_norm, n_tokens, n_trained_tokens })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::{WeightFiles, WeightName, read_config};
+    use kernels::{Compute, Family, detect_features};
+    use testkit::close::{Tolerance, assert_close};
+    use testkit::golden;
+
+    use super::*;
+    use crate::schedule::Schedule;
+
+    fn batch(token_ids: &[i64], seq_len: usize) -> PackedBatch {
+        let mut batch = PackedBatch::new();
+        for sequence in token_ids.chunks(seq_len) {
+            for (i, &id) in sequence.iter().enumerate() {
+                let target = sequence.get(i + 1);
+                batch.token_ids.push(id as u32);
+                batch.targets.push(target.map_or(0, |&id| id as u32));
+                batch.target_weights.push(if target.is_some() { 1.0 } else { 0.0 });
+            }
+            batch.segment_starts.push(batch.token_ids.len() as u32);
+        }
+        batch
+    }
+
+    /// Steps on the golden batches, cut into micro-batches of `n_sequences`.
+    fn golden_run(device: Device, dtype: DType, n_sequences: usize) -> (Trainer, Vec<StepReport>) {
+        let dir = golden::workspace_root().join("golden/train_steps/initial");
+        let config = ModelConfig::new(read_config(&dir).unwrap()).unwrap();
+        let files = WeightFiles::open(&dir).unwrap();
+        let mut parameters = Parameters::zeroed(&config);
+        for name in WeightName::all(&config) {
+            files.weight(name, &config).unwrap().read_f32(parameters.weight_mut(name));
+        }
+        let expected = golden::load("golden/train_steps/expected.safetensors");
+        let schedule = Schedule { peak_learning_rate: 3e-3, warmup_steps: 3, decay_steps: 0 };
+        let mut trainer =
+            Trainer::new(device, parameters, dtype, OptimizerSettings::default(), 4 * 32);
+        let steps = expected.i64("token_ids").chunks(4 * 32).enumerate();
+        let reports = steps.map(|(step, token_ids)| {
+            let batches: Vec<PackedBatch> =
+                token_ids.chunks(n_sequences * 32).map(|ids| batch(ids, 32)).collect();
+            let rate = schedule.learning_rate(step as u64, 10);
+            let report = trainer.step(&batches, rate).unwrap();
+            if step == 0 && dtype == DType::F32 {
+                for name in WeightName::all(&config) {
+                    let golden = expected.f32(&format!("grad.{}", name.hf_name()));
+                    let tolerance = Tolerance { absolute: 3e-6, relative: 1e-4 };
+                    assert_close(trainer.gradients().weight(name), golden, tolerance);
+                }
+            }
+            report
+        });
+        let reports = reports.collect();
+        (trainer, reports)
+    }
+
+    #[test]
+    fn ten_steps_equal_those_of_pytorch() {
+        let expected = golden::load("golden/train_steps/expected.safetensors");
+        for family in Family::ALL.into_iter().filter(|family| family.runs_on(detect_features())) {
+            let device = || Device::Cpu(Compute::forced(family, 2).unwrap());
+            for n_sequences in [4, 1] {
+                let (trainer, reports) = golden_run(device(), DType::F32, n_sequences);
+                let losses: Vec<f32> = reports.iter().map(|report| report.loss as f32).collect();
+                let norms: Vec<f32> =
+                    reports.iter().map(|report| report.grad_norm as f32).collect();
+                // Ten times what the same steps in f64 differ by (golden/README.md).
+                let tolerance = Tolerance { absolute: 1e-5, relative: 0.0 };
+                assert_close(&losses, expected.f32("losses"), tolerance);
+                assert_close(
+                    &norms,
+                    expected.f32("grad_norms"),
+                    Tolerance { absolute: 1e-4, relative: 0.0 },
+                );
+                for name in WeightName::all(trainer.config()) {
+                    let golden = expected.f32(&format!("final.{}", name.hf_name()));
+                    let tolerance = Tolerance { absolute: 1.5e-4, relative: 0.0 };
+                    assert_close(trainer.parameters().weight(name), golden, tolerance);
+                }
+            }
+            let (_, reports) = golden_run(device(), DType::Bf16, 4);
+            let losses: Vec<f32> = reports.iter().map(|report| report.loss as f32).collect();
+            assert_close(
+                &losses,
+                expected.f32("losses"),
+                Tolerance { absolute: 0.01, relative: 0.0 },
+            );
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_no_number_updates_nothing() {
+        let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
+        let config = ModelConfig::new(ModelConfig::example()).unwrap();
+        let mut parameters = Parameters::random(&config, 1);
+        parameters.weight_mut(WeightName::FinalNorm)[0] = f32::NAN;
+        let mut trainer =
+            Trainer::new(device, parameters, DType::F32, OptimizerSettings::default(), 8);
+        let before = trainer.parameters().weight(WeightName::Embedding).to_vec();
+        let error = trainer.step(&[batch(&[1, 2, 3, 4], 4)], 0.1).unwrap_err();
+        assert!(error.to_string().starts_with("step 0: the loss is NaN"), "{error}");
+        assert_eq!(trainer.parameters().weight(WeightName::Embedding), before);
+    }
+}
