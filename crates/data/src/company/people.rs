@@ -93,7 +93,7 @@ pub(super) const EXTENSION: KindText = KindText {
         ],
         test: [
             "To phone {s}, what do I dial?",
-            "The directory lists which extension for {s}?",
+            "Which extension does the directory list under {s}?",
             "Remind me which number to call for {s}.",
             "{s} picks up on which line?",
         ],
@@ -171,7 +171,7 @@ pub(super) const COURSE: KindText = KindText {
             "What course has been booked for {s}?",
         ],
         test: [
-            "The training plan gives which code for {s}?",
+            "The training plan lists {s} under which code?",
             "Tell me what course awaits {s}.",
             "{s} appears on the list of which course?",
             "Under what code do I find the training meant for {s}?",
