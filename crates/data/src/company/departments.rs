@@ -53,7 +53,7 @@ pub(super) const HEAD: KindText = KindText {
             "Sous la direction de qui travaille l'équipe {s} ?",
         ],
         test: [
-            "Pour l'équipe {s}, quel est le nom du chef ?",
+            "Pour l'équipe {s}, comment se nomme le chef ?",
             "Les salariés de {s} ont qui pour responsable ?",
             "Je voudrais savoir qui est responsable de {s}.",
             "Nomme la personne qui commande au service {s}.",

@@ -114,6 +114,21 @@ fn test_wordings_share_at_most_three_words_in_a_row_with_training() {
 }
 
 #[test]
+fn general_chat_shares_at_most_three_words_in_a_row_with_test_questions() {
+    let mut asked: HashSet<Vec<String>> = HashSet::new();
+    for dialogue in crate::chat_set::dialogues(8_000, 1) {
+        for turn in dialogue.turns {
+            asked.extend(words(&turn.question).windows(4).map(<[String]>::to_vec));
+        }
+    }
+    for question in test_questions().iter().chain(&withheld_questions()) {
+        for run in words(&question.question).windows(4) {
+            assert!(!asked.contains(run), "`{}`: {run:?}", question.question);
+        }
+    }
+}
+
+#[test]
 fn no_wording_is_written_twice_and_each_names_its_subject_once() {
     for language in LANGUAGES {
         let mut seen = HashSet::new();
