@@ -19,9 +19,10 @@ impl<'a> Filler<'a> {
         let a = draw.between(5, 99);
         let b = draw.between(2, a - 1);
         let (x, y) = (draw.between(2, 10), draw.between(2, 10));
-        let mut triple = [draw.between(1, 33), draw.between(34, 66), draw.between(67, 99)];
+        // Apart enough to stay in order, and from 2 up, when made smaller below.
+        let mut triple = [draw.between(2, 32), draw.between(36, 64), draw.between(68, 98)];
         if draw.chance(50) {
-            triple = triple.map(|n| n / 3 + 1);
+            triple = triple.map(|n| n / 3 + 2);
         }
         let numbers = [
             ("a", a),
@@ -124,4 +125,44 @@ impl<'a> Filler<'a> {
 pub(super) fn capitalised(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Draw, Filler, Script};
+
+    #[test]
+    fn numbers_of_a_dialogue_fit_each_other() {
+        let script = Script::default();
+        let mut draw = Draw::new(1, "test");
+        for _ in 0..2_000 {
+            let mut filler = Filler::new(&script, &mut draw);
+            let mut number =
+                |slot: &str| filler.value(slot, &mut draw).parse::<usize>().expect("a number");
+            let [a, b, low, mid, high] = ["a", "b", "low", "mid", "high"].map(&mut number);
+            assert!(2 <= b && b < a, "{b} {a}");
+            assert!(2 <= low && low < mid && mid < high, "{low} {mid} {high}");
+            assert_eq!(number("sum"), a + b);
+            assert_eq!(number("difference"), a - b);
+            assert_eq!(number("product"), number("x") * number("y"));
+            assert_eq!(
+                [number("double"), number("next"), number("previous")],
+                [2 * a, a + 1, a - 1]
+            );
+        }
+    }
+
+    #[test]
+    fn a_slot_keeps_its_value_and_its_forms_belong_together() {
+        let script =
+            Script::parse("slot pair\nup|down; in|out; {deep}|plain\n\nslot deep\nfar; near");
+        let mut draw = Draw::new(2, "test");
+        for _ in 0..50 {
+            let mut filler = Filler::new(&script, &mut draw);
+            let line = filler.fill("{pair} {pair2} {^pair} {pair}", &mut draw);
+            let expected =
+                ["up down Up up", "in out In in", "far plain Far far", "near plain Near near"];
+            assert!(expected.contains(&line.as_str()), "{line}");
+        }
+    }
 }
