@@ -1,1 +1,23 @@
-//! Measured work for bench, doctor and plan.
+//! Measured work: the machine's limits, and how near training, prefill and decode come to them.
+//!
+//! `bench`, `doctor` and `plan` print what is measured here. Every figure is a median of several runs.
+//!
+//! ```
+//! use bench::median;
+//!
+//! assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+//! ```
+
+mod inference;
+mod machine;
+mod peer;
+mod result;
+mod shapes;
+mod training;
+
+pub use inference::{decode, prefill};
+pub use machine::{Machine, Roofline};
+pub use peer::{PeerError, train_step_peer};
+pub use result::{BenchReport, BenchResult, median};
+pub use shapes::{Shape, TRAIN_STEP, random_decoder};
+pub use training::{TrainStepShape, train_step, training_speed};

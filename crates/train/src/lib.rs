@@ -5,6 +5,7 @@
 //! family. Never here: HTTP, the command line.
 
 mod error;
+pub mod export;
 pub mod optimizer;
 pub mod plan;
 pub mod recipe;

@@ -71,6 +71,8 @@ pub enum Start {
     Random(ModelShape),
     /// The weights of a model directory: continued training and fine-tuning.
     Model(PathBuf),
+    /// The f32 weights of the last checkpoint of another run.
+    Run(PathBuf),
 }
 
 /// The shape of a fresh model.

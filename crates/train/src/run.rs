@@ -356,6 +356,7 @@ fn initial_parameters(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Paramete
             files.check(&config)?;
             read_parameters(&config, &files)
         }
+        Start::Run(dir) => latest_parameters(dir),
     }
 }
 
@@ -370,15 +371,33 @@ fn read_parameters(config: &ModelConfig, files: &WeightFiles) -> Result<Paramete
 /// The f32 weights of a run's last checkpoint.
 ///
 /// # Errors
-/// When the run has no checkpoint or it is damaged.
-pub fn latest_parameters(dir: &Path, config: &ModelConfig) -> Result<Parameters, TrainError> {
+/// When the folder is no run, has no checkpoint, or is damaged.
+pub fn latest_parameters(dir: &Path) -> Result<Parameters, TrainError> {
+    let path = dir.join(RECIPE_FILE);
+    if !path.is_file() {
+        return Err(TrainError::NotARun { path: dir.to_owned() });
+    }
+    let recipe = Recipe::read(&path)?;
     let checkpoint = checkpoint::latest(dir)?.ok_or_else(|| TrainError::Checkpoint {
         path: dir.to_owned(),
         field: "LATEST",
         got: "nothing".to_owned(),
         expected: "a checkpoint".to_owned(),
     })?;
-    read_parameters(config, &checkpoint.model()?)
+    let config = starting_config(&recipe)?;
+    read_parameters(&config, &checkpoint.model()?)
+}
+
+/// The model's configuration, followed back to where it is written down.
+fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
+    match &recipe.start {
+        Start::Random(shape) => {
+            let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
+            shape.config(tokenizer.bos_id(), tokenizer.eos_id())
+        }
+        Start::Model(dir) => Ok(ModelConfig::new(read_config(dir)?)?),
+        Start::Run(dir) => starting_config(&Recipe::read(&dir.join(RECIPE_FILE))?),
+    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::rows::Rows;
 pub(super) fn make_paths_absolute(recipe: &mut Recipe) -> Result<(), TrainError> {
     let data = &mut recipe.data;
     let start = match &mut recipe.start {
-        Start::Model(dir) => Some(dir),
+        Start::Model(dir) | Start::Run(dir) => Some(dir),
         Start::Random(_) => None,
     };
     let lists = [&mut data.shards, &mut data.conversations, &mut data.documents];

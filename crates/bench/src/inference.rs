@@ -1,0 +1,68 @@
+//! Prefill and decode of one sequence.
+
+use std::time::Instant;
+
+use model::{CachedRows, Decoder, KvCache, Workspace};
+use tensor::Device;
+
+use crate::result::median;
+
+/// Runs of a prefill; decoded tokens between two looks at the clock.
+const N_RUNS: usize = 5;
+const DECODE_TOKENS: usize = 16;
+
+/// Tokens that are prefilled together.
+const CHUNK: usize = 512;
+
+/// Tokens per second of reading a prompt of `prompt_len` tokens.
+#[must_use]
+pub fn prefill(device: &Device, decoder: &Decoder, prompt_len: usize) -> f64 {
+    let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), CHUNK.min(prompt_len));
+    let mut speeds: Vec<f64> = (0..N_RUNS)
+        .map(|_| {
+            let mut cache = KvCache::new(decoder.config(), decoder.dtype(), prompt_len);
+            let start = Instant::now();
+            fill(device, decoder, &mut cache, &mut workspace, prompt_len);
+            prompt_len as f64 / start.elapsed().as_secs_f64()
+        })
+        .collect();
+    median(&mut speeds)
+}
+
+/// Tokens per second of writing tokens one by one after `context_len` tokens.
+#[must_use]
+pub fn decode(device: &Device, decoder: &Decoder, context_len: usize) -> f64 {
+    let max_tokens = context_len + (N_RUNS + 1) * DECODE_TOKENS;
+    let mut cache = KvCache::new(decoder.config(), decoder.dtype(), max_tokens);
+    let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), CHUNK);
+    fill(device, decoder, &mut cache, &mut workspace, context_len);
+    let mut logits = Vec::new();
+    let mut speeds = Vec::new();
+    for run in 0..=N_RUNS {
+        let start = Instant::now();
+        for token in 0..DECODE_TOKENS {
+            let rows = CachedRows { token_ids: &[token as u32 + 3], cache: &mut cache };
+            decoder.forward_cached(device, &mut [rows], &mut workspace, &mut logits);
+        }
+        if run > 0 {
+            speeds.push(DECODE_TOKENS as f64 / start.elapsed().as_secs_f64());
+        }
+    }
+    median(&mut speeds)
+}
+
+fn fill(
+    device: &Device,
+    decoder: &Decoder,
+    cache: &mut KvCache,
+    workspace: &mut Workspace,
+    n_tokens: usize,
+) {
+    let vocab_size = decoder.config().vocab_size as u32;
+    let prompt: Vec<u32> = (0..n_tokens as u32).map(|i| i * 7919 % vocab_size).collect();
+    let mut logits = Vec::new();
+    for chunk in prompt.chunks(workspace.max_rows()) {
+        let rows = CachedRows { token_ids: chunk, cache };
+        decoder.forward_cached(device, &mut [rows], workspace, &mut logits);
+    }
+}

@@ -1,0 +1,129 @@
+//! What the machine is and what it can do at most.
+
+use std::time::Instant;
+
+use half::bf16;
+use kernels::matmul::{Left, Write, matmul};
+use kernels::panels::panels_len;
+use kernels::{Buffer, Compute, CpuFeatures, Operand, detect_features};
+use serde::Serialize;
+
+use crate::result::median;
+
+/// The machine and the kernels in use.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// Processor, as the system names it.
+    pub cpu: String,
+    /// Threads in use.
+    pub n_threads: usize,
+    /// Kernel family in use.
+    pub kernel_family: &'static str,
+    /// Instruction sets found.
+    pub features: Vec<&'static str>,
+    /// Measured limits.
+    pub roofline: Roofline,
+}
+
+/// Measured limits of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Roofline {
+    /// Memory read by one thread, bytes per second.
+    pub read_bytes_per_s_one_thread: f64,
+    /// Memory read by all threads.
+    pub read_bytes_per_s: f64,
+    /// bf16 matrix products on all threads, operations per second.
+    pub bf16_flops: f64,
+    /// f32 matrix products on all threads.
+    pub f32_flops: f64,
+}
+
+impl Machine {
+    /// Looks at the machine and measures its limits; takes about two seconds and 512 MiB.
+    #[must_use]
+    pub fn measure(compute: &Compute) -> Self {
+        Self {
+            cpu: cpu_name(),
+            n_threads: compute.n_threads(),
+            kernel_family: compute.family().name(),
+            features: feature_names(detect_features()),
+            roofline: Roofline::measure(compute),
+        }
+    }
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("model name"));
+    line.map_or_else(
+        || "unknown".to_owned(),
+        |name| name.trim_start_matches([' ', '\t', ':']).to_owned(),
+    )
+}
+
+fn feature_names(features: CpuFeatures) -> Vec<&'static str> {
+    let all = [
+        ("avx2", features.avx2),
+        ("avx512", features.avx512),
+        ("avx512_bf16", features.avx512_bf16),
+        ("avx512_vnni", features.avx512_vnni),
+        ("amx", features.amx),
+    ];
+    all.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect()
+}
+
+impl Roofline {
+    /// Measures the limits on the threads of `compute`.
+    #[must_use]
+    pub fn measure(compute: &Compute) -> Self {
+        let memory = Buffer::<f32>::zeroed(READ_BYTES / size_of::<f32>());
+        Self {
+            read_bytes_per_s_one_thread: read_speed(compute, &memory, 1),
+            read_bytes_per_s: read_speed(compute, &memory, compute.n_threads()),
+            bf16_flops: matmul_speed::<bf16>(compute),
+            f32_flops: matmul_speed::<f32>(compute),
+        }
+    }
+}
+
+/// Far more than any cache.
+const READ_BYTES: usize = 512 << 20;
+
+/// Sums the whole memory; each thread has its part.
+fn read_speed(compute: &Compute, memory: &[f32], n_threads: usize) -> f64 {
+    let part = memory.len() / n_threads;
+    let mut speeds: Vec<f64> = (0..3)
+        .map(|_| {
+            let start = Instant::now();
+            compute.pool().run(n_threads, |idx, _| {
+                let sums = memory[idx * part..][..part].chunks_exact(64).fold(
+                    [0.0_f32; 64],
+                    |mut sums, x| {
+                        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+                        sums
+                    },
+                );
+                std::hint::black_box(sums);
+            });
+            (part * n_threads * size_of::<f32>()) as f64 / start.elapsed().as_secs_f64()
+        })
+        .collect();
+    median(&mut speeds)
+}
+
+/// Operations per second of a product whose operands fit the caches.
+fn matmul_speed<T: Operand>(compute: &Compute) -> f64 {
+    let [m, n, k] = [768, 1024, 1024];
+    let values = vec![T::from_f32(0.5); m * k];
+    let panels = vec![T::from_f32(0.25); panels_len::<T>(n, k)];
+    let mut out = vec![0.0; m * n];
+    let mut speeds: Vec<f64> = (0..7)
+        .map(|_| {
+            let start = Instant::now();
+            let left = Left::Rows { values: &values, stride: k };
+            matmul(compute, left, &panels, [m, n, k], &mut out, Write::Overwrite);
+            (2 * m * n * k) as f64 / start.elapsed().as_secs_f64()
+        })
+        .collect();
+    median(&mut speeds)
+}

@@ -1,0 +1,76 @@
+//! The shapes that are measured, with random weights: the same arithmetic as trained ones.
+
+use formats::{DecoderConfig, WeightDtype};
+use model::{Decoder, ModelConfig, ModelError, Parameters};
+use tensor::{DType, Device, Passes};
+
+/// A named shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Name in reports.
+    pub name: &'static str,
+    /// Width, layers, query heads, KV heads, head size, feed-forward width, vocabulary, context.
+    dims: [usize; 8],
+    tied_embeddings: bool,
+}
+
+/// The model of the training-step bar: 15.7 million parameters.
+pub const TRAIN_STEP: Shape =
+    Shape { name: "15.7m", dims: [384, 8, 6, 2, 64, 1024, 8192, 512], tied_embeddings: true };
+
+impl Shape {
+    /// Every named shape.
+    pub const ALL: [Self; 3] = [
+        TRAIN_STEP,
+        Self {
+            name: "1b",
+            dims: [2048, 16, 32, 8, 64, 8192, 32768, 16384],
+            tied_embeddings: false,
+        },
+        Self {
+            name: "7b",
+            dims: [4096, 32, 32, 8, 128, 14336, 32768, 32768],
+            tied_embeddings: false,
+        },
+    ];
+
+    /// The shape of a name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|shape| shape.name == name)
+    }
+
+    /// The configuration of the shape.
+    ///
+    /// # Errors
+    /// Never for the shapes of this module.
+    pub fn config(self) -> Result<ModelConfig, ModelError> {
+        let [hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, vocab_size, context_len] =
+            self.dims;
+        ModelConfig::new(DecoderConfig {
+            vocab_size,
+            hidden_dim,
+            n_layers,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            ffn_dim,
+            context_len,
+            rope_theta: 1e4,
+            rms_norm_eps: 1e-5,
+            tied_embeddings: self.tied_embeddings,
+            sliding_window: None,
+            bos_id: Some(1),
+            eos_ids: vec![2],
+            dtype: WeightDtype::Bf16,
+        })
+    }
+}
+
+/// A decoder of random bf16 weights for serving.
+#[must_use]
+pub fn random_decoder(device: &Device, config: &ModelConfig) -> Decoder {
+    let mut decoder = Decoder::zeroed(config, DType::Bf16, Passes::Forward);
+    decoder.pack(device, &Parameters::random(config, 1));
+    decoder
+}

@@ -1,0 +1,80 @@
+//! A trained model as a Hugging Face directory, with model card and lineage.
+
+use std::path::Path;
+
+use formats::model_dir::{GenerationConfig, Lineage, ModelDir, ModelDirWriter};
+use formats::{DecoderConfig, TensorData, TensorSource, WeightDtype, WeightName};
+use model::Parameters;
+use tokenizer::Tokenizer;
+
+use crate::error::TrainError;
+
+/// What an export says about the model beside its weights.
+#[derive(Clone, Debug)]
+pub struct ModelNotes {
+    /// Name of the model, the title of its card.
+    pub name: String,
+    /// What it is and what it was made for, a paragraph.
+    pub summary: String,
+    /// Sections of the card, title and Markdown text, in order.
+    pub sections: Vec<(String, String)>,
+    /// Where it comes from.
+    pub lineage: Lineage,
+}
+
+/// Writes a model directory: `config.json`, weights in `dtype`, tokenizer, generation settings, lineage and card. It appears
+/// whole or not at all.
+///
+/// # Errors
+/// When the directory exists or cannot be written.
+pub fn write_model(
+    dir: &Path,
+    parameters: &Parameters,
+    dtype: WeightDtype,
+    tokenizer: &Tokenizer,
+    notes: &ModelNotes,
+) -> Result<ModelDir, TrainError> {
+    let config = DecoderConfig { dtype, ..(**parameters.config()).clone() };
+    let writer = ModelDirWriter::begin(dir)?;
+    writer.config(&config)?;
+    let sources = WeightName::all(&config).into_iter().map(|name| TensorSource {
+        name: name.hf_name(),
+        dtype,
+        shape: name.shape(&config),
+        data: TensorData::F32(parameters.weight(name)),
+    });
+    writer.weights(sources)?;
+    tokenizer.save(writer.temporary_dir())?;
+    let eos_ids = config.eos_ids.clone();
+    let generation =
+        GenerationConfig { bos_id: config.bos_id, eos_ids, temperature: None, top_p: None };
+    writer.generation_config(&generation)?;
+    writer.lineage(&notes.lineage)?;
+    writer.model_card(&model_card(&config, notes))?;
+    Ok(writer.commit()?)
+}
+
+fn model_card(config: &DecoderConfig, notes: &ModelNotes) -> String {
+    let licence = notes.lineage.licence.as_deref().unwrap_or("not stated");
+    let mut card = format!(
+        "# {}\n\n{}\n\n| | |\n|---|---|\n| Parameters | {} |\n| Architecture | Mistral: {} layers, {} wide, \
+         {} query and {} KV heads of {}, feed-forward {} |\n| Vocabulary | {} |\n| Context | {} tokens |\n\
+         | Weights | {:?} safetensors |\n| Licence | {licence} |\n",
+        notes.name,
+        notes.summary,
+        config.n_parameters(),
+        config.n_layers,
+        config.hidden_dim,
+        config.n_heads,
+        config.n_kv_heads,
+        config.head_dim,
+        config.ffn_dim,
+        config.vocab_size,
+        config.context_len,
+        config.dtype,
+    );
+    for (title, text) in &notes.sections {
+        card.push_str(&format!("\n## {title}\n\n{text}\n"));
+    }
+    card
+}
