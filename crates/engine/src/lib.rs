@@ -35,6 +35,8 @@ mod queue;
 mod request;
 mod sampler;
 mod scheduler;
+#[cfg(test)]
+mod tests;
 
 pub use error::EngineError;
 pub use events::{Event, EventReceiver, FinishReason};
