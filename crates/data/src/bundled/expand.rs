@@ -1,9 +1,9 @@
 //! Expanding patterns into text: random choices, variables, and no sentence twice.
 
 use super::grammar::{Grammar, Letter, Node, NounNode, Source};
-use super::lexicon::{CLASSES, Lexicon};
+use super::lexicon::{CLASSES, Gender, Lexicon};
 use super::numerals;
-use super::phrase::{Determiner, Phrase};
+use super::phrase::{Count, Determiner, Phrase};
 use super::polish::polish;
 use super::random::Random;
 use super::world::World;
@@ -17,8 +17,12 @@ const MAX_TRIES: usize = 8;
 /// What a letter stands for in a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
-    Person { name: String, is_woman: bool },
-    Noun(usize),
+    Person {
+        name: String,
+        is_woman: bool,
+    },
+    /// A noun with the adjectives it was given when first described.
+    Noun(usize, [Option<usize>; 2]),
     Number(i64),
     Text(String),
 }
@@ -173,25 +177,41 @@ impl Author {
             }
             Node::Words(letter) => (page.value(*letter).clone(), None, false, true),
             Node::Range { low, high, spelled, bind, is_silent } => {
-                (Value::Number(page.random.between(*low, *high)), *bind, *is_silent, *spelled)
+                let mut n = page.random.between(*low, *high);
+                // "One" at the end would have to agree with a noun in the Romance languages.
+                if *spelled && n % 10 == 1 && n > 11 {
+                    n += 1;
+                }
+                (Value::Number(n), *bind, *is_silent, *spelled)
             }
-            Node::Person { is_woman, bind, is_silent } => {
+            Node::Person { is_woman, has_family, bind, is_silent } => {
                 let is_woman = is_woman.unwrap_or_else(|| page.random.chance(50));
-                (self.new_person(page, is_woman), *bind, *is_silent, false)
+                // People who are met once have a family name more often than not.
+                let has_family = *has_family && page.random.chance(85);
+                (self.new_person(page, is_woman, has_family), *bind, *is_silent, false)
             }
             Node::Town { bind, is_silent } => {
                 let world = page.world;
-                let town = page.random.pick(&world.towns).name.clone();
+                let town = if page.random.chance(30) {
+                    page.random.pick(&world.towns).name.clone()
+                } else {
+                    names::village(&mut page.random)
+                };
                 (Value::Text(town), *bind, *is_silent, false)
             }
             _ => return,
         };
         if !is_silent {
             match &value {
+                Value::Text(name) if self.language == Language::German => {
+                    let first = name.chars().next().map_or(0, char::len_utf8);
+                    out.push_str(&name[..first].to_uppercase());
+                    out.push_str(&name[first..]);
+                }
                 Value::Person { name, .. } | Value::Text(name) => out.push_str(name),
                 Value::Number(n) if spelled => out.push_str(&numerals::words(self.language, *n)),
                 Value::Number(n) => out.push_str(&n.to_string()),
-                Value::Noun(noun) => out.push_str(&self.lexicon.nouns[*noun].singular),
+                Value::Noun(noun, _) => out.push_str(&self.lexicon.nouns[*noun].singular),
             }
         }
         if let Some(letter) = bind {
@@ -200,9 +220,13 @@ impl Author {
     }
 
     /// A name that no one in the document bears.
-    fn new_person(&self, page: &mut Page<'_>, is_woman: bool) -> Value {
+    fn new_person(&self, page: &mut Page<'_>, is_woman: bool, has_family: bool) -> Value {
         loop {
-            let name = names::person(self.language, &mut page.random, is_woman);
+            let mut name = names::person(self.language, &mut page.random, is_woman);
+            if has_family {
+                name.push(' ');
+                name.push_str(&names::family(self.language, &mut page.random));
+            }
             let is_taken =
                 page.values.iter().flatten().any(
                     |value| matches!(value, Value::Person { name: other, .. } if *other == name),
@@ -216,22 +240,33 @@ impl Author {
     fn gender_form(&self, value: &Value) -> usize {
         match value {
             Value::Person { is_woman, .. } => usize::from(*is_woman),
-            Value::Noun(noun) => self.lexicon.nouns[*noun].gender as usize,
+            Value::Noun(noun, _) => self.lexicon.nouns[*noun].gender as usize,
             Value::Number(n) => usize::from(*n != 1),
             Value::Text(_) => 0,
         }
     }
 
     fn noun(&self, node: &NounNode, page: &mut Page<'_>, out: &mut String) {
-        let noun = match &node.source {
+        let (noun, known, letter) = match &node.source {
             Source::Bound(letter) => match page.value(*letter) {
-                Value::Noun(noun) => *noun,
+                Value::Noun(noun, adjectives) => (*noun, *adjectives, Some(*letter)),
                 other => panic!("a noun was expected, got {other:?}"),
             },
-            Source::Classes(classes) => self.draw(*page.random.pick(classes), node, page),
+            Source::Classes(classes) => {
+                (self.draw(*page.random.pick(classes), node, page), [None, None], node.bind)
+            }
         };
-        if let Some(letter) = node.bind {
-            page.values[letter] = Some(Value::Noun(noun));
+        // A thing keeps its adjectives in a document; they are repeated only where some are asked for.
+        let mut adjectives = [None, None];
+        if node.adjective_chance > 0 {
+            adjectives = known;
+            if adjectives[0].is_none() {
+                adjectives = self.adjectives(noun, node.adjective_chance, &mut page.random);
+            }
+        }
+        if let Some(letter) = letter {
+            let kept = if adjectives[0].is_some() { adjectives } else { known };
+            page.values[letter] = Some(Value::Noun(noun, kept));
         }
         if node.is_silent {
             return;
@@ -241,9 +276,38 @@ impl Author {
             (Determiner::OfHim, Some(Value::Person { is_woman: true, .. })) => Determiner::OfHer,
             (other, _) => other,
         };
-        let adjectives = self.adjectives(noun, node.adjective_chance, &mut page.random);
         let phrase = Phrase { noun, adjectives, determiner, count: node.count, case: node.case };
         phrase.write(self.language, &self.lexicon, out);
+        if letter.is_none() && node.owner.is_none() && node.adjective_chance > 0 {
+            self.complement(&phrase, page, out);
+        }
+    }
+
+    /// Sometimes names a tradesperson or the owner of a place.
+    fn complement(&self, phrase: &Phrase, page: &mut Page<'_>, out: &mut String) {
+        let class = CLASSES[self.lexicon.nouns[phrase.noun].class].0;
+        if phrase.count == Count::Plural {
+            return;
+        }
+        let (chance, connectors) = match (class, phrase.determiner) {
+            ("trade", Determiner::A) => {
+                (40, ["du nom de", "named", "namens", "de nombre", "di nome"])
+            }
+            ("place", Determiner::The) => (48, ["de", "of", "von", "de", "di"]),
+            _ => return,
+        };
+        if !page.random.chance(chance) {
+            return;
+        }
+        let is_woman = match class {
+            "trade" => self.lexicon.nouns[phrase.noun].gender == Gender::Feminine,
+            _ => page.random.chance(50),
+        };
+        let Value::Person { name, .. } = self.new_person(page, is_woman, true) else { return };
+        out.push(' ');
+        out.push_str(connectors[self.language as usize]);
+        out.push(' ');
+        out.push_str(&name);
     }
 
     /// A noun of the class; in a pair of trade nouns, the one of the right gender.

@@ -12,6 +12,7 @@
 //! | `{X?a\|b}` | by the gender of X (masculine, feminine, neuter), or by number (one, more) |
 //! | `{X=a\|b\|c}` | by the number X, counted from 0 |
 //! | `{P:person}`, `{P:man}`, `{P:woman}`, `{town}` | a new name, bound to P |
+//! | `{P:someone}` | the same, with a family name as unbound persons have |
 //! | `{the+ tool/cloth}`, `{X:a.d tool}`, `{his X}` | a noun phrase, see below |
 //! | `{!...}` | bind without writing |
 //!
@@ -38,7 +39,7 @@ pub(super) enum Node {
     Digits(Letter),
     Words(Letter),
     Range { low: i64, high: i64, spelled: bool, bind: Option<Letter>, is_silent: bool },
-    Person { is_woman: Option<bool>, bind: Option<Letter>, is_silent: bool },
+    Person { is_woman: Option<bool>, has_family: bool, bind: Option<Letter>, is_silent: bool },
     Town { bind: Option<Letter>, is_silent: bool },
     Noun(NounNode),
 }
@@ -189,9 +190,10 @@ impl Grammar {
         if body.contains(' ') {
             return noun_phrase(body, line, bind, is_silent);
         }
-        let person = |is_woman| Node::Person { is_woman, bind, is_silent };
+        let has_family = bind.is_none() || body == "someone";
+        let person = |is_woman| Node::Person { is_woman, has_family, bind, is_silent };
         match body {
-            "person" => return person(None),
+            "person" | "someone" => return person(None),
             "man" => return person(Some(false)),
             "woman" => return person(Some(true)),
             "town" => return Node::Town { bind, is_silent },
@@ -233,7 +235,7 @@ fn noun_phrase(body: &str, line: &str, bind: Option<Letter>, is_silent: bool) ->
     };
     let adjective_chance = match ask.len() - ask.trim_end_matches('+').len() {
         0 => 0,
-        1 => 55,
+        1 => 65,
         _ => 100,
     };
     let ask = ask.trim_end_matches('+');

@@ -55,16 +55,20 @@ pub(super) struct Lexicon {
 }
 
 /// Classes of nouns, in file order, with the letter that adjectives use for them.
-pub(super) const CLASSES: [(&str, char); 11] = [
+pub(super) const CLASSES: [(&str, char); 15] = [
     ("tool", 't'),
+    ("vessel", 't'),
     ("store", 't'),
+    ("furniture", 't'),
     ("food", 'f'),
+    ("dish", 'f'),
     ("mass", 'm'),
     ("animal", 'a'),
     ("plant", 'l'),
     ("place", 'p'),
     ("nature", 'n'),
     ("cloth", 'c'),
+    ("fabric", 'x'),
     ("matter", 'x'),
     ("trade", 'h'),
 ];
@@ -226,7 +230,9 @@ fn plural(language: Language, word: &str) -> String {
         }
         Language::German => word.to_owned(),
         Language::Spanish => {
-            if word.ends_with('s') {
+            if word == "gris" {
+                "grises".to_owned()
+            } else if word.ends_with('s') {
                 word.to_owned()
             } else if let Some(stem) = word.strip_suffix('z') {
                 format!("{stem}ces")

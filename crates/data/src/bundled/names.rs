@@ -96,7 +96,75 @@ pub(super) fn person(language: Language, random: &mut Random, is_woman: bool) ->
         Language::Italian => &ITALIAN,
     };
     let last = if is_woman { syllables.last_woman } else { syllables.last_man };
-    join(random, syllables.first, syllables.middle, last)
+    if random.chance(20) {
+        return join(random, syllables.first, syllables.middle, last);
+    }
+    let first = closed_syllable(random);
+    format!("{first}{}", join(random, &[""], syllables.middle, last))
+}
+
+/// A first syllable that ends in a consonant: one of about two thousand.
+fn closed_syllable(random: &mut Random) -> String {
+    const START: [&str; 24] = [
+        "B", "Br", "C", "Cl", "D", "F", "Fl", "G", "Gr", "J", "L", "M", "N", "P", "R", "S", "T",
+        "Tr", "V", "Bl", "Dr", "Fr", "Pl", "H",
+    ];
+    const CORE: [&str; 9] = ["a", "e", "i", "o", "u", "au", "ai", "eo", "ia"];
+    const END: [&str; 9] = ["l", "n", "r", "m", "d", "s", "v", "t", "b"];
+    join(random, &START, &CORE, &END)
+}
+
+const FAMILY_MIDDLE: [&str; 20] = [
+    "a", "e", "i", "o", "u", "ar", "er", "or", "an", "en", "on", "al", "el", "il", "am", "im",
+    "as", "os", "av", "ov",
+];
+
+/// A family name in the flavour of a language.
+pub(super) fn family(language: Language, random: &mut Random) -> String {
+    let last: &[&str] = match language {
+        Language::French => &[
+            "dier", "teau", "lard", "gnon", "vel", "rieux", "doux", "court", "tier", "let", "dac",
+            "mière",
+        ],
+        Language::English => &[
+            "combe", "worth", "ridge", "stone", "by", "more", "wood", "ling", "shaw", "field",
+            "den", "kins",
+        ],
+        Language::German => &[
+            "mann", "bach", "stein", "ler", "hofer", "brecht", "meier", "ner", "berg", "tke",
+            "wald", "ger",
+        ],
+        Language::Spanish => &[
+            "dez", "rres", "nares", "lero", "zabal", "gosa", "teno", "dillo", "rano", "lastra",
+            "mera", "vedo",
+        ],
+        Language::Italian => &[
+            "lli", "tti", "nelli", "rosi", "cchi", "doni", "mante", "sco", "rini", "viani",
+            "letta", "gliani",
+        ],
+    };
+    let mut name = closed_syllable(random);
+    name.push_str(random.pick::<&str>(&FAMILY_MIDDLE));
+    if random.chance(40) {
+        name.push_str(&join(
+            random,
+            &["r", "l", "n", "d", "t", "v", "m"],
+            &["a", "e", "i", "o"],
+            &[""],
+        ));
+    }
+    let ending = random.pick(last);
+    format!("{name}{ending}")
+}
+
+/// A village that is mentioned in passing: there are thousands.
+pub(super) fn village(random: &mut Random) -> String {
+    const LAST: [&str; 24] = [
+        "mont", "dal", "van", "nac", "ster", "ville", "court", "mar", "dun", "bec", "gard", "lis",
+        "ro", "field", "mer", "val", "rive", "tour", "sel", "bourg", "lac", "pont", "nes", "lande",
+    ];
+    let first = closed_syllable(random);
+    format!("{first}{}", join(random, &[""], &FAMILY_MIDDLE, &LAST))
 }
 
 /// A town of the invented world; the same in every language.

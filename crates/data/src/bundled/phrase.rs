@@ -135,7 +135,7 @@ impl Phrase {
             Determiner::Some => format!("de {}", definite[form.min(2)]),
             Determiner::My => possessive('m'),
             Determiner::OfHim | Determiner::OfHer => possessive('s'),
-            Determiner::Your => if form < 2 { "votre" } else { "vos" }.to_owned(),
+            Determiner::Your => possessive('t'),
             Determiner::This => match form {
                 0 if opens.vowel => "cet",
                 0 => "ce",

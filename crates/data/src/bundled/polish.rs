@@ -3,19 +3,25 @@
 use super::phrase::{ARTICLE, ASPIRATE, is_impure_initial, is_vowel_initial};
 use crate::Language;
 
+/// Stands for a line break in a rule.
+const LINE_BREAK: &str = "¶";
+
 /// Resolves the marks that `phrase` leaves and makes the text presentable.
 pub(super) fn polish(language: Language, text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 8);
     let mut tokens = text.split_ascii_whitespace().peekable();
     while let Some(token) = tokens.next() {
+        if token == LINE_BREAK {
+            out.push('\n');
+            continue;
+        }
         if is_loose_punctuation(language, token) {
             out.push_str(token);
             continue;
         }
-        if !out.is_empty()
-            && !out.ends_with(['\'', '\n', '(', '¿', '¡'])
-            && !opens_quote(language, &out)
-        {
+        let is_elided = out.ends_with('\'') && !out.ends_with("po'");
+        let is_open = out.is_empty() || out.ends_with(['\n', '(', '¿', '¡']);
+        if !is_open && !is_elided && !opens_quote(language, &out) {
             out.push(' ');
         }
         let next = tokens.peek().copied().unwrap_or("");
@@ -240,6 +246,12 @@ fn push_spanish(out: &mut String, token: &str, next: &str) {
     }
 }
 
+/// True when the line so far is one word: the speaker's name in a dialogue.
+fn is_speaker(text: &str) -> bool {
+    let line = text.rsplit('\n').next().unwrap_or(text);
+    !line.trim_end().contains(char::is_whitespace)
+}
+
 /// Capitalises the first letter of the text and of each sentence.
 fn capitalise(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -254,6 +266,8 @@ fn capitalise(text: &str) -> String {
         }
         match c {
             '.' | '!' | '?' => ended = true,
+            // The speaker's name in a dialogue: what follows it is a sentence.
+            ':' if is_speaker(&out) => starts = true,
             '\n' => starts = true,
             c if c.is_whitespace() => starts |= ended,
             '»' | '”' => starts = false,

@@ -83,7 +83,9 @@ fn held_out_sentences_are_absent_from_training() {
 fn text_is_clean() {
     for document in corpus() {
         let text = &document.text;
-        for mark in ["  ", " ,", " .", "{", "}", "[", "]", "|", "\u{1}", "\u{2}", "Halbrane"] {
+        for mark in
+            ["  ", " ,", " .", "l' ", "d' ", "{", "}", "[", "]", "|", "\u{1}", "\u{2}", "Halbrane"]
+        {
             assert!(!text.contains(mark), "`{mark}` in {text}");
         }
         assert!(!text.starts_with(char::is_whitespace) && !text.ends_with(char::is_whitespace));

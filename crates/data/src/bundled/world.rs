@@ -127,7 +127,9 @@ impl World {
         let language = Language::ALL[random.below(5)];
         let town = random.below(N_TOWNS);
         Figure {
-            name: fresh(random, taken, |r| names::person(language, r, is_woman)),
+            name: fresh(random, taken, |r| {
+                format!("{} {}", names::person(language, r, is_woman), names::family(language, r))
+            }),
             is_woman,
             town,
             trade: trade(random, lexicon, is_woman),
@@ -151,10 +153,10 @@ impl World {
         page.set('V', Value::Text(town.river.clone()));
         page.set('Y', Value::Number(town.founded));
         page.set('P', Value::Number(town.population));
-        page.set('G', Value::Noun(town.product));
-        page.set('J', Value::Noun(town.trade));
-        page.set('M', Value::Noun(town.monument));
-        page.set('X', Value::Noun(town.material));
+        page.set('G', Value::Noun(town.product, [None, None]));
+        page.set('J', Value::Noun(town.trade, [None, None]));
+        page.set('M', Value::Noun(town.monument, [None, None]));
+        page.set('X', Value::Noun(town.material, [None, None]));
         page.set('N', Value::Text(neighbour.clone()));
         page.set('K', Value::Number(town.distance_km));
         page.set('W', Value::Number(town.weekday));
@@ -172,14 +174,14 @@ impl World {
         page.set('F', person(&self.figures[figure.teacher]));
         page.set('T', Value::Text(town.name.clone()));
         page.set('R', Value::Text(self.regions[town.region].clone()));
-        page.set('J', Value::Noun(figure.trade));
+        page.set('J', Value::Noun(figure.trade, [None, None]));
         page.set('Y', Value::Number(figure.birth));
         page.set('Z', Value::Number(figure.birth + figure.age));
         page.set('A', Value::Number(figure.age));
-        page.set('G', Value::Noun(figure.work));
+        page.set('G', Value::Noun(figure.work, [None, None]));
         page.set('B', Value::Number(figure.birth + figure.work_age));
         page.set('C', Value::Number(figure.work_age));
-        page.set('M', Value::Noun(figure.companion));
+        page.set('M', Value::Noun(figure.companion, [None, None]));
     }
 
     /// Binds the facts of a random animal of the world, see `bind_creature`.
@@ -197,9 +199,9 @@ impl World {
     fn bind_creature(&self, creatures: &[Creature], page: &mut Page<'_>) {
         let creature = page.random.pick(creatures);
         page.set('S', Value::Text(creature.name.clone()));
-        page.set('K', Value::Noun(creature.kin));
-        page.set('N', Value::Noun(creature.habitat));
-        page.set('G', Value::Noun(creature.food));
+        page.set('K', Value::Noun(creature.kin, [None, None]));
+        page.set('N', Value::Noun(creature.habitat, [None, None]));
+        page.set('G', Value::Noun(creature.food, [None, None]));
         page.set('R', Value::Text(self.regions[creature.region].clone()));
         page.set('L', Value::Number(creature.length_cm));
         page.set('A', Value::Number(creature.lifespan));
