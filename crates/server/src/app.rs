@@ -73,3 +73,35 @@ async fn method_not_allowed(request: Request) -> Failure {
 async fn panics() {
     panic!("on purpose");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpStream;
+
+    use crate::{ModelRegistry, ServerConfig, bind};
+
+    #[test]
+    fn a_panic_is_an_answer_and_the_connection_lives_on() {
+        let server = bind(ServerConfig::on_port(0)).unwrap().start(ModelRegistry::new()).unwrap();
+        let mut stream = BufReader::new(TcpStream::connect(server.address()).unwrap());
+        for (path, status) in [("/panic", 500), ("/health", 503), ("/panic", 500)] {
+            let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            stream.get_mut().write_all(head.as_bytes()).unwrap();
+            let mut length = 0;
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            assert!(line.starts_with(&format!("HTTP/1.1 {status} ")), "{line}");
+            while line.trim() != "" {
+                line.clear();
+                stream.read_line(&mut line).unwrap();
+                if let Some(value) = line.strip_prefix("content-length: ") {
+                    length = value.trim().parse().unwrap();
+                }
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).unwrap();
+            assert!(!String::from_utf8(body).unwrap().contains("on purpose"));
+        }
+    }
+}

@@ -55,7 +55,7 @@ impl Language {
     }
 }
 
-/// The texts of one language.
+/// The texts of one language. French puts a space that does not break before `?`, `!`, `;` and `:`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Texts {
     pub(crate) lang: &'static str,
@@ -105,13 +105,13 @@ const FRENCH: Texts = Texts {
     other_language: "English",
     title: "Galerne",
     skip: "Aller au message",
-    greeting: "Bonjour, que voulez-vous savoir ?",
+    greeting: "Bonjour, que voulez-vous savoir\u{a0}?",
     promise: "Le modèle tourne sur cette machine. Rien de ce que vous écrivez ne la quitte.",
     examples_label: "Exemples",
     examples: [
         "Raconte une courte histoire de mer et de vent.",
-        "Combien font 17 et 25 ?",
-        "Pourquoi le ciel est-il bleu ?",
+        "Combien font 17 et 25\u{a0}?",
+        "Pourquoi le ciel est-il bleu\u{a0}?",
     ],
     conversation: "Conversation",
     prompt_label: "Votre message",
@@ -122,7 +122,7 @@ const FRENCH: Texts = Texts {
     model: "Modèle",
     you: "Vous",
     keys: "Entrée envoie, Maj + Entrée va à la ligne, Échap arrête.",
-    caution: "Un modèle peut se tromper : vérifiez ce qui compte.",
+    caution: "Un modèle peut se tromper\u{a0}: vérifiez ce qui compte.",
     copy: "Copier",
     copy_answer: "Copier la réponse",
     copy_code: "Copier le code",
@@ -139,7 +139,7 @@ const FRENCH: Texts = Texts {
     empty_answer: "Le modèle n’a rien répondu.",
     error_context: "Cette conversation est plus longue que ce que le modèle peut lire. Commencez-en une nouvelle.",
     error_busy: "Trop de demandes attendent déjà. Recommencez dans un instant.",
-    error_network: "Le serveur ne répond pas. Est-il encore en marche ?",
+    error_network: "Le serveur ne répond pas. Est-il encore en marche\u{a0}?",
     error_other: "La réponse n’a pas pu être calculée.",
     tokens: "tokens",
     tokens_per_s: "tokens/s",

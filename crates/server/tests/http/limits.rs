@@ -1,0 +1,158 @@
+//! What clients cannot do: too much, too slowly, from elsewhere, or for nobody.
+
+use std::time::Duration;
+
+use engine::EngineLimits;
+use serde_json::json;
+use server::{ServerConfig, ServerLimits};
+
+use crate::client::{Connection, get, get_with, post};
+use crate::fixture::{self, chat, wait_until_idle};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn limited(change: impl FnOnce(&mut ServerLimits)) -> ServerConfig {
+    let mut config = ServerConfig::on_port(0);
+    change(&mut config.limits);
+    config
+}
+
+#[test]
+fn other_hosts_and_origins_are_refused_on_every_route() {
+    let fixture = fixture::start();
+    for path in ["/", "/health", "/v1/models", "/assets/chat.js", "/nothing"] {
+        let foreign = get_with(fixture.address(), path, &[("Host", "evil.example")]);
+        assert_eq!((foreign.status, &foreign.error()["code"]), (403, &json!("foreign_host")));
+        let foreign = get_with(fixture.address(), path, &[("Origin", "http://evil.example")]);
+        assert_eq!((foreign.status, &foreign.error()["code"]), (403, &json!("foreign_origin")));
+        let own = get_with(fixture.address(), path, &[("Origin", "http://localhost")]);
+        assert_ne!(own.status, 403, "{path}");
+    }
+}
+
+#[test]
+fn what_is_not_a_route_does_not_exist() {
+    let fixture = fixture::start();
+    for path in ["/v1", "/v1/engines", "/assets/../Cargo.toml", "/assets/none.js", "/panic"] {
+        let response = get(fixture.address(), path);
+        assert_eq!(
+            (response.status, &response.error()["code"]),
+            (404, &json!("not_found")),
+            "{path}"
+        );
+    }
+    let response = get(fixture.address(), CHAT);
+    assert_eq!((response.status, response.header("allow")), (405, Some("POST")));
+    assert_eq!(response.error()["code"], "method_not_allowed");
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_with_and_without_a_length() {
+    let config = limited(|limits| limits.max_body_bytes = 1000);
+    let fixture = fixture::start_with(config, 200, EngineLimits::default());
+    let long = json!([{"role": "user", "content": "x".repeat(1000)}]);
+    let response = post(fixture.address(), CHAT, &chat(&json!({"messages": long})));
+    assert_eq!((response.status, &response.error()["code"]), (413, &json!("body_too_large")));
+    let mut connection = Connection::open(fixture.address());
+    let head =
+        format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
+    connection.send(head.as_bytes());
+    connection.send(format!("3e9\r\n{}\r\n", "x".repeat(1001)).as_bytes());
+    assert_eq!(connection.response().status, 413);
+}
+
+#[test]
+fn headers_and_bodies_that_do_not_arrive_end_the_request() {
+    let config = limited(|limits| {
+        limits.header_timeout = Duration::from_millis(100);
+        limits.body_timeout = Duration::from_millis(100);
+    });
+    let fixture = fixture::start_with(config, 200, EngineLimits::default());
+    let mut slow_head = Connection::open(fixture.address());
+    slow_head.send(b"GET /health HTTP/1.1\r\nHost: local");
+    assert!(slow_head.head().is_none_or(|response| response.status == 408));
+    let mut slow_body = Connection::open(fixture.address());
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{{");
+    slow_body.send(head.as_bytes());
+    assert_eq!(slow_body.response().status, 408);
+}
+
+#[test]
+fn a_head_over_the_limit_is_refused() {
+    let fixture = fixture::start();
+    let mut connection = Connection::open(fixture.address());
+    let head =
+        format!("GET /health HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(70_000));
+    connection.send(head.as_bytes());
+    assert!(connection.head().is_none_or(|response| response.status == 431));
+    assert_eq!(get(fixture.address(), "/health").status, 200);
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_streamed_answer() {
+    let fixture = fixture::start_endless(ServerConfig::on_port(0), EngineLimits::default());
+    for path in [CHAT, "/chat/stream"] {
+        let mut connection = Connection::open(fixture.address());
+        let body = chat(&json!({"stream": true, "temperature": 0})).to_string();
+        connection.request("POST", path, &[], body.as_bytes());
+        assert_eq!(connection.head().unwrap().status, 200);
+        connection.chunk().unwrap();
+        while fixture.engine.load().n_running == 0 {
+            std::thread::yield_now();
+        }
+        drop(connection);
+        wait_until_idle(&fixture.engine);
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_whole_answer() {
+    let fixture = fixture::start_endless(ServerConfig::on_port(0), EngineLimits::default());
+    let mut connection = Connection::open(fixture.address());
+    let body = chat(&json!({"temperature": 0})).to_string();
+    connection.request("POST", CHAT, &[], body.as_bytes());
+    while fixture.engine.load().n_running == 0 {
+        std::thread::yield_now();
+    }
+    drop(connection);
+    wait_until_idle(&fixture.engine);
+}
+
+#[test]
+fn a_full_queue_is_an_answer_that_says_to_come_back() {
+    let limits = EngineLimits { max_running: 1, max_waiting: 1, ..EngineLimits::default() };
+    let fixture = fixture::start_endless(ServerConfig::on_port(0), limits);
+    let body = chat(&json!({"stream": true, "temperature": 0})).to_string();
+    let mut connections = Vec::new();
+    for _ in 0..2 {
+        let mut connection = Connection::open(fixture.address());
+        connection.request("POST", CHAT, &[], body.as_bytes());
+        assert_eq!(connection.head().unwrap().status, 200);
+        // The first must have left the queue before the second enters it.
+        while fixture.engine.load().n_running == 0 {
+            std::thread::yield_now();
+        }
+        connections.push(connection);
+    }
+    let refused = post(fixture.address(), CHAT, &chat(&json!({})));
+    assert_eq!((refused.status, &refused.error()["code"]), (503, &json!("queue_full")));
+    assert!(refused.header("retry-after").is_some());
+    drop(connections);
+    wait_until_idle(&fixture.engine);
+    assert_eq!(post(fixture.address(), CHAT, &chat(&json!({"max_tokens": 1}))).status, 200);
+}
+
+#[test]
+fn connections_over_the_limit_wait_for_a_place() {
+    let config = limited(|limits| limits.max_connections = 1);
+    let fixture = fixture::start_with(config, 200, EngineLimits::default());
+    let mut first = Connection::open(fixture.address());
+    first.request("GET", "/health", &[], b"");
+    assert_eq!(first.response().status, 200);
+    let mut second = Connection::open(fixture.address());
+    second.request("GET", "/health", &[], b"");
+    first.request("GET", "/health", &[], b"");
+    assert_eq!(first.response().status, 200);
+    drop(first);
+    assert_eq!(second.response().status, 200);
+}
