@@ -36,7 +36,7 @@ fn french(n: usize) -> String {
         100..=999 => {
             let head = match n / 100 {
                 1 => "cent".to_owned(),
-                h if n % 100 == 0 => return format!("{} cents", SMALL[h]),
+                h if n.is_multiple_of(100) => return format!("{} cents", SMALL[h]),
                 h => format!("{} cent", SMALL[h]),
             };
             join(&head, " ", n % 100, french)
@@ -118,7 +118,7 @@ fn german(n: usize) -> String {
     let unit = |u: usize| if u == 1 { "ein" } else { SMALL[u] };
     match n {
         0..=19 => SMALL[n].to_owned(),
-        20..=99 if n % 10 == 0 => TENS[n / 10].to_owned(),
+        20..=99 if n.is_multiple_of(10) => TENS[n / 10].to_owned(),
         20..=99 => format!("{}und{}", unit(n % 10), TENS[n / 10]),
         100..=999 => join(&format!("{}hundert", unit(n / 100)), "", n % 100, german),
         _ => join(&format!("{}tausend", unit(n / 1000)), "", n % 1000, german),

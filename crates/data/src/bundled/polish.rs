@@ -130,10 +130,8 @@ fn push_french(out: &mut String, token: &str, next: &str) {
             | "puisque"
             | "jusque"
     );
-    if elides && elision_before(next) {
-        out.push_str(&bare[..bare.len() - 1]);
-        out.push('\'');
-    } else if lower == "si" && matches!(next, "il" | "ils") {
+    let is_if = lower == "si" && matches!(next, "il" | "ils");
+    if is_if || (elides && elision_before(next)) {
         out.push_str(&bare[..bare.len() - 1]);
         out.push('\'');
     } else {

@@ -8,7 +8,7 @@ use super::names;
 use super::random::Random;
 use crate::Language;
 
-const WORLD_SEED: u64 = 0x6761_6C65_726E_65;
+const WORLD_SEED: u64 = 0x0067_616C_6572_6E65;
 const N_TOWNS: usize = 480;
 const N_PEOPLE: usize = 640;
 const N_CREATURES: usize = 320;
