@@ -1,0 +1,172 @@
+//! A tiny random model, asked in batches, one by one, and by the plainest loop there is.
+
+use std::sync::Arc;
+
+use engine::Engine;
+use kernels::{Compute, Family};
+use model::{CachedRows, Decoder, Parameters, Workspace};
+use tensor::{Device, Passes};
+use tokenizer::{BpeTrainer, TrainOptions};
+
+use super::*;
+
+struct Tiny {
+    tokenizer: Tokenizer,
+    decoder: Arc<Decoder>,
+    device: Device,
+}
+
+impl Tiny {
+    fn new() -> Self {
+        let options = TrainOptions { vocab_size: 300, ..TrainOptions::default() };
+        let mut trainer = BpeTrainer::new(options);
+        for question in data::company::test_questions().iter().take(200) {
+            trainer.feed(&question.question);
+        }
+        let tokenizer = trainer.train().unwrap();
+        let config = model::ModelConfig::new(formats_config(&tokenizer)).unwrap();
+        let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
+        let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+        decoder.pack(&device, &Parameters::random(&config, 5));
+        Self { tokenizer, decoder: Arc::new(decoder), device }
+    }
+
+    fn engine(&self, limits: EngineLimits) -> EngineHandle {
+        Engine::start(Arc::clone(&self.decoder), self.device.clone(), limits).unwrap()
+    }
+
+    fn wide(&self) -> EngineHandle {
+        self.engine(engine_limits(self.decoder.config(), self.decoder.dtype()))
+    }
+
+    fn ask(&self, engine: &EngineHandle, questions: &[&str], max_tokens: usize) -> Vec<Answer> {
+        let template = ChatTemplate::default();
+        let mut seen = Vec::new();
+        let mut progress = |done, total| seen.push((done, total));
+        let answers = answer_questions(
+            engine,
+            &self.tokenizer,
+            &template,
+            questions,
+            max_tokens,
+            &mut progress,
+        );
+        let expected: Vec<_> = (1..=questions.len()).map(|done| (done, questions.len())).collect();
+        assert_eq!(seen, expected);
+        answers.unwrap()
+    }
+
+    /// One token at a time through the model itself.
+    fn naive(&self, question: &str, max_tokens: usize) -> Vec<u32> {
+        let config = self.decoder.config();
+        let mut cache = KvCache::new(config, DType::F32, config.context_len);
+        let mut workspace = Workspace::new(config, DType::F32, config.context_len);
+        let mut input = render(&self.tokenizer, &ChatTemplate::default(), question).unwrap();
+        let (mut logits, mut generated) = (Vec::new(), Vec::new());
+        while generated.len() < max_tokens && generated.last() != Some(&self.tokenizer.eos_id()) {
+            let mut rows = [CachedRows { token_ids: &input, cache: &mut cache }];
+            self.decoder.forward_cached(&self.device, &mut rows, &mut workspace, &mut logits);
+            let mut best = 0;
+            for (id, &logit) in logits.iter().enumerate() {
+                if logit > logits[best] {
+                    best = id;
+                }
+            }
+            generated.push(best as u32);
+            input = vec![best as u32];
+        }
+        generated
+    }
+}
+
+fn formats_config(tokenizer: &Tokenizer) -> formats::DecoderConfig {
+    formats::DecoderConfig {
+        vocab_size: tokenizer.vocab_size(),
+        context_len: 160,
+        bos_id: Some(tokenizer.bos_id()),
+        eos_ids: vec![tokenizer.eos_id()],
+        ..model::ModelConfig::example()
+    }
+}
+
+fn questions(n: usize) -> Vec<String> {
+    let questions = data::company::test_questions();
+    let step = questions.len() / n;
+    questions.into_iter().step_by(step).take(n).map(|question| question.question).collect()
+}
+
+#[test]
+fn batched_answers_equal_one_by_one_and_the_plain_loop() {
+    let tiny = Tiny::new();
+    let questions = questions(70);
+    let questions: Vec<&str> = questions.iter().map(String::as_str).collect();
+    let together = tiny.ask(&tiny.wide(), &questions, 12);
+    let narrow = tiny.engine(EngineLimits { max_running: 1, ..EngineLimits::default() });
+    for (question, answer) in questions.iter().zip(&together).step_by(7) {
+        assert_eq!(tiny.ask(&narrow, &[question], 12), std::slice::from_ref(answer), "{question}");
+        assert_eq!(tiny.naive(question, 12), answer.token_ids, "{question}");
+    }
+    assert_eq!(together.len(), questions.len());
+    let distinct: std::collections::HashSet<_> = together.iter().map(|a| &a.token_ids).collect();
+    assert!(distinct.len() > 10, "only {} different answers", distinct.len());
+}
+
+#[test]
+fn a_short_queue_is_waited_for() {
+    let tiny = Tiny::new();
+    let questions = questions(40);
+    let questions: Vec<&str> = questions.iter().map(String::as_str).collect();
+    let limits = EngineLimits { max_running: 2, max_waiting: 1, ..EngineLimits::default() };
+    let answers = tiny.ask(&tiny.engine(limits), &questions, 4);
+    assert_eq!(answers, tiny.ask(&tiny.wide(), &questions, 4));
+}
+
+#[test]
+fn the_end_of_an_answer_is_said() {
+    let tiny = Tiny::new();
+    let engine = tiny.wide();
+    let answers = tiny.ask(&engine, &["Où ?"], 5);
+    assert_eq!((answers[0].token_ids.len(), answers[0].finish), (5, FinishReason::Length));
+    assert!(tiny.ask(&engine, &[], 5).is_empty());
+}
+
+#[test]
+fn a_question_without_room_is_refused_by_index() {
+    let tiny = Tiny::new();
+    let long = "mot ".repeat(200);
+    let error = answer_questions(
+        &tiny.wide(),
+        &tiny.tokenizer,
+        &ChatTemplate::default(),
+        &["court", &long],
+        4,
+        &mut |_, _| {},
+    );
+    let error = error.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            EvalError::Generate { question_idx: 1, source: EngineError::PromptTooLong { .. } }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_company_test_runs_on_a_model_that_knows_nothing() {
+    let tiny = Tiny::new();
+    let mut last = (0, 0);
+    let all = [data::company::test_questions(), data::company::withheld_questions()];
+    let questions = all.map(|questions| questions.into_iter().step_by(31).collect());
+    let scores = crate::company::measure_questions(
+        &tiny.wide(),
+        &tiny.tokenizer,
+        &ChatTemplate::default(),
+        &questions,
+        &mut |done, total| last = (done, total),
+    )
+    .unwrap();
+    assert_eq!(scores.all.n_right + scores.withheld.n_right, 0);
+    assert_eq!(last.0, last.1);
+    assert_eq!(last.1 as u64, scores.all.n_questions + scores.withheld.n_questions);
+}

@@ -1,0 +1,157 @@
+//! Training curves, read from the `metrics.jsonl` of a run.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::EvalError;
+
+/// Points a curve keeps at most; a longer one is averaged in groups of equal size.
+pub const MAX_POINTS: usize = 1000;
+
+/// One point of a curve.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// Steps done.
+    pub step: u64,
+    /// Input tokens since the run began.
+    pub tokens: u64,
+    /// Mean training loss, nats per token.
+    pub loss: f64,
+    /// Bits per byte of the validation text, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_bits_per_byte: Option<f64>,
+}
+
+/// How one training run went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Curve {
+    /// What was trained, for people: `pre-training`, `chat`, `company`.
+    pub name: String,
+    /// By ascending step.
+    pub points: Vec<CurvePoint>,
+}
+
+impl Curve {
+    /// Reads a run's `metrics.jsonl`. Of more than [`MAX_POINTS`] lines, groups of equal size become one point: step and
+    /// tokens of the last line, the mean loss, the last validation. A last line without a line end is one that is being
+    /// written, and is left out.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a line is none that training writes.
+    pub fn read(name: &str, path: &Path) -> Result<Self, EvalError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| EvalError::Read { path: path.to_owned(), source })?;
+        let end = text.rfind('\n').map_or(0, |end| end + 1);
+        let mut points: Vec<CurvePoint> = Vec::new();
+        for (line_idx, line) in text[..end].lines().enumerate() {
+            let wrong = |detail| EvalError::MetricsLine {
+                path: path.to_owned(),
+                line: line_idx + 1,
+                detail,
+            };
+            let point: CurvePoint =
+                serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
+            if let Some(before) = points.last().filter(|before| before.step >= point.step) {
+                let (step, before) = (point.step, before.step);
+                return Err(wrong(format!(
+                    "step {step} after step {before}, expected a later one"
+                )));
+            }
+            points.push(point);
+        }
+        Ok(Self { name: name.to_owned(), points: thin(&points, MAX_POINTS) })
+    }
+}
+
+/// Groups neighbours so that at most `max_points` stay.
+fn thin(points: &[CurvePoint], max_points: usize) -> Vec<CurvePoint> {
+    let group_len = points.len().div_ceil(max_points).max(1);
+    let mean = |group: &[CurvePoint]| {
+        let last = group[group.len() - 1];
+        CurvePoint {
+            loss: group.iter().map(|point| point.loss).sum::<f64>() / group.len() as f64,
+            validation_bits_per_byte: group
+                .iter()
+                .rev()
+                .find_map(|point| point.validation_bits_per_byte),
+            ..last
+        }
+    };
+    points.chunks(group_len).map(mean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// A file in the temporary folder that goes with the test.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str, text: &str) -> Self {
+            let name = format!("galerne-eval-{}-{name}.jsonl", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            std::fs::write(&path, text).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn lines_of_training_become_points_and_a_torn_end_is_left_out() {
+        let text = concat!(
+            r#"{"step":1,"tokens":512,"loss":8.5,"grad_norm":2.0,"learning_rate":0.001,"tokens_per_s":9.0}"#,
+            "\n",
+            r#"{"step":2,"tokens":1024,"loss":8.0,"grad_norm":2.0,"validation_bits_per_byte":2.5}"#,
+            "\n",
+            r#"{"step":3,"tok"#,
+        );
+        let file = Scratch::new("lines", text);
+        let curve = Curve::read("pre-training", &file.0).unwrap();
+        assert_eq!(curve.points.len(), 2);
+        assert_eq!(curve.points[0].validation_bits_per_byte, None);
+        assert_eq!(curve.points[1].validation_bits_per_byte, Some(2.5));
+        assert_eq!(curve.points[1].tokens, 1024);
+    }
+
+    #[test]
+    fn a_foreign_line_is_refused_by_number() {
+        let good = "{\"step\":1,\"tokens\":1,\"loss\":1.0}\n";
+        for bad in ["{\"step\":2}\n", "\n", "{\"step\":1,\"tokens\":1,\"loss\":1.0}\n", "nan\n"] {
+            let file = Scratch::new("foreign", &format!("{good}{bad}"));
+            let error = Curve::read("x", &file.0).unwrap_err();
+            assert!(matches!(error, EvalError::MetricsLine { line: 2, .. }), "{bad:?}: {error}");
+        }
+        let missing = Curve::read("x", Path::new("/nowhere/metrics.jsonl")).unwrap_err();
+        assert_eq!(missing.to_string(), "cannot read /nowhere/metrics.jsonl");
+    }
+
+    #[test]
+    fn long_curves_keep_their_mean_their_end_and_their_validation() {
+        let points: Vec<CurvePoint> = (1..=2500)
+            .map(|step| CurvePoint {
+                step,
+                tokens: step * 10,
+                loss: step as f64,
+                validation_bits_per_byte: step.is_multiple_of(100).then_some(step as f64),
+            })
+            .collect();
+        let thinned = thin(&points, MAX_POINTS);
+        assert_eq!(thinned.len(), 834);
+        assert_eq!(thinned[0].loss, 2.0);
+        assert_eq!(thinned.last().unwrap().step, 2500);
+        let measured = |points: &[CurvePoint]| -> Vec<f64> {
+            points.iter().filter_map(|point| point.validation_bits_per_byte).collect()
+        };
+        assert_eq!(measured(&thinned), measured(&points));
+        assert_eq!(thin(&points[..7], 1000), points[..7]);
+        assert!(thin(&[], 1000).is_empty());
+    }
+}
