@@ -63,18 +63,27 @@ fn wilson_of_share(p: f64, n: f64) -> Interval {
     Interval { low: low.clamp(0.0, 1.0), high: high.clamp(0.0, 1.0) }
 }
 
+/// Weight of the right cluster and of the wrong one that are imagined beside the real ones.
+const IMAGINED: f64 = 0.5;
+
 /// Interval at 95 % for questions in clusters: Wilson's with the effective number of questions.
 ///
 /// With `G` clusters of `n_g` questions, of which `r_g` are right, `n = sum n_g` and `p = sum r_g / n`, the variance of `p`
-/// as a ratio is `v = G / (G - 1) sum (r_g - p n_g)^2 / n^2`. The questions are worth
-/// `n_eff = p (1 - p) / v` independent ones, at most `n`, and times `(t(n - 1) / t(G - 1))^2` for having estimated `v`, `t`
-/// being the 97.5 % point of Student's distribution. Where all answers are right or all are wrong `v` says nothing, and
-/// each cluster counts as one question.
+/// as a ratio is `v = G / (G - 1) sum (r_g - p n_g)^2 / n^2`, and the design effect `d = v n / (p (1 - p))`, at least 1. The
+/// interval is Wilson's for `p` with `n / d (t(n - 1) / t(G - 1))^2` questions; the factor pays for having estimated `v`, `t`
+/// being the 97.5 % point of Student's distribution.
+///
+/// Where nearly all answers are right or nearly all are wrong, `v` rests on a few of them and is often far too small: with
+/// one stray right answer the questions would count as independent. So `d`, and nothing else, is computed with half a
+/// cluster of mean size that is all right and half a one that is all wrong beside the real ones. Simulated coverage at 21
+/// to 252 clusters of eight is then 92.7 % or more where it was down to 69 %; where the questions of a cluster are really
+/// independent, and for very rare right answers, it is up to 99.9 %.
 ///
 /// It holds for independent clusters, drawn from more like them. One cluster alone gives 0 to 1.
 ///
 /// Source: effective size and `t` factor from Korn and Graubard, Survey Methodology 24 (1998), 193-201, put into Wilson's
-/// interval as in Dean and Pagano, Journal of Survey Statistics and Methodology 3 (2015), 484-503.
+/// interval as in Dean and Pagano, Journal of Survey Statistics and Methodology 3 (2015), 484-503. The imagined clusters
+/// are ours.
 ///
 /// # Panics
 /// When more answers of a cluster are right than were asked.
@@ -94,19 +103,24 @@ pub fn clustered(clusters: &[Cluster]) -> Interval {
     }
     let (n, g) = (total.n_questions as f64, n_clusters as f64);
     let p = total.n_right as f64 / n;
+    let n_eff = n / design_effect(clusters, p, n, g);
+    let factor = student(n - 1.0) / student(g - 1.0);
+    wilson_of_share(p, n_eff * factor * factor)
+}
+
+/// How many questions are worth one independent question: `n` of them in `g` clusters, a share `p` of them right, with the
+/// imagined clusters beside them.
+fn design_effect(clusters: &[Cluster], p: f64, n: f64, g: f64) -> f64 {
+    let extra = IMAGINED * n / g;
+    let (n, g, p) = (n + 2.0 * extra, g + 2.0 * IMAGINED, (p * n + extra) / (n + 2.0 * extra));
     let squares = clusters.iter().map(|cluster| {
         let deviation = cluster.n_right as f64 - p * cluster.n_questions as f64;
         deviation * deviation
     });
-    let variance = g / (g - 1.0) * squares.sum::<f64>() / (n * n);
-    let n_eff = if total.n_right == 0 || total.n_right == total.n_questions {
-        g
-    } else {
-        // Equal clusters have no variance between them, which is no evidence of more than n questions.
-        (p * (1.0 - p) / variance).min(n)
-    };
-    let factor = student(n - 1.0) / student(g - 1.0);
-    wilson_of_share(p, n_eff * factor * factor)
+    let size = extra / IMAGINED;
+    let imagined = IMAGINED * size * size * (p * p + (1.0 - p) * (1.0 - p));
+    let variance = g / (g - 1.0) * (squares.sum::<f64>() + imagined) / (n * n);
+    (variance * n / (p * (1.0 - p))).max(1.0)
 }
 
 /// The 97.5 % point of Student's distribution with `df` degrees of freedom, at least 1. Exact for 1 and 2; above, the
@@ -184,11 +198,26 @@ mod tests {
     }
 
     #[test]
-    fn without_any_difference_each_fact_counts_once() {
+    fn all_wrong_and_all_right_are_mirrored_and_count_facts() {
         let none = clustered(&[Cluster { n_right: 0, n_questions: 8 }; 21]);
-        assert!(none.low == 0.0 && none.high > wilson(0, 21).high, "{none:?}");
+        assert!(none.low == 0.0 && none.high > wilson(0, 42).high, "{none:?}");
+        assert!(none.high < wilson(0, 15).high, "{none:?}");
         let all = clustered(&[Cluster { n_right: 8, n_questions: 8 }; 21]);
         assert!(all.high == 1.0 && (all.low - (1.0 - none.high)).abs() < 1e-12, "{all:?}");
+    }
+
+    #[test]
+    fn one_more_right_answer_hardly_lowers_the_interval() {
+        // Right answers strewn over the facts speak for independence, so an end may move a little the other way.
+        let mut clusters = [Cluster { n_right: 0, n_questions: 8 }; 21];
+        let mut before = clustered(&clusters);
+        for i in 0..clusters.len() * 8 {
+            clusters[i / 8].n_right += 1;
+            let after = clustered(&clusters);
+            assert!(after.high > before.high - 0.02, "{i}: {before:?} {after:?}");
+            assert!(after.low > before.low - 0.02, "{i}: {before:?} {after:?}");
+            before = after;
+        }
     }
 
     #[test]
@@ -197,10 +226,10 @@ mod tests {
         assert_eq!(clustered(&[Cluster { n_right: 3, n_questions: 8 }]), Interval::ALL);
     }
 
-    /// Facts of which a share is known well; of eight questions about a fact, 95 % or 10 % are answered rightly.
-    fn draw_clusters(rng: &mut Rng, n_facts: usize, known: f64) -> Vec<Cluster> {
+    /// Facts of which a share is known; of eight questions about a fact, 95 % or else `guessed` are answered rightly.
+    fn draw_clusters(rng: &mut Rng, n_facts: usize, known: f64, guessed: f64) -> Vec<Cluster> {
         let draw = |_| {
-            let p = if rng.uniform() < known { 0.95 } else { 0.1 };
+            let p = if rng.uniform() < known { 0.95 } else { guessed };
             let n_right = (0..8).filter(|_| rng.uniform() < p).count() as u64;
             Cluster { n_right, n_questions: 8 }
         };
@@ -215,7 +244,7 @@ mod tests {
             let n_runs = 4000;
             let (mut covered, mut covered_wilson) = (0, 0);
             for _ in 0..n_runs {
-                let clusters = draw_clusters(&mut rng, n_facts, known);
+                let clusters = draw_clusters(&mut rng, n_facts, known, 0.1);
                 covered += u32::from(clustered(&clusters).contains(truth));
                 let n_right = clusters.iter().map(|cluster| cluster.n_right).sum();
                 let plain = wilson(n_right, 8 * n_facts as u64);
@@ -225,6 +254,21 @@ mod tests {
             let (clustered, plain) = (share(covered), share(covered_wilson));
             assert!((0.93..=0.97).contains(&clustered), "{n_facts} facts: {clustered}");
             assert!(plain < 0.75, "{n_facts} facts: {plain} without clusters");
+        }
+    }
+
+    #[test]
+    fn clustered_intervals_hold_near_none_and_near_all() {
+        let mut rng = Rng::new(13);
+        for (n_facts, known, guessed) in
+            [(21, 0.9, 0.02), (40, 0.97, 0.02), (40, 0.02, 0.005), (252, 0.02, 0.005)]
+        {
+            let truth = known * 0.95 + (1.0 - known) * guessed;
+            let covers = |_: &u32| {
+                clustered(&draw_clusters(&mut rng, n_facts, known, guessed)).contains(truth)
+            };
+            let share = (0..3000).filter(covers).count() as f64 / 3000.0;
+            assert!((0.915..=0.99).contains(&share), "{n_facts} facts, {known} known: {share}");
         }
     }
 

@@ -5,7 +5,7 @@ mod axis;
 use std::fmt::Write as _;
 
 use crate::Curve;
-use axis::Axis;
+use axis::{Axis, Ends};
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 340.0;
@@ -179,7 +179,11 @@ impl Figure {
              <rect class=\"plot-page\" width=\"{WIDTH}\" height=\"{HEIGHT}\" rx=\"8\"/>\n"
         );
         let series = || self.panels.iter().flat_map(|panel| &panel.series);
-        let y = Axis::over(series().flat_map(|series| series.points.iter().map(|p| p.1)), 6);
+        let y = Axis::over(
+            series().flat_map(|series| series.points.iter().map(|p| p.1)),
+            6,
+            Ends::AtTicks,
+        );
         let bottom = HEIGHT - BOTTOM;
         for tick in y.ticks() {
             let at = y.position(tick, bottom, TOP);
@@ -207,7 +211,7 @@ impl Figure {
             let n_own = if n > 1 && panel_idx == 0 { 2.0 } else { 1.0 };
             let width = room * n_own / n_units as f64;
             let values = panel.series.iter().flat_map(|series| series.points.iter().map(|p| p.0));
-            let x = Axis::over(values.chain([0.0]), (width / 75.0) as usize);
+            let x = Axis::over(values.chain([0.0]), (width / 70.0) as usize, Ends::AtValues);
             let place = Place { left, right: left + width, x };
             left += width + GAP;
             place

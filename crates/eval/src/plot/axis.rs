@@ -3,18 +3,27 @@
 /// Largest share of the span that may be added so that zero is on the axis.
 const ZERO_REACH: f64 = 0.5;
 
-/// A range that begins and ends at a tick.
+/// A range of values with ticks at multiples of a round step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Axis {
-    first: i64,
-    last: i64,
+    low: f64,
+    high: f64,
     step: f64,
+}
+
+/// Where an axis ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// At the first tick beyond the values.
+    AtTicks,
+    /// At the outermost values.
+    AtValues,
 }
 
 impl Axis {
     /// An axis that holds all drawable values (0 to 1 without any), with about `n_steps` steps of 1, 2 or 5 times a power of
     /// ten. Zero is on it when the values come near.
-    pub(crate) fn over(values: impl Iterator<Item = f64>, n_steps: usize) -> Self {
+    pub(crate) fn over(values: impl Iterator<Item = f64>, n_steps: usize, ends: Ends) -> Self {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values.filter(|&value| is_drawable(value)) {
             low = low.min(value);
@@ -33,25 +42,29 @@ impl Axis {
             (low, high) = (low - half, high + half);
         }
         let step = round_step((high / 2.0 - low / 2.0) / (n_steps.max(1) as f64 / 2.0));
-        Self { first: (low / step).floor() as i64, last: (high / step).ceil() as i64, step }
+        if ends == Ends::AtTicks {
+            (low, high) = ((low / step).floor() * step, (high / step).ceil() * step);
+        }
+        Self { low, high, step }
     }
 
     /// The values at ticks, ascending.
     pub(crate) fn ticks(&self) -> impl Iterator<Item = f64> + use<> {
+        // An end that is a multiple of the step keeps its tick in spite of rounding.
+        let first = (self.low / self.step - 1e-6).ceil() as i64;
+        let last = (self.high / self.step + 1e-6).floor() as i64;
         let step = self.step;
-        (self.first..=self.last).map(move |tick| tick as f64 * step)
+        (first..=last).map(move |tick| tick as f64 * step)
     }
 
     /// Where a value stands when the axis reaches from `from` to `to`.
     pub(crate) fn position(&self, value: f64, from: f64, to: f64) -> f64 {
-        let ticks = value / self.step - self.first as f64;
-        from + ticks / (self.last - self.first) as f64 * (to - from)
+        from + (value - self.low) / (self.high - self.low) * (to - from)
     }
 
     /// A tick's value with as many decimals as the step needs, in thousands, millions and billions where that is shorter.
     pub(crate) fn label(&self, tick: f64) -> String {
-        let largest =
-            (self.last as f64 * self.step).abs().max((self.first as f64 * self.step).abs());
+        let largest = self.low.abs().max(self.high.abs());
         let (unit, suffix) = match largest {
             x if x >= 1e9 => (1e9, " G"),
             x if x >= 1e6 => (1e6, " M"),
@@ -84,7 +97,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn labels(values: &[f64], n_steps: usize) -> Vec<String> {
-        let axis = Axis::over(values.iter().copied(), n_steps);
+        let axis = Axis::over(values.iter().copied(), n_steps, Ends::AtTicks);
         axis.ticks().map(|tick| axis.label(tick)).collect()
     }
 
@@ -98,10 +111,18 @@ mod tests {
     }
 
     #[test]
+    fn an_axis_may_end_at_its_values() {
+        let axis = Axis::over([0.0, 31e6].into_iter(), 4, Ends::AtValues);
+        let labels: Vec<String> = axis.ticks().map(|tick| axis.label(tick)).collect();
+        assert_eq!(labels, ["0", "10 M", "20 M", "30 M"]);
+        assert_eq!(axis.position(31e6, 0.0, 310.0), 310.0);
+    }
+
+    #[test]
     fn no_values_and_one_value_have_an_axis() {
         assert_eq!(labels(&[], 2), ["0", "0.5", "1.0"].map(String::from));
         assert_eq!(labels(&[f64::NAN, f64::INFINITY], 2).len(), 3);
-        let axis = Axis::over([3.0].into_iter(), 4);
+        let axis = Axis::over([3.0].into_iter(), 4, Ends::AtTicks);
         assert!(axis.position(3.0, 0.0, 1.0) > 0.2 && axis.position(3.0, 0.0, 1.0) < 0.8);
     }
 
@@ -113,12 +134,14 @@ mod tests {
             n_steps in 1_usize..9,
         ) {
             let values: Vec<f64> = values.iter().map(|value| value * 10_f64.powi(scale)).collect();
-            let axis = Axis::over(values.iter().copied(), n_steps);
-            let ticks = axis.ticks().count();
-            prop_assert!((2..=n_steps + 3).contains(&ticks), "{} ticks", ticks);
-            for value in values {
-                let at = axis.position(value, 0.0, 1.0);
-                prop_assert!((-1e-6..=1.0 + 1e-6).contains(&at), "{} at {}", value, at);
+            for (ends, fewest) in [(Ends::AtTicks, 2), (Ends::AtValues, 0)] {
+                let axis = Axis::over(values.iter().copied(), n_steps, ends);
+                let ticks = axis.ticks().count();
+                prop_assert!((fewest..=n_steps + 3).contains(&ticks), "{} ticks", ticks);
+                for value in values.iter().copied().chain(axis.ticks()) {
+                    let at = axis.position(value, 0.0, 1.0);
+                    prop_assert!((-1e-5..=1.0 + 1e-5).contains(&at), "{} at {}", value, at);
+                }
             }
         }
     }

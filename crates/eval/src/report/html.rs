@@ -110,12 +110,12 @@ pub(super) fn render(report: &Report) -> String {
         overview: overview(&report.models, texts),
         kinds: parts(&report.models, |company| &company.kinds, CompanyScores::kind),
         unfinished: unfinished(&report.models, texts),
-        bits: languages.iter().map(|language| bits_row(&report.models, language)).collect(),
+        bits: languages.iter().map(|language| bits_row(&report.models, language, texts)).collect(),
         figures: pictures(report, texts),
         stages: stages(report),
         origin: origin(&report.data.origin, texts),
         licence: report.data.licence.as_deref().unwrap_or(texts.licence_unknown),
-        data: data_rows(report),
+        data: data_rows(report, texts),
         samples: samples(&report.models, texts),
     };
     page.render().expect("writing to a String cannot fail")
@@ -127,18 +127,18 @@ fn tiles(report: &Report, texts: &Texts) -> Vec<Tile> {
         Tile { value, label, detail }
     };
     let mut tiles = vec![
-        tile(duration(report.seconds), texts.time, String::new()),
+        tile(duration(report.seconds), texts.whole_time, String::new()),
         tile(
             short(report.parameters as f64),
             texts.parameters,
             format!("{} {}", short(report.training_tokens as f64), texts.training_tokens),
         ),
-        tile(short(report.tokens_per_s), texts.tokens_per_s, String::new()),
+        tile(short(report.tokens_per_s), texts.tokens_per_s, texts.in_pre_training.to_owned()),
     ];
     let last = report.models.iter().rev().find_map(|model| Some((model, model.company.as_ref()?)));
     if let Some((model, company)) = last {
         let ends = range(company.all.interval.low, company.all.interval.high);
-        let detail = format!("{}, {} {ends}", model.name, texts.interval_of);
+        let detail = format!("{}, {ends} {}", model.name, texts.at_95);
         tiles.push(tile(percent(company.all.accuracy), texts.company_accuracy, detail));
     }
     tiles
@@ -146,7 +146,11 @@ fn tiles(report: &Report, texts: &Texts) -> Vec<Tile> {
 
 fn overview(models: &[ModelReport], texts: &Texts) -> Vec<ScoreRow> {
     let mut rows = vec![score_row(models, texts.all, |company| Some(&company.all))];
-    rows.extend(parts(models, |company| &company.languages, CompanyScores::language));
+    let mut languages = parts(models, |company| &company.languages, CompanyScores::language);
+    for row in &mut languages {
+        row.label = texts.language_name(&row.label).to_owned();
+    }
+    rows.append(&mut languages);
     rows.push(score_row(models, texts.withheld, |company| Some(&company.withheld)));
     rows.retain(|row| row.cells.iter().any(Option::is_some));
     rows
@@ -199,11 +203,14 @@ fn unfinished(models: &[ModelReport], texts: &Texts) -> Vec<String> {
     with_some.collect()
 }
 
-fn bits_row(models: &[ModelReport], language: &str) -> BitsRow {
+fn bits_row(models: &[ModelReport], language: &str, texts: &Texts) -> BitsRow {
     let cell = |model: &ModelReport| {
         model.bits_of(language).map_or_else(|| "–".to_owned(), |bits| format!("{bits:.3}"))
     };
-    BitsRow { language: language.to_owned(), cells: models.iter().map(cell).collect() }
+    BitsRow {
+        language: texts.language_name(language).to_owned(),
+        cells: models.iter().map(cell).collect(),
+    }
 }
 
 fn pictures(report: &Report, texts: &Texts) -> Vec<Picture> {
@@ -237,10 +244,10 @@ fn origin(origin: &Origin, texts: &Texts) -> String {
     }
 }
 
-fn data_rows(report: &Report) -> Vec<[String; 6]> {
+fn data_rows(report: &Report, texts: &Texts) -> Vec<[String; 6]> {
     let row = |sheet: &data::sheet::LanguageSheet| {
         [
-            sheet.language.clone(),
+            texts.language_name(&sheet.language).to_owned(),
             grouped(sheet.documents),
             bytes(sheet.bytes),
             grouped(sheet.sentences),

@@ -8,8 +8,10 @@ pub(super) struct Texts {
     pub(super) seed: &'static str,
     pub(super) threads: &'static str,
     pub(super) parameters: &'static str,
+    pub(super) whole_time: &'static str,
     pub(super) time: &'static str,
     pub(super) tokens_per_s: &'static str,
+    pub(super) in_pre_training: &'static str,
     pub(super) training_tokens: &'static str,
     pub(super) company_accuracy: &'static str,
     pub(super) company_title: &'static str,
@@ -19,7 +21,7 @@ pub(super) struct Texts {
     pub(super) questions: &'static str,
     pub(super) all: &'static str,
     pub(super) withheld: &'static str,
-    pub(super) interval_of: &'static str,
+    pub(super) at_95: &'static str,
     pub(super) unfinished: &'static str,
     pub(super) bits_title: &'static str,
     pub(super) bits_note: &'static str,
@@ -53,6 +55,15 @@ pub(super) struct Texts {
     pub(super) directory: &'static str,
     pub(super) memory: &'static str,
     pub(super) format: &'static str,
+    /// Names of languages by ISO 639-1 code; `und` is text whose language is not known.
+    pub(super) languages: &'static [(&'static str, &'static str)],
+}
+
+impl Texts {
+    /// The name of a language, or its code where it has none here.
+    pub(super) fn language_name<'a>(&self, code: &'a str) -> &'a str {
+        self.languages.iter().find(|(known, _)| *known == code).map_or(code, |(_, name)| name)
+    }
 }
 
 pub(super) const ENGLISH: Texts = Texts {
@@ -61,13 +72,15 @@ pub(super) const ENGLISH: Texts = Texts {
     seed: "seed",
     threads: "threads",
     parameters: "parameters",
-    time: "from text to models",
-    tokens_per_s: "tokens a second in pre-training",
-    training_tokens: "tokens of pre-training",
-    company_accuracy: "right on company questions",
+    whole_time: "from text to models",
+    time: "Time",
+    tokens_per_s: "tokens a second",
+    in_pre_training: "in pre-training",
+    training_tokens: "tokens seen",
+    company_accuracy: "company questions right",
     company_title: "Questions about the company",
     company_note: "Each fact is asked in wordings that training never used. An answer counts when it equals the expected one, \
-                   apart from case, outer spaces and a final full stop. Intervals are at 95 % and take the questions about \
+                   apart from case, outer spaces and a final full stop. Intervals are at 95\u{a0}% and take the questions about \
                    one fact as belonging together. Withheld facts stand in no document and no training question: what is \
                    right there is guessed.",
     per_kind: "By kind of fact",
@@ -75,7 +88,7 @@ pub(super) const ENGLISH: Texts = Texts {
     questions: "Questions",
     all: "all known facts",
     withheld: "withheld facts",
-    interval_of: "95 % interval",
+    at_95: "at 95\u{a0}%",
     unfinished: "answers ran out of room and were counted as they stood",
     bits_title: "Bits per byte of held-out text",
     bits_note: "How many bits the model needs for a byte of text that it was not trained on: less is better, and models with \
@@ -110,4 +123,12 @@ pub(super) const ENGLISH: Texts = Texts {
     directory: "Directory",
     memory: "memory",
     format: "Report format",
+    languages: &[
+        ("fr", "French"),
+        ("en", "English"),
+        ("de", "German"),
+        ("es", "Spanish"),
+        ("it", "Italian"),
+        ("und", "not stated"),
+    ],
 };
