@@ -1,3 +1,60 @@
-//! The galerne binary.
+//! The `galerne` binary: arguments, one file per subcommand, exit codes. It holds no logic of its own.
 
-fn main() {}
+mod args;
+mod chat;
+mod context;
+mod doctor;
+mod failure;
+mod figures;
+mod generate;
+mod generation;
+mod machine;
+mod model;
+mod models;
+mod os;
+mod plan;
+mod pretrain;
+mod progress;
+mod recipes;
+mod resume;
+mod serve;
+mod tokenizer;
+mod training;
+mod tune;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::context::Context;
+
+fn main() -> ExitCode {
+    os::ignore_file_size_signal();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return failure::report_usage(&error),
+    };
+    let form = cli.common.form();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error, form),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let context = Context::new(&cli.common)?;
+    context::start_logging();
+    match cli.command {
+        Command::Doctor(args) => doctor::run(args, &context),
+        Command::Plan(args) => plan::run(args, &context),
+        Command::Tokenizer(args) => tokenizer::run(args, &context),
+        Command::Pretrain(args) => pretrain::run(args, &context),
+        Command::Tune(args) => tune::run(args, &context),
+        Command::Resume(args) => resume::run(args, &context),
+        Command::Model(args) => model::run(args, &context),
+        Command::Generate(args) => generate::run(args, &context),
+        Command::Chat(args) => chat::run(args, &context),
+        Command::Serve(args) => serve::run(args, &context),
+    }
+}

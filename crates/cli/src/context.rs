@@ -1,0 +1,192 @@
+//! What every command shares: the home, the processors, where answers go.
+
+use std::cell::OnceCell;
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use kernels::{Compute, Family, detect_features};
+use serde::Serialize;
+use tensor::Device;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::CommonArgs;
+use crate::failure::Failure;
+
+/// What the answer looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Shared by all commands; made once from the common arguments and the environment.
+#[derive(Debug)]
+pub(crate) struct Context {
+    home: PathBuf,
+    form: Form,
+    family: Option<Family>,
+    n_threads: usize,
+    compute: OnceCell<Compute>,
+}
+
+impl Context {
+    /// Reads the environment; makes nothing yet.
+    ///
+    /// # Errors
+    /// When the home cannot be known or `GALERNE_KERNELS` names no family.
+    pub(crate) fn new(common: &CommonArgs) -> anyhow::Result<Self> {
+        let family = match common.kernels {
+            Some(family) => Some(family),
+            None => family_of_environment()?,
+        };
+        let n_processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Ok(Self {
+            home: home_dir(common.home.as_deref())?,
+            form: common.form(),
+            family,
+            n_threads: common.threads.map_or(n_processors, std::num::NonZero::get),
+            compute: OnceCell::new(),
+        })
+    }
+
+    /// The home folder; it may not exist yet.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Where models are.
+    pub(crate) fn models_dir(&self) -> PathBuf {
+        self.home.join("models")
+    }
+
+    /// Where runs are.
+    pub(crate) fn runs_dir(&self) -> PathBuf {
+        self.home.join("runs")
+    }
+
+    /// What the answer looks like.
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Compute threads.
+    pub(crate) fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    /// Kernels and threads, started at the first call.
+    ///
+    /// # Errors
+    /// When this machine cannot run the family that was asked for.
+    pub(crate) fn compute(&self) -> anyhow::Result<&Compute> {
+        if let Some(compute) = self.compute.get() {
+            return Ok(compute);
+        }
+        let compute = Compute::forced(self.family(), self.n_threads)?;
+        Ok(self.compute.get_or_init(|| compute))
+    }
+
+    /// The processors as a device.
+    ///
+    /// # Errors
+    /// As [`Context::compute`].
+    pub(crate) fn device(&self) -> anyhow::Result<Device> {
+        Ok(Device::Cpu(self.compute()?.clone()))
+    }
+
+    /// The kernel family that was asked for, else the fastest of this machine.
+    pub(crate) fn family(&self) -> Family {
+        let features = detect_features();
+        let fastest = Family::ALL.into_iter().rev().find(|family| family.runs_on(features));
+        self.family.or(fastest).unwrap_or(Family::Reference)
+    }
+
+    /// Writes to stdout.
+    ///
+    /// # Errors
+    /// [`Failure::ClosedStdout`], which ends the program quietly, or the system's refusal.
+    #[expect(clippy::unused_self, reason = "stdout belongs to the commands, through their context")]
+    pub(crate) fn print(&self, text: &str) -> anyhow::Result<()> {
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Err(Failure::ClosedStdout.into())
+            }
+            other => other.context("cannot write to standard output"),
+        }
+    }
+
+    /// Writes a value as one line of JSON to stdout.
+    ///
+    /// # Errors
+    /// As [`Context::print`].
+    pub(crate) fn print_json(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        let text = serde_json::to_string(value).context("cannot write the answer as JSON")?;
+        self.print(&format!("{text}\n"))
+    }
+
+    /// Writes a line for the user to stderr. A closed stderr loses it, which harms no work.
+    #[expect(clippy::unused_self, reason = "stderr belongs to the commands, through their context")]
+    pub(crate) fn say(&self, line: &str) {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+
+    /// Refuses `--json` where there is no answer for a program to read.
+    ///
+    /// # Errors
+    /// With `--json`.
+    pub(crate) fn refuse_json(&self, command: &str) -> anyhow::Result<()> {
+        match self.form {
+            Form::Text => Ok(()),
+            Form::Json => {
+                Err(Failure::Usage { problem: format!("`{command}` has no --json") }.into())
+            }
+        }
+    }
+
+    /// Makes a folder of the home.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    #[expect(clippy::unused_self, reason = "folders of the home are made through the context")]
+    pub(crate) fn make_dir(&self, dir: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))
+    }
+}
+
+fn family_of_environment() -> anyhow::Result<Option<Family>> {
+    let Some(value) = std::env::var_os("GALERNE_KERNELS").filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let parsed = value.to_string_lossy().parse();
+    parsed.map(Some).map_err(|error: kernels::ComputeError| {
+        Failure::Usage { problem: format!("GALERNE_KERNELS: {error}") }.into()
+    })
+}
+
+fn home_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(dir) = given {
+        return Ok(dir.to_owned());
+    }
+    if let Some(dir) = std::env::var_os("GALERNE_HOME").filter(|value| !value.is_empty()) {
+        return Ok(dir.into());
+    }
+    let user_home = std::env::home_dir().filter(|dir| !dir.as_os_str().is_empty());
+    Ok(user_home.ok_or(Failure::NoHome)?.join(".galerne"))
+}
+
+/// Logs go to stderr, filtered by `RUST_LOG`, warnings and errors by default.
+pub(crate) fn start_logging() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::WARN.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}

@@ -1,0 +1,277 @@
+//! Errors of the command line, their next steps, and exit codes.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use data::DataError;
+use formats::FormatError;
+use kernels::ComputeError;
+use serde_json::json;
+use server::ServerError;
+use train::TrainError;
+
+use crate::context::Form;
+use crate::figures::bytes;
+use crate::os::StopSignal;
+
+/// Exit code of wrong usage.
+const USAGE: u8 = 2;
+
+/// What the command line itself finds wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum Failure {
+    /// Arguments that cannot be used together, or values that make no sense.
+    #[error("{problem}")]
+    Usage {
+        /// What is wrong.
+        problem: String,
+    },
+    /// Neither an option, nor the environment, nor the user's account names a home.
+    #[error("there is no home folder: the account has none and GALERNE_HOME is not set")]
+    NoHome,
+    /// A name that is not in the home.
+    #[error("there is no {kind} `{name}` in {}{}", dir.display(), listed(available))]
+    Unknown {
+        /// `model` or `run`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// Where it was looked for.
+        dir: PathBuf,
+        /// What is there.
+        available: Vec<String>,
+    },
+    /// Nothing to serve.
+    #[error("there is no model to serve in {}", dir.display())]
+    NoModels {
+        /// Where models are looked for.
+        dir: PathBuf,
+    },
+    /// Text is asked of a model that knows no text.
+    #[error("model `{model}` has no tokenizer.json: it takes and gives token ids only")]
+    NoTokenizer {
+        /// The model.
+        model: String,
+    },
+    /// A conversation is asked of a model that only continues text.
+    #[error("model `{model}` has no chat template that this program knows")]
+    NoTemplate {
+        /// The model.
+        model: String,
+    },
+    /// What is to be made is there already.
+    #[error("{} exists already and is not overwritten", path.display())]
+    Exists {
+        /// The file or folder.
+        path: PathBuf,
+        /// What to do instead.
+        hint: String,
+    },
+    /// The disk cannot hold what a run will write.
+    #[error(
+        "{} has {} free, the run needs {} (two checkpoints and the model)",
+        dir.display(), bytes(*free_bytes), bytes(*needed_bytes)
+    )]
+    DiskSpace {
+        /// Where the run would be.
+        dir: PathBuf,
+        /// Free bytes.
+        free_bytes: u64,
+        /// Bytes that the run will take.
+        needed_bytes: u64,
+    },
+    /// A signal asked the program to stop, and it did in good order.
+    #[error("stopped by {}{state}", signal.name())]
+    Stopped {
+        /// The signal.
+        signal: StopSignal,
+        /// What was saved, beginning with a colon; empty when there was nothing to save.
+        state: String,
+        /// How to go on.
+        next: Option<String>,
+    },
+    /// Nobody reads stdout any more.
+    #[error("standard output is closed")]
+    ClosedStdout,
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { String::new() } else { format!("; there are: {}", names.join(", ")) }
+}
+
+impl Failure {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Usage { .. } => Some("see --help".to_owned()),
+            Self::NoHome => Some("set GALERNE_HOME, or give --home DIR".to_owned()),
+            Self::Unknown { kind, .. } => Some(format!(
+                "a {kind} elsewhere is given as a path, with a slash or a dot, such as ./{kind}"
+            )),
+            Self::NoModels { .. } => Some(
+                "`galerne quickstart` or `galerne pretrain` makes one; --home names another home"
+                    .to_owned(),
+            ),
+            Self::NoTokenizer { .. } => Some("give --token-ids, such as 1,5,9".to_owned()),
+            Self::NoTemplate { .. } => Some("`galerne generate` continues a text".to_owned()),
+            Self::Exists { hint, .. } => Some(hint.clone()),
+            Self::DiskSpace { .. } => {
+                Some("free some space, or name a home on another disk with --home".to_owned())
+            }
+            Self::Stopped { next, .. } => next.clone(),
+            Self::ClosedStdout => None,
+        }
+    }
+}
+
+/// Says what went wrong and gives the exit code.
+pub(crate) fn report(error: &anyhow::Error, form: Form) -> ExitCode {
+    let failure = error.downcast_ref::<Failure>();
+    let (code, label) = match failure {
+        Some(Failure::ClosedStdout) => return ExitCode::SUCCESS,
+        Some(Failure::Stopped { signal, .. }) => (signal.exit_code(), ""),
+        Some(Failure::Usage { .. }) => (USAGE, "error: "),
+        _ => (1, "error: "),
+    };
+    write_report(label, &message(error), hint(error).as_deref(), form);
+    ExitCode::from(code)
+}
+
+/// Answers `--help` and `--version`, and says what is wrong with the arguments.
+pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Help for a closed pipe is not missed.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.render().to_string();
+        let problem = text.split("\n\n").next().unwrap_or_default();
+        let problem = problem.trim_start_matches("error: ").trim();
+        write_report("", problem, Some("see --help"), Form::Json);
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(USAGE)
+}
+
+fn write_report(label: &str, message: &str, hint: Option<&str>, form: Form) {
+    let text = match form {
+        Form::Json => json!({"error": {"message": message, "hint": hint}}).to_string(),
+        Form::Text => {
+            let hint = hint.map_or_else(String::new, |hint| format!("\nhint: {hint}"));
+            format!("{label}{message}{hint}")
+        }
+    };
+    // With stderr closed the exit code must do.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// The chain of causes. Library errors tell their cause in their own text, which is not said twice.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            let _ = write!(text, ": {cause}");
+        }
+    }
+    text
+}
+
+/// The next step, where an error of the chain has one.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| {
+        if let Some(failure) = cause.downcast_ref::<Failure>() {
+            return failure.hint();
+        }
+        if let Some(error) = cause.downcast_ref::<ServerError>() {
+            return error.hint().map(str::to_owned);
+        }
+        if let Some(error) = cause.downcast_ref::<TrainError>() {
+            return train_hint(error);
+        }
+        if let Some(error) = cause.downcast_ref::<FormatError>() {
+            return format_hint(error);
+        }
+        if let Some(DataError::Format(error)) = cause.downcast_ref::<DataError>() {
+            return format_hint(error);
+        }
+        if let Some(ComputeError::Unsupported { .. }) = cause.downcast_ref::<ComputeError>() {
+            return Some("`galerne doctor` shows which families this machine runs".to_owned());
+        }
+        cause.downcast_ref::<io::Error>().and_then(io_hint)
+    })
+}
+
+fn train_hint(error: &TrainError) -> Option<String> {
+    match error {
+        TrainError::Format(error) | TrainError::Data(DataError::Format(error)) => {
+            format_hint(error)
+        }
+        TrainError::Io { source, .. } => io_hint(source),
+        TrainError::NotARun { .. } => {
+            Some("a run is a folder made by `galerne pretrain` or `galerne tune`".to_owned())
+        }
+        TrainError::NotFinite { .. } => {
+            Some("lower schedule.peak_learning_rate in a new run".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn format_hint(error: &FormatError) -> Option<String> {
+    match error {
+        FormatError::Io { source, .. } => io_hint(source),
+        FormatError::Locked { .. } => Some("wait until the other process has ended, or stop it".to_owned()),
+        FormatError::Damaged { .. } => Some(
+            "restore the file from a copy; of a run, the name of an older checkpoint can be written into checkpoints/LATEST"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
+fn io_hint(error: &io::Error) -> Option<String> {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => {
+            Some("free some space, or name a home on another disk with --home".to_owned())
+        }
+        FileTooLarge => Some("raise the limit on the size of files (`ulimit -f`)".to_owned()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    fn full_disk() -> FormatError {
+        let source = io::Error::from(io::ErrorKind::StorageFull);
+        FormatError::Io { action: "write", path: "a/b".into(), source }
+    }
+
+    #[test]
+    fn causes_are_told_once_and_in_order() {
+        let error = anyhow::Error::from(full_disk()).context("cannot save the run");
+        let text = message(&error);
+        assert!(text.starts_with("cannot save the run: cannot write a/b: "), "{text}");
+        assert_eq!(text.matches("no storage space").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn hints_are_found_through_wrapped_errors() {
+        let error = anyhow::Error::from(TrainError::from(full_disk()));
+        assert!(hint(&error).unwrap().contains("free some space"));
+        let locked = FormatError::Locked { dir: "run".into(), holder: "process 1".to_owned() };
+        let error = anyhow::Error::from(locked).context("cannot resume");
+        assert!(hint(&error).unwrap().contains("other process"));
+        let none: anyhow::Result<()> = Err(anyhow::anyhow!("x")).context("y");
+        assert_eq!(hint(&none.unwrap_err()), None);
+    }
+}

@@ -1,0 +1,184 @@
+//! `galerne generate`: one completion.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use engine::{EngineLimits, Sampling};
+use formats::{TensorData, TensorSource, WeightDtype, write_safetensors};
+use model::{KvCache, Workspace};
+use serde_json::json;
+use tensor::Device;
+use tokenizer::TextStream;
+
+use crate::context::{Context, Form};
+use crate::failure::Failure;
+use crate::generation::{Ended, Question, answer};
+use crate::models::OpenModel;
+use crate::os::StopSignals;
+
+/// Arguments of `galerne generate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Model: a name in the home, or a path (with a slash or a dot)
+    #[arg(long, value_name = "NAME|DIR")]
+    model: String,
+    #[command(flatten)]
+    prompt: Prompt,
+    /// Most new tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Text that ends the answer and is not shown; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Also write the prompt's logits to this file: tensor `logits`, f32, [tokens, vocab_size]
+    #[arg(long, value_name = "FILE.safetensors")]
+    logits: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Prompt {
+    /// Text to continue; the beginning-of-text token is put before it
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Token ids to continue, used as given, such as 1,5,9
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    token_ids: Option<Vec<u32>>,
+}
+
+/// How tokens are drawn.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct SamplingArgs {
+    /// Divides the logits; 0 takes the likeliest token [default: the model's, else 0]
+    #[arg(long, value_name = "NUMBER")]
+    temperature: Option<f32>,
+    /// Draw from this many likeliest tokens [default: all]
+    #[arg(long, value_name = "N")]
+    top_k: Option<u32>,
+    /// Draw from the likeliest tokens whose probabilities reach this sum, 0 to 1 [default: the model's, else 1]
+    #[arg(long, value_name = "SHARE")]
+    top_p: Option<f32>,
+    /// Start of the random numbers; the same seed gives the same answer
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    /// What was asked for, else what the model's files say, else the likeliest token.
+    pub(crate) fn resolve(self, model: &OpenModel) -> Sampling {
+        let (temperature, top_p) = model.sampling_defaults();
+        Sampling {
+            temperature: self.temperature.or(temperature).unwrap_or(0.0),
+            top_k: self.top_k,
+            top_p: self.top_p.or(top_p).unwrap_or(1.0),
+            seed: self.seed,
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the model cannot be used or the prompt does not fit it.
+pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    if let Some(path) = args.logits.as_ref().filter(|path| path.exists()) {
+        let hint = "give the name of a new file".to_owned();
+        return Err(Failure::Exists { path: path.clone(), hint }.into());
+    }
+    let signals = StopSignals::take_all().context("cannot take signals")?;
+    let model = OpenModel::open(&args.model, context)?;
+    let prompt = token_ids(&args.prompt, &model)?;
+    check(&prompt, &model)?;
+    let device = context.device()?;
+    if let Some(path) = &args.logits {
+        write_logits(path, &prompt, &model, &device)?;
+    }
+    let new_tokens = args.max_tokens.min(model.config.context_len - prompt.len());
+    let cache_bytes =
+        KvCache::bytes_for(&model.config, model.decoder.dtype(), prompt.len() + new_tokens);
+    let limits =
+        EngineLimits { max_running: 1, max_waiting: 1, cache_bytes, ..EngineLimits::default() };
+    let engine = model.start_engine(device, limits)?;
+    let question = Question {
+        prompt,
+        max_tokens: args.max_tokens,
+        sampling: args.sampling.resolve(&model),
+        stop_ids: model.eos_ids.clone(),
+        stop_texts: args.stop,
+        text: model.tokenizer.clone().map(|tokenizer| (tokenizer, TextStream::new())),
+    };
+    let form = context.form();
+    let answer = answer(&engine, question, &signals, |text| match form {
+        Form::Text if !text.is_empty() => context.print(text),
+        _ => Ok(()),
+    })?;
+    if let Ended::OnSignal(signal) = answer.ended {
+        return Err(Failure::Stopped { signal, state: String::new(), next: None }.into());
+    }
+    match (form, &answer.text) {
+        (Form::Json, text) => {
+            let finish_reason = if answer.ended == Ended::AtLength { "length" } else { "stop" };
+            context.print_json(&json!({
+                "token_ids": answer.token_ids,
+                "text": text,
+                "finish_reason": finish_reason,
+            }))
+        }
+        (Form::Text, Some(_)) => context.print("\n"),
+        (Form::Text, None) => {
+            let ids: Vec<String> = answer.token_ids.iter().map(u32::to_string).collect();
+            context.print(&format!("{}\n", ids.join(",")))
+        }
+    }
+}
+
+fn token_ids(prompt: &Prompt, model: &OpenModel) -> anyhow::Result<Vec<u32>> {
+    let Some(text) = &prompt.prompt else {
+        return Ok(prompt.token_ids.clone().unwrap_or_default());
+    };
+    let tokenizer = model.tokenizer()?;
+    let mut ids = vec![tokenizer.bos_id()];
+    tokenizer.encode_into(text, &mut ids);
+    Ok(ids)
+}
+
+/// The engine checks the same; the logits are computed before it is asked.
+fn check(prompt: &[u32], model: &OpenModel) -> anyhow::Result<()> {
+    let (n, config) = (prompt.len(), &model.config);
+    anyhow::ensure!(n > 0, "the prompt has no tokens, expected at least one");
+    anyhow::ensure!(
+        n < config.context_len,
+        "the prompt has {n} tokens, expected fewer than {} (context_len)",
+        config.context_len
+    );
+    if let Some((position, id)) =
+        prompt.iter().enumerate().find(|&(_, &id)| id as usize >= config.vocab_size)
+    {
+        anyhow::bail!(
+            "token {position} of the prompt is {id}, expected less than {} (vocab_size)",
+            config.vocab_size
+        );
+    }
+    Ok(())
+}
+
+fn write_logits(
+    path: &Path,
+    prompt: &[u32],
+    model: &OpenModel,
+    device: &Device,
+) -> anyhow::Result<()> {
+    let (n_tokens, vocab_size) = (prompt.len(), model.config.vocab_size);
+    let mut workspace = Workspace::new(&model.config, model.decoder.dtype(), n_tokens);
+    let segment = [0, u32::try_from(n_tokens).context("the prompt is too long")?];
+    let logits = model.decoder.logits(device, prompt, &segment, &mut workspace);
+    let tensor = TensorSource {
+        name: "logits".to_owned(),
+        dtype: WeightDtype::F32,
+        shape: vec![n_tokens, vocab_size],
+        data: TensorData::F32(&logits),
+    };
+    Ok(write_safetensors(path, [tensor], &Default::default())?)
+}

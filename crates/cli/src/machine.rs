@@ -1,0 +1,68 @@
+//! What the system says about this machine, where it says it (Linux); absent elsewhere.
+
+use std::fs;
+use std::path::Path;
+
+/// Memory of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// All of it.
+    pub(crate) total_bytes: u64,
+    /// What programs can still take.
+    pub(crate) available_bytes: u64,
+}
+
+/// Memory as the kernel counts it.
+pub(crate) fn memory() -> Option<Memory> {
+    parse_memory(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn parse_memory(text: &str) -> Option<Memory> {
+    let field = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kib.checked_mul(1024)
+    };
+    Some(Memory { total_bytes: field("MemTotal:")?, available_bytes: field("MemAvailable:")? })
+}
+
+/// When the kernel backs memory with huge pages: `always`, `madvise` or `never`.
+pub(crate) fn huge_pages() -> Option<String> {
+    chosen(&fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?)
+}
+
+/// The word in brackets.
+fn chosen(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_owned())
+}
+
+/// The nearest folder that exists: the one given, or one above it.
+pub(crate) fn existing_ancestor(path: &Path) -> &Path {
+    path.ancestors()
+        .find(|dir| !dir.as_os_str().is_empty() && dir.exists())
+        .unwrap_or_else(|| Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_of_the_kernel_are_read_and_nonsense_is_absent() {
+        let text = "MemTotal:       24575020 kB\nMemFree: 1 kB\nMemAvailable:   20000000 kB\n";
+        let memory = parse_memory(text).unwrap();
+        assert_eq!(memory.total_bytes, 24_575_020 * 1024);
+        assert_eq!(memory.available_bytes, 20_000_000 * 1024);
+        assert_eq!(parse_memory("MemTotal: many kB"), None);
+        assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
+        assert_eq!(chosen("madvise"), None);
+    }
+
+    #[test]
+    fn the_nearest_existing_folder_is_found() {
+        let dir = std::env::temp_dir();
+        assert_eq!(existing_ancestor(&dir.join("galerne-none/x/y")), dir);
+        assert_eq!(existing_ancestor(Path::new("none-such")), Path::new("."));
+    }
+}

@@ -1,0 +1,241 @@
+//! From a `--model` value to a model that can answer.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use anyhow::Context as _;
+use engine::{Engine, EngineHandle, EngineLimits};
+use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
+use formats::{FormatError, WeightDtype};
+use model::{Decoder, ModelConfig};
+use tensor::{DType, Device, Passes};
+use tokenizer::{ChatTemplate, Tokenizer};
+use tracing::{info, warn};
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::figures::bytes;
+use crate::machine;
+
+/// The file of the tokenizer in a model directory.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+/// The file of the chat template in a model directory.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// A model in memory with everything that answering needs.
+#[derive(Debug)]
+pub(crate) struct OpenModel {
+    /// Its name in the home, or the name of its folder.
+    pub(crate) name: String,
+    /// Its folder.
+    pub(crate) dir: PathBuf,
+    /// Its shape.
+    pub(crate) config: ModelConfig,
+    /// Its weights.
+    pub(crate) decoder: Arc<Decoder>,
+    /// Turns text into ids and back; none when the folder has no vocabulary.
+    pub(crate) tokenizer: Option<Arc<Tokenizer>>,
+    /// Renders conversations; none for a model that only continues text.
+    pub(crate) template: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub(crate) eos_ids: Vec<u32>,
+    /// Where it comes from; none when another program made it.
+    pub(crate) lineage: Option<Lineage>,
+    /// Defaults for generation, where the folder has them.
+    pub(crate) generation: Option<GenerationConfig>,
+}
+
+/// Finds the folder of a `--model` value: with a slash or a dot it is a path, else a name in the home.
+///
+/// # Errors
+/// When there is no such name; the error lists those that there are.
+pub(crate) fn locate(value: &str, context: &Context) -> anyhow::Result<(String, PathBuf)> {
+    let dir = context.models_dir();
+    locate_in(&dir, "model", value).map(|path| (folder_name(&path), path))
+}
+
+/// Finds a model or a run by name or path.
+pub(crate) fn locate_in(dir: &Path, kind: &'static str, value: &str) -> anyhow::Result<PathBuf> {
+    if value.contains(['/', '.']) {
+        return Ok(PathBuf::from(value));
+    }
+    let path = dir.join(value);
+    if !value.is_empty() && path.is_dir() {
+        return Ok(path);
+    }
+    let (name, dir, available) = (value.to_owned(), dir.to_owned(), visible_folders(dir));
+    Err(Failure::Unknown { kind, name, dir, available }.into())
+}
+
+/// Names of the folders in a folder, sorted; hidden ones are being written.
+fn visible_folders(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    let names = folders.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    names
+}
+
+/// The last part of a path, also of `.` and of paths that end in `..`.
+pub(crate) fn folder_name(path: &Path) -> String {
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+impl OpenModel {
+    /// Finds a model and loads it.
+    ///
+    /// # Errors
+    /// When it is not there, or its files cannot be used.
+    pub(crate) fn open(value: &str, context: &Context) -> anyhow::Result<Self> {
+        let (name, path) = locate(value, context)?;
+        let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
+        Self::load(name, &dir, &context.device()?)
+    }
+
+    /// Loads the weights of a model directory. The memory is logged before it is taken.
+    ///
+    /// # Errors
+    /// When the weights, the tokenizer or the shape cannot be used.
+    pub(crate) fn load(name: String, dir: &ModelDir, device: &Device) -> anyhow::Result<Self> {
+        for tensor in dir.unused_tensors() {
+            warn!(model = name, tensor, "the model does not use this tensor of its files");
+        }
+        let config = ModelConfig::new(dir.config().clone())
+            .with_context(|| format!("cannot compute model `{name}`"))?;
+        let dtype = dtype_of(config.dtype);
+        let memory = ModelMemory::of(&config);
+        let available = machine::memory().map(|memory| bytes(memory.available_bytes));
+        info!(
+            model = name,
+            weights = bytes(memory.weights_bytes),
+            while_loading = bytes(memory.loading_bytes),
+            available,
+            "memory of the model"
+        );
+        let tokenizer = open_tokenizer(&name, dir, &config)?;
+        let decoder = Decoder::load(device, &config, dtype, |weight, out| {
+            dir.weights().weight(weight, &config)?.read_f32(out);
+            Ok::<(), FormatError>(())
+        })?;
+        Ok(Self {
+            dir: dir.dir().to_owned(),
+            template: tokenizer.as_ref().and_then(|_| chat_template(&name, dir)),
+            config,
+            decoder: Arc::new(decoder),
+            tokenizer,
+            eos_ids: dir.eos_ids(),
+            lineage: dir.lineage().cloned(),
+            generation: dir.generation().cloned(),
+            name,
+        })
+    }
+
+    /// Starts the thread that computes answers.
+    ///
+    /// # Errors
+    /// When the system refuses the thread.
+    pub(crate) fn start_engine(
+        &self,
+        device: Device,
+        limits: EngineLimits,
+    ) -> anyhow::Result<EngineHandle> {
+        Ok(Engine::start(Arc::clone(&self.decoder), device, limits)?)
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// [`Failure::NoTokenizer`].
+    pub(crate) fn tokenizer(&self) -> Result<&Arc<Tokenizer>, Failure> {
+        let missing = || Failure::NoTokenizer { model: self.name.clone() };
+        self.tokenizer.as_ref().ok_or_else(missing)
+    }
+
+    /// Sampling temperature and share of probability that the model's files ask for.
+    pub(crate) fn sampling_defaults(&self) -> (Option<f32>, Option<f32>) {
+        let of = |pick: fn(&GenerationConfig) -> Option<f64>| {
+            self.generation.as_ref().and_then(pick).map(|number| number as f32)
+        };
+        (of(|generation| generation.temperature), of(|generation| generation.top_p))
+    }
+
+    /// When the model was made, in seconds since 1970, as far as its files tell.
+    pub(crate) fn created(&self) -> u64 {
+        let modified = fs::metadata(self.dir.join("config.json")).and_then(|file| file.modified());
+        let since = modified.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        since.map_or(0, |duration| duration.as_secs())
+    }
+}
+
+/// What a model takes in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ModelMemory {
+    /// Packed weights.
+    pub(crate) weights_bytes: u64,
+    /// Packed weights, and the f32 copy that they are packed from.
+    pub(crate) loading_bytes: u64,
+}
+
+impl ModelMemory {
+    /// The plan of a model.
+    pub(crate) fn of(config: &ModelConfig) -> Self {
+        let weights = Decoder::bytes_for(config, dtype_of(config.dtype), Passes::Forward) as u64;
+        Self { weights_bytes: weights, loading_bytes: weights + 4 * config.n_parameters() }
+    }
+}
+
+/// bf16 weights are computed in bf16, all others in f32.
+pub(crate) fn dtype_of(stored: WeightDtype) -> DType {
+    match stored {
+        WeightDtype::Bf16 => DType::Bf16,
+        WeightDtype::F32 => DType::F32,
+    }
+}
+
+fn open_tokenizer(
+    name: &str,
+    dir: &ModelDir,
+    config: &ModelConfig,
+) -> anyhow::Result<Option<Arc<Tokenizer>>> {
+    let path = dir.dir().join(TOKENIZER_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let tokenizer =
+        Tokenizer::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    if tokenizer.vocab_size() > config.vocab_size {
+        anyhow::bail!(
+            "the tokenizer of model `{name}` has {} ids, expected at most {} (vocab_size)",
+            tokenizer.vocab_size(),
+            config.vocab_size
+        );
+    }
+    Ok(Some(Arc::new(tokenizer)))
+}
+
+/// The template of the model, where it is one that this program renders.
+fn chat_template(name: &str, dir: &ModelDir) -> Option<ChatTemplate> {
+    let text = fs::read_to_string(dir.dir().join(TEMPLATE_FILE)).ok()?;
+    let template = ChatTemplate::default();
+    if text.trim_end() == template.jinja().trim_end() {
+        return Some(template);
+    }
+    warn!(model = name, "chat_template.jinja is not one that this program renders: no chat");
+    None
+}
+
+/// The models of the home that can be opened; those that cannot are logged.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub(crate) fn of_home(context: &Context) -> anyhow::Result<Vec<(String, ModelDir)>> {
+    let list = list_models(&context.models_dir())?;
+    for (name, error) in &list.broken {
+        warn!(model = name, %error, "this folder of the home is no usable model");
+    }
+    Ok(list.models)
+}

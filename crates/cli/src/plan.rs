@@ -1,0 +1,218 @@
+//! `galerne plan`: what a run will take, and what serving the model takes.
+
+use std::path::PathBuf;
+
+use bench::{TRAIN_STEP, TrainStepShape, training_speed};
+use model::{Decoder, KvCache, ModelConfig};
+use serde::Serialize;
+use serde_json::json;
+use tensor::{DType, Passes};
+use train::recipe::{BatchSettings, ModelShape, RecipeDType};
+
+use crate::context::{Context, Form};
+use crate::figures::{bytes, duration, table};
+use crate::training::RunPlan;
+use crate::{machine, recipes};
+
+/// Models up to this size are measured themselves; the time of larger ones follows from the operations.
+const MAX_MEASURED_PARAMETERS: u64 = 200_000_000;
+
+/// Arguments of `galerne plan`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Plan this recipe; the shape options below are then not used
+    #[arg(long, value_name = "FILE", conflicts_with_all = SHAPE_OPTIONS)]
+    recipe: Option<PathBuf>,
+    /// Override a key of the recipe
+    #[arg(long, value_name = "SECTION.KEY=VALUE", requires = "recipe")]
+    set: Vec<String>,
+    /// Width of the residual stream
+    #[arg(long, value_name = "N", default_value_t = 384)]
+    hidden: usize,
+    /// Layers
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    layers: usize,
+    /// Query heads
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    heads: usize,
+    /// Key and value heads
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    kv_heads: usize,
+    /// Width of a head
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    head_dim: usize,
+    /// Width of the feed-forward part
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    ffn: usize,
+    /// Vocabulary
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    vocab: usize,
+    /// Longest sequence, tokens
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    context: usize,
+    /// Tokens of a training row [default: --context]
+    #[arg(long, value_name = "N")]
+    seq_len: Option<usize>,
+    /// Rows of an optimizer step
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    rows: usize,
+    /// Rows computed together
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    micro_batch: usize,
+    /// Tokens to train on
+    #[arg(long, value_name = "N", default_value_t = 100_000_000)]
+    tokens: u64,
+    /// Training speed, tokens per second [default: measured here]
+    #[arg(long, value_name = "NUMBER")]
+    tokens_per_s: Option<f64>,
+}
+
+/// Options that say the same as a recipe.
+const SHAPE_OPTIONS: [&str; 12] = [
+    "hidden",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "ffn",
+    "vocab",
+    "context",
+    "seq_len",
+    "rows",
+    "micro_batch",
+    "tokens",
+];
+
+/// Where a speed comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum SpeedSource {
+    Given,
+    Measured,
+    /// From the operations, at the speed measured on a model of 15.7 million parameters.
+    Estimated,
+}
+
+/// What is planned.
+struct Planned {
+    plan: RunPlan,
+    batch: BatchSettings,
+    dtype: RecipeDType,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the shape or the recipe cannot be used.
+pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    let planned = planned(&args)?;
+    let speed = speed(&args, &planned, context)?;
+    let plan = &planned.plan;
+    let inference_dtype = DType::from(planned.dtype);
+    let weights = Decoder::bytes_for(&plan.config, inference_dtype, Passes::Forward) as u64;
+    let cache = KvCache::bytes_for(&plan.config, inference_dtype, 1024) as u64;
+    let seconds = speed.map(|(speed, _)| plan.n_tokens as f64 / speed);
+    match context.form() {
+        Form::Json => {
+            let mut memory = serde_json::to_value(plan.memory)?;
+            memory["total_bytes"] = json!(plan.memory.total_bytes());
+            context.print_json(&json!({
+                "parameters": plan.config.n_parameters(),
+                "tokens": plan.n_tokens,
+                "flops": plan.flops,
+                "training_memory": memory,
+                "checkpoint_bytes": plan.memory.checkpoint_bytes(),
+                "model_bytes": plan.model_bytes,
+                "tokens_per_s": speed.map(|(speed, _)| speed),
+                "tokens_per_s_source": speed.map(|(_, source)| source),
+                "seconds": seconds,
+                "inference_weights_bytes": weights,
+                "kv_cache_bytes_per_1024_tokens": cache,
+                "memory_available_bytes": machine::memory().map(|memory| memory.available_bytes),
+            }))
+        }
+        Form::Text => {
+            let mut rows = plan.rows();
+            if let (Some((speed, source)), Some(seconds)) = (speed, seconds) {
+                let source = format!("{source:?}").to_lowercase();
+                rows.push(("speed", format!("{speed:.0} tokens/s ({source})")));
+                rows.push(("time", duration(seconds)));
+            }
+            rows.push(("serving: weights", bytes(weights)));
+            rows.push(("serving: cache per 1024 tokens", bytes(cache)));
+            if let Some(memory) = machine::memory() {
+                rows.push(("memory available", bytes(memory.available_bytes)));
+            }
+            context.print(&table(&rows))
+        }
+    }
+}
+
+fn planned(args: &Args) -> anyhow::Result<Planned> {
+    if let Some(path) = &args.recipe {
+        let recipe = recipes::read(path, &args.set)?;
+        let plan = RunPlan::of_recipe(&recipe)?;
+        return Ok(Planned { plan, batch: recipe.batch, dtype: recipe.dtype });
+    }
+    let shape = ModelShape {
+        hidden_dim: args.hidden,
+        n_layers: args.layers,
+        n_heads: args.heads,
+        n_kv_heads: args.kv_heads,
+        head_dim: args.head_dim,
+        ffn_dim: args.ffn,
+        vocab_size: args.vocab,
+        context_len: args.context,
+        rope_theta: 1e4,
+    };
+    let batch = BatchSettings {
+        seq_len: args.seq_len.unwrap_or(args.context),
+        rows_per_step: args.rows,
+        rows_per_micro_batch: args.micro_batch,
+    };
+    let step_tokens = (batch.rows_per_step * batch.seq_len) as u64;
+    anyhow::ensure!(
+        step_tokens > 0 && batch.rows_per_micro_batch > 0,
+        "--rows, --micro-batch and --seq-len must be at least 1"
+    );
+    let dtype = RecipeDType::Bf16;
+    let n_steps = args.tokens.div_ceil(step_tokens);
+    // Token ids of a vocabulary up to 65,536 take two bytes.
+    let data_bytes = args.tokens * if args.vocab <= 1 << 16 { 2 } else { 4 };
+    let plan = RunPlan::new(shape.config(1, 2)?, dtype, batch, n_steps, data_bytes);
+    Ok(Planned { plan, batch, dtype })
+}
+
+/// Tokens per second; none for f32, which is not measured.
+fn speed(
+    args: &Args,
+    planned: &Planned,
+    context: &Context,
+) -> anyhow::Result<Option<(f64, SpeedSource)>> {
+    if let Some(speed) = args.tokens_per_s {
+        anyhow::ensure!(
+            speed.is_finite() && speed > 0.0,
+            "--tokens-per-s is {speed}, expected more than 0"
+        );
+        return Ok(Some((speed, SpeedSource::Given)));
+    }
+    if planned.dtype == RecipeDType::F32 {
+        return Ok(None);
+    }
+    let device = context.device()?;
+    let config = &planned.plan.config;
+    let available = machine::memory().map_or(u64::MAX, |memory| memory.available_bytes);
+    let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch } = planned.batch;
+    if config.n_parameters() <= MAX_MEASURED_PARAMETERS
+        && planned.plan.memory.total_bytes() < available
+    {
+        let shape = TrainStepShape { seq_len, n_rows: rows_per_step, rows_per_micro_batch };
+        let speed = training_speed(&device, config, shape)?;
+        return Ok(Some((speed, SpeedSource::Measured)));
+    }
+    let small: ModelConfig = TRAIN_STEP.config()?;
+    let shape = TrainStepShape::BAR;
+    let flops =
+        training_speed(&device, &small, shape)? * small.train_flops_per_token(shape.seq_len);
+    Ok(Some((flops / config.train_flops_per_token(seq_len), SpeedSource::Estimated)))
+}

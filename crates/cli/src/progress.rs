@@ -1,0 +1,78 @@
+//! What the user sees while a model trains: a bar on a terminal, plain lines elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use train::Progress;
+
+use crate::figures::duration;
+
+/// Plain lines of a whole run, beside those with a validation.
+const N_LINES: u64 = 20;
+
+/// The progress of a training run, on stderr.
+#[derive(Debug)]
+pub(crate) struct TrainingBar {
+    /// On a terminal.
+    bar: Option<ProgressBar>,
+    started: Instant,
+    first_step: u64,
+    bits_per_byte: Option<f64>,
+}
+
+impl TrainingBar {
+    /// Progress from `step` on, of `n_steps`.
+    pub(crate) fn new(step: u64, n_steps: u64) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let target = ProgressDrawTarget::stderr();
+            let bar = ProgressBar::with_draw_target(Some(n_steps), target).with_position(step);
+            // The template is a constant that the library accepts.
+            let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Self { bar, started: Instant::now(), first_step: step, bits_per_byte: None }
+    }
+
+    /// Shows a step.
+    pub(crate) fn observe(&mut self, progress: &Progress) {
+        let is_validated = progress.validation_bits_per_byte.is_some();
+        self.bits_per_byte = progress.validation_bits_per_byte.or(self.bits_per_byte);
+        let Progress { step, n_steps, .. } = *progress;
+        let message = self.message(progress);
+        if let Some(bar) = &self.bar {
+            bar.set_position(step);
+            bar.set_message(message);
+            return;
+        }
+        let is_due = step.is_multiple_of((n_steps / N_LINES).max(1)) || step == n_steps;
+        if is_due || is_validated || step == self.first_step + 1 {
+            // A closed stderr harms no training.
+            let _ = writeln!(io::stderr(), "step {step}/{n_steps}  {message}");
+        }
+    }
+
+    fn message(&self, progress: &Progress) -> String {
+        let n_done = progress.step.saturating_sub(self.first_step).max(1);
+        let n_left = progress.n_steps.saturating_sub(progress.step);
+        let seconds_per_step = self.started.elapsed().as_secs_f64() / n_done as f64;
+        let validation = self
+            .bits_per_byte
+            .map_or_else(String::new, |bits| format!("  validation {bits:.3} bits/byte"));
+        format!(
+            "loss {:.3}  {:.0} tokens/s  {:.0} GFLOP/s  {} left{validation}",
+            progress.loss,
+            progress.tokens_per_s,
+            progress.flops_per_s / 1e9,
+            duration(seconds_per_step * n_left as f64),
+        )
+    }
+
+    /// Leaves the last state on the screen.
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.abandon();
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! `galerne resume`: a run goes on from its last checkpoint.
+
+use anyhow::Context as _;
+use train::{Recipe, Run};
+
+use crate::context::Context;
+use crate::models::locate_in;
+use crate::os::StopSignals;
+use crate::training::{RunPlan, finish};
+
+/// Arguments of `galerne resume`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Run: a name in the home, or a path (with a slash or a dot)
+    #[arg(value_name = "RUN")]
+    run: String,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no such run, it is in use, or a file of it is damaged.
+pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    let dir = locate_in(&context.runs_dir(), "run", &args.run)?;
+    let recipe = dir.join("run.toml");
+    if recipe.is_file() {
+        RunPlan::of_recipe(&Recipe::read(&recipe)?)?.announce(&dir, context)?;
+    }
+    let signals = StopSignals::take_all().context("cannot take signals")?;
+    let mut run = Run::resume(&dir, context.device()?)?;
+    context.say(&format!("resuming at step {} of {}", run.step(), run.recipe().n_steps));
+    finish(&mut run, &args.run, &signals, context)
+}

@@ -1,0 +1,238 @@
+//! `galerne tokenizer`: train one, and use it on lines.
+
+use std::io::{self, BufRead};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use data::reader::FolderReader;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tokenizer::{
+    BpeTrainer, CONTROL_TOKENS, ChatTemplate, Conversation, Ending, Role, Tokenizer, TrainOptions,
+};
+
+use crate::context::{Context, Form};
+use crate::failure::Failure;
+use crate::figures::table;
+
+/// Arguments of `galerne tokenizer`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Learn a byte-level BPE vocabulary from the .txt and .md files of a folder
+    Train {
+        /// Folder of text, folders inside it included
+        #[arg(long, value_name = "DIR")]
+        text: PathBuf,
+        /// Entries in all: control tokens, 256 bytes, merges
+        #[arg(long, value_name = "N", default_value_t = TrainOptions::default().vocab_size)]
+        vocab_size: usize,
+        /// Folder to write tokenizer.json and friends into
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Turn lines of stdin into token ids; with --json, lines of JSON strings into lists
+    Encode(Used),
+    /// Turn lines of token ids into text; with --json, lists into JSON strings
+    Decode(Used),
+    /// Render chat requests, one JSON object per line, with the chat template
+    Render {
+        #[command(flatten)]
+        used: Used,
+        /// Version of the chat template
+        #[arg(long, value_name = "VERSION", default_value = "v7", value_parser = ["v7"])]
+        version: String,
+    },
+    /// Show what a tokenizer holds
+    Inspect(Used),
+}
+
+#[derive(Debug, clap::Args)]
+struct Used {
+    /// Tokenizer: a tokenizer.json, or a folder with one
+    #[arg(long, value_name = "FILE|DIR")]
+    tokenizer: PathBuf,
+}
+
+impl Used {
+    fn open(&self) -> anyhow::Result<Tokenizer> {
+        Tokenizer::open(&self.tokenizer)
+            .with_context(|| format!("cannot use the tokenizer of {}", self.tokenizer.display()))
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When files or lines cannot be read.
+pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    match args.command {
+        Command::Train { text, vocab_size, out } => train(&text, vocab_size, &out, context),
+        Command::Encode(used) => {
+            let tokenizer = used.open()?;
+            for_lines(context, |line, form| encode(&tokenizer, line, form))
+        }
+        Command::Decode(used) => {
+            let tokenizer = used.open()?;
+            for_lines(context, |line, form| decode(&tokenizer, line, form))
+        }
+        Command::Render { used, version: _ } => {
+            let tokenizer = used.open()?;
+            for_lines(context, |line, form| render(&tokenizer, line, form))
+        }
+        Command::Inspect(used) => inspect(&used.open()?, context),
+    }
+}
+
+fn train(text: &Path, vocab_size: usize, out: &Path, context: &Context) -> anyhow::Result<()> {
+    let path = out.join("tokenizer.json");
+    if path.exists() {
+        let hint = "give another --out".to_owned();
+        return Err(Failure::Exists { path, hint }.into());
+    }
+    let options = TrainOptions { vocab_size, n_threads: context.n_threads(), ..Default::default() };
+    let mut trainer = BpeTrainer::new(options);
+    let mut reader = FolderReader::open(text)?;
+    for document in reader.by_ref() {
+        trainer.feed(&document?.text);
+    }
+    context.say(&reader.report().to_string());
+    let tokenizer = trainer.train()?;
+    tokenizer.save(out)?;
+    match context.form() {
+        Form::Text => context.print(&format!("{}\n", path.display())),
+        Form::Json => context.print_json(&json!({
+            "tokenizer": path,
+            "vocab_size": tokenizer.vocab_size(),
+            "digest": tokenizer.digest(),
+            "n_documents": reader.report().n_documents,
+            "n_bytes": reader.report().n_bytes,
+        })),
+    }
+}
+
+/// Answers each line of stdin with one line.
+fn for_lines(
+    context: &Context,
+    answer: impl Fn(&str, Form) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    let mut input = io::stdin().lock();
+    let mut line = String::new();
+    for number in 1_u64.. {
+        line.clear();
+        let n = input.read_line(&mut line).with_context(|| format!("line {number} of stdin"))?;
+        if n == 0 {
+            break;
+        }
+        let text = line.strip_suffix('\n').unwrap_or(&line);
+        let text =
+            answer(text, context.form()).with_context(|| format!("line {number} of stdin"))?;
+        context.print(&format!("{text}\n"))?;
+    }
+    Ok(())
+}
+
+fn to_json(value: &impl Serialize) -> anyhow::Result<String> {
+    serde_json::to_string(value).context("cannot write the answer as JSON")
+}
+
+fn encode(tokenizer: &Tokenizer, line: &str, form: Form) -> anyhow::Result<String> {
+    match form {
+        Form::Json => {
+            let text: String = serde_json::from_str(line).context("expected a JSON string")?;
+            to_json(&tokenizer.encode(&text))
+        }
+        Form::Text => {
+            let ids = tokenizer.encode(line);
+            Ok(ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "))
+        }
+    }
+}
+
+fn decode(tokenizer: &Tokenizer, line: &str, form: Form) -> anyhow::Result<String> {
+    match form {
+        Form::Json => {
+            let ids: Vec<u32> =
+                serde_json::from_str(line).context("expected a list of token ids")?;
+            to_json(&tokenizer.decode(&ids))
+        }
+        Form::Text => {
+            let parts = line.split([' ', ',', '\t']).filter(|part| !part.is_empty());
+            let ids = parts
+                .map(|part| part.parse().with_context(|| format!("`{part}`: expected a token id")));
+            Ok(tokenizer.decode(&ids.collect::<anyhow::Result<Vec<u32>>>()?))
+        }
+    }
+}
+
+/// Members of a chat request that do not change how it is rendered.
+const OTHER_MEMBERS: [&str; 9] = [
+    "model",
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_tokens",
+    "stream",
+    "stop",
+    "seed",
+    "random_seed",
+];
+
+fn render(tokenizer: &Tokenizer, line: &str, form: Form) -> anyhow::Result<String> {
+    let mut request: Map<String, Value> =
+        serde_json::from_str(line).context("expected a chat request")?;
+    let messages = request.remove("messages").context("`messages` is missing")?;
+    if let Some(member) = request.keys().find(|key| !OTHER_MEMBERS.contains(&key.as_str())) {
+        anyhow::bail!("`{member}` is not supported");
+    }
+    let conversation: Conversation = serde_json::from_value(json!({"messages": messages}))?;
+    let is_complete =
+        conversation.messages.last().is_some_and(|message| message.role == Role::Assistant);
+    let ending = if is_complete { Ending::Complete } else { Ending::AwaitAnswer };
+    let rendered = ChatTemplate::default().render(tokenizer, &conversation, ending)?;
+    match form {
+        Form::Text => Ok(rendered.text),
+        Form::Json => {
+            let trained: Vec<u8> = rendered.trained.iter().map(|&is| u8::from(is)).collect();
+            to_json(&json!({
+                "token_ids": rendered.token_ids,
+                "text": rendered.text,
+                "trained": trained,
+            }))
+        }
+    }
+}
+
+fn inspect(tokenizer: &Tokenizer, context: &Context) -> anyhow::Result<()> {
+    let controls: Vec<(&str, Option<u32>)> =
+        CONTROL_TOKENS.iter().map(|&name| (name, tokenizer.control_id(name))).collect();
+    let digits = format!("{:?}", tokenizer.digits()).to_lowercase();
+    match context.form() {
+        Form::Json => {
+            let controls: Map<String, Value> =
+                controls.iter().map(|(name, id)| ((*name).to_owned(), json!(id))).collect();
+            context.print_json(&json!({
+                "vocab_size": tokenizer.vocab_size(),
+                "digest": tokenizer.digest(),
+                "digits_per_word": digits,
+                "control_tokens": controls,
+            }))
+        }
+        Form::Text => {
+            let mut rows = vec![
+                ("vocabulary", tokenizer.vocab_size().to_string()),
+                ("digest", tokenizer.digest()),
+                ("digits per word", digits),
+            ];
+            for (name, id) in controls {
+                rows.push((name, id.map_or_else(|| "none".to_owned(), |id| id.to_string())));
+            }
+            context.print(&table(&rows))
+        }
+    }
+}

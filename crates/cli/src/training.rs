@@ -1,0 +1,327 @@
+//! A training run from the command line: plan, run, model. Shared by `pretrain`, `tune` and `resume`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use formats::model_dir::Lineage;
+use formats::{WeightDtype, free_disk_bytes, read_config};
+use model::ModelConfig;
+use serde_json::json;
+use tokenizer::Tokenizer;
+use train::export::{ModelNotes, write_model};
+use train::plan::TrainingMemory;
+use train::recipe::{BatchSettings, RecipeDType, Start};
+use train::{Outcome, Progress, Recipe, Run, RunControl};
+
+use crate::context::{Context, Form};
+use crate::failure::Failure;
+use crate::figures::{bytes, count, duration, table};
+use crate::models::folder_name;
+use crate::os::StopSignals;
+use crate::progress::TrainingBar;
+use crate::{machine, recipes};
+
+/// Where a run begins, for the commands that start one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// From random weights: `pretrain`.
+    Pretrain,
+    /// From a model: `tune`.
+    Tune,
+}
+
+/// Arguments of the commands that start a run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunArgs {
+    /// Recipe: a TOML file with the model, the data, the batch and the schedule
+    #[arg(long, value_name = "FILE")]
+    recipe: PathBuf,
+    /// Override a key of the recipe, such as n_steps=100 or schedule.peak_learning_rate=1e-3; may be given several times
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+    /// Name of the run and of the model it makes [default: the recipe's file name and a number]
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+}
+
+/// What a run will take.
+#[derive(Clone, Debug)]
+pub(crate) struct RunPlan {
+    /// Shape of the model.
+    pub(crate) config: ModelConfig,
+    /// Memory, by purpose.
+    pub(crate) memory: TrainingMemory,
+    /// Bytes of the model directory's weights.
+    pub(crate) model_bytes: u64,
+    /// Input tokens of the run.
+    pub(crate) n_tokens: u64,
+    /// Floating-point operations of the run.
+    pub(crate) flops: f64,
+}
+
+impl RunPlan {
+    /// The plan of a recipe. Data that is not there counts as empty: opening it says what is wrong.
+    ///
+    /// # Errors
+    /// When the model's shape cannot be read or computed.
+    pub(crate) fn of_recipe(recipe: &Recipe) -> anyhow::Result<Self> {
+        let config = config_of(recipe)?;
+        let data = &recipe.data;
+        let paths = data.shards.iter().chain(&data.documents).chain(&data.conversations);
+        let data_bytes = paths.map(|path| size_on_disk(path)).sum();
+        Ok(Self::new(config, recipe.dtype, recipe.batch, recipe.n_steps, data_bytes))
+    }
+
+    /// The plan of a run of `n_steps` on data of `data_bytes`.
+    pub(crate) fn new(
+        config: ModelConfig,
+        dtype: RecipeDType,
+        batch: BatchSettings,
+        n_steps: u64,
+        data_bytes: u64,
+    ) -> Self {
+        let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch } = batch;
+        let n_tokens = n_steps * (rows_per_step * seq_len) as u64;
+        Self {
+            memory: TrainingMemory::of(
+                &config,
+                dtype.into(),
+                rows_per_micro_batch,
+                seq_len,
+                data_bytes,
+            ),
+            model_bytes: config.n_parameters() * stored_dtype(dtype).n_bytes() as u64,
+            n_tokens,
+            flops: n_tokens as f64 * config.train_flops_per_token(seq_len),
+            config,
+        }
+    }
+
+    /// Disk that must be free: a checkpoint is written before the one before it goes, and then the model.
+    pub(crate) fn needed_disk_bytes(&self) -> u64 {
+        2 * self.memory.checkpoint_bytes() + self.model_bytes
+    }
+
+    /// Names and values for people.
+    pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
+        let memory = &self.memory;
+        vec![
+            ("parameters", count(self.config.n_parameters())),
+            ("tokens", count(self.n_tokens)),
+            ("operations", format!("{:.2e} FLOP", self.flops)),
+            ("memory", bytes(memory.total_bytes())),
+            ("  f32 masters", bytes(memory.masters_bytes)),
+            ("  optimizer moments", bytes(memory.optimizer_bytes)),
+            ("  gradients", bytes(memory.gradients_bytes)),
+            ("  packed weights", bytes(memory.packed_bytes)),
+            ("  activations", bytes(memory.activations_bytes)),
+            ("  backward pass", bytes(memory.backward_bytes)),
+            ("  data", bytes(memory.data_bytes)),
+            ("checkpoint on disk", bytes(memory.checkpoint_bytes())),
+            ("model on disk", bytes(self.model_bytes)),
+        ]
+    }
+
+    /// Shows the plan, and refuses when the disk is too small.
+    ///
+    /// # Errors
+    /// [`Failure::DiskSpace`].
+    pub(crate) fn announce(&self, run_dir: &Path, context: &Context) -> anyhow::Result<()> {
+        let free_bytes = free_disk_bytes(machine::existing_ancestor(run_dir))?;
+        let mut rows = self.rows();
+        rows.push(("free disk", bytes(free_bytes)));
+        if let Some(memory) = machine::memory() {
+            rows.push(("memory available", bytes(memory.available_bytes)));
+        }
+        context.say(&format!("plan of {}\n{}", run_dir.display(), table(&rows)));
+        let needed_bytes = self.needed_disk_bytes();
+        if free_bytes < needed_bytes {
+            let dir = run_dir.to_owned();
+            return Err(Failure::DiskSpace { dir, free_bytes, needed_bytes }.into());
+        }
+        Ok(())
+    }
+}
+
+/// The shape that a run starts with. Which ids begin and end a text changes no size.
+fn config_of(recipe: &Recipe) -> anyhow::Result<ModelConfig> {
+    match &recipe.start {
+        Start::Random(shape) => Ok(shape.config(1, 2)?),
+        Start::Model(dir) => ModelConfig::new(read_config(dir)?)
+            .with_context(|| format!("cannot compute model {}", dir.display())),
+        Start::Run(dir) => config_of(&Recipe::read(&dir.join("run.toml"))?),
+    }
+}
+
+/// The number type that the model of a run is stored in.
+fn stored_dtype(dtype: RecipeDType) -> WeightDtype {
+    match dtype {
+        RecipeDType::F32 => WeightDtype::F32,
+        RecipeDType::Bf16 => WeightDtype::Bf16,
+    }
+}
+
+/// Bytes of a file, or of the files of a folder; 0 when there is nothing.
+fn size_on_disk(path: &Path) -> u64 {
+    let own = fs::metadata(path).ok().filter(fs::Metadata::is_file).map_or(0, |file| file.len());
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let files = entries.filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file);
+    own + files.map(|file| file.len()).sum::<u64>()
+}
+
+/// Starts a run: `pretrain` and `tune`.
+///
+/// # Errors
+/// When the recipe, the data or the disk will not do; [`Failure::Stopped`] after a signal, with a checkpoint.
+pub(crate) fn start(args: &RunArgs, kind: Kind, context: &Context) -> anyhow::Result<()> {
+    let recipe = recipes::read(&args.recipe, &args.set)?;
+    check_kind(kind, &recipe)?;
+    let name = run_name(args, context)?;
+    let dir = context.runs_dir().join(&name);
+    RunPlan::of_recipe(&recipe)?.announce(&dir, context)?;
+    let signals = StopSignals::take_all().context("cannot take signals")?;
+    let device = context.device()?;
+    context.make_dir(&context.runs_dir())?;
+    let mut run = match Run::create(&dir, recipe, device) {
+        Ok(run) => run,
+        Err(error) => {
+            // The name was free: what stands there now holds at most a lock, and no run.
+            if !dir.join("run.toml").exists() {
+                let _ = fs::remove_dir_all(&dir);
+            }
+            return Err(error.into());
+        }
+    };
+    finish(&mut run, &name, &signals, context)
+}
+
+fn check_kind(kind: Kind, recipe: &Recipe) -> Result<(), Failure> {
+    let problem = match (kind, &recipe.start) {
+        (Kind::Pretrain, Start::Model(_) | Start::Run(_)) => {
+            "the recipe starts from trained weights: use `galerne tune`, or give it a [start.random]"
+        }
+        (Kind::Tune, Start::Random(_)) => {
+            "the recipe starts from random weights: use `galerne pretrain`, or set start.model"
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::Usage { problem: problem.to_owned() })
+}
+
+/// The name asked for, else the first free one after the recipe's.
+fn run_name(args: &RunArgs, context: &Context) -> Result<String, Failure> {
+    let run_dir = |name: &str| context.runs_dir().join(name);
+    let model_dir = |name: &str| context.models_dir().join(name);
+    let Some(name) = &args.run else {
+        let stem = args.recipe.file_stem().unwrap_or_default().to_string_lossy().replace('.', "-");
+        let names = (1_u64..).map(|number| format!("{stem}-{number}"));
+        let mut free = names.filter(|name| !run_dir(name).exists() && !model_dir(name).exists());
+        return Ok(free.next().unwrap_or(stem));
+    };
+    if name.is_empty() || name.contains(['/', '.']) {
+        let problem = format!("--run {name:?}: expected a name without slashes and dots");
+        return Err(Failure::Usage { problem });
+    }
+    if run_dir(name).exists() {
+        let hint = format!("choose another --run, or go on with `galerne resume {name}`");
+        return Err(Failure::Exists { path: run_dir(name), hint });
+    }
+    if model_dir(name).exists() {
+        let hint = "choose another --run: the model gets the same name".to_owned();
+        return Err(Failure::Exists { path: model_dir(name), hint });
+    }
+    Ok(name.clone())
+}
+
+/// Trains to the end and writes the model. `run_value` is what `galerne resume` will be given.
+///
+/// # Errors
+/// When training or writing fails; [`Failure::Stopped`] after a signal, with a checkpoint.
+pub(crate) fn finish(
+    run: &mut Run,
+    run_value: &str,
+    signals: &StopSignals,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let last = train(run, run_value, signals)?;
+    let model_dir = export(run, context)?;
+    let seconds = start.elapsed().as_secs_f64();
+    context.say(&format!("done in {}", duration(seconds)));
+    match context.form() {
+        Form::Text => context.print(&format!("{}\n", model_dir.display())),
+        Form::Json => context.print_json(&json!({
+            "run": run.dir(),
+            "model": model_dir,
+            "steps": run.step(),
+            "tokens": run.tokens(),
+            "loss": last.map(|progress| progress.loss),
+            "bits_per_byte": last.and_then(|progress| progress.validation_bits_per_byte),
+            "seconds": seconds,
+        })),
+    }
+}
+
+/// Trains to the end with a live progress; gives the last step.
+///
+/// # Errors
+/// When training fails; [`Failure::Stopped`] after a signal, with a checkpoint.
+pub(crate) fn train(
+    run: &mut Run,
+    run_value: &str,
+    signals: &StopSignals,
+) -> anyhow::Result<Option<Progress>> {
+    let mut bar = TrainingBar::new(run.step(), run.recipe().n_steps);
+    let mut last = None;
+    let outcome = run.train(|progress| {
+        bar.observe(progress);
+        last = Some(*progress);
+        if signals.requested().is_some() { RunControl::Stop } else { RunControl::Continue }
+    });
+    bar.finish();
+    match (outcome?, signals.requested()) {
+        (Outcome::Stopped, Some(signal)) => Err(Failure::Stopped {
+            signal,
+            state: format!(": step {} of {} is saved", run.step(), run.recipe().n_steps),
+            next: Some(format!("go on with `galerne resume {run_value}`")),
+        }
+        .into()),
+        _ => Ok(last),
+    }
+}
+
+/// Writes the model of a finished run into the home, unless it is there already.
+fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
+    let name = folder_name(run.dir());
+    let dir = context.models_dir().join(&name);
+    if dir.exists() {
+        context.say(&format!("the model of this run is there already: {}", dir.display()));
+        return Ok(dir);
+    }
+    let recipe = run.recipe();
+    let parent = match &recipe.start {
+        Start::Model(parent) | Start::Run(parent) => Some(folder_name(parent)),
+        Start::Random(_) => None,
+    };
+    let origin = match &parent {
+        Some(parent) => format!("trained further from `{parent}`"),
+        None => "trained from random weights".to_owned(),
+    };
+    let notes = ModelNotes {
+        summary: format!(
+            "A decoder {origin} on {} tokens in {} steps, run `{name}`.",
+            run.tokens(),
+            run.step()
+        ),
+        sections: vec![("Recipe".to_owned(), format!("```toml\n{}```", recipe.to_toml()))],
+        lineage: Lineage { run: Some(name.clone()), parent, ..Lineage::default() },
+        name,
+    };
+    let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
+    let dtype = stored_dtype(recipe.dtype);
+    write_model(&dir, run.parameters(), dtype, &tokenizer, &notes)
+        .with_context(|| format!("cannot write the model of run {}", run.dir().display()))?;
+    Ok(dir)
+}

@@ -1,0 +1,19 @@
+//! `galerne tune`: a recipe that starts from a model.
+
+use crate::context::Context;
+use crate::training::{Kind, RunArgs, start};
+
+/// Arguments of `galerne tune`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    start(&args.run, Kind::Tune, context)
+}

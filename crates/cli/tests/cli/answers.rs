@@ -1,0 +1,106 @@
+//! `generate` and `chat`.
+
+use formats::WeightFiles;
+
+use crate::home::Home;
+
+#[test]
+fn generate_prints_the_new_ids_and_their_text() {
+    let home = Home::new("generate");
+    home.make_model();
+    let ids = |prompt: &[&str]| {
+        let fixed =
+            ["--model", "tiny-1", "--max-tokens", "8", "--temperature", "0", "--json", "generate"];
+        home.run(&[&fixed[7..], &fixed[..7], prompt].concat()).expect(0).json()
+    };
+    let by_text = ids(&["--prompt", "vent mer"]);
+    let n = by_text["token_ids"].as_array().unwrap().len();
+    assert!((1..=8).contains(&n) && by_text["text"].is_string(), "{by_text}");
+    // A text has BOS before it, ids are used as they are given.
+    let line = home.run_with_input(
+        &["tokenizer", "encode", "--tokenizer", "tokenizer", "--json"],
+        "\"vent mer\"\n",
+    );
+    let inner = line.stdout.trim().trim_matches(['[', ']']).to_owned();
+    let with_bos = ids(&["--token-ids", &format!("1,{inner}")]);
+    assert_eq!(by_text, with_bos);
+    // The path of the model is as good as its name, and the text form prints the same text.
+    let plain = ["generate", "--model", "home/models/tiny-1", "--max-tokens", "8", "--prompt"];
+    let plain = home.run(&[&plain[..], &["vent mer"]].concat()).expect(0).stdout;
+    assert_eq!(plain, format!("{}\n", by_text["text"].as_str().unwrap()));
+}
+
+#[test]
+fn generate_refuses_prompts_that_do_not_fit() {
+    let home = Home::new("refuses");
+    home.make_model();
+    let long = vec!["1"; 64].join(",");
+    for (prompt, expected) in [("280", "less than 280"), (&long[..], "fewer than 64")] {
+        let arguments = ["generate", "--model", "tiny-1", "--token-ids", prompt, "--json"];
+        let error = home.run(&arguments).expect(1).json_error();
+        assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
+    }
+    let arguments =
+        ["generate", "--model", "tiny-1", "--prompt", "x", "--temperature", "-1", "--json"];
+    let error = home.run(&arguments).expect(1).json_error();
+    assert!(error["message"].as_str().unwrap().contains("temperature"), "{error}");
+    // Without a vocabulary there are only ids.
+    std::fs::remove_file(home.inside("models/tiny-1/tokenizer.json")).unwrap();
+    let arguments = ["generate", "--model", "tiny-1", "--prompt", "x", "--json"];
+    let error = home.run(&arguments).expect(1).json_error();
+    assert!(error["hint"].as_str().unwrap().contains("--token-ids"), "{error}");
+    let arguments =
+        ["generate", "--model", "tiny-1", "--token-ids", "1", "--max-tokens", "3", "--json"];
+    assert!(home.run(&arguments).expect(0).json()["text"].is_null());
+}
+
+#[test]
+fn the_logits_of_the_prompt_predict_the_first_new_token() {
+    let home = Home::new("logits");
+    home.make_model();
+    let arguments = [
+        "generate",
+        "--model",
+        "tiny-1",
+        "--token-ids",
+        "1,40,50",
+        "--max-tokens",
+        "1",
+        "--temperature",
+        "0",
+        "--logits",
+        "logits.safetensors",
+        "--json",
+    ];
+    let answer = home.run(&arguments).expect(0).json();
+    let file = WeightFiles::open_file(&home.path("logits.safetensors")).unwrap();
+    let logits = file.get("logits").unwrap();
+    assert_eq!(logits.shape, [3, 280]);
+    let last = &logits.to_f32()[2 * 280..];
+    let best = (0..280).max_by(|&a, &b| last[a].total_cmp(&last[b]).then(b.cmp(&a))).unwrap();
+    assert_eq!(answer["token_ids"][0], best);
+    assert!(home.run(&arguments).expect(1).stderr.contains("is not overwritten"));
+}
+
+#[test]
+fn chat_answers_lines_of_a_pipe() {
+    let home = Home::new("chat");
+    home.make_model();
+    let arguments = [
+        "chat",
+        "--model",
+        "tiny-1",
+        "--max-tokens",
+        "5",
+        "--system",
+        "vent",
+        "--temperature",
+        "1",
+    ];
+    let input = "/help\nmer\n\n/new\n/model\n/model nothing\n/fly\nmer\n";
+    let finished = home.run_with_input(&arguments, input).expect(0);
+    assert_eq!(finished.stdout.lines().count(), 2, "{finished:?}");
+    for expected in ["/new", "a new conversation", "tiny-1: ", "no model `nothing`", "/fly"] {
+        assert!(finished.stderr.contains(expected), "{expected}: {}", finished.stderr);
+    }
+}

@@ -1,0 +1,141 @@
+//! Help, wrong usage, errors as text and as JSON.
+
+use std::process::Stdio;
+
+use crate::home::{Finished, Home};
+
+const COMMANDS: &[&[&str]] = &[
+    &[],
+    &["doctor"],
+    &["plan"],
+    &["tokenizer"],
+    &["tokenizer", "train"],
+    &["tokenizer", "encode"],
+    &["tokenizer", "decode"],
+    &["tokenizer", "render"],
+    &["tokenizer", "inspect"],
+    &["pretrain"],
+    &["tune"],
+    &["resume"],
+    &["model"],
+    &["model", "list"],
+    &["model", "inspect"],
+    &["generate"],
+    &["chat"],
+    &["serve"],
+];
+
+#[test]
+fn every_command_explains_itself_and_its_defaults() {
+    let home = Home::new("help");
+    for command in COMMANDS {
+        let help = home.run(&[command, &["--help"][..]].concat()).expect(0).stdout;
+        assert!(help.contains("Usage: galerne"), "{command:?}: {help}");
+        for option in ["--json", "--home", "--kernels", "--threads"] {
+            assert!(help.contains(option), "{command:?} names {option}");
+        }
+        assert!(help.contains("[default: one per processor]"), "{command:?}");
+        // Every option has a text beside or below it.
+        for line in help.lines().filter(|line| line.trim_start().starts_with("--")) {
+            assert!(!line.trim_end().ends_with("--"), "{command:?}: {line}");
+        }
+    }
+    assert!(home.run(&["--version"]).expect(0).stdout.starts_with("galerne "));
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_names_the_argument() {
+    let home = Home::new("usage");
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "Usage"),
+        (&["fly"], "fly"),
+        (&["doctor", "--fly"], "--fly"),
+        (&["generate", "--model", "m"], "--prompt"),
+        (&["generate", "--model", "m", "--prompt", "a", "--token-ids", "1"], "--token-ids"),
+        (&["generate", "--model", "m", "--token-ids", "1,x"], "x"),
+        (&["serve", "--port", "70000"], "70000"),
+        (&["doctor", "--kernels", "quantum"], "unknown kernel family `quantum`"),
+        (&["doctor", "--threads", "0"], "0"),
+        (&["chat", "--model", "m", "--json"], "has no --json"),
+        (&["plan", "--recipe", "r.toml", "--layers", "3"], "--layers"),
+        (&["tokenizer", "render", "--tokenizer", "t", "--version", "v9"], "v9"),
+    ];
+    for (arguments, expected) in cases {
+        let finished = home.run(arguments).expect(2);
+        assert!(finished.stderr.contains(expected), "{arguments:?}: {}", finished.stderr);
+        assert_eq!(finished.stdout, "", "{arguments:?}");
+    }
+    let mut command = home.command(&["doctor"]);
+    let finished = Finished::new(command.env("GALERNE_KERNELS", "quantum").output().unwrap());
+    assert!(finished.expect(2).stderr.contains("GALERNE_KERNELS"));
+}
+
+#[test]
+fn wrong_usage_with_json_is_a_json_error() {
+    let home = Home::new("usage-json");
+    for arguments in [&["doctor", "--fly", "--json"][..], &["--json", "chat", "--model", "m"]] {
+        let error = home.run(arguments).expect(2).json_error();
+        assert!(error["message"].as_str().unwrap().contains("--"), "{error}");
+        assert_eq!(error["hint"], "see --help");
+    }
+}
+
+#[test]
+fn failures_exit_with_1_and_say_the_next_step() {
+    let home = Home::new("failures");
+    std::fs::create_dir_all(home.inside("models/alpha")).unwrap();
+    std::fs::create_dir_all(home.path("empty")).unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (&["generate", "--model", "beta", "--prompt", "x"], "no model `beta`"),
+        (&["generate", "--model", "beta", "--prompt", "x"], "there are: alpha"),
+        (&["generate", "--model", "./beta", "--prompt", "x"], "beta is missing"),
+        (&["model", "inspect", "alpha"], "config.json is missing"),
+        (&["resume", "gamma"], "no run `gamma`"),
+        (&["resume", "./empty"], "is not a run"),
+        (&["pretrain", "--recipe", "none.toml"], "cannot read recipe none.toml"),
+        (&["serve", "--port", "0"], "no model to serve"),
+        (&["tokenizer", "encode", "--tokenizer", "empty"], "tokenizer.json"),
+        (&["tokenizer", "train", "--text", "empty", "--out", "t"], "empty is empty"),
+        (&["plan", "--heads", "5", "--tokens-per-s", "1"], "no multiple of n_kv_heads"),
+    ];
+    for (arguments, expected) in cases {
+        let finished = home.run(arguments).expect(1);
+        assert!(finished.stderr.contains(expected), "{arguments:?}: {}", finished.stderr);
+        assert!(finished.stderr.contains("error: "), "{arguments:?}: {}", finished.stderr);
+        assert_eq!(finished.stdout, "", "{arguments:?}");
+    }
+    let hinted = home.run(&["generate", "--model", "beta", "--prompt", "x"]).expect(1).stderr;
+    assert!(hinted.contains("\nhint: "), "{hinted}");
+    let error = home.run(&["serve", "--port", "0", "--json"]).expect(1).json_error();
+    assert!(error["hint"].as_str().unwrap().contains("quickstart"), "{error}");
+}
+
+#[test]
+fn a_closed_stdout_ends_quietly_and_a_full_one_is_an_error() {
+    let home = Home::new("closed");
+    let plan = ["plan", "--tokens-per-s", "1000"];
+    let mut child = home.command(&plan).spawn().unwrap();
+    drop(child.stdout.take());
+    let finished = Finished::of(child).expect(0);
+    assert_eq!(finished.stderr, "");
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let output = home.command(&plan).stdout(Stdio::from(full)).output().unwrap();
+    let finished = Finished::new(output).expect(1);
+    assert!(finished.stderr.contains("cannot write to standard output"), "{}", finished.stderr);
+}
+
+#[test]
+fn plan_adds_up() {
+    let home = Home::new("plan");
+    let plan = ["plan", "--tokens", "1000000", "--tokens-per-s", "2000", "--json"];
+    let plan = home.run(&plan).expect(0).json();
+    let memory = plan["training_memory"].as_object().unwrap();
+    let parts = memory.iter().filter(|(name, _)| *name != "total_bytes");
+    let sum: u64 = parts.map(|(_, bytes)| bytes.as_u64().unwrap()).sum();
+    assert_eq!(plan["training_memory"]["total_bytes"], sum);
+    assert_eq!(plan["checkpoint_bytes"], 12 * plan["parameters"].as_u64().unwrap());
+    let tokens = plan["tokens"].as_u64().unwrap();
+    assert!((1_000_000..1_000_000 + 16 * 512).contains(&tokens), "whole steps: {tokens}");
+    assert_eq!(plan["seconds"], tokens as f64 / 2000.0);
+    assert_eq!(plan["tokens_per_s_source"], "given");
+}

@@ -1,0 +1,244 @@
+//! `pretrain`, `tune`, `resume`: files, signals, kills, full disks.
+
+use std::fs;
+use std::process::Child;
+
+use serde_json::Value;
+
+use crate::home::{Finished, Home, names_in, read, signal};
+
+/// Starts a run named `NAME` and waits until it has done so many steps.
+fn start_and_wait(home: &Home, name: &str, n_steps: usize) -> Child {
+    let child =
+        home.command(&["pretrain", "--recipe", "tiny.toml", "--run", name]).spawn().unwrap();
+    wait_for_steps(home, name, n_steps);
+    child
+}
+
+fn wait_for_steps(home: &Home, name: &str, n_steps: usize) {
+    let metrics = home.inside(&format!("runs/{name}/metrics.jsonl"));
+    home.wait_until("training steps", || {
+        fs::read_to_string(&metrics).is_ok_and(|text| text.lines().count() >= n_steps)
+    });
+}
+
+/// The metrics that do not depend on the clock.
+fn metrics(home: &Home, name: &str) -> Vec<(u64, u64, f64, f64, f64, Option<f64>)> {
+    let text =
+        String::from_utf8(read(&home.inside(&format!("runs/{name}/metrics.jsonl")))).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let number = |line: &Value, key: &str| line[key].as_f64().unwrap();
+    lines
+        .map(|line| {
+            assert!(line["tokens_per_s"].as_f64().unwrap() > 0.0);
+            (
+                line["step"].as_u64().unwrap(),
+                line["tokens"].as_u64().unwrap(),
+                number(&line, "loss"),
+                number(&line, "grad_norm"),
+                number(&line, "learning_rate"),
+                line["validation_bits_per_byte"].as_f64(),
+            )
+        })
+        .collect()
+}
+
+fn assert_same_checkpoints(home: &Home, a: &str, b: &str, step: u64) {
+    for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+        let path =
+            |run: &str| home.inside(&format!("runs/{run}/checkpoints/step-{step:08}/{file}"));
+        assert!(read(&path(a)) == read(&path(b)), "{file} differs");
+    }
+}
+
+#[test]
+fn a_run_makes_a_model_and_says_where() {
+    let home = Home::new("run");
+    home.make_recipe(25);
+    let arguments = ["pretrain", "--recipe", "tiny.toml", "--json", "--set", "n_steps=22"];
+    let finished = home.run(&arguments).expect(0);
+    assert!(finished.stderr.contains("memory") && finished.stderr.contains("free disk"));
+    assert!(finished.stderr.contains("step 22/22") && finished.stderr.contains("bits/byte"));
+    let answer = finished.json();
+    assert_eq!((&answer["steps"], &answer["tokens"]), (&22.into(), &(22 * 4 * 32).into()));
+    assert!(answer["bits_per_byte"].as_f64().unwrap() > 0.0);
+    assert_eq!(answer["model"], home.inside("models/tiny-1").to_str().unwrap());
+    assert_eq!(names_in(&home.inside("runs/tiny-1/checkpoints")).len(), 3, "two and LATEST");
+    assert_eq!(metrics(&home, "tiny-1").len(), 22);
+    let resolved = String::from_utf8(read(&home.inside("runs/tiny-1/run.toml"))).unwrap();
+    assert!(resolved.contains("n_steps = 22"), "{resolved}");
+
+    let model = home.run(&["model", "inspect", "tiny-1", "--json"]).expect(0).json();
+    assert_eq!(model["lineage"]["run"], "tiny-1");
+    assert_eq!(model["tensors"][0]["dtype"], "bf16");
+    assert_eq!(model["tokenizer"]["vocab_size"], 280);
+    let text = home.run(&["model", "inspect", "tiny-1"]).expect(0).stdout;
+    assert!(text.contains("model.embed_tokens.weight"), "{text}");
+    assert!(home.run(&["model", "list"]).expect(0).stdout.contains("tiny-1"));
+
+    // A second run takes the next name; a name that is taken is refused.
+    home.run(&["pretrain", "--recipe", "tiny.toml", "--set", "n_steps=1"]).expect(0);
+    assert_eq!(names_in(&home.inside("models")), ["tiny-1", "tiny-2"]);
+    let taken = home.run(&["pretrain", "--recipe", "tiny.toml", "--run", "tiny-1"]).expect(1);
+    assert!(taken.stderr.contains("galerne resume tiny-1"), "{}", taken.stderr);
+}
+
+#[test]
+fn half_a_run_a_kill_and_a_resume_equal_a_whole_run_bit_for_bit() {
+    let home = Home::new("kill");
+    home.make_recipe(60);
+    home.run(&["pretrain", "--recipe", "tiny.toml", "--run", "whole"]).expect(0);
+    let mut child = start_and_wait(&home, "parts", 33);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!home.inside("models/parts").exists(), "killed before the end");
+    let resumed = home.run(&["resume", "parts"]).expect(0);
+    let at: u64 = resumed
+        .stderr
+        .lines()
+        .find_map(|line| line.strip_prefix("resuming at step ")?.split(' ').next()?.parse().ok())
+        .unwrap();
+    assert!(at >= 30 && at < 60 && at % 10 == 0, "from a checkpoint: {at}");
+    assert_same_checkpoints(&home, "whole", "parts", 60);
+    let model = |name: &str| read(&home.inside(&format!("models/{name}/model.safetensors")));
+    assert!(model("whole") == model("parts"));
+    assert_eq!(metrics(&home, "whole"), metrics(&home, "parts"));
+    // A finished run stays what it is.
+    assert!(home.run(&["resume", "parts"]).expect(0).stderr.contains("is there already"));
+}
+
+#[test]
+fn signals_save_and_the_run_goes_on() {
+    let home = Home::new("signals");
+    home.make_recipe(4000);
+    for (name, signal_name, code) in [("int", "-INT", 130), ("term", "-TERM", 143)] {
+        let child = start_and_wait(&home, name, 2);
+        signal(&child, signal_name);
+        let finished = Finished::of(child).expect(code);
+        assert!(finished.stderr.contains(&format!("galerne resume {name}")), "{finished:?}");
+        assert!(finished.stderr.contains("is saved") && finished.stdout.is_empty());
+        let latest = read(&home.inside(&format!("runs/{name}/checkpoints/LATEST")));
+        let latest = String::from_utf8(latest).unwrap();
+        let step: u64 = latest.trim().strip_prefix("step-").unwrap().parse().unwrap();
+        assert_eq!(metrics(&home, name).last().unwrap().0, step, "saved where it stopped");
+        // It goes on from there, and is stopped again.
+        let child = home.command(&["resume", name, "--json"]).spawn().unwrap();
+        wait_for_steps(&home, name, step as usize + 3);
+        signal(&child, signal_name);
+        let error = Finished::of(child).expect(code).json_error();
+        assert!(error["message"].as_str().unwrap().contains("is saved"), "{error}");
+        let steps: Vec<u64> = metrics(&home, name).iter().map(|line| line.0).collect();
+        assert!(steps.iter().copied().eq(1..=steps.len() as u64), "no step twice, none missing");
+    }
+}
+
+#[test]
+fn a_run_in_use_is_refused() {
+    let home = Home::new("in-use");
+    home.make_recipe(100_000);
+    let child = start_and_wait(&home, "busy", 1);
+    let error = home.run(&["resume", "busy", "--json"]).expect(1).json_error();
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("in use") && message.contains(&child.id().to_string()), "{message}");
+    assert!(error["hint"].as_str().unwrap().contains("other process"));
+    signal(&child, "-INT");
+    Finished::of(child).expect(130);
+}
+
+#[test]
+fn a_disk_that_refuses_a_checkpoint_leaves_the_one_before() {
+    let home = Home::new("full");
+    home.make_recipe(20);
+    // 1 KiB blocks in bash, 512 bytes in other shells; a checkpoint file has about 100 KiB.
+    let limited = |arguments: &[&str]| {
+        Finished::new(home.command_after("ulimit -f 32", arguments).output().unwrap())
+    };
+    let finished = limited(&["pretrain", "--recipe", "tiny.toml", "--run", "full"]).expect(1);
+    assert!(finished.stderr.contains("safetensors"), "names the file: {}", finished.stderr);
+    assert!(finished.stderr.contains("hint: "), "{}", finished.stderr);
+    assert_eq!(names_in(&home.inside("runs/full/checkpoints")), Vec::<String>::new());
+    assert!(!home.inside("models").exists() || names_in(&home.inside("models")).is_empty());
+    // With room again it goes on.
+    home.run(&["resume", "full"]).expect(0);
+    assert!(home.inside("models/full/model.safetensors").is_file());
+
+    // Half of the way there is room, then no more: the last checkpoint stays.
+    let child = home.command(&[
+        "pretrain",
+        "--recipe",
+        "tiny.toml",
+        "--run",
+        "later",
+        "--set",
+        "n_steps=100000",
+    ]);
+    let mut child = { child }.spawn().unwrap();
+    wait_for_steps(&home, "later", 12);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = read(&home.inside("runs/later/checkpoints/LATEST"));
+    limited(&["resume", "later"]).expect(1);
+    assert_eq!(read(&home.inside("runs/later/checkpoints/LATEST")), before);
+    let names = names_in(&home.inside("runs/later/checkpoints"));
+    assert!(names.iter().all(|name| !name.starts_with('.')), "nothing half-written: {names:?}");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_an_error_that_names_it() {
+    let home = Home::new("damaged");
+    home.make_recipe(10);
+    home.run(&["pretrain", "--recipe", "tiny.toml", "--run", "r"]).expect(0);
+    let file = home.inside("runs/r/checkpoints/step-00000010/optimizer.safetensors");
+    for n_bytes in [0, 1000] {
+        fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(n_bytes).unwrap();
+        let error = home.run(&["resume", "r", "--json"]).expect(1).json_error();
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("optimizer.safetensors is damaged"), "{message}");
+        assert!(error["hint"].as_str().unwrap().contains("LATEST"), "{error}");
+    }
+}
+
+#[test]
+fn a_recipe_that_cannot_run_leaves_no_run_behind() {
+    let home = Home::new("bad-recipe");
+    home.make_recipe(10);
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["--set", "n_step=3"], 1, "unknown field `n_step`"),
+        (&["--set", "batch.seq_len=65"], 1, "context_len"),
+        (&["--set", "data.tokenizer=nowhere"], 1, "nowhere"),
+        (&["--set", "data.shards=[\"nowhere\"]"], 1, "nowhere"),
+        (&["--set", "start.random.vocab_size=100"], 1, "vocabulary"),
+        (&["--set", "n_steps"], 2, "expected section.key=value"),
+        (&["--run", "a/b"], 2, "expected a name"),
+    ];
+    for (arguments, code, expected) in cases {
+        let arguments = [&["pretrain", "--recipe", "tiny.toml"], *arguments].concat();
+        let finished = home.run(&arguments).expect(*code);
+        assert!(finished.stderr.contains(expected), "{arguments:?}: {}", finished.stderr);
+        assert_eq!(names_in(&home.inside("runs")), Vec::<String>::new(), "{arguments:?}");
+    }
+    let wrong_command = home.run(&["tune", "--recipe", "tiny.toml"]).expect(2);
+    assert!(wrong_command.stderr.contains("galerne pretrain"), "{}", wrong_command.stderr);
+}
+
+#[test]
+fn tune_starts_from_a_model_and_learns_conversations() {
+    let home = Home::new("tune");
+    home.make_model();
+    let line = r#"{"messages": [{"role": "user", "content": "mer"}, {"role": "assistant", "content": "vent"}]}"#;
+    fs::write(home.path("chat.jsonl"), format!("{line}\n{line}\n")).unwrap();
+    let text = String::from_utf8(read(&home.path("tiny.toml"))).unwrap();
+    let (head, _) = text.split_once("[start.random]").unwrap();
+    let (_, batch) = text.split_once("[batch]").unwrap();
+    let (batch, _) = batch.split_once("[validation]").unwrap();
+    let tune = format!(
+        "{head}[start]\nmodel = \"home/models/tiny-1\"\n\n[data]\ntokenizer = \"tokenizer\"\n\
+         conversations = [\"chat.jsonl\"]\n\n[batch]{batch}"
+    );
+    fs::write(home.path("talk.toml"), tune).unwrap();
+    home.run(&["tune", "--recipe", "talk.toml"]).expect(0);
+    let model = home.run(&["model", "inspect", "talk-1", "--json"]).expect(0).json();
+    assert_eq!(model["lineage"]["parent"], "tiny-1");
+    let wrong_command = home.run(&["pretrain", "--recipe", "talk.toml"]).expect(2);
+    assert!(wrong_command.stderr.contains("galerne tune"), "{}", wrong_command.stderr);
+}

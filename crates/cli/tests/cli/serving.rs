@@ -1,0 +1,64 @@
+//! `serve`: address, answers, signals, busy ports.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::Child;
+
+use serde_json::Value;
+
+use crate::home::{Finished, Home, signal};
+
+/// Starts a server on a free port and reads the address that it prints.
+fn start(home: &Home, arguments: &[&str]) -> (Child, String) {
+    let all = [&["serve", "--port", "0"], arguments].concat();
+    let mut child = home.command(&all).spawn().unwrap();
+    let mut line = String::new();
+    let stdout = child.stdout.take().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    (child, line.trim().to_owned())
+}
+
+fn get(address: &str, path: &str) -> String {
+    let host = address.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(host).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn the_models_of_the_home_are_served_until_a_signal() {
+    let home = Home::new("serve");
+    home.make_model();
+    std::fs::create_dir_all(home.inside("models/broken")).unwrap();
+    for (name, code) in [("-TERM", 143), ("-INT", 130)] {
+        let (child, address) = start(&home, &[]);
+        assert!(address.starts_with("http://127.0.0.1:"), "{address}");
+        let answer = get(&address, "/v1/models");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("tiny-1"), "{answer}");
+        assert!(get(&address, "/").contains("<html"));
+        signal(&child, name);
+        let finished = Finished::of(child).expect(code);
+        assert!(finished.stderr.contains("broken"), "it is said what is left out: {finished:?}");
+    }
+}
+
+#[test]
+fn a_busy_port_and_a_missing_model_are_errors_with_a_hint() {
+    let home = Home::new("busy-port");
+    home.make_model();
+    let (child, line) = start(&home, &["--json", "--model", "tiny-1"]);
+    let started: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(started["models"][0], "tiny-1");
+    let port = started["url"].as_str().unwrap().rsplit(':').next().unwrap();
+    let error = home.run(&["serve", "--port", port, "--json"]).expect(1).json_error();
+    assert!(error["message"].as_str().unwrap().contains("in use"), "{error}");
+    assert!(error["hint"].as_str().unwrap().contains("another port"), "{error}");
+    let error = home.run(&["serve", "--port", "0", "--model", "none", "--json"]).expect(1);
+    assert!(error.json_error()["message"].as_str().unwrap().contains("there are: tiny-1"));
+    let error = home.run(&["serve", "--port", "0", "--host", "0.0.0.0", "--json"]).expect(1);
+    assert!(error.json_error()["message"].as_str().unwrap().contains("loopback"));
+    signal(&child, "-TERM");
+    Finished::of(child).expect(143);
+}

@@ -1,0 +1,91 @@
+//! `tokenizer`: lines in, lines out.
+
+use serde_json::{Value, json};
+
+use crate::home::Home;
+
+#[test]
+fn decode_is_the_inverse_of_encode() {
+    let home = Home::new("round-trip");
+    home.make_tokenizer();
+    let texts = ["", "le vent", "  [INST] </s> <s>", "île \u{1F600}\n\ttab", "\"quoted\" \\ back"];
+    let lines: String = texts.iter().map(|text| format!("{}\n", json!(text))).collect();
+    let encode = ["tokenizer", "encode", "--tokenizer", "tokenizer", "--json"];
+    let ids = home.run_with_input(&encode, &lines).expect(0).stdout;
+    assert_eq!(ids.lines().count(), texts.len());
+    assert_eq!(ids.lines().next(), Some("[]"), "no BOS, no EOS");
+    let decode = ["tokenizer", "decode", "--tokenizer", "tokenizer/tokenizer.json", "--json"];
+    let back = home.run_with_input(&decode, &ids).expect(0).stdout;
+    assert_eq!(back, lines);
+}
+
+#[test]
+fn plain_lines_are_encoded_without_json() {
+    let home = Home::new("plain");
+    let tokenizer = home.make_tokenizer();
+    let encode = ["tokenizer", "encode", "--tokenizer", "tokenizer"];
+    let ids = home.run_with_input(&encode, "le vent\nmer").expect(0).stdout;
+    let expected: Vec<String> = tokenizer.encode("le vent").iter().map(u32::to_string).collect();
+    assert_eq!(ids.lines().next().unwrap(), expected.join(" "));
+    let decode = ["tokenizer", "decode", "--tokenizer", "tokenizer"];
+    assert_eq!(home.run_with_input(&decode, &ids).expect(0).stdout, "le vent\nmer\n");
+}
+
+#[test]
+fn a_wrong_line_is_named_by_its_number() {
+    let home = Home::new("wrong-line");
+    home.make_tokenizer();
+    let encode = ["tokenizer", "encode", "--tokenizer", "tokenizer", "--json"];
+    let finished = home.run_with_input(&encode, "\"a\"\nnot json\n").expect(1);
+    assert!(finished.stderr.contains("line 2 of stdin"), "{}", finished.stderr);
+    let render = ["tokenizer", "render", "--tokenizer", "tokenizer", "--json"];
+    for (line, expected) in [
+        (r#"{"messages": [], "tools": []}"#, "`tools` is not supported"),
+        (r#"{"messages": [{"role": "assistant", "content": "a"}]}"#, "expected system or user"),
+        (r#"{"model": "m"}"#, "`messages` is missing"),
+    ] {
+        let error = home.run_with_input(&render, line).expect(1).json_error();
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(expected) && message.contains("line 1"), "{message}");
+    }
+}
+
+#[test]
+fn render_marks_the_answer_as_trained() {
+    let home = Home::new("render");
+    let tokenizer = home.make_tokenizer();
+    let lines = r#"{"messages": [{"role": "user", "content": "mer"}], "model": "m", "temperature": 0}
+{"messages": [{"role": "user", "content": "mer"}, {"role": "assistant", "content": "vent"}]}
+"#;
+    let render = ["tokenizer", "render", "--tokenizer", "tokenizer", "--version", "v7", "--json"];
+    let rendered = home.run_with_input(&render, lines).expect(0).stdout;
+    let lines: Vec<Value> =
+        rendered.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0]["text"], "<s>[INST] mer[/INST]");
+    assert_eq!(lines[1]["text"], "<s>[INST] mer[/INST] vent</s>");
+    let sum = |line: &Value| -> u64 {
+        line["trained"].as_array().unwrap().iter().map(|mark| mark.as_u64().unwrap()).sum()
+    };
+    let n_answer = tokenizer.encode(" vent").len() as u64 + 1;
+    assert_eq!((sum(&lines[0]), sum(&lines[1])), (0, n_answer));
+    for line in &lines {
+        assert_eq!(
+            line["token_ids"].as_array().unwrap().len(),
+            line["trained"].as_array().unwrap().len()
+        );
+    }
+}
+
+#[test]
+fn a_tokenizer_is_never_overwritten_and_can_be_inspected() {
+    let home = Home::new("inspect");
+    let tokenizer = home.make_tokenizer();
+    let again =
+        ["tokenizer", "train", "--text", "text", "--vocab-size", "280", "--out", "tokenizer"];
+    assert!(home.run(&again).expect(1).stderr.contains("is not overwritten"));
+    let inspect = ["tokenizer", "inspect", "--tokenizer", "tokenizer", "--json"];
+    let shown = home.run(&inspect).expect(0).json();
+    assert_eq!(shown["vocab_size"], 280);
+    assert_eq!(shown["digest"], tokenizer.digest());
+    assert_eq!(shown["control_tokens"]["</s>"], tokenizer.eos_id());
+}
