@@ -110,7 +110,7 @@ pub(super) const ENGLISH: Texts = Texts {
     sentences: "Sentences",
     repeated: "Repeated",
     zstd: "zstd -19 leaves",
-    samples_title: "Answers of",
+    samples_title: "Answers:",
     samples_note: "Of each kind the first right and the first wrong answer of the test, not a choice of the best.",
     right_answers: "Right",
     wrong_answers: "Wrong",
