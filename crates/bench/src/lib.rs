@@ -16,7 +16,7 @@ mod shapes;
 mod training;
 
 pub use inference::{decode, prefill};
-pub use machine::{Machine, Roofline};
+pub use machine::{Machine, Roofline, cpu_name};
 pub use peer::{PeerError, train_step_peer};
 pub use result::{BenchReport, BenchResult, median};
 pub use shapes::{Shape, TRAIN_STEP, random_decoder};

@@ -52,7 +52,9 @@ impl Machine {
     }
 }
 
-fn cpu_name() -> String {
+/// The processor, as the system names it.
+#[must_use]
+pub fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("model name"));
     line.map_or_else(

@@ -1,0 +1,262 @@
+//! `galerne quickstart`: from text to a specialised model and a chat page, in one command.
+//!
+//! Stages in order: prepare the data, plan, pre-train, tune on general chat, tune on the company, measure, export,
+//! serve. Each leaves its result in the run folder under a name that appears when it is whole, so that `resume` finds
+//! where to go on.
+
+mod export;
+mod measuring;
+mod plan;
+mod prepare;
+mod serving;
+mod settings;
+mod training;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use data::packing::PretrainingRows;
+use data::shard::Shard;
+use data::sheet::DataSheet;
+use eval::report::{Report, Stage as TimedStage};
+use formats::free_disk_bytes;
+use train::Run;
+
+use crate::context::{Context, Form};
+use crate::failure::Failure;
+use crate::figures::{bytes, count, duration};
+use crate::models::folder_name;
+use crate::os::StopSignals;
+use crate::training::RunPlan;
+use crate::{machine, training as run_training};
+
+use measuring::Measured;
+use plan::PRETRAIN_BATCH;
+use prepare::Prepared;
+use serving::Serving;
+use settings::{Plan, SETTINGS_FILE, Settings};
+use training::Stage;
+
+/// Disk that a quickstart takes at most: shards, three runs with two checkpoints each, three models.
+const NEEDED_DISK_BYTES: u64 = 1 << 30;
+
+/// Arguments of `galerne quickstart`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Minutes that all stages may take; sizes the model and the number of tokens
+    #[arg(long, value_name = "MINUTES", default_value_t = 10.0)]
+    budget: f64,
+    /// Learn from the .txt and .md files of this folder instead of the bundled corpus
+    #[arg(long, value_name = "DIR")]
+    text: Option<PathBuf>,
+    /// Seed of the corpus, the weights and the order of the data
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Port of the API and the chat page; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    port: u16,
+    /// End after the report instead of serving the models
+    #[arg(long)]
+    no_serve: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When an argument, the text, the disk or the port will not do; [`Failure::Stopped`] after a signal, with what was done
+/// saved.
+pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    if !(args.budget.is_finite() && args.budget > 0.0) {
+        let problem = format!("--budget {}: expected a positive number of minutes", args.budget);
+        return Err(Failure::Usage { problem }.into());
+    }
+    let text = args.text.map(|folder| {
+        folder.canonicalize().with_context(|| format!("cannot find {}", folder.display()))
+    });
+    let settings = Settings::new(args.seed, args.budget, text.transpose()?);
+    let signals = StopSignals::take_all().context("cannot take signals")?;
+    check_disk(&context.runs_dir())?;
+    let serving = if args.no_serve { None } else { Some(Serving::open(args.port)?) };
+    let dir = new_run_dir(context)?;
+    settings.write(&dir)?;
+    Quickstart { dir, settings, context, signals, serving, timed: Vec::new() }.go_on()
+}
+
+/// Goes on with the quickstart in `dir`, without a server.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn resume(dir: &Path, context: &Context) -> anyhow::Result<()> {
+    let settings = Settings::read(dir)?;
+    let signals = StopSignals::take_all().context("cannot take signals")?;
+    let dir = dir.to_owned();
+    Quickstart { dir, settings, context, signals, serving: None, timed: Vec::new() }.go_on()
+}
+
+/// Whether a folder is that of a quickstart.
+pub(crate) fn is_quickstart(dir: &Path) -> bool {
+    dir.join(SETTINGS_FILE).is_file()
+}
+
+fn check_disk(runs_dir: &Path) -> anyhow::Result<()> {
+    let free_bytes = free_disk_bytes(machine::existing_ancestor(runs_dir))?;
+    if free_bytes < NEEDED_DISK_BYTES {
+        let (dir, needed_bytes) = (runs_dir.to_owned(), NEEDED_DISK_BYTES);
+        return Err(Failure::DiskSpace { dir, free_bytes, needed_bytes }.into());
+    }
+    Ok(())
+}
+
+/// The first free `runs/quickstart-N`, made.
+fn new_run_dir(context: &Context) -> anyhow::Result<PathBuf> {
+    context.make_dir(&context.runs_dir())?;
+    for number in 1_u32.. {
+        let dir = context.runs_dir().join(format!("quickstart-{number}"));
+        match fs::create_dir(&dir) {
+            Ok(()) => return Ok(dir),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot create {}", dir.display()));
+            }
+        }
+    }
+    unreachable!("there are fewer folders than numbers")
+}
+
+/// A quickstart under way.
+struct Quickstart<'a> {
+    dir: PathBuf,
+    settings: Settings,
+    context: &'a Context,
+    signals: StopSignals,
+    serving: Option<Serving>,
+    timed: Vec<TimedStage>,
+}
+
+impl Quickstart<'_> {
+    fn go_on(mut self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        self.context.say(&format!("quickstart in {}", self.dir.display()));
+        let sheet = self.prepared()?;
+        let plan = self.planned()?;
+        for stage in Stage::ALL {
+            self.trained(stage, &plan)?;
+        }
+        let measured = self.measured()?;
+        let seconds = start.elapsed().as_secs_f64();
+        let report = export::report(&self.dir, &self.settings, sheet, measured, self.context)?;
+        let report = Report { seconds, stages: self.timed.clone(), ..report };
+        export::write_models(&self.dir, &report, self.context)?;
+        export::write_report(&self.dir, &report)?;
+        self.show(&report)?;
+        match self.serving.take() {
+            Some(serving) => serving.serve(&report, &mut self.signals, self.context),
+            None => Ok(()),
+        }
+    }
+
+    fn show(&self, report: &Report) -> anyhow::Result<()> {
+        self.context.say(&format!("report: {}", self.dir.join(export::REPORT_PAGE).display()));
+        match self.context.form() {
+            Form::Text => self.context.print(&report.to_text()),
+            Form::Json => self.context.print_json(&report.summary()),
+        }
+    }
+
+    /// Times a stage, tells the page of it, and stops after it when a signal came.
+    fn stage<T>(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&mut Self) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        self.context.say(&format!("\n{name}"));
+        if let Some(serving) = &self.serving {
+            serving.set_status(name);
+        }
+        let start = Instant::now();
+        let result = work(self)?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.context.say(&format!("  {} in {}", name, duration(seconds)));
+        self.timed.push(TimedStage { name: name.to_owned(), seconds });
+        match self.signals.requested() {
+            None => Ok(result),
+            Some(signal) => {
+                let next = Some(format!("go on with `galerne resume {}`", self.name()));
+                let state = format!(": {name} is done");
+                Err(Failure::Stopped { signal, state, next }.into())
+            }
+        }
+    }
+
+    fn name(&self) -> String {
+        folder_name(&self.dir)
+    }
+
+    fn prepared(&mut self) -> anyhow::Result<DataSheet> {
+        let files = Prepared::of(&self.dir);
+        if !files.is_complete() {
+            self.stage("preparing the data", |this| {
+                let say = |line: &str| this.context.say(&format!("  {line}"));
+                prepare::prepare(&this.dir, &this.settings, this.context.n_threads(), &say)
+            })?;
+        }
+        let path = files.sheet();
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is invalid", path.display()))
+    }
+
+    fn planned(&mut self) -> anyhow::Result<Plan> {
+        if let Some(plan) = self.settings.plan {
+            return Ok(plan);
+        }
+        let plan = self.stage("planning", |this| {
+            let shard = Shard::open(&Prepared::of(&this.dir).pretraining())?;
+            let seed = this.settings.seed;
+            let rows = PretrainingRows::new(vec![shard.documents], PRETRAIN_BATCH.seq_len, seed)?;
+            this.context.say(&format!("  {} tokens of text", count(rows.n_tokens())));
+            plan::make_plan(&this.context.device()?, &this.settings, &rows)
+        })?;
+        self.settings.plan = Some(plan);
+        self.settings.write(&self.dir)?;
+        Ok(plan)
+    }
+
+    /// Trains a stage to its end, from where it stands.
+    fn trained(&mut self, stage: Stage, plan: &Plan) -> anyhow::Result<()> {
+        self.stage(stage.title(), |this| {
+            let device = this.context.device()?;
+            let mut run = stage.open(&this.dir, &this.settings, plan, device)?;
+            this.announce(&run)?;
+            let name = this.name();
+            run_training::train(&mut run, &name, &this.signals)?;
+            Ok(())
+        })
+    }
+
+    fn announce(&self, run: &Run) -> anyhow::Result<()> {
+        let plan = RunPlan::of_recipe(run.recipe())?;
+        let memory = plan.memory.total_bytes();
+        self.context.say(&format!(
+            "  {} parameters, {} steps, {} tokens, {:.1e} FLOP, {} of memory, checkpoints of {}",
+            count(plan.config.n_parameters()),
+            run.recipe().n_steps,
+            count(plan.n_tokens),
+            plan.flops,
+            bytes(memory),
+            bytes(plan.memory.checkpoint_bytes()),
+        ));
+        Ok(())
+    }
+
+    fn measured(&mut self) -> anyhow::Result<Vec<Measured>> {
+        self.stage("measuring", |this| {
+            let say = |line: &str| this.context.say(&format!("  {line}"));
+            Stage::ALL
+                .into_iter()
+                .map(|stage| measuring::measure(&this.dir, stage, this.context, &say))
+                .collect()
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! What a quickstart is a function of: `quickstart.toml`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
+use train::recipe::ModelShape;
+
+/// Version of the format of `quickstart.toml`.
+const FORMAT_VERSION: u64 = 1;
+
+/// The file's name.
+pub(crate) const SETTINGS_FILE: &str = "quickstart.toml";
+
+/// What was asked for, and the plan that was made from it before the first training step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// Version of this format.
+    format_version: u64,
+    /// Seed of the corpus, the weights and the order of the data.
+    pub(crate) seed: u64,
+    /// Minutes that all stages together may take.
+    pub(crate) budget_minutes: f64,
+    /// The user's own text instead of the bundled corpus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) text: Option<PathBuf>,
+    /// Entries of the tokenizer.
+    pub(crate) vocab_size: usize,
+    /// Sizes of model and runs; absent until the speed was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) plan: Option<Plan>,
+}
+
+/// Sizes of the model and of the three runs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Plan {
+    /// Measured tokens per second of training this shape.
+    pub(crate) tokens_per_s: f64,
+    /// Steps of pre-training.
+    pub(crate) pretrain_steps: u64,
+    /// Steps of fine-tuning on general chat.
+    pub(crate) chat_steps: u64,
+    /// Steps of fine-tuning on the company's documents and questions.
+    pub(crate) company_steps: u64,
+    /// Shape of the model.
+    pub(crate) shape: ModelShape,
+}
+
+impl Settings {
+    /// Settings without a plan.
+    pub(crate) fn new(seed: u64, budget_minutes: f64, text: Option<PathBuf>) -> Self {
+        let vocab_size = 4096;
+        Self { format_version: FORMAT_VERSION, seed, budget_minutes, text, vocab_size, plan: None }
+    }
+
+    /// Reads the settings of a quickstart folder.
+    ///
+    /// # Errors
+    /// When the file is absent, invalid or of a newer version.
+    pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join(SETTINGS_FILE);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let settings: Self =
+            toml::from_str(&text).with_context(|| format!("{} is invalid", path.display()))?;
+        if settings.format_version != FORMAT_VERSION {
+            let got = settings.format_version;
+            bail!("{} has format_version {got}, expected {FORMAT_VERSION}", path.display());
+        }
+        Ok(settings)
+    }
+
+    /// Writes the settings into a quickstart folder.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn write(&self, dir: &Path) -> anyhow::Result<()> {
+        let text = toml::to_string(self).context("settings as TOML")?;
+        Ok(formats::durable::write_bytes_atomically(&dir.join(SETTINGS_FILE), text.as_bytes())?)
+    }
+}

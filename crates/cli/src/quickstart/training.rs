@@ -1,0 +1,155 @@
+//! Stages 3 and 4: pre-training, general chat, the company.
+
+use std::path::{Path, PathBuf};
+
+use tensor::Device;
+use train::optimizer::OptimizerSettings;
+use train::recipe::{
+    BatchSettings, CheckpointSettings, DataSettings, FORMAT_VERSION, RecipeDType, Start,
+    ValidationSettings,
+};
+use train::schedule::Schedule;
+use train::{Recipe, Run};
+
+use super::plan::{PRETRAIN_BATCH, TUNE_BATCH};
+use super::prepare::Prepared;
+use super::settings::{Plan, Settings};
+
+/// The three runs of a quickstart, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// From random weights on text.
+    Base,
+    /// From the base model on general conversations.
+    Chat,
+    /// From the chat model on the company's documents and questions.
+    Specialised,
+}
+
+impl Stage {
+    /// In the order in which they run.
+    pub(crate) const ALL: [Self; 3] = [Self::Base, Self::Chat, Self::Specialised];
+
+    /// Name of the model that the stage makes.
+    pub(crate) fn model(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Chat => "chat",
+            Self::Specialised => "specialised",
+        }
+    }
+
+    /// What the stage does, for people.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Base => "pre-training",
+            Self::Chat => "tuning on general chat",
+            Self::Specialised => "tuning on the company",
+        }
+    }
+
+    /// What the model is, for its card.
+    pub(crate) fn summary(self) -> &'static str {
+        match self {
+            Self::Base => "A base model: it continues text.",
+            Self::Chat => "A chat model: it answers short questions.",
+            Self::Specialised => {
+                "A specialised chat model: it answers questions about one invented company."
+            }
+        }
+    }
+
+    /// What the model learnt from, for its card.
+    pub(crate) fn data(self) -> &'static str {
+        match self {
+            Self::Base => "The text of the data sheet.",
+            Self::Chat => "The text of the data sheet, then general conversations.",
+            Self::Specialised => {
+                "The text of the data sheet, then general conversations, then the documents of an invented company \
+                 and questions about them."
+            }
+        }
+    }
+
+    /// Folder of the run.
+    pub(crate) fn run_dir(self, dir: &Path) -> PathBuf {
+        dir.join(match self {
+            Self::Base => "pretrain",
+            Self::Chat => "tune-chat",
+            Self::Specialised => "tune-company",
+        })
+    }
+
+    fn recipe(self, dir: &Path, settings: &Settings, plan: &Plan) -> Recipe {
+        let files = Prepared::of(dir);
+        let mut data = DataSettings {
+            tokenizer: files.tokenizer(),
+            shards: Vec::new(),
+            conversations: Vec::new(),
+            documents: Vec::new(),
+        };
+        let (start, n_steps, batch, peak_learning_rate, warmup_steps, decay_share): (
+            Start,
+            u64,
+            BatchSettings,
+            f64,
+            u64,
+            f64,
+        ) = match self {
+            Self::Base => {
+                data.shards.push(files.pretraining());
+                (Start::Random(plan.shape), plan.pretrain_steps, PRETRAIN_BATCH, 4e-3, 40, 0.3)
+            }
+            Self::Chat => {
+                data.conversations.push(files.chat());
+                let start = Start::Run(Self::Base.run_dir(dir));
+                (start, plan.chat_steps, TUNE_BATCH, 1.5e-3, 10, 0.6)
+            }
+            Self::Specialised => {
+                data.conversations.push(files.company_questions());
+                data.documents.push(files.company_documents());
+                let start = Start::Run(Self::Chat.run_dir(dir));
+                (start, plan.company_steps, TUNE_BATCH, 2e-3, 20, 0.5)
+            }
+        };
+        let schedule = Schedule {
+            peak_learning_rate,
+            warmup_steps: warmup_steps.min(n_steps / 4),
+            decay_steps: (n_steps as f64 * decay_share) as u64,
+        };
+        Recipe {
+            format_version: FORMAT_VERSION,
+            n_steps,
+            seed: settings.seed,
+            dtype: RecipeDType::Bf16,
+            start,
+            data,
+            batch,
+            schedule,
+            optimizer: OptimizerSettings::default(),
+            checkpoint: CheckpointSettings { every_steps: 200, n_keep: 2 },
+            validation: Some(ValidationSettings {
+                shard: files.validation(),
+                every_steps: (n_steps / 5).max(1),
+            }),
+        }
+    }
+
+    /// The stage's run, new or taken up at its last checkpoint.
+    ///
+    /// # Errors
+    /// When it cannot be made or read.
+    pub(crate) fn open(
+        self,
+        dir: &Path,
+        settings: &Settings,
+        plan: &Plan,
+        device: Device,
+    ) -> anyhow::Result<Run> {
+        let run_dir = self.run_dir(dir);
+        if run_dir.join("run.toml").is_file() {
+            return Ok(Run::resume(&run_dir, device)?);
+        }
+        Ok(Run::create(&run_dir, self.recipe(dir, settings, plan), device)?)
+    }
+}
