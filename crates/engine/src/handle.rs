@@ -71,6 +71,19 @@ impl CachePlan {
 pub struct Engine;
 
 impl Engine {
+    /// Bytes an engine takes beside the weights: working memory at the start, then cache as requests are admitted.
+    ///
+    /// The cache is counted in full, that is what `max_running` requests of the whole context take, or the limit if that
+    /// is less.
+    #[must_use]
+    pub fn planned_bytes(config: &ModelConfig, dtype: DType, limits: &EngineLimits) -> usize {
+        let workspace = Workspace::bytes_for(config, dtype, limits.step_tokens, false, 0);
+        let logits = limits.max_running * config.vocab_size * size_of::<f32>();
+        let candidates = config.vocab_size * size_of::<(f64, u32)>();
+        let cache = limits.max_running * KvCache::bytes_for(config, dtype, config.context_len);
+        workspace + logits + candidates + cache.min(limits.cache_bytes)
+    }
+
     /// Starts the thread that runs `decoder`. It sleeps while there is nothing to do and ends with the last handle.
     ///
     /// # Errors

@@ -86,7 +86,10 @@ impl RequestQueue {
         drop(abandoned);
     }
 
+    /// Requests that wait and still have a caller.
     pub(crate) fn len(&self) -> usize {
-        self.lock().waiting.len()
+        let mut state = self.lock();
+        state.waiting.retain(|pending| !pending.events.is_cancelled());
+        state.waiting.len()
     }
 }

@@ -372,6 +372,19 @@ fn dropping_the_last_handle_ends_what_is_left() {
 }
 
 #[test]
+fn the_plan_counts_the_cache_up_to_its_limit() {
+    let config = config();
+    let planned = |cache_bytes, max_running| {
+        let limits = EngineLimits { cache_bytes, max_running, ..EngineLimits::default() };
+        Engine::planned_bytes(&config, DType::F32, &limits)
+    };
+    let of_one = KvCache::bytes_for(&config, DType::F32, CONTEXT_LEN);
+    let per_request = of_one + config.vocab_size * 4;
+    assert_eq!(planned(usize::MAX, 2) - planned(usize::MAX, 1), per_request);
+    assert_eq!(planned(of_one, 2) - planned(0, 2), of_one);
+}
+
+#[test]
 fn engines_move_between_threads() {
     fn check<T: Send + Sync>() {}
     check::<EngineHandle>();

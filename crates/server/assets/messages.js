@@ -106,7 +106,11 @@ export class Answer {
   fail(message, detail) {
     const box = element("div", "error", message);
     box.setAttribute("role", "alert");
-    if (detail) box.append(element("small", "", detail));
+    if (detail) {
+      const small = element("small", "", detail);
+      small.lang = "en";
+      box.append(small);
+    }
     this.content.after(box);
   }
 

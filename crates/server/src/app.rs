@@ -40,7 +40,7 @@ pub(crate) fn router(models: ModelRegistry, limits: ServerLimits) -> Router {
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete));
     #[cfg(test)]
-    let routes = routes.route("/panic", get(panics));
+    let routes = routes.route("/panic", get(panics)).route("/panic/stream", get(panics_midway));
     routes
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
@@ -75,6 +75,14 @@ async fn panics() {
 }
 
 #[cfg(test)]
+async fn panics_midway() -> Response {
+    crate::sse::respond(async |sink| {
+        sink.data(&"first").await?;
+        panic!("on purpose");
+    })
+}
+
+#[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpStream;
@@ -103,5 +111,16 @@ mod tests {
             stream.read_exact(&mut body).unwrap();
             assert!(!String::from_utf8(body).unwrap().contains("on purpose"));
         }
+    }
+
+    #[test]
+    fn a_panic_in_a_stream_does_not_look_like_its_end() {
+        let server = bind(ServerConfig::on_port(0)).unwrap().start(ModelRegistry::new()).unwrap();
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.write_all(b"GET /panic/stream HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+        assert!(!text.ends_with("0\r\n\r\n"), "a whole chunked body ends so");
     }
 }

@@ -20,7 +20,7 @@ pub(crate) enum Failure {
     BodyBroken,
     #[error("the model `{name}` does not exist, available: {}", list(available))]
     UnknownModel { name: String, available: Vec<String> },
-    #[error("no model is loaded yet: {status}")]
+    #[error("no model is loaded yet{}{status}", if status.is_empty() { "" } else { ": " })]
     Starting { status: String },
     #[error("the model `{name}` has no chat template, use /v1/completions")]
     NoChatTemplate { name: String },

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use api::{ChatMessage, ChatRole, FinishReason, PromptInput, SamplingFields, Usage};
 use engine::{Event, EventReceiver, GenerationRequest, Sampling, StopDecision, StopMatcher};
 use tokenizer::{Conversation, Ending, Message, Role, TextStream, Tokenizer};
+use tracing::info;
 
 use crate::failure::Failure;
 use crate::registry::LoadedModel;
@@ -128,6 +129,7 @@ impl Generation {
                         engine::FinishReason::Stop => FinishReason::Stop,
                         engine::FinishReason::Length => FinishReason::Length,
                     };
+                    info!(n_prompt_tokens, n_generated, ?reason, "generation finished");
                     let usage =
                         Usage { prompt_tokens: n_prompt_tokens, completion_tokens: n_generated };
                     return Ok(Some(Piece::Finished {

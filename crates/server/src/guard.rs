@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::failure::Failure;
 
@@ -31,7 +31,12 @@ pub(crate) async fn guard(request: Request, next: Next) -> Response {
         .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     let status = response.status().as_u16();
     let elapsed_ms = started.elapsed().as_millis();
-    info!(%method, path, status, elapsed_ms, "request");
+    // Reading is frequent (a page that waits for a model asks again and again); what makes the engine work is not.
+    if method == Method::GET {
+        debug!(%method, path, status, elapsed_ms, "request");
+    } else {
+        info!(%method, path, status, elapsed_ms, "request");
+    }
     response
 }
 

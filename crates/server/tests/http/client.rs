@@ -85,6 +85,13 @@ impl Connection {
         self.send(body);
     }
 
+    /// True if the server ends the connection without a word; false if it has not within ten seconds.
+    pub(crate) fn is_ended(&mut self) -> bool {
+        let patience = std::time::Duration::from_secs(10);
+        self.stream.get_ref().set_read_timeout(Some(patience)).unwrap();
+        matches!(self.stream.read(&mut [0]), Ok(0))
+    }
+
     /// One line without its end; none at the end of the connection.
     pub(crate) fn line(&mut self) -> Option<String> {
         let mut line = String::new();

@@ -88,15 +88,12 @@ pub(crate) fn chat(more: &Value) -> Value {
     body
 }
 
-/// Waits until the engine works on nothing, which takes one step after a cancellation.
-pub(crate) fn wait_until_idle(engine: &EngineHandle) {
+/// Waits until the engine works on so many requests and so many wait for it.
+pub(crate) fn wait_for(engine: &EngineHandle, (n_running, n_waiting): (usize, usize)) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while engine.load().n_running + engine.load().n_waiting > 0 {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the engine still works: {:?}",
-            engine.load()
-        );
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    let expected = engine::EngineLoad { n_running, n_waiting };
+    while engine.load() != expected {
+        assert!(std::time::Instant::now() < deadline, "{:?}, not {expected:?}", engine.load());
+        std::thread::sleep(std::time::Duration::from_millis(2));
     }
 }

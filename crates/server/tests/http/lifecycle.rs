@@ -94,5 +94,5 @@ fn stopping_cuts_off_what_does_not_finish_in_time() {
         body.push_str(&String::from_utf8(chunk).unwrap());
     }
     assert!(!body.contains("[DONE]"), "a cut answer must not look complete");
-    fixture::wait_until_idle(&fixture.engine);
+    fixture::wait_for(&fixture.engine, (0, 0));
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use server::{ServerConfig, ServerLimits};
 
 use crate::client::{Connection, get, get_with, post};
-use crate::fixture::{self, chat, wait_until_idle};
+use crate::fixture::{self, chat, wait_for};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -70,7 +70,7 @@ fn headers_and_bodies_that_do_not_arrive_end_the_request() {
     let fixture = fixture::start_with(config, 200, EngineLimits::default());
     let mut slow_head = Connection::open(fixture.address());
     slow_head.send(b"GET /health HTTP/1.1\r\nHost: local");
-    assert!(slow_head.head().is_none_or(|response| response.status == 408));
+    assert!(slow_head.is_ended());
     let mut slow_body = Connection::open(fixture.address());
     let head = format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{{");
     slow_body.send(head.as_bytes());
@@ -97,12 +97,31 @@ fn a_client_that_goes_away_ends_its_streamed_answer() {
         connection.request("POST", path, &[], body.as_bytes());
         assert_eq!(connection.head().unwrap().status, 200);
         connection.chunk().unwrap();
-        while fixture.engine.load().n_running == 0 {
-            std::thread::yield_now();
-        }
+        wait_for(&fixture.engine, (1, 0));
         drop(connection);
-        wait_until_idle(&fixture.engine);
+        wait_for(&fixture.engine, (0, 0));
     }
+}
+
+#[test]
+fn a_client_that_goes_away_while_waiting_leaves_the_queue() {
+    let limits = EngineLimits { max_running: 1, ..EngineLimits::default() };
+    let fixture = fixture::start_endless(ServerConfig::on_port(0), limits);
+    let body = chat(&json!({"stream": true, "temperature": 0})).to_string();
+    let open = || {
+        let mut connection = Connection::open(fixture.address());
+        connection.request("POST", CHAT, &[], body.as_bytes());
+        assert_eq!(connection.head().unwrap().status, 200);
+        connection
+    };
+    let running = open();
+    wait_for(&fixture.engine, (1, 0));
+    let waiting = open();
+    wait_for(&fixture.engine, (1, 1));
+    drop(waiting);
+    wait_for(&fixture.engine, (1, 0));
+    drop(running);
+    wait_for(&fixture.engine, (0, 0));
 }
 
 #[test]
@@ -111,11 +130,9 @@ fn a_client_that_goes_away_ends_its_whole_answer() {
     let mut connection = Connection::open(fixture.address());
     let body = chat(&json!({"temperature": 0})).to_string();
     connection.request("POST", CHAT, &[], body.as_bytes());
-    while fixture.engine.load().n_running == 0 {
-        std::thread::yield_now();
-    }
+    wait_for(&fixture.engine, (1, 0));
     drop(connection);
-    wait_until_idle(&fixture.engine);
+    wait_for(&fixture.engine, (0, 0));
 }
 
 #[test]
@@ -124,21 +141,18 @@ fn a_full_queue_is_an_answer_that_says_to_come_back() {
     let fixture = fixture::start_endless(ServerConfig::on_port(0), limits);
     let body = chat(&json!({"stream": true, "temperature": 0})).to_string();
     let mut connections = Vec::new();
-    for _ in 0..2 {
+    for n_waiting in 0..2 {
         let mut connection = Connection::open(fixture.address());
         connection.request("POST", CHAT, &[], body.as_bytes());
         assert_eq!(connection.head().unwrap().status, 200);
-        // The first must have left the queue before the second enters it.
-        while fixture.engine.load().n_running == 0 {
-            std::thread::yield_now();
-        }
+        wait_for(&fixture.engine, (1, n_waiting));
         connections.push(connection);
     }
     let refused = post(fixture.address(), CHAT, &chat(&json!({})));
     assert_eq!((refused.status, &refused.error()["code"]), (503, &json!("queue_full")));
     assert!(refused.header("retry-after").is_some());
     drop(connections);
-    wait_until_idle(&fixture.engine);
+    wait_for(&fixture.engine, (0, 0));
     assert_eq!(post(fixture.address(), CHAT, &chat(&json!({"max_tokens": 1}))).status, 200);
 }
 

@@ -1,5 +1,7 @@
 //! The real server on a free port of this machine, with a tiny random model.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
 mod client;
 mod fixture;
 
