@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result, bail};
 use crate::run;
 use crate::workspace::Workspace;
 
-/// The commands of `galerne` that train the model under test: few steps, fixed, so that it takes under a minute and
-/// gives the same weights in every run. They run with a new and empty `GALERNE_HOME`.
-const PREPARE_MODEL: &[&[&str]] = &[&["pretrain", "--recipe", "recipes/test-model.toml"]];
+/// The program that trains the model under test in a new and empty home: few steps, fixed, so that it takes under a minute
+/// and gives the same weights in every run.
+const PREPARE_MODEL: [&str; 8] =
+    ["run", "--locked", "--profile", "ci", "--package", "train", "--example", "test_model"];
 
 /// The command of `galerne` that serves the models of the home on a free loopback port.
 const SERVE: &[&str] = &["serve", "--port", "0"];
@@ -62,16 +63,9 @@ impl<'a> Home<'a> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         let build = ["build", "--locked", "--profile", "ci", "--package", "cli"];
         run::must_succeed(&mut self.workspace.cargo(&build))?;
-        for arguments in PREPARE_MODEL {
-            let mut command = self.workspace.command(self.galerne(), arguments);
-            let log = File::create(folder.join("prepare.log"))?;
-            command.env("GALERNE_HOME", folder).stdout(log.try_clone()?).stderr(log);
-            let status = command.status().with_context(|| format!("starting {command:?}"))?;
-            if !status.success() {
-                let log = fs::read_to_string(folder.join("prepare.log")).unwrap_or_default();
-                bail!("{command:?} failed ({status}):\n{log}");
-            }
-        }
+        let mut command = self.workspace.cargo(&PREPARE_MODEL);
+        command.arg("--").arg(folder);
+        run::must_succeed(&mut command)?;
         Ok(())
     }
 }

@@ -56,7 +56,7 @@ const FORBIDDEN_EDGES: &[(&str, &str, &str)] = &[
 const FENCES: &[(&str, &[&str])] = &[
     ("axum", &["server"]),
     ("tower-http", &["server"]),
-    ("askama", &["server"]),
+    ("askama", &["eval", "server"]),
     ("tokio", &["server", "cli"]),
     ("ureq", &["client"]),
     ("clap", &["cli"]),
