@@ -1,7 +1,7 @@
 // The conversation: what was said, the answer in progress, and the controls.
 
 import { events } from "./events.js";
-import { Answer, addQuestion, clear, removeOldRetries, say } from "./messages.js";
+import { Answer, addQuestion, clear, markLeftOut, removeOldRetries, say } from "./messages.js";
 import { toEnd } from "./scroll.js";
 
 const texts = JSON.parse(document.body.dataset.texts);
@@ -89,7 +89,8 @@ async function receive(answer, signal) {
   });
   if (!response.ok) return failure((await response.json()).error);
   for await (const { name, data } of events(response)) {
-    if (name === "block") answer.setBlock(data.block, data.html);
+    if (name === "left_out") markLeftOut(data.n_messages, texts.left_out);
+    else if (name === "block") answer.setBlock(data.block, data.html);
     else if (name === "text") answer.text += data.text;
     else if (name === "done") return complete(answer, data);
     else if (name === "error") return failure(data.error);

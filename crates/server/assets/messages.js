@@ -128,6 +128,13 @@ export class Answer {
   }
 }
 
+/// Draws the line between what the model no longer reads, the first messages, and the rest.
+export function markLeftOut(count, text) {
+  list.querySelector(":scope > .left-out")?.remove();
+  const line = element("li", "left-out", text);
+  list.querySelectorAll(":scope > .message")[count].before(line);
+}
+
 /// Only the last answer can be tried again.
 export function removeOldRetries() {
   for (const button of list.querySelectorAll(".retry")) button.remove();

@@ -60,7 +60,7 @@ pub enum ServerError {
         /// Ids the tokenizer has.
         tokenizer_vocab_size: usize,
     },
-    /// The threads or signal handlers of the server cannot be made.
+    /// The threads of the server cannot be made.
     #[error("cannot start the server: {what}")]
     Start {
         /// What was being made.

@@ -59,6 +59,28 @@ pub(crate) fn chat_prompt(
     Ok(Prompt { token_ids: rendered.token_ids, text_stream })
 }
 
+/// As [`chat_prompt`], leaving out the oldest exchanges until a quarter of the context is free for the answer; tells how
+/// many messages were left out. Instructions and the last message always stay.
+pub(crate) fn recent_chat_prompt(
+    name: &str,
+    model: &LoadedModel,
+    mut messages: Vec<ChatMessage>,
+) -> Result<(Prompt, usize), Failure> {
+    let context_len = model.engine.context_len();
+    let n_instructions =
+        usize::from(messages.first().is_some_and(|message| message.role == ChatRole::System));
+    let mut n_left_out = 0;
+    loop {
+        let prompt = chat_prompt(name, model, messages.clone())?;
+        let fits = prompt.token_ids.len() <= context_len - context_len / 4;
+        if fits || messages.len() < n_instructions + 3 {
+            return Ok((prompt, n_left_out));
+        }
+        messages.drain(n_instructions..n_instructions + 2);
+        n_left_out += 2;
+    }
+}
+
 /// Encodes the prompt of a text completion: text gets the token that begins a document, ids are used as given.
 pub(crate) fn text_prompt(model: &LoadedModel, input: PromptInput) -> Prompt {
     let token_ids = match input {

@@ -17,7 +17,7 @@
 //! let models = ModelRegistry::new();
 //! let running = server::bind(ServerConfig::on_port(0))?.start(models.clone())?;
 //! models.set_status("step 12 of 400");
-//! // models.add("base", loaded_model)?; running.wait_for_signal()?;
+//! // models.add("base", loaded_model)?; and whatever the program waits for
 //! assert!(running.address().ip().is_loopback());
 //! running.stop()
 //! # }
@@ -46,4 +46,4 @@ mod texts;
 pub use config::{ServerConfig, ServerLimits};
 pub use error::ServerError;
 pub use registry::{LoadedModel, ModelRegistry, SamplingDefaults};
-pub use run::{BoundServer, RunningServer, StopSignal, bind};
+pub use run::{BoundServer, RunningServer, bind};

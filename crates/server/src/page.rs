@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::app::SharedApp;
 use crate::assets;
 use crate::failure::Failure;
-use crate::generation::{Generation, Piece};
+use crate::generation::{self, Generation, Piece};
 use crate::markdown::BlockStream;
 use crate::sse::{self, ClientGone, EventSink};
 use crate::texts::{Language, Texts};
@@ -105,7 +105,8 @@ pub(crate) async fn status(State(app): State<SharedApp>) -> Json<Value> {
 }
 
 /// `POST /chat/stream`: takes a chat request of the API and answers with events of its own, which name what they hold:
-/// `block` `{block, html}` replaces the HTML of a block, `text` `{text}` is Markdown to append, `done` and `error` end.
+/// `left_out` `{n_messages}` says that the oldest messages did not fit into the context, `block` `{block, html}` replaces the
+/// HTML of a block, `text` `{text}` is Markdown to append, `done` and `error` end.
 pub(crate) async fn stream(
     State(app): State<SharedApp>,
     headers: HeaderMap,
@@ -113,8 +114,20 @@ pub(crate) async fn stream(
 ) -> Result<Response, Failure> {
     let bytes = body::read(&headers, body, &app.limits).await?;
     let request = ChatRequest::parse(&bytes)?;
-    let generation = chat::start(&app, request).await?;
-    Ok(sse::respond(move |sink| send_blocks(sink, app, generation)))
+    let model = app.models.get(&request.model)?;
+    let (generation, n_left_out) = chat::in_background(move || {
+        let ChatRequest { model: name, messages, sampling, .. } = request;
+        let (prompt, n_left_out) = generation::recent_chat_prompt(&name, &model, messages)?;
+        let generation = generation::start(&name, &model, prompt, &sampling, "messages")?;
+        Ok((generation, n_left_out))
+    })
+    .await?;
+    Ok(sse::respond(async move |sink| {
+        if n_left_out > 0 {
+            sink.named("left_out", &json!({ "n_messages": n_left_out })).await?;
+        }
+        send_blocks(sink, app, generation).await
+    }))
 }
 
 /// The last event of a complete answer.

@@ -11,7 +11,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -73,14 +72,13 @@ impl BoundServer {
             .enable_all()
             .build()
             .map_err(failed("the threads for connections"))?;
-        let handle = runtime.handle().clone();
         let (stop, stopped) = watch::channel(false);
         let address = self.address;
         let thread = std::thread::Builder::new()
             .name("server".to_owned())
             .spawn(move || run(runtime, self, models, stopped))
             .map_err(failed("the server thread"))?;
-        Ok(RunningServer { address, stop, thread, runtime: handle })
+        Ok(RunningServer { address, stop, thread })
     }
 }
 
@@ -89,16 +87,6 @@ pub struct RunningServer {
     address: SocketAddr,
     stop: watch::Sender<bool>,
     thread: JoinHandle<Result<(), ServerError>>,
-    runtime: tokio::runtime::Handle,
-}
-
-/// The signal that ended a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopSignal {
-    /// SIGINT, usually Ctrl-C.
-    Interrupt,
-    /// SIGTERM.
-    Terminate,
 }
 
 impl RunningServer {
@@ -116,27 +104,6 @@ impl RunningServer {
     pub fn stop(self) -> Result<(), ServerError> {
         let _ = self.stop.send(true);
         self.thread.join().map_err(|_| ServerError::Panicked)?
-    }
-
-    /// Waits for SIGINT or SIGTERM, then stops as [`stop`](Self::stop) does. Only from this call on are the signals
-    /// taken.
-    ///
-    /// # Errors
-    ///
-    /// As [`stop`](Self::stop), and [`ServerError::Start`] if the signals cannot be taken.
-    pub fn wait_for_signal(self) -> Result<StopSignal, ServerError> {
-        let failed = |source| ServerError::Start { what: "the handlers of signals", source };
-        let received = self.runtime.block_on(async {
-            let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-            let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-            tokio::select! {
-                _ = interrupt.recv() => Ok(StopSignal::Interrupt),
-                _ = terminate.recv() => Ok(StopSignal::Terminate),
-            }
-        })?;
-        info!(?received, "stopping");
-        self.stop()?;
-        Ok(received)
     }
 }
 

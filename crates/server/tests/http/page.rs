@@ -85,3 +85,38 @@ fn the_stream_brings_blocks_and_text_and_ends_with_the_counts() {
     assert_eq!(done["usage"], whole["usage"]);
     assert_eq!(done["finish_reason"], whole["choices"][0]["finish_reason"]);
 }
+
+#[test]
+fn a_conversation_longer_than_the_context_loses_its_oldest_exchanges_and_says_so() {
+    let fixture = fixture::start();
+    let mut messages = Vec::new();
+    for i in 0..6 {
+        messages.push(json!({"role": "user", "content": format!("le vent de la mer, le vent de la terre {i}")}));
+        messages.push(
+            json!({"role": "assistant", "content": "la galerne est un vent de la mer, dit la mer"}),
+        );
+    }
+    messages.push(json!({"role": "user", "content": "et un autre"}));
+    let stream = |messages: &[Value]| {
+        let request = chat(&json!({"messages": messages, "max_tokens": 20, "temperature": 0}));
+        let events = post(fixture.address(), "/chat/stream", &request).events();
+        events
+            .into_iter()
+            .map(|(name, data)| (name, serde_json::from_str(&data).unwrap()))
+            .collect()
+    };
+    let events: Vec<(String, Value)> = stream(&messages);
+    let (name, left_out) = &events[0];
+    assert_eq!(name, "left_out");
+    let n_left_out = left_out["n_messages"].as_u64().unwrap() as usize;
+    assert!(n_left_out > 0 && n_left_out < 12 && n_left_out.is_multiple_of(2), "{n_left_out}");
+    let rest: Vec<(String, Value)> = stream(&messages[n_left_out..]);
+    assert_eq!(rest.last().unwrap().1["usage"], events.last().unwrap().1["usage"]);
+    assert_ne!(rest[0].0, "left_out");
+    let alone = json!([{"role": "user", "content": "xyz ".repeat(300)}]);
+    let response = post(fixture.address(), "/chat/stream", &chat(&json!({"messages": alone})));
+    assert_eq!(
+        (response.status, &response.error()["code"]),
+        (400, &json!("context_length_exceeded"))
+    );
+}
