@@ -7,7 +7,10 @@ use clap::{Parser, Subcommand};
 use kernels::Family;
 
 use crate::context::Form;
-use crate::{chat, doctor, generate, model, plan, pretrain, resume, serve, tokenizer, tune};
+use crate::{
+    bench, chat, doctor, generate, model, plan, pretrain, quickstart, resume, serve, tokenizer,
+    tune,
+};
 
 /// Self-hosted language models: train, specialise, measure and serve them on your own machine.
 ///
@@ -51,6 +54,8 @@ impl CommonArgs {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// From text to a specialised model and a chat page, in one command
+    Quickstart(quickstart::Args),
     /// Show what this machine offers: processor, kernels, memory, disk, measured speed
     Doctor(doctor::Args),
     /// Say what a run will take before it is started: memory, disk, operations, time
@@ -71,4 +76,6 @@ pub(crate) enum Command {
     Chat(chat::Args),
     /// Serve the models of the home: API and chat page
     Serve(serve::Args),
+    /// Measure speed: training step, prefill, decode
+    Bench(bench::Args),
 }

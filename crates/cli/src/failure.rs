@@ -83,6 +83,16 @@ pub(crate) enum Failure {
         /// Bytes that the run will take.
         needed_bytes: u64,
     },
+    /// The machine cannot hold what is to be computed.
+    #[error("{what} needs {} of memory, this machine has {}", bytes(*needed_bytes), bytes(*total_bytes))]
+    Memory {
+        /// The run or the model.
+        what: String,
+        /// Bytes that it takes.
+        needed_bytes: u64,
+        /// All memory of the machine.
+        total_bytes: u64,
+    },
     /// A signal asked the program to stop, and it did in good order.
     #[error("stopped by {}{state}", signal.name())]
     Stopped {
@@ -120,6 +130,10 @@ impl Failure {
             Self::DiskSpace { .. } => {
                 Some("free some space, or name a home on another disk with --home".to_owned())
             }
+            Self::Memory { .. } => Some(
+                "`galerne plan` shows what takes the memory: a smaller model, smaller micro-batches or fewer data need less"
+                    .to_owned(),
+            ),
             Self::Stopped { next, .. } => next.clone(),
             Self::ClosedStdout => None,
         }

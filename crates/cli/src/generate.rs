@@ -52,13 +52,13 @@ struct Prompt {
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct SamplingArgs {
     /// Divides the logits; 0 takes the likeliest token [default: the model's, else 0]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Draw from this many likeliest tokens [default: all]
     #[arg(long, value_name = "N")]
     top_k: Option<u32>,
     /// Draw from the likeliest tokens whose probabilities reach this sum, 0 to 1 [default: the model's, else 1]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Start of the random numbers; the same seed gives the same answer
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crate::failure::Failure;
+
 /// Memory of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Memory {
@@ -10,6 +12,19 @@ pub(crate) struct Memory {
     pub(crate) total_bytes: u64,
     /// What programs can still take.
     pub(crate) available_bytes: u64,
+}
+
+/// Refuses what the machine can never hold, before any of it is taken.
+///
+/// # Errors
+/// [`Failure::Memory`].
+pub(crate) fn check_memory(what: &str, needed_bytes: u64) -> Result<(), Failure> {
+    match memory() {
+        Some(Memory { total_bytes, .. }) if needed_bytes > total_bytes => {
+            Err(Failure::Memory { what: what.to_owned(), needed_bytes, total_bytes })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Memory as the kernel counts it.

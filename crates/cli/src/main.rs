@@ -1,6 +1,7 @@
 //! The `galerne` binary: arguments, one file per subcommand, exit codes. It holds no logic of its own.
 
 mod args;
+mod bench;
 mod chat;
 mod context;
 mod doctor;
@@ -15,6 +16,7 @@ mod os;
 mod plan;
 mod pretrain;
 mod progress;
+mod quickstart;
 mod recipes;
 mod resume;
 mod serve;
@@ -46,6 +48,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let context = Context::new(&cli.common)?;
     context::start_logging();
     match cli.command {
+        Command::Quickstart(args) => quickstart::run(args, &context),
         Command::Doctor(args) => doctor::run(args, &context),
         Command::Plan(args) => plan::run(args, &context),
         Command::Tokenizer(args) => tokenizer::run(args, &context),
@@ -56,5 +59,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(args, &context),
         Command::Chat(args) => chat::run(args, &context),
         Command::Serve(args) => serve::run(args, &context),
+        Command::Bench(args) => bench::run(args, &context),
     }
 }

@@ -116,6 +116,7 @@ impl OpenModel {
             available,
             "memory of the model"
         );
+        machine::check_memory(&format!("model `{name}`"), memory.loading_bytes)?;
         let tokenizer = open_tokenizer(&name, dir, &config)?;
         let decoder = Decoder::load(device, &config, dtype, |weight, out| {
             dir.weights().weight(weight, &config)?.read_f32(out);

@@ -6,6 +6,7 @@ use train::{Recipe, Run};
 use crate::context::Context;
 use crate::models::locate_in;
 use crate::os::StopSignals;
+use crate::quickstart;
 use crate::training::{RunPlan, finish};
 
 /// Arguments of `galerne resume`.
@@ -22,6 +23,9 @@ pub(crate) struct Args {
 /// When there is no such run, it is in use, or a file of it is damaged.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let dir = locate_in(&context.runs_dir(), "run", &args.run)?;
+    if quickstart::is_quickstart(&dir) {
+        return quickstart::resume(&dir, context);
+    }
     let recipe = dir.join("run.toml");
     if recipe.is_file() {
         RunPlan::of_recipe(&Recipe::read(&recipe)?)?.announce(&dir, context)?;

@@ -124,10 +124,10 @@ impl RunPlan {
         ]
     }
 
-    /// Shows the plan, and refuses when the disk is too small.
+    /// Shows the plan, and refuses when the disk or the memory is too small.
     ///
     /// # Errors
-    /// [`Failure::DiskSpace`].
+    /// [`Failure::DiskSpace`], [`Failure::Memory`].
     pub(crate) fn announce(&self, run_dir: &Path, context: &Context) -> anyhow::Result<()> {
         let free_bytes = free_disk_bytes(machine::existing_ancestor(run_dir))?;
         let mut rows = self.rows();
@@ -141,7 +141,7 @@ impl RunPlan {
             let dir = run_dir.to_owned();
             return Err(Failure::DiskSpace { dir, free_bytes, needed_bytes }.into());
         }
-        Ok(())
+        Ok(machine::check_memory("the run", self.memory.total_bytes())?)
     }
 }
 

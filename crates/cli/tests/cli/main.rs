@@ -1,4 +1,5 @@
 //! The real binary as a user runs it: help, errors, exit codes, files, signals.
+#![expect(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 mod answers;
 mod home;

@@ -23,6 +23,7 @@ const COMMANDS: &[&[&str]] = &[
     &["generate"],
     &["chat"],
     &["serve"],
+    &["bench"],
 ];
 
 #[test]

@@ -86,9 +86,9 @@ fn a_run_makes_a_model_and_says_where() {
 #[test]
 fn half_a_run_a_kill_and_a_resume_equal_a_whole_run_bit_for_bit() {
     let home = Home::new("kill");
-    home.make_recipe(60);
+    home.make_recipe(400);
     home.run(&["pretrain", "--recipe", "tiny.toml", "--run", "whole"]).expect(0);
-    let mut child = start_and_wait(&home, "parts", 33);
+    let mut child = start_and_wait(&home, "parts", 53);
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!home.inside("models/parts").exists(), "killed before the end");
@@ -98,8 +98,8 @@ fn half_a_run_a_kill_and_a_resume_equal_a_whole_run_bit_for_bit() {
         .lines()
         .find_map(|line| line.strip_prefix("resuming at step ")?.split(' ').next()?.parse().ok())
         .unwrap();
-    assert!(at >= 30 && at < 60 && at % 10 == 0, "from a checkpoint: {at}");
-    assert_same_checkpoints(&home, "whole", "parts", 60);
+    assert!((40..400).contains(&at) && at.is_multiple_of(10), "from a checkpoint: {at}");
+    assert_same_checkpoints(&home, "whole", "parts", 400);
     let model = |name: &str| read(&home.inside(&format!("models/{name}/model.safetensors")));
     assert!(model("whole") == model("parts"));
     assert_eq!(metrics(&home, "whole"), metrics(&home, "parts"));
@@ -129,6 +129,41 @@ fn signals_save_and_the_run_goes_on() {
         assert!(error["message"].as_str().unwrap().contains("is saved"), "{error}");
         let steps: Vec<u64> = metrics(&home, name).iter().map(|line| line.0).collect();
         assert!(steps.iter().copied().eq(1..=steps.len() as u64), "no step twice, none missing");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let home = Home::new("twice");
+    home.make_recipe(1_000_000);
+    let child = start_and_wait(&home, "r", 1);
+    // Both arrive together when the process goes on.
+    for name in ["-STOP", "-INT", "-TERM", "-CONT"] {
+        signal(&child, name);
+    }
+    let finished = Finished::of(child);
+    assert!(matches!(finished.code, Some(130 | 143)), "{finished:?}");
+    assert!(!finished.stderr.contains("is saved"), "{finished:?}");
+    // What is left is a run that can be resumed.
+    let child = home.command(&["resume", "r"]).spawn().unwrap();
+    wait_for_steps(&home, "r", 3);
+    signal(&child, "-INT");
+    Finished::of(child).expect(130);
+}
+
+#[test]
+fn a_run_that_the_machine_cannot_hold_is_refused_before_it_is_begun() {
+    let home = Home::new("too-large");
+    home.make_recipe(10);
+    let large = ["pretrain", "--recipe", "tiny.toml", "--json", "--set"];
+    for (setting, expected) in [
+        ("start.random.ffn_dim=1000000000000", "two checkpoints and the model"),
+        ("batch.rows_per_micro_batch=4000000000", "of memory"),
+    ] {
+        let more = ["--set", "batch.rows_per_step=4000000000"];
+        let error = home.run(&[&large[..], &[setting], &more].concat()).expect(1).json_error();
+        assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
+        assert!(!home.inside("runs").exists());
     }
 }
 
@@ -163,16 +198,8 @@ fn a_disk_that_refuses_a_checkpoint_leaves_the_one_before() {
     assert!(home.inside("models/full/model.safetensors").is_file());
 
     // Half of the way there is room, then no more: the last checkpoint stays.
-    let child = home.command(&[
-        "pretrain",
-        "--recipe",
-        "tiny.toml",
-        "--run",
-        "later",
-        "--set",
-        "n_steps=100000",
-    ]);
-    let mut child = { child }.spawn().unwrap();
+    let long = ["pretrain", "--recipe", "tiny.toml", "--run", "later", "--set", "n_steps=100000"];
+    let mut child = home.command(&long).spawn().unwrap();
     wait_for_steps(&home, "later", 12);
     child.kill().unwrap();
     child.wait().unwrap();
