@@ -47,8 +47,6 @@ function refresh() {
 function ask(question) {
   if (running || !isReady() || question.trim() === "") return;
   prompt.value = "";
-  // An exchange that failed is not part of the conversation any more.
-  for (const failed of document.querySelectorAll(".message.failed")) failed.remove();
   turns.push({ role: "user", content: question });
   const asked = addQuestion(question, texts);
   toEnd();
@@ -128,7 +126,7 @@ function conclude(answer, asked, { note, figures, error, detail }) {
   if (answer.text.trim() !== "") {
     turns.push({ role: "assistant", content: answer.text, blocks: answer.blocks.map(({ html }) => html) });
   } else {
-    // A question without an answer would make the next request wrong.
+    // A question without an answer would make the next request wrong: it stays on the page and out of the conversation.
     turns.pop();
     asked.classList.add("failed");
     answer.item.classList.add("failed");

@@ -132,7 +132,7 @@ export class Answer {
 export function markLeftOut(count, text) {
   list.querySelector(":scope > .left-out")?.remove();
   const line = element("li", "left-out", text);
-  list.querySelectorAll(":scope > .message")[count].before(line);
+  list.querySelectorAll(":scope > .message:not(.failed)")[count].before(line);
 }
 
 /// Only the last answer can be tried again.
