@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use engine::Engine;
+use formats::WeightName;
 use kernels::{Compute, Family};
 use model::{CachedRows, Decoder, Parameters, Workspace};
 use tensor::{Device, Passes};
@@ -29,6 +30,30 @@ impl Tiny {
         let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
         decoder.pack(&device, &Parameters::random(&config, 5));
         Self { tokenizer, decoder: Arc::new(decoder), device }
+    }
+
+    /// A model that says one token after any question, and EOS after that token.
+    fn saying(mut self, said_id: u32) -> Self {
+        let config = formats_config(&self.tokenizer);
+        let config = formats::DecoderConfig { tied_embeddings: false, ..config };
+        let config = model::ModelConfig::new(config).unwrap();
+        // The layers add nothing. Dimension 0 marks every token and votes for the said one; dimension 1 marks the said one
+        // and votes, louder, for EOS.
+        let mut parameters = Parameters::zeroed(&config);
+        let row = |id: u32| id as usize * config.hidden_dim;
+        let embedding = parameters.weight_mut(WeightName::Embedding);
+        for token in embedding.chunks_exact_mut(config.hidden_dim) {
+            token[0] = 1.0;
+        }
+        embedding[row(said_id) + 1] = 1.0;
+        parameters.weight_mut(WeightName::FinalNorm).fill(1.0);
+        let head = parameters.weight_mut(WeightName::Head);
+        head[row(said_id)] = 1.0;
+        head[row(self.tokenizer.eos_id()) + 1] = 2.0;
+        let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+        decoder.pack(&self.device, &parameters);
+        self.decoder = Arc::new(decoder);
+        self
     }
 
     fn engine(&self, limits: EngineLimits) -> EngineHandle {
@@ -107,6 +132,13 @@ fn batched_answers_equal_one_by_one_and_the_plain_loop() {
         assert_eq!(tiny.naive(question, 12), answer.token_ids, "{question}");
     }
     assert_eq!(together.len(), questions.len());
+    let template = ChatTemplate::default();
+    for answer in &together {
+        let text = tiny.tokenizer.decode(&answer.token_ids);
+        let text = text.strip_prefix(template.answer_prefix()).unwrap_or(&text);
+        assert_eq!(answer.text, text);
+    }
+    assert!(together.iter().any(|a| a.text.ends_with('\u{fffd}')), "none ends within a character");
     let distinct: std::collections::HashSet<_> = together.iter().map(|a| &a.token_ids).collect();
     assert!(distinct.len() > 10, "only {} different answers", distinct.len());
 }
@@ -122,7 +154,19 @@ fn a_short_queue_is_waited_for() {
 }
 
 #[test]
-fn the_end_of_an_answer_is_said() {
+fn an_answer_ends_with_eos() {
+    let tiny = Tiny::new();
+    let said_id = tiny.tokenizer.encode("x")[0];
+    let tiny = tiny.saying(said_id);
+    let answers = tiny.ask(&tiny.wide(), &["Où ?", "Combien ?"], 9);
+    for answer in answers {
+        assert_eq!(answer.token_ids, [said_id, tiny.tokenizer.eos_id()]);
+        assert_eq!((answer.text.as_str(), answer.finish), ("x", FinishReason::Stop));
+    }
+}
+
+#[test]
+fn an_answer_that_runs_out_of_room_says_so() {
     let tiny = Tiny::new();
     let engine = tiny.wide();
     let answers = tiny.ask(&engine, &["Où ?"], 5);
