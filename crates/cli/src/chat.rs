@@ -152,10 +152,12 @@ impl Talk {
         let rendered = self.template.render(tokenizer, &self.conversation, Ending::AwaitAnswer)?;
         // Taken for the answer alone: at the prompt, Ctrl-C is the line editor's.
         let signals = StopSignals::take(&[StopSignal::Interrupt]).context("cannot take signals")?;
+        // With one seed for all answers, those of one conversation would make the same draws.
+        let seed = self.sampling.seed.wrapping_add(self.conversation.messages.len() as u64);
         let question = Question {
             prompt: rendered.token_ids,
             max_tokens: args.max_tokens,
-            sampling: self.sampling,
+            sampling: Sampling { seed, ..self.sampling },
             stop_ids: self.model.eos_ids.clone(),
             stop_texts: Vec::new(),
             text: Some((tokenizer.clone(), TextStream::answer(&self.template))),

@@ -87,7 +87,6 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         let hint = "give the name of a new file".to_owned();
         return Err(Failure::Exists { path: path.clone(), hint }.into());
     }
-    let signals = StopSignals::take_all().context("cannot take signals")?;
     let model = OpenModel::open(&args.model, context)?;
     let prompt = token_ids(&args.prompt, &model)?;
     check(&prompt, &model)?;
@@ -110,6 +109,8 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         text: model.tokenizer.clone().map(|tokenizer| (tokenizer, TextStream::new())),
     };
     let form = context.form();
+    // While the model was loading there was nothing to end in good order.
+    let signals = StopSignals::take_all().context("cannot take signals")?;
     let answer = answer(&engine, question, &signals, |text| match form {
         Form::Text if !text.is_empty() => context.print(text),
         _ => Ok(()),

@@ -69,10 +69,12 @@ impl TrainingBar {
         )
     }
 
-    /// Leaves the last state on the screen.
+    /// Leaves the last state on the screen, and the cursor below it.
     pub(crate) fn finish(self) {
         if let Some(bar) = self.bar {
             bar.abandon();
+            // A closed stderr harms no training.
+            let _ = writeln!(io::stderr());
         }
     }
 }

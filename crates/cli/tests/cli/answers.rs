@@ -28,6 +28,8 @@ fn generate_prints_the_new_ids_and_their_text() {
     let plain = ["generate", "--model", "home/models/tiny-1", "--max-tokens", "8", "--prompt"];
     let plain = home.run(&[&plain[..], &["vent mer"]].concat()).expect(0).stdout;
     assert_eq!(plain, format!("{}\n", by_text["text"].as_str().unwrap()));
+    let unread = ["generate", "--model", "tiny-1", "--prompt", "vent mer"];
+    assert_eq!(home.run_unread(&unread).expect(0).stderr, "", "nobody reads, nothing is wrong");
 }
 
 #[test]

@@ -69,6 +69,13 @@ impl Home {
         Finished::new(self.command(arguments).output().unwrap())
     }
 
+    /// Runs with a stdout that nobody reads any more.
+    pub(crate) fn run_unread(&self, arguments: &[&str]) -> Finished {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Finished::new(self.command(arguments).stdout(writer).output().unwrap())
+    }
+
     pub(crate) fn run_with_input(&self, arguments: &[&str], input: &str) -> Finished {
         let mut child = self.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();

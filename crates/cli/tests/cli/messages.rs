@@ -115,10 +115,8 @@ fn failures_exit_with_1_and_say_the_next_step() {
 fn a_closed_stdout_ends_quietly_and_a_full_one_is_an_error() {
     let home = Home::new("closed");
     let plan = ["plan", "--tokens-per-s", "1000"];
-    let mut child = home.command(&plan).spawn().unwrap();
-    drop(child.stdout.take());
-    let finished = Finished::of(child).expect(0);
-    assert_eq!(finished.stderr, "");
+    assert_eq!(home.run_unread(&plan).expect(0).stderr, "");
+    assert_eq!(home.run_unread(&["--help"]).expect(0).stderr, "");
     let full = std::fs::File::create("/dev/full").unwrap();
     let output = home.command(&plan).stdout(Stdio::from(full)).output().unwrap();
     let finished = Finished::new(output).expect(1);
