@@ -9,17 +9,17 @@ use super::settings::{Plan, Settings};
 
 /// Rows of pre-training and of fine-tuning.
 pub(crate) const PRETRAIN_BATCH: BatchSettings =
-    BatchSettings { seq_len: 512, rows_per_step: 16, rows_per_micro_batch: 4 };
-/// Conversations are short: rows of the same length, fewer of them, give more steps.
+    BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 4 };
+/// Conversations are short; rows of the same length take many.
 pub(crate) const TUNE_BATCH: BatchSettings =
     BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 4 };
 
 /// Share of the budget that is spent in training steps; the rest prepares, measures and exports.
 const TRAINING_SHARE: f64 = 0.8;
 /// Fine-tuning on general chat, at most (two passes) and as a share of the training time.
-const MAX_CHAT_TOKENS: f64 = 650_000.0;
+const MAX_CHAT_TOKENS: f64 = 800_000.0;
 const CHAT_SHARE: f64 = 0.08;
-/// Fine-tuning on the company (sixteen passes).
+/// Fine-tuning on the company (twelve passes).
 const MAX_COMPANY_TOKENS: f64 = 3_400_000.0;
 const COMPANY_SHARE: f64 = 0.35;
 /// More passes over the pre-training text teach little.

@@ -13,6 +13,10 @@ use super::settings::Settings;
 
 /// General conversations; about 320,000 tokens.
 const N_CHAT_DIALOGUES: usize = 8_000;
+/// Bytes of pre-training text among the samples of each fine-tuning pass, about 80,000 tokens.
+const REPLAY_BYTES: usize = 300_000;
+/// Bytes of held-out text that is measured during training; at its end all of it is.
+const VALIDATION_BYTES: usize = 100_000;
 /// Share of a user's own text that is held out.
 const HELD_OUT_SHARE: f64 = 0.01;
 /// Texts are given to the tokenizer's trainer in pieces of about this size, which it counts on several threads.
@@ -40,7 +44,7 @@ impl Prepared {
         self.dir.join("pretraining")
     }
 
-    /// Shard of all held-out text.
+    /// Shard of some held-out text of every language.
     pub(crate) fn validation(&self) -> PathBuf {
         self.dir.join("validation")
     }
@@ -63,6 +67,11 @@ impl Prepared {
     /// Shard of the company's documents.
     pub(crate) fn company_documents(&self) -> PathBuf {
         self.dir.join("company-documents")
+    }
+
+    /// Shard of some of the pre-training text, which fine-tuning repeats so that it is not forgotten.
+    pub(crate) fn replay(&self) -> PathBuf {
+        self.dir.join("replay")
     }
 
     /// The data sheet, written last: where it is, everything is.
@@ -170,7 +179,8 @@ fn train_tokenizer(
 
 fn write_shards(files: &Prepared, tokenizer: &Tokenizer, corpus: &Corpus) -> anyhow::Result<()> {
     write_shard(&files.pretraining(), tokenizer, &corpus.train)?;
-    write_shard(&files.validation(), tokenizer, &corpus.held_out)?;
+    write_shard(&files.replay(), tokenizer, spread(&corpus.train, REPLAY_BYTES))?;
+    write_shard(&files.validation(), tokenizer, spread(&corpus.held_out, VALIDATION_BYTES))?;
     let mut languages: Vec<Option<Language>> =
         corpus.held_out.iter().map(|document| document.language).collect();
     languages.sort_unstable();
@@ -180,6 +190,12 @@ fn write_shards(files: &Prepared, tokenizer: &Tokenizer, corpus: &Corpus) -> any
         write_shard(&files.validation_of(language), tokenizer, documents)?;
     }
     Ok(())
+}
+
+/// Documents of about `n_bytes` in all, at even distances.
+fn spread(documents: &[Document], n_bytes: usize) -> impl Iterator<Item = &Document> {
+    let total: usize = documents.iter().map(|document| document.text.len()).sum();
+    documents.iter().step_by((total / n_bytes).max(1))
 }
 
 /// Conversations and company text, which neither the tokenizer nor pre-training sees.

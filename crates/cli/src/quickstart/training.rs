@@ -102,12 +102,13 @@ impl Stage {
             }
             Self::Chat => {
                 data.conversations.push(files.chat());
+                data.documents.push(files.replay());
                 let start = Start::Run(Self::Base.run_dir(dir));
-                (start, plan.chat_steps, TUNE_BATCH, 1.5e-3, 10, 0.6)
+                (start, plan.chat_steps, TUNE_BATCH, 1.2e-3, 10, 0.6)
             }
             Self::Specialised => {
                 data.conversations.push(files.company_questions());
-                data.documents.push(files.company_documents());
+                data.documents.extend([files.company_documents(), files.replay()]);
                 let start = Start::Run(Self::Chat.run_dir(dir));
                 (start, plan.company_steps, TUNE_BATCH, 2e-3, 20, 0.5)
             }
