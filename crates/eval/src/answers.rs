@@ -2,7 +2,7 @@
 
 use unicode_normalization::UnicodeNormalization;
 
-/// The form in which answers are compared: Unicode NFC, lowercase, without outer white space and without one final full
+/// The form in which answers are compared: lowercase in Unicode NFC, without outer white space and without one final full
 /// stop.
 ///
 /// Case is removed by the full lowercase mapping of Unicode, not by case folding: `É` equals `é`, but `STRASSE` does not
@@ -14,9 +14,8 @@ use unicode_normalization::UnicodeNormalization;
 /// ```
 #[must_use]
 pub fn normalise(answer: &str) -> String {
-    let composed: String = answer.nfc().collect();
-    // Lowercase letters with several marks may compose where their capitals did not.
-    let lower: String = composed.to_lowercase().nfc().collect();
+    // Composed last, because some letters with a mark have a composed form in lowercase only.
+    let lower: String = answer.to_lowercase().nfc().collect();
     let trimmed = lower.trim();
     trimmed.strip_suffix('.').unwrap_or(trimmed).trim_end().to_owned()
 }
@@ -49,6 +48,7 @@ mod tests {
     fn composed_and_decomposed_letters_are_the_same() {
         assert!(is_match("é", "e\u{301}"));
         assert!(is_match("Ǖ", "u\u{308}\u{304}"));
+        assert!(is_match("J\u{30c}", "\u{1f0}"));
     }
 
     #[test]

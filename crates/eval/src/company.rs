@@ -253,6 +253,8 @@ mod tests {
         assert_eq!(scores.all.n_questions, known.len() as u64);
         assert!(scores.all.interval.low > 0.98, "{:?}", scores.all);
         assert_eq!((scores.withheld.n_right, scores.withheld.accuracy), (0, 0.0));
+        assert_eq!(scores.all.n_facts, data::company::facts().len() as u64);
+        assert_eq!(scores.withheld.n_facts, data::company::withheld_facts().len() as u64);
         assert_eq!(scores.kinds.len(), Kind::ALL.len());
         assert_eq!(scores.samples.len(), Kind::ALL.len());
         assert!(scores.samples.iter().all(|sample| sample.is_right));

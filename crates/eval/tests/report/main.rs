@@ -7,7 +7,7 @@ use eval::report::Report;
 use made_up::report;
 
 const HOSTILE: &str =
-    "</td></title><script>alert(\"x\")</script><img src=x onerror='y'>&amp;{{ 7 * 7 }}";
+    "</td></title><script>alert(\"x\")</script><img src=x onerror='y'>&amp;{{ 7 * 7 }}\n\u{1b}[31m";
 
 /// A report in which every text from outside is hostile.
 fn hostile_report() -> Report {
