@@ -75,9 +75,9 @@ const IMAGINED: f64 = 0.5;
 ///
 /// Where nearly all answers are right or nearly all are wrong, `v` rests on a few of them and is often far too small: with
 /// one stray right answer the questions would count as independent. So `d`, and nothing else, is computed with half a
-/// cluster of mean size that is all right and half a one that is all wrong beside the real ones. Simulated coverage at 21
-/// to 252 clusters of eight is then 92.7 % or more where it was down to 69 %; where the questions of a cluster are really
-/// independent, and for very rare right answers, it is up to 99.9 %.
+/// cluster of mean size that is all right and half a one that is all wrong beside the real ones. The price is an interval
+/// that is too wide where there are few clusters and the questions within them are really independent. The tests of this
+/// module simulate the coverage.
 ///
 /// It holds for independent clusters, drawn from more like them. One cluster alone gives 0 to 1.
 ///
