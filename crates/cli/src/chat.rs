@@ -10,7 +10,7 @@ use rustyline::error::ReadlineError;
 use tokenizer::{ChatTemplate, Conversation, Ending, Message, Role, TextStream};
 
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, message};
 use crate::figures::count;
 use crate::generate::SamplingArgs;
 use crate::generation::{Ended, Question, answer};
@@ -106,7 +106,7 @@ impl Talk {
                     *self = talk;
                     context.say(&format!("now talking with {}", self.model.name));
                 }
-                Err(error) => context.say(&format!("{error:#}")),
+                Err(error) => context.say(&message(&error)),
             },
             ("help", _) => context.say(HELP),
             _ => context.say(&format!("there is no command /{command}\n{HELP}")),
@@ -138,7 +138,8 @@ impl Talk {
                 match outcome {
                     Ok(_) => context.say("(an empty answer; the question is not kept)"),
                     Err(error) if error.downcast_ref::<engine::EngineError>().is_some() => {
-                        context.say(&format!("{error:#}; /new begins a new conversation"));
+                        context
+                            .say(&format!("{}; /new begins a new conversation", message(&error)));
                     }
                     Err(error) => return Err(error),
                 }

@@ -103,6 +103,9 @@ pub(crate) enum Failure {
         /// How to go on.
         next: Option<String>,
     },
+    /// A bug; the panic has told its place on stderr.
+    #[error("the program panicked, which is a bug")]
+    Panicked,
     /// Nobody reads stdout any more.
     #[error("standard output is closed")]
     ClosedStdout,
@@ -135,6 +138,7 @@ impl Failure {
                     .to_owned(),
             ),
             Self::Stopped { next, .. } => next.clone(),
+            Self::Panicked => Some("report it with the lines above".to_owned()),
             Self::ClosedStdout => None,
         }
     }
@@ -184,7 +188,7 @@ fn write_report(label: &str, message: &str, hint: Option<&str>, form: Form) {
 }
 
 /// The chain of causes. Library errors tell their cause in their own text, which is not said twice.
-fn message(error: &anyhow::Error) -> String {
+pub(crate) fn message(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use clap::builder::NonEmptyStringValueParser;
 use engine::{EngineLimits, Sampling};
 use formats::{TensorData, TensorSource, WeightDtype, write_safetensors};
 use model::{KvCache, Workspace};
@@ -30,7 +31,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Text that ends the answer and is not shown; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     /// Also write the prompt's logits to this file: tensor `logits`, f32, [tokens, vocab_size]
     #[arg(long, value_name = "FILE.safetensors")]

@@ -14,6 +14,15 @@ pub(crate) struct Memory {
     pub(crate) available_bytes: u64,
 }
 
+impl Memory {
+    /// With a limit of which so much is used; used pages that the kernel can drop count as used.
+    fn within(self, limit: Option<u64>, used: u64) -> Self {
+        let Some(limit) = limit.filter(|&limit| limit < self.total_bytes) else { return self };
+        let available_bytes = self.available_bytes.min(limit.saturating_sub(used));
+        Self { total_bytes: limit, available_bytes }
+    }
+}
+
 /// Refuses what the machine can never hold, before any of it is taken.
 ///
 /// # Errors
@@ -27,9 +36,13 @@ pub(crate) fn check_memory(what: &str, needed_bytes: u64) -> Result<(), Failure>
     }
 }
 
-/// Memory as the kernel counts it.
+/// Memory as the kernel counts it, within the limit of the container where there is one.
 pub(crate) fn memory() -> Option<Memory> {
-    parse_memory(&fs::read_to_string("/proc/meminfo").ok()?)
+    let memory = parse_memory(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limit = number("/sys/fs/cgroup/memory.max");
+    let used = number("/sys/fs/cgroup/memory.current");
+    Some(memory.within(limit, used.unwrap_or(0)))
 }
 
 fn parse_memory(text: &str) -> Option<Memory> {
@@ -70,6 +83,10 @@ mod tests {
         assert_eq!(memory.total_bytes, 24_575_020 * 1024);
         assert_eq!(memory.available_bytes, 20_000_000 * 1024);
         assert_eq!(parse_memory("MemTotal: many kB"), None);
+        assert_eq!(memory.within(None, 7), memory);
+        assert_eq!(memory.within(Some(u64::MAX), 7), memory);
+        let limited = memory.within(Some(1 << 30), 1 << 20);
+        assert_eq!((limited.total_bytes, limited.available_bytes), (1 << 30, 1023 << 20));
         assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
         assert_eq!(chosen("madvise"), None);
     }

@@ -24,12 +24,14 @@ mod tokenizer;
 mod training;
 mod tune;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::args::{Cli, Command};
 use crate::context::Context;
+use crate::failure::Failure;
 
 fn main() -> ExitCode {
     os::ignore_file_size_signal();
@@ -38,9 +40,11 @@ fn main() -> ExitCode {
         Err(error) => return failure::report_usage(&error),
     };
     let form = cli.common.form();
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::report(&error, form),
+    // A panic is a bug, and still an exit code and an error that programs can read.
+    match catch_unwind(AssertUnwindSafe(|| run(cli))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => failure::report(&error, form),
+        Err(_) => failure::report(&Failure::Panicked.into(), form),
     }
 }
 

@@ -199,6 +199,7 @@ fn speed(
     if planned.dtype == RecipeDType::F32 {
         return Ok(None);
     }
+    context.say("measuring the speed of a training step; --tokens-per-s gives it instead");
     let device = context.device()?;
     let config = &planned.plan.config;
     let available = machine::memory().map_or(u64::MAX, |memory| memory.available_bytes);

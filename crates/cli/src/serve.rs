@@ -12,6 +12,7 @@ use tracing::warn;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::figures::bytes;
+use crate::machine;
 use crate::models::{ModelMemory, OpenModel, locate, of_home};
 use crate::os::StopSignals;
 
@@ -36,6 +37,7 @@ pub(crate) struct Args {
 /// after a signal.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let models = models_to_serve(&args.model, context)?;
+    check_memory_of_all(&models)?;
     let address = SocketAddr::new(args.host, args.port);
     let mut signals = StopSignals::take_all().context("cannot take signals")?;
     let registry = ModelRegistry::new();
@@ -83,6 +85,18 @@ fn models_to_serve(named: &[String], context: &Context) -> anyhow::Result<Vec<(S
         return Err(Failure::NoModels { dir: context.models_dir() }.into());
     }
     Ok(models)
+}
+
+/// Refuses models that the machine cannot hold together; caches take their memory later, one answer at a time.
+fn check_memory_of_all(models: &[(String, ModelDir)]) -> anyhow::Result<()> {
+    let mut needed_bytes = 0;
+    for (name, dir) in models {
+        let config = model::ModelConfig::new(dir.config().clone())
+            .with_context(|| format!("cannot compute model `{name}`"))?;
+        needed_bytes += ModelMemory::of(&config).weights_bytes;
+    }
+    let what = format!("the weights of {} models", models.len());
+    Ok(machine::check_memory(&what, needed_bytes)?)
 }
 
 /// Loads a model, says what it takes, and serves it.

@@ -35,7 +35,7 @@ pub(crate) enum Kind {
 /// Arguments of the commands that start a run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunArgs {
-    /// Recipe: a TOML file with the model, the data, the batch and the schedule
+    /// Recipe: a TOML file with the model, the data, the batch and the schedule; its paths count from the current folder
     #[arg(long, value_name = "FILE")]
     recipe: PathBuf,
     /// Override a key of the recipe, such as n_steps=100 or schedule.peak_learning_rate=1e-3; may be given several times

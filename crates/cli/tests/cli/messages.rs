@@ -24,6 +24,7 @@ const COMMANDS: &[&[&str]] = &[
     &["chat"],
     &["serve"],
     &["bench"],
+    &["quickstart"],
 ];
 
 #[test]
@@ -41,6 +42,13 @@ fn every_command_explains_itself_and_its_defaults() {
             assert!(!line.trim_end().ends_with("--"), "{command:?}: {line}");
         }
     }
+    let help = home.run(&["--help"]).expect(0).stdout;
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let (commands, _) = commands.split_once("\n\n").unwrap();
+    for name in commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()) {
+        let is_tested = COMMANDS.iter().any(|command| command.first() == Some(&name));
+        assert!(is_tested || name.is_empty(), "{name} is tested");
+    }
     assert!(home.run(&["--version"]).expect(0).stdout.starts_with("galerne "));
 }
 
@@ -55,6 +63,9 @@ fn wrong_usage_exits_with_2_and_names_the_argument() {
         (&["generate", "--model", "m", "--prompt", "a", "--token-ids", "1"], "--token-ids"),
         (&["generate", "--model", "m", "--token-ids", "1,x"], "x"),
         (&["serve", "--port", "70000"], "70000"),
+        (&["generate", "--model", "m", "--prompt", "a", "--stop", ""], "--stop"),
+        (&["bench", "flight"], "flight"),
+        (&["bench", "decode", "--peer"], "--peer"),
         (&["doctor", "--kernels", "quantum"], "unknown kernel family `quantum`"),
         (&["doctor", "--threads", "0"], "0"),
         (&["chat", "--model", "m", "--json"], "has no --json"),
@@ -121,6 +132,18 @@ fn a_closed_stdout_ends_quietly_and_a_full_one_is_an_error() {
     let output = home.command(&plan).stdout(Stdio::from(full)).output().unwrap();
     let finished = Finished::new(output).expect(1);
     assert!(finished.stderr.contains("cannot write to standard output"), "{}", finished.stderr);
+}
+
+#[test]
+fn doctor_measures_the_machine() {
+    let home = Home::new("doctor");
+    let shown = home.run(&["doctor", "--json", "--threads", "1"]).expect(0).json();
+    assert!(shown["machine"]["roofline"]["read_bytes_per_s"].as_f64().unwrap() > 0.0);
+    assert!(shown["machine"]["roofline"]["bf16_flops"].as_f64().unwrap() > 0.0);
+    assert_eq!(shown["machine"]["n_threads"], 1);
+    assert_eq!(shown["kernel_families"][0], "reference");
+    assert_eq!(shown["home"], home.inside("").to_str().unwrap().trim_end_matches('/'));
+    assert!(shown["home_free_bytes"].as_u64().unwrap() > 0);
 }
 
 #[test]
