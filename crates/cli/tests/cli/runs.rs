@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Child;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -105,6 +106,28 @@ fn half_a_run_a_kill_and_a_resume_equal_a_whole_run_bit_for_bit() {
     assert_eq!(metrics(&home, "whole"), metrics(&home, "parts"));
     // A finished run stays what it is.
     assert!(home.run(&["resume", "parts"]).expect(0).stderr.contains("is there already"));
+}
+
+#[test]
+fn a_run_killed_again_and_again_ends_like_one_that_was_not() {
+    let home = Home::new("killed");
+    home.make_recipe(120);
+    home.run(&["pretrain", "--recipe", "tiny.toml", "--run", "whole"]).expect(0);
+    let mut child = start_and_wait(&home, "parts", 1);
+    // The clock chooses where it is killed, which may be in the middle of a checkpoint; the outcome does not depend on it.
+    for round in 0..8 {
+        std::thread::sleep(Duration::from_millis(15 + 9 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        child = home.command(&["resume", "parts"]).spawn().unwrap();
+    }
+    Finished::of(child).expect(0);
+    assert_same_checkpoints(&home, "whole", "parts", 120);
+    assert_eq!(metrics(&home, "whole"), metrics(&home, "parts"));
+    let names = names_in(&home.inside("runs/parts/checkpoints"));
+    assert_eq!(names, names_in(&home.inside("runs/whole/checkpoints")), "no leftovers");
+    let model = |name: &str| read(&home.inside(&format!("models/{name}/model.safetensors")));
+    assert!(model("whole") == model("parts"));
 }
 
 #[test]
