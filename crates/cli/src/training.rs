@@ -1,6 +1,7 @@
 //! A training run from the command line: plan, run, model. Shared by `pretrain`, `tune` and `resume`.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -178,23 +179,72 @@ fn size_on_disk(path: &Path) -> u64 {
 pub(crate) fn start(args: &RunArgs, kind: Kind, context: &Context) -> anyhow::Result<()> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
     check_kind(kind, &recipe)?;
-    let name = run_name(args, context)?;
-    let dir = context.runs_dir().join(&name);
-    RunPlan::of_recipe(&recipe)?.announce(&dir, context)?;
+    let plan = RunPlan::of_recipe(&recipe)?;
+    let claimed = ClaimedDir::claim(args, context)?;
+    plan.announce(&claimed.dir, context)?;
     let signals = StopSignals::take_all().context("cannot take signals")?;
-    let device = context.device()?;
-    context.make_dir(&context.runs_dir())?;
-    let mut run = match Run::create(&dir, recipe, device) {
-        Ok(run) => run,
-        Err(error) => {
-            // The name was free: what stands there now holds at most a lock, and no run.
-            if !dir.join("run.toml").exists() {
-                let _ = fs::remove_dir_all(&dir);
-            }
-            return Err(error.into());
-        }
-    };
+    let mut run = Run::create(&claimed.dir, recipe, context.device()?)?;
+    let name = folder_name(&claimed.dir);
+    claimed.keep();
     finish(&mut run, &name, &signals, context)
+}
+
+/// A new run folder that belongs to this process; dropped without [`ClaimedDir::keep`], it goes.
+struct ClaimedDir {
+    dir: PathBuf,
+    is_kept: bool,
+}
+
+impl ClaimedDir {
+    /// Makes the folder of the name asked for, else of the first free one after the recipe's.
+    fn claim(args: &RunArgs, context: &Context) -> anyhow::Result<Self> {
+        context.make_dir(&context.runs_dir())?;
+        let model_dir = |name: &str| context.models_dir().join(name);
+        let Some(name) = &args.run else {
+            let stem = args.recipe.file_stem().unwrap_or_default().to_string_lossy();
+            let names = (1_u64..).map(|number| format!("{}-{number}", stem.replace('.', "-")));
+            for name in names.filter(|name| !model_dir(name).exists()) {
+                if let Some(claimed) = Self::make(context.runs_dir().join(name))? {
+                    return Ok(claimed);
+                }
+            }
+            unreachable!("there are fewer folders than numbers")
+        };
+        if name.is_empty() || name.contains(['/', '.']) {
+            let problem = format!("--run {name:?}: expected a name without slashes and dots");
+            return Err(Failure::Usage { problem }.into());
+        }
+        if model_dir(name).exists() {
+            let hint = "choose another --run: the model gets the same name".to_owned();
+            return Err(Failure::Exists { path: model_dir(name), hint }.into());
+        }
+        let path = context.runs_dir().join(name);
+        let hint = format!("choose another --run, or go on with `galerne resume {name}`");
+        Self::make(path.clone())?.ok_or_else(|| Failure::Exists { path, hint }.into())
+    }
+
+    /// None when the folder is there already.
+    fn make(dir: PathBuf) -> anyhow::Result<Option<Self>> {
+        match fs::create_dir(&dir) {
+            Ok(()) => Ok(Some(Self { dir, is_kept: false })),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot create {}", dir.display())),
+        }
+    }
+
+    /// The run is there: the folder stays.
+    fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for ClaimedDir {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // What cannot be removed holds a lock file and no run.
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
 }
 
 fn check_kind(kind: Kind, recipe: &Recipe) -> Result<(), Failure> {
@@ -208,31 +258,6 @@ fn check_kind(kind: Kind, recipe: &Recipe) -> Result<(), Failure> {
         _ => return Ok(()),
     };
     Err(Failure::Usage { problem: problem.to_owned() })
-}
-
-/// The name asked for, else the first free one after the recipe's.
-fn run_name(args: &RunArgs, context: &Context) -> Result<String, Failure> {
-    let run_dir = |name: &str| context.runs_dir().join(name);
-    let model_dir = |name: &str| context.models_dir().join(name);
-    let Some(name) = &args.run else {
-        let stem = args.recipe.file_stem().unwrap_or_default().to_string_lossy().replace('.', "-");
-        let names = (1_u64..).map(|number| format!("{stem}-{number}"));
-        let mut free = names.filter(|name| !run_dir(name).exists() && !model_dir(name).exists());
-        return Ok(free.next().unwrap_or(stem));
-    };
-    if name.is_empty() || name.contains(['/', '.']) {
-        let problem = format!("--run {name:?}: expected a name without slashes and dots");
-        return Err(Failure::Usage { problem });
-    }
-    if run_dir(name).exists() {
-        let hint = format!("choose another --run, or go on with `galerne resume {name}`");
-        return Err(Failure::Exists { path: run_dir(name), hint });
-    }
-    if model_dir(name).exists() {
-        let hint = "choose another --run: the model gets the same name".to_owned();
-        return Err(Failure::Exists { path: model_dir(name), hint });
-    }
-    Ok(name.clone())
 }
 
 /// Trains to the end and writes the model. `run_value` is what `galerne resume` will be given.

@@ -77,11 +77,19 @@ fn a_run_makes_a_model_and_says_where() {
     assert!(text.contains("model.embed_tokens.weight"), "{text}");
     assert!(home.run(&["model", "list"]).expect(0).stdout.contains("tiny-1"));
 
+    // A name with a model is refused as one with a run is.
+    fs::remove_dir_all(home.inside("runs/tiny-1")).unwrap();
+    let taken = home.run(&["pretrain", "--recipe", "tiny.toml", "--run", "tiny-1"]).expect(1);
+    assert!(taken.stderr.contains("the model gets the same name"), "{}", taken.stderr);
+    fs::create_dir(home.inside("runs/tiny-1")).unwrap();
+
     // A second run takes the next name; a name that is taken is refused.
     home.run(&["pretrain", "--recipe", "tiny.toml", "--set", "n_steps=1"]).expect(0);
     assert_eq!(names_in(&home.inside("models")), ["tiny-1", "tiny-2"]);
-    let taken = home.run(&["pretrain", "--recipe", "tiny.toml", "--run", "tiny-1"]).expect(1);
-    assert!(taken.stderr.contains("galerne resume tiny-1"), "{}", taken.stderr);
+    fs::remove_dir_all(home.inside("models/tiny-2")).unwrap();
+    let taken = home.run(&["pretrain", "--recipe", "tiny.toml", "--run", "tiny-2"]).expect(1);
+    assert!(taken.stderr.contains("galerne resume tiny-2"), "{}", taken.stderr);
+    assert!(home.inside("runs/tiny-2/run.toml").is_file(), "it is not touched");
 }
 
 #[test]
@@ -187,7 +195,7 @@ fn a_run_that_the_machine_cannot_hold_is_refused_before_it_is_begun() {
         let more = ["--set", "batch.rows_per_step=4000000000"];
         let error = home.run(&[&large[..], &[setting], &more].concat()).expect(1).json_error();
         assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
-        assert!(!home.inside("runs").exists());
+        assert_eq!(names_in(&home.inside("runs")), Vec::<String>::new());
     }
 }
 
