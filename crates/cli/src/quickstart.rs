@@ -153,7 +153,10 @@ impl Quickstart<'_> {
         self.show(&report)?;
         match self.serving.take() {
             Some(serving) => serving.serve(&report, &mut self.signals, self.context),
-            None => Ok(()),
+            None => {
+                self.context.say("serve the models with `galerne serve`");
+                Ok(())
+            }
         }
     }
 
