@@ -72,7 +72,7 @@ pub(crate) enum Failure {
     },
     /// The disk cannot hold what a run will write.
     #[error(
-        "{} has {} free, the run needs {} (two checkpoints and the model)",
+        "{} has {} free, the run needs {} (checkpoints and the model)",
         dir.display(), bytes(*free_bytes), bytes(*needed_bytes)
     )]
     DiskSpace {

@@ -56,7 +56,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Draw from this many likeliest tokens [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     top_k: Option<u32>,
     /// Draw from the likeliest tokens whose probabilities reach this sum, 0 to 1 [default: the model's, else 1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]

@@ -60,6 +60,8 @@ pub(crate) struct RunPlan {
     pub(crate) n_tokens: u64,
     /// Floating-point operations of the run.
     pub(crate) flops: f64,
+    /// Checkpoints that are kept.
+    n_keep: u64,
 }
 
 impl RunPlan {
@@ -72,10 +74,11 @@ impl RunPlan {
         let data = &recipe.data;
         let paths = data.shards.iter().chain(&data.documents).chain(&data.conversations);
         let data_bytes = paths.map(|path| size_on_disk(path)).sum();
-        Ok(Self::new(config, recipe.dtype, recipe.batch, recipe.n_steps, data_bytes))
+        let plan = Self::new(config, recipe.dtype, recipe.batch, recipe.n_steps, data_bytes);
+        Ok(Self { n_keep: recipe.checkpoint.n_keep as u64, ..plan })
     }
 
-    /// The plan of a run of `n_steps` on data of `data_bytes`.
+    /// The plan of a run of `n_steps` on data of `data_bytes` that keeps one checkpoint.
     pub(crate) fn new(
         config: ModelConfig,
         dtype: RecipeDType,
@@ -96,13 +99,14 @@ impl RunPlan {
             model_bytes: config.n_parameters() * stored_dtype(dtype).n_bytes() as u64,
             n_tokens,
             flops: n_tokens as f64 * config.train_flops_per_token(seq_len),
+            n_keep: 1,
             config,
         }
     }
 
-    /// Disk that must be free: a checkpoint is written before the one before it goes, and then the model.
+    /// Disk that must be free: a checkpoint is written before the oldest one goes, and then the model.
     pub(crate) fn needed_disk_bytes(&self) -> u64 {
-        2 * self.memory.checkpoint_bytes() + self.model_bytes
+        (self.n_keep + 1) * self.memory.checkpoint_bytes() + self.model_bytes
     }
 
     /// Names and values for people.

@@ -8,7 +8,7 @@ use model::{CachedRows, Decoder, KvCache, ModelConfig, Workspace};
 use tensor::{DType, Device};
 
 use crate::EngineError;
-use crate::events::{EventReceiver, channel};
+use crate::events::{Event, EventReceiver, channel};
 use crate::queue::{Pending, RequestQueue};
 use crate::request::GenerationRequest;
 use crate::scheduler::Scheduler;
@@ -77,11 +77,14 @@ impl Engine {
     /// is less.
     #[must_use]
     pub fn planned_bytes(config: &ModelConfig, dtype: DType, limits: &EngineLimits) -> usize {
-        let workspace = Workspace::bytes_for(config, dtype, limits.step_tokens, false, 0);
+        let workspace = Workspace::bytes_for(config, dtype, limits.step_tokens, false);
         let logits = limits.max_running * config.vocab_size * size_of::<f32>();
         let candidates = config.vocab_size * size_of::<(f64, u32)>();
         let cache = limits.max_running * KvCache::bytes_for(config, dtype, config.context_len);
-        workspace + logits + candidates + cache.min(limits.cache_bytes)
+        // Each request, waiting or running, has room for its prompt and for all of its events.
+        let per_request = (config.context_len + 1) * (size_of::<Event>() + size_of::<u32>());
+        let requests = (limits.max_running + limits.max_waiting) * per_request;
+        workspace + logits + candidates + requests + cache.min(limits.cache_bytes)
     }
 
     /// Starts the thread that runs `decoder`. It sleeps while there is nothing to do and ends with the last handle.
@@ -94,6 +97,7 @@ impl Engine {
         device: Device,
         limits: EngineLimits,
     ) -> Result<EngineHandle, EngineError> {
+        limits.check()?;
         let plan = CachePlan { config: decoder.config().clone(), dtype: decoder.dtype() };
         let mut workspace = Workspace::new(&plan.config, plan.dtype, limits.step_tokens);
         let forward = move |rows: &mut [CachedRows<'_>], logits: &mut Vec<f32>| {

@@ -43,6 +43,10 @@ impl Sampling {
             let (setting, got) = ("top_p", self.top_p);
             return Err(EngineError::InvalidSampling { setting, got, expected: "0 to 1" });
         }
+        if self.top_k == Some(0) {
+            let (setting, got) = ("top_k", 0.0);
+            return Err(EngineError::InvalidSampling { setting, got, expected: "at least 1" });
+        }
         Ok(())
     }
 }

@@ -219,10 +219,20 @@ where
 
 impl Sequence {
     fn take_token(&mut self, logits: &[f32], candidates: &mut Vec<(f64, u32)>) -> Next {
-        let Some(drawn) = self.sampler.draw(logits, candidates) else {
-            let n_tokens = self.cache.len();
-            self.events.send(Event::Failed(EngineError::NotFinite { n_tokens }));
-            return Next::IsOver;
+        let draw = AssertUnwindSafe(|| self.sampler.draw(logits, candidates));
+        let drawn = match catch_unwind(draw) {
+            Ok(Some(drawn)) => drawn,
+            Ok(None) => {
+                let n_tokens = self.cache.len();
+                self.events.send(Event::Failed(EngineError::NotFinite { n_tokens }));
+                return Next::IsOver;
+            }
+            Err(panic) => {
+                let detail = panic_message(panic.as_ref());
+                error!(detail, "sampler panicked");
+                self.events.send(Event::Failed(EngineError::StepPanicked { detail }));
+                return Next::IsOver;
+            }
         };
         self.n_generated += 1;
         self.held.push(drawn);

@@ -379,9 +379,23 @@ fn the_plan_counts_the_cache_up_to_its_limit() {
         Engine::planned_bytes(&config, DType::F32, &limits)
     };
     let of_one = KvCache::bytes_for(&config, DType::F32, CONTEXT_LEN);
-    let per_request = of_one + config.vocab_size * 4;
+    let events = (CONTEXT_LEN + 1) * (size_of::<Event>() + size_of::<u32>());
+    let per_request = of_one + config.vocab_size * 4 + events;
     assert_eq!(planned(usize::MAX, 2) - planned(usize::MAX, 1), per_request);
     assert_eq!(planned(of_one, 2) - planned(0, 2), of_one);
+}
+
+#[test]
+fn drawing_from_no_token_is_refused_and_harms_nobody() {
+    let engine = Engine::start(Arc::new(decoder()), device(), EngineLimits::default()).unwrap();
+    let sampling = Sampling { temperature: 1.0, top_k: Some(0), ..Sampling::GREEDY };
+    let refused = engine.submit(GenerationRequest { sampling, ..greedy(&[1, 2], 4) });
+    let setting = "top_k";
+    assert!(
+        matches!(refused, Err(EngineError::InvalidSampling { setting: s, .. }) if s == setting)
+    );
+    let (token_ids, _) = drain(engine.submit(greedy(&[1, 2], 4)).unwrap());
+    assert_eq!(token_ids.len(), 4);
 }
 
 #[test]

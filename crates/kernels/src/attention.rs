@@ -9,7 +9,7 @@
 //! in ascending order with a running maximum `m`, sum `l` and output `o` per query row, all f32:
 //! `m' = max(m, max_k s_k)`, `p_k = exp(s_k - m')`, `l' = l exp(m - m') + sum_k p_k`,
 //! `o' = o exp(m - m') + sum_k round(p_k) v_k`, where `s_k = scale * (q . k)` and masked keys give p = 0; p is rounded
-//! to the operand type for the product with the values. The products follow [`crate::matmul`]. So a query row has the same bits
+//! to the operand type for the product with the values. A block is visited by the rows that see at least one of its keys. The products follow [`crate::matmul`]. So a query row has the same bits
 //! whatever rows share its tile, and whether its keys were computed now or read from a cache.
 
 use crate::compute::{Compute, Family};
@@ -283,10 +283,15 @@ fn attend_tile<T: Operand>(
     let n_keys = first_position + job.tile.n_tokens;
     for block_idx in 0..n_keys.div_ceil(KEY_BLOCK) {
         let (keys, values) = job.keys_values(block_idx);
-        let left = Left::Rows { values: queries, stride: head_dim };
-        let dims = [n_rows, KEY_BLOCK, head_dim];
-        matmul_here(family, tiles, left, keys, dims, scores, KEY_BLOCK, Write::Overwrite);
-        for token in 0..job.tile.n_tokens {
+        // Tokens before the block see none of its keys.
+        let first_token = (block_idx * KEY_BLOCK).saturating_sub(first_position);
+        let first_row = first_token * group_len;
+        let n_seeing = n_rows - first_row;
+        let left = Left::Rows { values: &queries[first_row * head_dim..], stride: head_dim };
+        let dims = [n_seeing, KEY_BLOCK, head_dim];
+        let out = &mut scores[first_row * KEY_BLOCK..];
+        matmul_here(family, tiles, left, keys, dims, out, KEY_BLOCK, Write::Overwrite);
+        for token in first_token..job.tile.n_tokens {
             let n_visible = (first_position + token + 1).saturating_sub(block_idx * KEY_BLOCK);
             for row in token * group_len..(token + 1) * group_len {
                 let softmax = SoftmaxBlock {
@@ -301,9 +306,11 @@ fn attend_tile<T: Operand>(
                 softmax.update(family);
             }
         }
-        let left = Left::Rows { values: probabilities, stride: KEY_BLOCK };
-        let dims = [n_rows, head_dim, KEY_BLOCK];
-        matmul_here(family, tiles, left, values, dims, sums, head_dim, Write::Accumulate);
+        let left =
+            Left::Rows { values: &probabilities[first_row * KEY_BLOCK..], stride: KEY_BLOCK };
+        let dims = [n_seeing, head_dim, KEY_BLOCK];
+        let out = &mut sums[first_row * head_dim..];
+        matmul_here(family, tiles, left, values, dims, out, head_dim, Write::Accumulate);
     }
     for row in 0..n_rows {
         let token = job.sequence.first_row + job.tile.first + row / group_len;
@@ -329,10 +336,7 @@ pub(crate) struct SoftmaxBlock<'a, T> {
 
 impl<T: Operand> SoftmaxBlock<'_, T> {
     fn update(self, family: Family) {
-        if self.n_visible == 0 {
-            // The rescaling factor would be exp(0) = 1.
-            self.probabilities.fill(T::from_f32(0.0));
-        } else if family == Family::Reference {
+        if family == Family::Reference {
             reference::softmax_block(self);
         } else {
             dispatch(family, self);

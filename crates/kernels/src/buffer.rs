@@ -1,7 +1,7 @@
 //! Memory for tensors: aligned to a cache line, zeroed, on huge pages where it is large.
 #![expect(unsafe_code, reason = "aligned allocation and typed views of it")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
@@ -49,10 +49,16 @@ impl<T: Element> Buffer<T> {
             return Self { start: NonNull::dangling(), len };
         }
         let layout = Self::layout(len);
+        let is_large = layout.size() >= HUGE_PAGE;
         // SAFETY: the layout's size is not zero, because len is not and T is not zero-sized.
-        let bytes = unsafe { alloc_zeroed(layout) };
+        let bytes = unsafe { if is_large { alloc(layout) } else { alloc_zeroed(layout) } };
         let Some(start) = NonNull::new(bytes.cast::<T>()) else { handle_alloc_error(layout) };
-        advise_huge_pages(bytes, layout.size());
+        if is_large {
+            // Advice comes before the first touch: pages that are there already stay small.
+            advise_huge_pages(bytes, layout.size());
+            // SAFETY: all of the allocation, which is ours.
+            unsafe { bytes.write_bytes(0, layout.size()) };
+        }
         Self { start, len }
     }
 
@@ -73,11 +79,9 @@ impl<T: Element> Buffer<T> {
 
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(start: *mut u8, size: usize) {
-    if size >= HUGE_PAGE {
-        // SAFETY: the range was just allocated and belongs to us; the advice changes no content. An error only
-        // means small pages.
-        unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
-    }
+    // SAFETY: the range was just allocated and belongs to us; the advice changes no content. An error only
+    // means small pages.
+    unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
 }
 
 #[cfg(not(target_os = "linux"))]

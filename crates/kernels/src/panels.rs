@@ -24,7 +24,8 @@ pub fn padded_k<T: Operand>(k: usize) -> usize {
 /// Values in the panels of an `[n, k]` matrix.
 #[must_use]
 pub fn panels_len<T: Operand>(n: usize, k: usize) -> usize {
-    n.next_multiple_of(PANEL_WIDTH) * padded_k::<T>(k)
+    let padded_n = n.next_multiple_of(PANEL_WIDTH);
+    padded_n.checked_mul(padded_k::<T>(k)).expect("the number of values fits usize")
 }
 
 /// Position of value (n, k) within the panels of a matrix with `k_padded` padded columns.

@@ -183,10 +183,11 @@ impl Pool {
             claim_tasks(&self.shared.next_task, n_tasks, task, &mut scratch);
         }));
         self.close();
+        let worker_panicked = self.shared.panicked.swap(false, Ordering::AcqRel);
         if let Err(panic) = outcome {
             resume_unwind(panic);
         }
-        assert!(!self.shared.panicked.swap(false, Ordering::AcqRel), "a compute task panicked");
+        assert!(!worker_panicked, "a compute task panicked");
     }
 
     fn publish(&self, job: Job) {
@@ -212,7 +213,7 @@ impl Pool {
         shared.open_epoch.store(0, Ordering::SeqCst);
         let mut spins = 0_u32;
         while shared.n_active.load(Ordering::SeqCst) > 0 {
-            spins += 1;
+            spins = spins.wrapping_add(1);
             if spins.is_multiple_of(SPINS_BEFORE_PARK) {
                 thread::yield_now();
             }
@@ -450,9 +451,13 @@ mod tests {
     #[test]
     fn a_panic_in_a_task_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(4).unwrap();
-        for bad_idx in [0, 50, 99] {
+        // In the last case the caller and a worker panic in one job.
+        for bad_idx in [0, 50, 99, usize::MAX] {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(100, |task_idx, _| assert_ne!(task_idx, bad_idx));
+                pool.run(100, |task_idx, _| {
+                    std::thread::sleep(std::time::Duration::from_micros(50));
+                    assert!(task_idx != bad_idx && bad_idx != usize::MAX);
+                });
             }));
             assert!(outcome.is_err());
         }

@@ -49,7 +49,10 @@ impl<'a> PackedContext<'a> {
             .collect();
         let n_blocks = n_blocks as usize;
         let key_blocks = if n_blocks > key_blocks.max_rows() {
-            Tensor::zeroed(key_blocks.dtype(), n_blocks, key_blocks.width())
+            let (dtype, width) = (key_blocks.dtype(), key_blocks.width());
+            // The old ones go first, or both would be in memory for a moment.
+            drop(key_blocks);
+            Tensor::zeroed(dtype, n_blocks, width)
         } else {
             key_blocks
         };
@@ -99,6 +102,7 @@ impl Decoder {
                 && segment_starts.last().is_some_and(|&end| end as usize == token_ids.len()),
             "segments cover the batch"
         );
+        assert!(segment_starts.is_sorted(), "segments overlap");
         workspace.positions.clear();
         for ends in segment_starts.windows(2) {
             workspace.positions.extend(0..ends[1] - ends[0]);

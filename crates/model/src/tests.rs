@@ -15,16 +15,25 @@ use crate::{
 
 mod f64_decoder;
 
+/// Every family that this machine runs, AMX among them: emulated where it is missing.
+#[expect(unsafe_code, reason = "forces the AMX family where it is emulated")]
 fn devices(n_threads: usize) -> Vec<Device> {
-    Family::ALL
-        .into_iter()
-        .filter(|family| family.runs_on(detect_features()))
-        .map(|family| Device::Cpu(Compute::forced(family, n_threads).unwrap()))
-        .collect()
+    let mut computes = vec![Compute::forced(Family::Reference, n_threads).unwrap()];
+    for family in [Family::Avx2, Family::Avx512] {
+        computes.extend(Compute::forced(family, n_threads).ok());
+    }
+    if Family::Avx512.runs_on(detect_features()) {
+        testkit::amx_emulator::install().unwrap();
+        // SAFETY: the emulator was installed, or the hardware has AMX.
+        computes.push(unsafe { Compute::with_emulated_amx(n_threads) }.unwrap());
+    }
+    computes.into_iter().map(Device::Cpu).collect()
 }
 
 fn fastest(n_threads: usize) -> Device {
-    devices(n_threads).pop().unwrap()
+    let families = Family::ALL.into_iter().rev();
+    let family = families.into_iter().find(|family| family.runs_on(detect_features())).unwrap();
+    Device::Cpu(Compute::forced(family, n_threads).unwrap())
 }
 
 fn config(change: impl FnOnce(&mut DecoderConfig)) -> ModelConfig {

@@ -65,6 +65,12 @@ impl LayerActivations {
     }
 }
 
+/// Key blocks of packed documents of 16 tokens or more on average: each begins a block of its own. A batch of shorter
+/// ones makes the blocks grow.
+fn planned_key_blocks(max_rows: usize) -> usize {
+    max_rows.div_ceil(kernels::attention::KEY_BLOCK) + max_rows.div_ceil(16)
+}
+
 /// All memory of a forward pass over up to `max_rows` tokens, taken once.
 #[derive(Debug)]
 pub struct Workspace {
@@ -130,19 +136,17 @@ impl Workspace {
             final_normed: Tensor::zeroed(dtype, max_rows, hidden),
             logits: Tensor::zeroed(DType::F32, max_rows.min(LOGIT_ROWS), config.vocab_size),
             positions: Vec::with_capacity(max_rows),
-            key_blocks: Tensor::zeroed(dtype, 0, block_len),
+            key_blocks: Tensor::zeroed(dtype, planned_key_blocks(max_rows), block_len),
         }
     }
 
-    /// Bytes of [`Workspace::new`] (`n_layers` 1) or [`Workspace::for_training`] (all layers), key blocks of documents of
-    /// `segment_len` tokens included.
+    /// Bytes of [`Workspace::new`] (`n_layers` 1) or [`Workspace::for_training`] (all layers).
     #[must_use]
     pub fn bytes_for(
         config: &ModelConfig,
         dtype: DType,
         max_rows: usize,
         is_training: bool,
-        segment_len: usize,
     ) -> usize {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let (qkv, out) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
@@ -152,9 +156,7 @@ impl Workspace {
         let layer_f32 = 2 + shape.n_heads;
         let operands = n_layers * layer_operands + ffn + inputs + hidden;
         let f32s = n_layers * layer_f32 + hidden + qkv + 2 * ffn + 1;
-        let n_segments = max_rows.div_ceil(segment_len.max(1));
-        let n_blocks = n_segments * segment_len.div_ceil(kernels::attention::KEY_BLOCK);
-        let blocks = n_blocks * tensor::ops::key_block_len(shape, dtype);
+        let blocks = planned_key_blocks(max_rows) * tensor::ops::key_block_len(shape, dtype);
         max_rows * (operands * dtype.bytes() + f32s * 4)
             + max_rows.min(LOGIT_ROWS) * config.vocab_size * 4
             + blocks * dtype.bytes()

@@ -43,7 +43,7 @@ impl Tensor {
     /// A tensor of zeros, all of its `max_rows` rows in use.
     #[must_use]
     pub fn zeroed(dtype: DType, max_rows: usize, width: usize) -> Self {
-        let len = max_rows * width;
+        let len = max_rows.checked_mul(width).expect("the number of values fits usize");
         let storage = match dtype {
             DType::F32 => Storage::F32(Buffer::zeroed(len)),
             DType::Bf16 => Storage::Bf16(Buffer::zeroed(len)),

@@ -83,6 +83,12 @@ pub enum TrainError {
         /// Norm of the gradient.
         grad_norm: f64,
     },
+    /// Weights or moments are not numbers any more.
+    #[error("step {step}: weights or moments are no numbers; the last checkpoint is intact")]
+    WeightsNotFinite {
+        /// Steps done.
+        step: u64,
+    },
     /// A line of a conversation file cannot be learnt.
     #[error("{} line {line}: {reason}", path.display())]
     Conversation {

@@ -47,10 +47,10 @@ impl Optimizer {
         Self { settings, n_steps: 0, m: Parameters::zeroed(config), v: Parameters::zeroed(config) }
     }
 
-    /// Euclidean norm of the whole gradient, summed in f64 in a fixed order.
+    /// Euclidean norm of all values, of the whole gradient for one, summed in f64 in a fixed order.
     #[must_use]
-    pub fn grad_norm(device: &Device, gradients: &Parameters) -> f64 {
-        let tensors = gradients.iter();
+    pub fn norm(device: &Device, values: &Parameters) -> f64 {
+        let tensors = values.iter();
         let squares = tensors.map(|(_, tensor)| sum_of_squares(device.compute(), tensor.f32()));
         squares.sum::<f64>().sqrt()
     }

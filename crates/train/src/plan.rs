@@ -40,7 +40,7 @@ impl TrainingMemory {
             optimizer_bytes: 2 * parameter_bytes,
             gradients_bytes: parameter_bytes,
             packed_bytes: Decoder::bytes_for(config, dtype, Passes::ForwardAndBackward) as u64,
-            activations_bytes: Workspace::bytes_for(config, dtype, n_tokens, true, seq_len) as u64,
+            activations_bytes: Workspace::bytes_for(config, dtype, n_tokens, true) as u64,
             backward_bytes: GradientWorkspace::bytes_for(config, dtype, n_tokens) as u64,
             data_bytes,
         }

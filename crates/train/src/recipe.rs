@@ -212,6 +212,41 @@ impl Recipe {
         self.batch.rows_per_micro_batch * self.batch.seq_len
     }
 
+    /// Constants with which training would silently go wrong.
+    fn check_numbers(&self) -> Result<(), TrainError> {
+        let OptimizerSettings { beta1, beta2, eps, weight_decay, max_grad_norm } = self.optimizer;
+        let rope_theta = match &self.start {
+            Start::Random(shape) => shape.rope_theta,
+            Start::Model(_) | Start::Run(_) => 1.0,
+        };
+        let (beta, decay) = ("from 0 to below 1", "a finite number, at least 0");
+        let positive = "a positive number";
+        let is_decay = |x: f32| (0.0..1.0).contains(&x);
+        let is_positive = |x: f64| x.is_finite() && x > 0.0;
+        let checks = [
+            ("optimizer.beta1", f64::from(beta1), is_decay(beta1), beta),
+            ("optimizer.beta2", f64::from(beta2), is_decay(beta2), beta),
+            ("optimizer.eps", f64::from(eps), is_positive(f64::from(eps)), positive),
+            (
+                "optimizer.weight_decay",
+                f64::from(weight_decay),
+                weight_decay.is_finite() && weight_decay >= 0.0,
+                decay,
+            ),
+            // Infinity is no clipping.
+            ("optimizer.max_grad_norm", max_grad_norm, max_grad_norm > 0.0, positive),
+            ("start.random.rope_theta", rope_theta, is_positive(rope_theta), positive),
+        ];
+        match checks.into_iter().find(|(_, _, is_right, _)| !is_right) {
+            None => Ok(()),
+            Some((key, got, _, expected)) => Err(TrainError::Setting {
+                key,
+                got: got.to_string(),
+                expected: expected.to_owned(),
+            }),
+        }
+    }
+
     fn check(&self) -> Result<(), TrainError> {
         let wrong = |key, got: String, expected: &str| {
             Err(TrainError::Setting { key, got, expected: expected.to_owned() })
@@ -242,6 +277,10 @@ impl Recipe {
                 &expected,
             );
         }
+        if batch.seq_len < 2 {
+            return wrong("batch.seq_len", batch.seq_len.to_string(), "at least 2");
+        }
+        self.check_numbers()?;
         let (rate, data) = (self.schedule.peak_learning_rate, &self.data);
         if !(rate.is_finite() && rate > 0.0) {
             return wrong("schedule.peak_learning_rate", rate.to_string(), "a positive number");

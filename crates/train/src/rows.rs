@@ -12,6 +12,15 @@ pub enum Rows {
 }
 
 impl Rows {
+    /// Samples that are not learnt: longer than a row, or without a trained token.
+    #[must_use]
+    pub fn n_left_out(&self) -> usize {
+        match self {
+            Self::Pretraining(_) => 0,
+            Self::Conversations(rows) => rows.n_too_long() + rows.n_untrained(),
+        }
+    }
+
     /// The rows `first_row..first_row + n_rows`, packed.
     #[must_use]
     pub fn batch(&self, first_row: u64, n_rows: usize) -> PackedBatch {

@@ -79,6 +79,8 @@ struct SavedState {
     tokens: u64,
     /// Kernel family that made the steps: another one rounds differently.
     kernel_family: String,
+    /// What the run learns from: other data under the same names would be another run.
+    data_digests: Vec<String>,
 }
 
 /// A run in memory; its folder is locked.
@@ -91,6 +93,8 @@ pub struct Run {
     tokenizer: Tokenizer,
     rows: Rows,
     validation: Vec<Vec<u32>>,
+    /// One for each file that the recipe names, in its order.
+    data_digests: Vec<String>,
     step: u64,
     tokens: u64,
 }
@@ -105,11 +109,26 @@ impl Run {
             return Err(TrainError::Exists { path: dir.to_owned() });
         }
         inputs::make_paths_absolute(&mut recipe)?;
+        let is_new_folder = !dir.exists();
         fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
-        let run = Self::open(dir, recipe, device)?;
+        let run = Self::open(dir, recipe, device).inspect_err(|_| {
+            if is_new_folder {
+                // Nothing but the lock is in it. What cannot be removed harms nothing.
+                let _ = fs::remove_dir_all(dir);
+            }
+        })?;
         write_bytes_atomically(&dir.join(RECIPE_FILE), run.recipe.to_toml().as_bytes())?;
-        let family = run.trainer.device().compute().family();
-        run.event(&json!({"event": "created", "step": 0, "kernel_family": family.name()}))?;
+        run.event(&json!({
+            "event": "created",
+            "step": 0,
+            "kernel_family": run.trainer.device().compute().family().name(),
+            "data_digests": run.data_digests,
+            "n_samples_left_out": run.rows.n_left_out(),
+        }))?;
+        if !matches!(run.recipe.start, Start::Random(_)) {
+            // The parent may train on: the run keeps the weights that it began with.
+            run.save_checkpoint()?;
+        }
         Ok(run)
     }
 
@@ -165,6 +184,7 @@ impl Run {
         }
         let rows = inputs::read_rows(&recipe, &tokenizer)?;
         let validation = inputs::read_validation(&recipe, &tokenizer)?;
+        let data_digests = inputs::data_digests(&recipe, &tokenizer)?;
         let max_tokens = recipe.micro_batch_tokens();
         let trainer =
             Trainer::new(device, parameters, recipe.dtype.into(), recipe.optimizer, max_tokens);
@@ -177,6 +197,7 @@ impl Run {
             tokenizer,
             rows,
             validation,
+            data_digests,
             step: 0,
             tokens: 0,
         })
@@ -292,12 +313,14 @@ impl Run {
     }
 
     fn save_checkpoint(&self) -> Result<(), TrainError> {
+        self.trainer.check_finite(self.step)?;
         let mut writer = CheckpointWriter::begin(&self.dir, self.step)?;
         storage::write_tensors(&mut writer, &self.trainer)?;
         let state = SavedState {
             next_row: self.next_row(),
             tokens: self.tokens,
             kernel_family: self.trainer.device().compute().family().name().to_owned(),
+            data_digests: self.data_digests.clone(),
         };
         writer.state(&serde_json::to_value(state).expect("plain numbers and strings"))?;
         let path = writer.commit()?;
@@ -326,6 +349,10 @@ impl Run {
         if state.next_row != self.next_row() {
             let expected = format!("{} (step * batch.rows_per_step)", self.next_row());
             return wrong("next_row", state.next_row.to_string(), expected);
+        }
+        if state.data_digests != self.data_digests {
+            let list = |digests: &[String]| digests.join(", ");
+            return wrong("data_digests", list(&self.data_digests), list(&state.data_digests));
         }
         storage::read_tensors(checkpoint, &mut self.trainer)?;
         Ok(state)

@@ -84,6 +84,16 @@ impl Trainer {
         self.decoder.pack(&self.device, &self.parameters);
     }
 
+    /// Refuses weights or moments that are no numbers, so that they never replace a good checkpoint.
+    pub(crate) fn check_finite(&self, step: u64) -> Result<(), TrainError> {
+        let all = [&self.parameters, &self.optimizer.m, &self.optimizer.v];
+        let norms = all.map(|values| Optimizer::norm(&self.device, values));
+        if norms.iter().all(|norm| norm.is_finite()) {
+            return Ok(());
+        }
+        Err(TrainError::WeightsNotFinite { step })
+    }
+
     /// The gradient of the last step, before clipping.
     #[must_use]
     pub fn gradients(&self) -> &Parameters {
@@ -128,7 +138,7 @@ impl Trainer {
             loss +=
                 weighted.map(|(&loss, &weight)| f64::from(loss) * f64::from(weight)).sum::<f64>();
         }
-        let grad_norm = Optimizer::grad_norm(&self.device, &self.gradients);
+        let grad_norm = Optimizer::norm(&self.device, &self.gradients);
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::NotFinite { step: self.optimizer.n_steps, loss, grad_norm });
         }

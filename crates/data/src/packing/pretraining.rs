@@ -64,7 +64,8 @@ impl PretrainingRows {
             n_tokens += set.n_tokens();
         }
         super::to_u32(documents.len())?;
-        if documents.is_empty() {
+        // Documents of one token have nothing to predict.
+        if n_tokens == documents.len() as u64 {
             let n_samples = sets.iter().map(TokenDocuments::n_documents).sum();
             return Err(DataError::NothingToTrain { n_samples, n_too_long: 0, seq_len });
         }

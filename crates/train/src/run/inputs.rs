@@ -6,6 +6,7 @@ use std::path::Path;
 
 use data::packing::{ConversationRows, PretrainingRows, TrainingSample};
 use data::shard::Shard;
+use formats::checkpoint::sha256_of_file;
 use tokenizer::{ChatTemplate, Conversation, Ending, Tokenizer};
 
 use crate::error::TrainError;
@@ -47,12 +48,9 @@ pub(super) fn read_rows(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Rows, 
         }
     }
     let rows = ConversationRows::new(samples, seq_len, recipe.seed)?;
-    if rows.n_too_long() > 0 {
-        tracing::warn!(
-            n = rows.n_too_long(),
-            seq_len,
-            "conversations longer than a row were left out"
-        );
+    let (too_long, untrained) = (rows.n_too_long(), rows.n_untrained());
+    if too_long + untrained > 0 {
+        tracing::warn!(too_long, untrained, seq_len, "samples were left out");
     }
     Ok(Rows::Conversations(rows))
 }
@@ -99,5 +97,32 @@ pub(super) fn read_validation(
 ) -> Result<Vec<Vec<u32>>, TrainError> {
     let Some(validation) = &recipe.validation else { return Ok(Vec::new()) };
     let documents = open_shard(&validation.shard, tokenizer)?.documents;
-    Ok((0..documents.n_documents()).map(|idx| documents.document(idx)).collect())
+    let documents: Vec<Vec<u32>> =
+        (0..documents.n_documents()).map(|idx| documents.document(idx)).collect();
+    let is_text = |id: &u32| !tokenizer.is_control(*id);
+    if !documents.iter().any(|document| document.iter().skip(1).any(is_text)) {
+        return Err(TrainError::Setting {
+            key: "validation.shard",
+            got: format!("{} without text", validation.shard.display()),
+            expected: "documents of two tokens or more".to_owned(),
+        });
+    }
+    Ok(documents)
+}
+
+/// A digest of everything that the rows are made of.
+pub(super) fn data_digests(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<String>, TrainError> {
+    let data = &recipe.data;
+    let mut digests = vec![tokenizer.digest()];
+    for shard in data.shards.iter().chain(&data.documents) {
+        let manifest = Shard::open(shard)?.manifest;
+        digests.push(format!("{} {}", manifest.tokens_sha256, manifest.offsets_sha256));
+    }
+    for path in &data.conversations {
+        digests.push(sha256_of_file(path)?.0);
+    }
+    Ok(digests)
 }

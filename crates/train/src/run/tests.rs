@@ -152,6 +152,47 @@ fn a_damaged_checkpoint_is_refused_by_name() {
 }
 
 #[test]
+fn other_data_under_the_same_name_is_refused() {
+    let dir = folder("digest");
+    let run_dir = dir.join("run");
+    let recipe = recipe(&dir);
+    let mut run = Run::create(&run_dir, recipe.clone(), device()).unwrap();
+    run.train(|_| RunControl::Stop).unwrap();
+    drop(run);
+    let tokenizer = Tokenizer::open(&recipe.data.tokenizer).unwrap();
+    let shard = &recipe.data.shards[0];
+    fs::remove_dir_all(shard).unwrap();
+    let mut writer =
+        ShardWriter::create(shard, &tokenizer.digest(), tokenizer.vocab_size()).unwrap();
+    (0..50).for_each(|_| writer.add(&[1, 9, 9, 9, 2]).unwrap());
+    writer.finish(vec![]).unwrap();
+    let error = Run::resume(&run_dir, device()).unwrap_err().to_string();
+    assert!(error.contains("data_digests"), "{error}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_run_from_another_keeps_the_weights_that_it_began_with() {
+    let dir = folder("parent");
+    let parent_dir = dir.join("parent");
+    let parent_recipe = recipe(&dir);
+    let mut parent = Run::create(&parent_dir, parent_recipe.clone(), device()).unwrap();
+    parent.train(|_| RunControl::Stop).unwrap();
+    let child_dir = dir.join("child");
+    let child_recipe = Recipe { start: Start::Run(parent_dir), ..parent_recipe };
+    let child = Run::create(&child_dir, child_recipe.clone(), device()).unwrap();
+    let began_with = fingerprint(&child);
+    drop(child);
+    parent.train(|_| RunControl::Continue).unwrap();
+    assert_eq!(fingerprint(&Run::resume(&child_dir, device()).unwrap()), began_with);
+    let long =
+        Recipe { batch: BatchSettings { seq_len: 1000, ..child_recipe.batch }, ..child_recipe };
+    assert!(Run::create(&dir.join("long"), long, device()).is_err());
+    assert!(!dir.join("long").exists(), "a run that cannot be opened leaves no folder");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
 fn a_run_is_held_by_one_process_and_never_overwritten() {
     let dir = folder("lock");
     let run_dir = dir.join("run");
@@ -184,6 +225,10 @@ fn recipes_survive_a_round_trip_and_bad_ones_are_refused_by_key() {
             "a divisor of batch.rows_per_step",
         ),
         ("peak_learning_rate = 0.01", "peak_learning_rate = -1.0", "a positive number"),
+        ("beta1 = 0.9", "beta1 = 1.0", "from 0 to below 1"),
+        ("max_grad_norm = 1.0", "max_grad_norm = 0.0", "`optimizer.max_grad_norm` is 0"),
+        ("\neps = ", "\neps = -", "`optimizer.eps`"),
+        ("seq_len = 32", "seq_len = 1", "`batch.seq_len` is 1"),
         ("format_version = 1", "format_version = 2", "the version that this program reads"),
     ] {
         assert!(text.contains(from), "{text}");
