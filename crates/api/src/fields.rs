@@ -120,12 +120,15 @@ impl Fields {
         }
     }
 
-    /// The paths of the fields nobody asked for, at most [`MAX_IGNORED_FIELDS`].
+    /// The paths of the fields nobody asked for, at most [`MAX_IGNORED_FIELDS`]; beyond them one entry says that there
+    /// are more.
     pub(crate) fn ignored(self, into: &mut Vec<String>) {
         for name in self.map.keys() {
             if into.len() < MAX_IGNORED_FIELDS {
                 let name: String = name.chars().take(MAX_SHOWN_CHARS).collect();
                 into.push(format!("{}{name}", self.prefix));
+            } else if into.len() == MAX_IGNORED_FIELDS {
+                into.push("...".to_owned());
             }
         }
     }

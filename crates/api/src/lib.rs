@@ -54,5 +54,5 @@ pub const MAX_STOP_STRINGS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 256;
 /// Longest model name, in bytes.
 pub const MAX_MODEL_NAME_BYTES: usize = 256;
-/// Most unknown fields that are remembered by name; further ones are counted in the last entry.
+/// Most unknown fields that are remembered by name; one more entry says that there are others.
 pub const MAX_IGNORED_FIELDS: usize = 16;

@@ -1,5 +1,6 @@
 //! What every command shares: the home, the processors, where answers go.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -112,6 +113,7 @@ impl Context {
     #[expect(clippy::unused_self, reason = "stdout belongs to the commands, through their context")]
     pub(crate) fn print(&self, text: &str) -> anyhow::Result<()> {
         let mut stdout = io::stdout().lock();
+        let text = if stdout.is_terminal() { &*harmless(text) } else { text };
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 Err(Failure::ClosedStdout.into())
@@ -132,7 +134,7 @@ impl Context {
     /// Writes a line for the user to stderr. A closed stderr loses it, which harms no work.
     #[expect(clippy::unused_self, reason = "stderr belongs to the commands, through their context")]
     pub(crate) fn say(&self, line: &str) {
-        let _ = writeln!(io::stderr(), "{line}");
+        let _ = writeln!(io::stderr(), "{}", harmless(line));
     }
 
     /// Refuses `--json` where there is no answer for a program to read.
@@ -155,6 +157,16 @@ impl Context {
     #[expect(clippy::unused_self, reason = "folders of the home are made through the context")]
     pub(crate) fn make_dir(&self, dir: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))
+    }
+}
+
+/// Text without the control characters by which a model, or the name in a file, could drive the terminal.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let is_harmful = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if text.contains(is_harmful) {
+        Cow::Owned(text.replace(is_harmful, "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
     }
 }
 

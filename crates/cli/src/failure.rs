@@ -12,7 +12,7 @@ use serde_json::json;
 use server::ServerError;
 use train::TrainError;
 
-use crate::context::Form;
+use crate::context::{Form, harmless};
 use crate::figures::bytes;
 use crate::os::StopSignal;
 
@@ -180,7 +180,7 @@ fn write_report(label: &str, message: &str, hint: Option<&str>, form: Form) {
         Form::Json => json!({"error": {"message": message, "hint": hint}}).to_string(),
         Form::Text => {
             let hint = hint.map_or_else(String::new, |hint| format!("\nhint: {hint}"));
-            format!("{label}{message}{hint}")
+            harmless(&format!("{label}{message}{hint}")).into_owned()
         }
     };
     // With stderr closed the exit code must do.

@@ -21,6 +21,7 @@ use data::packing::PretrainingRows;
 use data::shard::Shard;
 use data::sheet::DataSheet;
 use eval::report::{Report, Stage as TimedStage};
+use formats::durable::DirLock;
 use formats::free_disk_bytes;
 use train::Run;
 
@@ -80,8 +81,9 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     check_disk(&context.runs_dir())?;
     let serving = if args.no_serve { None } else { Some(Serving::open(args.port)?) };
     let dir = new_run_dir(context)?;
+    let lock = DirLock::acquire(&dir)?;
     settings.write(&dir)?;
-    Quickstart { dir, settings, context, signals, serving, timed: Vec::new() }.go_on()
+    Quickstart { _lock: lock, dir, settings, context, signals, serving, timed: Vec::new() }.go_on()
 }
 
 /// Goes on with the quickstart in `dir`, without a server.
@@ -89,10 +91,12 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn resume(dir: &Path, context: &Context) -> anyhow::Result<()> {
+    let lock = DirLock::acquire(dir)?;
     let settings = Settings::read(dir)?;
     let signals = StopSignals::take_all().context("cannot take signals")?;
     let dir = dir.to_owned();
-    Quickstart { dir, settings, context, signals, serving: None, timed: Vec::new() }.go_on()
+    Quickstart { _lock: lock, dir, settings, context, signals, serving: None, timed: Vec::new() }
+        .go_on()
 }
 
 /// Whether a folder is that of a quickstart.
@@ -127,6 +131,7 @@ fn new_run_dir(context: &Context) -> anyhow::Result<PathBuf> {
 
 /// A quickstart under way.
 struct Quickstart<'a> {
+    _lock: DirLock,
     dir: PathBuf,
     settings: Settings,
     context: &'a Context,

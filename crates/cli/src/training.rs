@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use formats::model_dir::Lineage;
-use formats::{WeightDtype, free_disk_bytes, read_config};
+use formats::{WeightDtype, free_disk_bytes};
 use model::ModelConfig;
 use serde_json::json;
 use tokenizer::Tokenizer;
 use train::export::{ModelNotes, write_model};
 use train::plan::TrainingMemory;
 use train::recipe::{BatchSettings, RecipeDType, Start};
-use train::{Outcome, Progress, Recipe, Run, RunControl};
+use train::{Outcome, Progress, Recipe, Run, RunControl, starting_config};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
@@ -70,7 +70,7 @@ impl RunPlan {
     /// # Errors
     /// When the model's shape cannot be read or computed.
     pub(crate) fn of_recipe(recipe: &Recipe) -> anyhow::Result<Self> {
-        let config = config_of(recipe)?;
+        let config = starting_config(recipe)?;
         let data = &recipe.data;
         let paths = data.shards.iter().chain(&data.documents).chain(&data.conversations);
         let data_bytes = paths.map(|path| size_on_disk(path)).sum();
@@ -147,16 +147,6 @@ impl RunPlan {
             return Err(Failure::DiskSpace { dir, free_bytes, needed_bytes }.into());
         }
         Ok(machine::check_memory("the run", self.memory.total_bytes())?)
-    }
-}
-
-/// The shape that a run starts with. Which ids begin and end a text changes no size.
-fn config_of(recipe: &Recipe) -> anyhow::Result<ModelConfig> {
-    match &recipe.start {
-        Start::Random(shape) => Ok(shape.config(1, 2)?),
-        Start::Model(dir) => ModelConfig::new(read_config(dir)?)
-            .with_context(|| format!("cannot compute model {}", dir.display())),
-        Start::Run(dir) => config_of(&Recipe::read(&dir.join("run.toml"))?),
     }
 }
 

@@ -36,7 +36,7 @@ pub struct ReadReport {
     pub n_empty_files: u64,
     /// Hidden files and folders (their names begin with a dot) that were skipped.
     pub n_hidden: u64,
-    /// Files that are neither `.txt` nor `.md`, links that lead nowhere or to folders, and devices, all skipped.
+    /// Files that are neither `.txt` nor `.md`, links, and devices, all skipped.
     pub n_other_files: u64,
 }
 
@@ -165,8 +165,8 @@ fn list_texts(
         let kind = entry.file_type().map_err(DataError::io("inspect", &path))?;
         if kind.is_dir() {
             list_texts(&path, n_levels_left - 1, paths, report)?;
-        } else if is_text_name(&path) && path.is_file() {
-            // A link to a file is read; a link to a folder is not followed, for it may lead back.
+        } else if is_text_name(&path) && kind.is_file() {
+            // Links are not followed: they may lead back, or out of the folder to what nobody meant to train on.
             paths.push(path);
         } else {
             report.n_other_files += 1;

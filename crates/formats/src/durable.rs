@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::FormatError;
@@ -194,9 +195,20 @@ pub(crate) fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
     fs::remove_dir_all(&grave).map_err(FormatError::io("remove", &grave))
 }
 
+/// Opens a file for reading. Pipes and devices are refused: opening or reading one may never end.
+pub(crate) fn open_regular(path: &Path) -> Result<File, FormatError> {
+    let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = open.map_err(FormatError::io("open", path))?;
+    if file.metadata().map_err(FormatError::io("inspect", path))?.is_file() {
+        return Ok(file);
+    }
+    let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+    Err(FormatError::io("open", path)(source))
+}
+
 /// Reads a file of at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FormatError> {
-    let file = File::open(path).map_err(FormatError::io("open", path))?;
+    let file = open_regular(path)?;
     let n_bytes = file.metadata().map_err(FormatError::io("inspect", path))?.len();
     if n_bytes > limit {
         return Err(FormatError::TooLarge { path: path.to_owned(), limit, got: n_bytes });
@@ -233,6 +245,8 @@ impl DirLock {
             .write(true)
             .create(true)
             .truncate(false)
+            // A link here could make a stranger's run folder empty any file of the user.
+            .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(FormatError::io("open", &path))?;
         match file.try_lock() {

@@ -5,7 +5,6 @@
 )]
 
 use std::ffi::CString;
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -18,7 +17,7 @@ pub(crate) struct Mapping(memmap2::Mmap);
 impl Mapping {
     /// Maps the whole file.
     pub(crate) fn open(path: &Path) -> Result<Self, FormatError> {
-        let file = File::open(path).map_err(FormatError::io("open", path))?;
+        let file = crate::durable::open_regular(path)?;
         // SAFETY: the mapping is private and read-only, and the bytes are only ever read as `u8`. A file that is cut
         // while mapped raises SIGBUS and one that is written in place changes under the reader; weight files are
         // replaced by rename and never written in place (`durable`), and the documentation asks the same of others.

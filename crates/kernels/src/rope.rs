@@ -27,8 +27,10 @@ impl RopeTable {
         assert!(head_dim.is_multiple_of(2), "head_dim {head_dim} is odd");
         let half_dim = head_dim / 2;
         let mut values = Vec::with_capacity(context_len * head_dim);
+        let frequencies: Vec<f64> =
+            (0..half_dim).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
         for position in 0..context_len {
-            let angle = |i: usize| position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64);
+            let angle = |i: usize| position as f64 * frequencies[i];
             values.extend((0..half_dim).map(|i| angle(i).cos() as f32));
             values.extend((0..half_dim).map(|i| angle(i).sin() as f32));
         }

@@ -15,6 +15,16 @@ pub enum ModelError {
         /// The field.
         field: &'static str,
     },
+    /// A dimension is beyond what sums of sizes can hold on every machine.
+    #[error("{field} is {got}, expected at most {limit}")]
+    TooLarge {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        got: usize,
+        /// The largest value.
+        limit: usize,
+    },
     /// Query heads cannot share the KV heads evenly.
     #[error("n_heads {n_heads} is no multiple of n_kv_heads {n_kv_heads}")]
     Heads {
@@ -51,19 +61,23 @@ impl ModelConfig {
     /// # Errors
     /// When it cannot, naming the field.
     pub fn new(config: DecoderConfig) -> Result<Self, ModelError> {
+        // Far beyond every published model, and small enough that no plan of memory overflows.
         let dimensions = [
-            ("vocab_size", config.vocab_size),
-            ("hidden_dim", config.hidden_dim),
-            ("n_layers", config.n_layers),
-            ("n_heads", config.n_heads),
-            ("n_kv_heads", config.n_kv_heads),
-            ("head_dim", config.head_dim),
-            ("ffn_dim", config.ffn_dim),
-            ("context_len", config.context_len),
+            ("vocab_size", config.vocab_size, 1 << 22),
+            ("hidden_dim", config.hidden_dim, 1 << 18),
+            ("n_layers", config.n_layers, 1 << 10),
+            ("n_heads", config.n_heads, 1 << 12),
+            ("n_kv_heads", config.n_kv_heads, 1 << 12),
+            ("head_dim", config.head_dim, 1 << 10),
+            ("ffn_dim", config.ffn_dim, 1 << 20),
+            ("context_len", config.context_len, 1 << 24),
         ];
-        for (field, value) in dimensions {
-            if value == 0 {
+        for (field, got, limit) in dimensions {
+            if got == 0 {
                 return Err(ModelError::Zero { field });
+            }
+            if got > limit {
+                return Err(ModelError::TooLarge { field, got, limit });
             }
         }
         if !config.n_heads.is_multiple_of(config.n_kv_heads) {

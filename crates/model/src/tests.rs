@@ -336,6 +336,8 @@ fn configurations_that_cannot_be_computed_are_refused_by_field() {
         ModelConfig::new(config).unwrap_err()
     };
     assert_eq!(refused(|c| c.n_layers = 0), ModelError::Zero { field: "n_layers" });
+    let too_large = ModelError::TooLarge { field: "ffn_dim", got: 1 << 32, limit: 1 << 20 };
+    assert_eq!(refused(|c| c.ffn_dim = 1 << 32), too_large);
     assert_eq!(refused(|c| c.n_heads = 3), ModelError::Heads { n_heads: 3, n_kv_heads: 2 });
     assert_eq!(refused(|c| c.ffn_dim = 25), ModelError::Odd { field: "ffn_dim", got: 25 });
     let window = ModelError::SlidingWindow { window: 63, context_len: 64 };

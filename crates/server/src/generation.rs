@@ -64,21 +64,29 @@ pub(crate) fn chat_prompt(
 pub(crate) fn recent_chat_prompt(
     name: &str,
     model: &LoadedModel,
-    mut messages: Vec<ChatMessage>,
+    messages: Vec<ChatMessage>,
 ) -> Result<(Prompt, usize), Failure> {
     let context_len = model.engine.context_len();
     let n_instructions =
         usize::from(messages.first().is_some_and(|message| message.role == ChatRole::System));
-    let mut n_left_out = 0;
-    loop {
-        let prompt = chat_prompt(name, model, messages.clone())?;
-        let fits = prompt.token_ids.len() <= context_len - context_len / 4;
-        if fits || messages.len() < n_instructions + 3 {
-            return Ok((prompt, n_left_out));
-        }
-        messages.drain(n_instructions..n_instructions + 2);
-        n_left_out += 2;
+    let without = |n_exchanges: usize| {
+        let recent = &messages[n_instructions + 2 * n_exchanges..];
+        chat_prompt(name, model, [&messages[..n_instructions], recent].concat())
+    };
+    let fits = |prompt: &Prompt| prompt.token_ids.len() <= context_len - context_len / 4;
+    let n_exchanges = messages.len().saturating_sub(n_instructions + 1) / 2;
+    let whole = without(0)?;
+    if n_exchanges == 0 || fits(&whole) {
+        return Ok((whole, 0));
     }
+    // Fewer messages never have more tokens, so the first number that fits is found by halving; leaving out one exchange
+    // after the other would render a long conversation hundreds of times.
+    let (mut too_few, mut enough) = (0, n_exchanges);
+    while too_few + 1 < enough {
+        let middle = too_few.midpoint(enough);
+        if fits(&without(middle)?) { enough = middle } else { too_few = middle }
+    }
+    Ok((without(enough)?, 2 * enough))
 }
 
 /// Encodes the prompt of a text completion: text gets the token that begins a document, ids are used as given.

@@ -1,5 +1,6 @@
 //! The one layer every request passes: who may call, isolation of panics, the access log.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use axum::extract::Request;
@@ -29,6 +30,7 @@ pub(crate) async fn guard(request: Request, next: Next) -> Response {
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers
         .insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     let status = response.status().as_u16();
     let elapsed_ms = started.elapsed().as_millis();
     // Reading is frequent (a page that waits for a model asks again and again); what makes the engine work is not.
@@ -48,6 +50,9 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Failure> {
     if !names_this_machine(host) {
         return Err(Failure::ForeignHost);
     }
+    if comes_from_another_site(headers) {
+        return Err(Failure::ForeignOrigin);
+    }
     match headers.get(header::ORIGIN).map(HeaderValue::to_str) {
         None => Ok(()),
         Some(Ok(origin)) if origin.strip_prefix("http://") == Some(host) => Ok(()),
@@ -55,17 +60,30 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Failure> {
     }
 }
 
-/// True for `localhost`, `127.0.0.1` and `[::1]`, with any port: a tunnel may have another than ours.
+/// True for `localhost` and loopback addresses, with any port: a tunnel may have another than ours. An address cannot be
+/// rebound as a name can.
 fn names_this_machine(host: &str) -> bool {
-    ["localhost", "127.0.0.1", "[::1]"].iter().any(|name| {
-        let Some(start) = host.get(..name.len()) else { return false };
-        let port = &host[name.len()..];
-        let port_is_fine = match port.strip_prefix(':') {
-            None => port.is_empty(),
-            Some(digits) => digits.parse::<u16>().is_ok(),
-        };
-        start.eq_ignore_ascii_case(name) && port_is_fine
-    })
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !host.ends_with(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    let is_loopback = match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse().is_ok_and(|address: Ipv6Addr| address.is_loopback()),
+        None => {
+            name.eq_ignore_ascii_case("localhost")
+                || name.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
+        }
+    };
+    is_loopback && port.is_none_or(|port| port.parse::<u16>().is_ok())
+}
+
+/// A browser says where a request comes from, also where it sends no `Origin`: pictures, scripts and the like of another
+/// site are refused; following a link to the page is not.
+fn comes_from_another_site(headers: &HeaderMap) -> bool {
+    let is = |name: &str, values: &[&str]| {
+        headers.get(name).is_some_and(|value| values.iter().any(|other| value == other))
+    };
+    is("sec-fetch-site", &["cross-site", "same-site"]) && !is("sec-fetch-mode", &["navigate"])
 }
 
 /// Runs the rest in a task: a panic becomes an answer, and the connection lives on. When the client goes away this

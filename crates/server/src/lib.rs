@@ -40,6 +40,7 @@ mod page;
 mod registry;
 mod run;
 mod sse;
+mod stall;
 mod stop;
 mod texts;
 

@@ -74,8 +74,11 @@ impl MarkdownRenderer {
     /// The HTML of one block or of a whole text.
     pub(crate) fn render(&self, markdown: &str) -> String {
         let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH;
-        let events =
-            HarmlessEvents { parser: Parser::new_ext(markdown, options), open_links: Vec::new() };
+        let events = HarmlessEvents {
+            parser: Parser::new_ext(markdown, options),
+            open_links: Vec::new(),
+            depth: 0,
+        };
         let mut html = String::with_capacity(markdown.len() * 3 / 2);
         pulldown_cmark::html::push_html(&mut html, events);
         self.sanitiser.clean(&html).to_string()
@@ -94,7 +97,11 @@ struct HarmlessEvents<'a> {
     parser: Parser<'a>,
     /// For each open link or picture, whether it was written as a link: links do not nest in HTML.
     open_links: Vec<bool>,
+    /// Open quotes, lists and items.
+    depth: usize,
 }
+
+const MAX_DEPTH: usize = 24;
 
 impl<'a> Iterator for HarmlessEvents<'a> {
     type Item = Event<'a>;
@@ -114,6 +121,14 @@ impl<'a> Iterator for HarmlessEvents<'a> {
                 Some(true) => Event::End(TagEnd::Link),
                 _ => empty_text(),
             },
+            Event::Start(tag @ (Tag::BlockQuote(_) | Tag::List(_) | Tag::Item)) => {
+                self.depth += 1;
+                if self.depth <= MAX_DEPTH { Event::Start(tag) } else { empty_text() }
+            }
+            Event::End(tag @ (TagEnd::BlockQuote(_) | TagEnd::List(_) | TagEnd::Item)) => {
+                self.depth -= 1;
+                if self.depth < MAX_DEPTH { Event::End(tag) } else { empty_text() }
+            }
             other => other,
         })
     }

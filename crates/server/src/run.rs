@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::{ServerConfig, ServerLimits};
 use crate::registry::ModelRegistry;
+use crate::stall::Impatient;
 use crate::{ServerError, app};
 
 /// Largest head of a request: request line and headers.
@@ -188,7 +189,7 @@ async fn connection(
         .max_buf_size(MAX_HEAD_BYTES)
         .max_header_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Impatient::new(stream)), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     let stopping = async move {
         // An error means that the sender is gone, which is a wish to stop as well.

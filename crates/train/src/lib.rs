@@ -18,5 +18,5 @@ pub mod validation;
 pub use error::TrainError;
 pub use recipe::Recipe;
 pub use rows::Rows;
-pub use run::{Outcome, Progress, Run, RunControl, latest_parameters};
+pub use run::{Outcome, Progress, Run, RunControl, latest_parameters, starting_config};
 pub use trainer::{StepReport, Trainer};

@@ -280,15 +280,26 @@ impl Recipe {
         if batch.seq_len < 2 {
             return wrong("batch.seq_len", batch.seq_len.to_string(), "at least 2");
         }
+        // Beyond these, sums of tokens and bytes would overflow.
+        let bounded = [
+            ("n_steps", self.n_steps, 1 << 40),
+            ("batch.seq_len", batch.seq_len as u64, 1 << 24),
+            ("batch.rows_per_step", batch.rows_per_step as u64, 1 << 16),
+            ("checkpoint.n_keep", self.checkpoint.n_keep as u64, 1 << 20),
+        ];
+        for (key, value, limit) in bounded {
+            if value > limit {
+                return wrong(key, value.to_string(), &format!("at most {limit}"));
+            }
+        }
         self.check_numbers()?;
         let (rate, data) = (self.schedule.peak_learning_rate, &self.data);
         if !(rate.is_finite() && rate > 0.0) {
             return wrong("schedule.peak_learning_rate", rate.to_string(), "a positive number");
         }
-        let is_mixed = !data.shards.is_empty()
-            && !(data.conversations.is_empty() && data.documents.is_empty());
-        let is_empty =
-            data.shards.is_empty() && data.conversations.is_empty() && data.documents.is_empty();
+        let has_samples = !data.conversations.is_empty() || !data.documents.is_empty();
+        let is_mixed = has_samples && !data.shards.is_empty();
+        let is_empty = !has_samples && data.shards.is_empty();
         if is_mixed || is_empty {
             let got = if is_empty { "empty" } else { "both a stream and whole samples" };
             return wrong("data", got.to_owned(), "shards, or conversations and documents");

@@ -415,16 +415,30 @@ pub fn latest_parameters(dir: &Path) -> Result<Parameters, TrainError> {
     read_parameters(&config, &checkpoint.model()?)
 }
 
-/// The model's configuration, followed back to where it is written down.
-fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
-    match &recipe.start {
-        Start::Random(shape) => {
-            let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
-            shape.config(tokenizer.bos_id(), tokenizer.eos_id())
+/// Runs that may start from one another in a row.
+const MAX_CHAIN: usize = 64;
+
+/// The configuration of a recipe's model, followed back to where it is written down.
+///
+/// # Errors
+/// When a file on the way cannot be read, or runs start from one another in a circle.
+pub fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
+    let mut recipe = recipe.clone();
+    for _ in 0..MAX_CHAIN {
+        match &recipe.start {
+            Start::Random(shape) => {
+                let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
+                return shape.config(tokenizer.bos_id(), tokenizer.eos_id());
+            }
+            Start::Model(dir) => return Ok(ModelConfig::new(read_config(dir)?)?),
+            Start::Run(dir) => recipe = Recipe::read(&dir.join(RECIPE_FILE))?,
         }
-        Start::Model(dir) => Ok(ModelConfig::new(read_config(dir)?)?),
-        Start::Run(dir) => starting_config(&Recipe::read(&dir.join(RECIPE_FILE))?),
     }
+    Err(TrainError::Setting {
+        key: "start.run",
+        got: "a longer chain".to_owned(),
+        expected: format!("at most {MAX_CHAIN} runs that start from one another"),
+    })
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ impl Trainer {
         (&self.decoder, &mut self.workspace)
     }
 
-    /// Puts the masters and moments of a checkpoint in place.
+    /// Packs the masters of a checkpoint for the kernels.
     pub(crate) fn repack(&mut self) {
         self.decoder.pack(&self.device, &self.parameters);
     }

@@ -15,13 +15,13 @@ pub(crate) const TUNE_BATCH: BatchSettings =
     BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 4 };
 
 /// Share of the budget that is spent in training steps; the rest prepares, measures and exports.
-const TRAINING_SHARE: f64 = 0.8;
+const TRAINING_SHARE: f64 = 0.84;
 /// Fine-tuning on general chat, at most (two passes) and as a share of the training time.
 const MAX_CHAT_TOKENS: f64 = 800_000.0;
-const CHAT_SHARE: f64 = 0.08;
+const CHAT_SHARE: f64 = 0.06;
 /// Fine-tuning on the company (twelve passes).
 const MAX_COMPANY_TOKENS: f64 = 3_400_000.0;
-const COMPANY_SHARE: f64 = 0.35;
+const COMPANY_SHARE: f64 = 0.47;
 /// More passes over the pre-training text teach little.
 const MAX_PRETRAIN_EPOCHS: f64 = 2.0;
 /// A model is too large for the budget when it would see fewer tokens than this in all.

@@ -13,8 +13,8 @@ use super::settings::Settings;
 
 /// General conversations; about 320,000 tokens.
 const N_CHAT_DIALOGUES: usize = 8_000;
-/// Bytes of pre-training text among the samples of each fine-tuning pass, about 80,000 tokens.
-const REPLAY_BYTES: usize = 300_000;
+/// Bytes of pre-training text among the samples of each fine-tuning pass, about 32,000 tokens.
+const REPLAY_BYTES: usize = 120_000;
 /// Bytes of held-out text that is measured during training; at its end all of it is.
 const VALIDATION_BYTES: usize = 100_000;
 /// Share of a user's own text that is held out.

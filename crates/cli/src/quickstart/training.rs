@@ -43,8 +43,8 @@ impl Stage {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Base => "pre-training",
-            Self::Chat => "tuning on general chat",
-            Self::Specialised => "tuning on the company",
+            Self::Chat => "tuning: chat",
+            Self::Specialised => "tuning: company",
         }
     }
 

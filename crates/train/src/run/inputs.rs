@@ -57,6 +57,10 @@ pub(super) fn read_rows(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Rows, 
 
 fn open_shard(dir: &Path, tokenizer: &Tokenizer) -> Result<Shard, TrainError> {
     let shard = Shard::open(dir)?;
+    if shard.manifest.vocab_size != tokenizer.vocab_size() {
+        let (data, model) = (shard.manifest.vocab_size, tokenizer.vocab_size());
+        return Err(TrainError::Vocabulary { data, model });
+    }
     if shard.manifest.tokenizer_digest != tokenizer.digest() {
         return Err(TrainError::Setting {
             key: "data.tokenizer",
