@@ -34,7 +34,7 @@ use crate::training::RunPlan;
 use crate::{machine, training as run_training};
 
 use measuring::Measured;
-use plan::PRETRAIN_BATCH;
+use plan::BATCH;
 use prepare::Prepared;
 use serving::Serving;
 use settings::{Plan, SETTINGS_FILE, Settings};
@@ -222,7 +222,7 @@ impl Quickstart<'_> {
         let plan = self.stage("planning", |this| {
             let shard = Shard::open(&Prepared::of(&this.dir).pretraining())?;
             let seed = this.settings.seed;
-            let rows = PretrainingRows::new(vec![shard.documents], PRETRAIN_BATCH.seq_len, seed)?;
+            let rows = PretrainingRows::new(vec![shard.documents], BATCH.seq_len, seed)?;
             this.context.say(&format!("  {} tokens of text", count(rows.n_tokens())));
             plan::make_plan(&this.context.device()?, &this.settings, &rows)
         })?;

@@ -26,7 +26,7 @@ pub struct CurvePoint {
 /// How one training run went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
-    /// What was trained, for people: `pre-training`, `chat`, `company`.
+    /// What was trained, for people: `base`, `chat`, `specialised`.
     pub name: String,
     /// By ascending step.
     pub points: Vec<CurvePoint>,

@@ -31,9 +31,9 @@ pub struct Report {
     pub machine: Machine,
     /// Seed of the run.
     pub seed: u64,
-    /// How long it took, from the beginning to the report.
+    /// How long it took to the report, from the beginning or from when it was last resumed.
     pub seconds: f64,
-    /// Its parts, in order.
+    /// Its parts in that time, in order.
     pub stages: Vec<Stage>,
     /// Parameters of each of the models.
     pub parameters: u64,

@@ -1,6 +1,6 @@
 //! The decoder of the Mistral and Llama family: configuration, forward pass, hand-written backward pass, cache.
 //!
-//! Training, scoring and serving run the same [`Decoder::forward`] on packed rows of tokens; only the attention
+//! Training, scoring and serving run the same forward pass of a [`Decoder`] on packed rows of tokens; only the attention
 //! context differs: packed documents, or a cache. Never here: files, threads, sampling, text.
 //!
 //! ```

@@ -26,6 +26,7 @@ use crate::models::folder_name;
 
 /// The report for people.
 pub(crate) const REPORT_PAGE: &str = "report.html";
+const METRICS_FILE: &str = "metrics.jsonl";
 const REPORT_JSON: &str = "report.json";
 const LOSS_CURVE: &str = "loss.svg";
 
@@ -45,10 +46,9 @@ pub(crate) fn report(
     measured: Vec<Measured>,
     context: &Context,
 ) -> anyhow::Result<Report> {
-    let plan = settings.plan.context("the plan was made before training")?;
     let parameters = measured.first().map_or(0, |m| m.parameters.config().n_parameters());
     let curves = Stage::ALL.into_iter().map(|stage| {
-        let path = stage.run_dir(dir).join("metrics.jsonl");
+        let path = stage.run_dir(dir).join(METRICS_FILE);
         Curve::read(stage.model(), &path).map_err(anyhow::Error::from)
     });
     let curves = curves.collect::<anyhow::Result<Vec<Curve>>>()?;
@@ -76,11 +76,29 @@ pub(crate) fn report(
         stages: Vec::new(),
         parameters,
         training_tokens,
-        tokens_per_s: plan.tokens_per_s,
+        tokens_per_s: average_speed(&Stage::Base.run_dir(dir).join(METRICS_FILE))?,
         models: models.collect(),
         curves,
         data,
     })
+}
+
+/// Input tokens per second over all steps of a run.
+fn average_speed(metrics: &Path) -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string(metrics)
+        .with_context(|| format!("cannot read {}", metrics.display()))?;
+    let (mut tokens, mut seconds) = (0.0, 0.0);
+    for line in text.lines() {
+        let step: serde_json::Value = serde_json::from_str(line)
+            .with_context(|| format!("{} is invalid", metrics.display()))?;
+        let (Some(so_far), Some(speed)) = (step["tokens"].as_f64(), step["tokens_per_s"].as_f64())
+        else {
+            continue;
+        };
+        seconds += (so_far - tokens) / speed;
+        tokens = so_far;
+    }
+    Ok(if seconds > 0.0 { tokens / seconds } else { 0.0 })
 }
 
 /// Writes `report.json`, `report.html` and `loss.svg` into the run folder.

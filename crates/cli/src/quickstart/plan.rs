@@ -7,11 +7,8 @@ use train::recipe::{BatchSettings, ModelShape};
 
 use super::settings::{Plan, Settings};
 
-/// Rows of pre-training and of fine-tuning.
-pub(crate) const PRETRAIN_BATCH: BatchSettings =
-    BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 4 };
-/// Conversations are short; rows of the same length take many.
-pub(crate) const TUNE_BATCH: BatchSettings =
+/// Rows of pre-training and of fine-tuning; a row takes many conversations.
+pub(crate) const BATCH: BatchSettings =
     BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 4 };
 
 /// Share of the budget that is spent in training steps; the rest prepares, measures and exports.
@@ -44,7 +41,7 @@ pub(crate) fn make_plan(
     for dims in SHAPES {
         let shape = model_shape(dims, settings.vocab_size);
         let config = shape.config(1, 2)?;
-        let BatchSettings { seq_len, rows_per_micro_batch, rows_per_step } = PRETRAIN_BATCH;
+        let BatchSettings { seq_len, rows_per_micro_batch, rows_per_step } = BATCH;
         let step = TrainStepShape { seq_len, rows_per_micro_batch, n_rows: rows_per_step };
         let tokens_per_s = training_speed(device, &config, step)?;
         chosen = Some((shape, tokens_per_s));
@@ -58,14 +55,13 @@ pub(crate) fn make_plan(
     let company = MAX_COMPANY_TOKENS.min(tokens * COMPANY_SHARE);
     let epochs = MAX_PRETRAIN_EPOCHS * rows.n_tokens() as f64;
     let pretrain = epochs.min(tokens - chat - company);
-    let steps = |tokens: f64, batch: BatchSettings| {
-        (tokens / (batch.rows_per_step * batch.seq_len) as f64).ceil().max(2.0) as u64
-    };
+    let tokens_per_step = (BATCH.rows_per_step * BATCH.seq_len) as f64;
+    let steps = |tokens: f64| (tokens / tokens_per_step).ceil().max(2.0) as u64;
     Ok(Plan {
         tokens_per_s,
-        pretrain_steps: steps(pretrain, PRETRAIN_BATCH),
-        chat_steps: steps(chat, TUNE_BATCH),
-        company_steps: steps(company, TUNE_BATCH),
+        pretrain_steps: steps(pretrain),
+        chat_steps: steps(chat),
+        company_steps: steps(company),
         shape,
     })
 }
@@ -80,7 +76,7 @@ fn model_shape(dims: [usize; 5], vocab_size: usize) -> ModelShape {
         head_dim: 64,
         ffn_dim,
         vocab_size,
-        context_len: PRETRAIN_BATCH.seq_len,
+        context_len: BATCH.seq_len,
         rope_theta: 1e4,
     }
 }

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use tensor::Device;
 use train::optimizer::OptimizerSettings;
 use train::recipe::{
-    BatchSettings, CheckpointSettings, DataSettings, FORMAT_VERSION, RecipeDType, Start,
-    ValidationSettings,
+    CheckpointSettings, DataSettings, FORMAT_VERSION, RecipeDType, Start, ValidationSettings,
 };
 use train::schedule::Schedule;
 use train::{Recipe, Run};
 
-use super::plan::{PRETRAIN_BATCH, TUNE_BATCH};
+use super::plan::BATCH;
 use super::prepare::Prepared;
 use super::settings::{Plan, Settings};
 
@@ -88,29 +87,22 @@ impl Stage {
             conversations: Vec::new(),
             documents: Vec::new(),
         };
-        let (start, n_steps, batch, peak_learning_rate, warmup_steps, decay_share): (
-            Start,
-            u64,
-            BatchSettings,
-            f64,
-            u64,
-            f64,
-        ) = match self {
+        let (start, n_steps, peak_learning_rate, warmup_steps, decay_share) = match self {
             Self::Base => {
                 data.shards.push(files.pretraining());
-                (Start::Random(plan.shape), plan.pretrain_steps, PRETRAIN_BATCH, 4e-3, 40, 0.3)
+                (Start::Random(plan.shape), plan.pretrain_steps, 4e-3, 40_u64, 0.3)
             }
             Self::Chat => {
                 data.conversations.push(files.chat());
                 data.documents.push(files.replay());
                 let start = Start::Run(Self::Base.run_dir(dir));
-                (start, plan.chat_steps, TUNE_BATCH, 1.2e-3, 10, 0.6)
+                (start, plan.chat_steps, 1.2e-3, 10, 0.6)
             }
             Self::Specialised => {
                 data.conversations.push(files.company_questions());
                 data.documents.extend([files.company_documents(), files.replay()]);
                 let start = Start::Run(Self::Chat.run_dir(dir));
-                (start, plan.company_steps, TUNE_BATCH, 2e-3, 20, 0.5)
+                (start, plan.company_steps, 2e-3, 20, 0.5)
             }
         };
         let schedule = Schedule {
@@ -125,7 +117,7 @@ impl Stage {
             dtype: RecipeDType::Bf16,
             start,
             data,
-            batch,
+            batch: BATCH,
             schedule,
             optimizer: OptimizerSettings::default(),
             checkpoint: CheckpointSettings { every_steps: 200, n_keep: 2 },

@@ -189,10 +189,10 @@ fn a_run_that_the_machine_cannot_hold_is_refused_before_it_is_begun() {
     home.make_recipe(10);
     let large = ["pretrain", "--recipe", "tiny.toml", "--json", "--set"];
     for (setting, expected) in [
-        ("start.random.ffn_dim=1000000000000", "two checkpoints and the model"),
-        ("batch.rows_per_micro_batch=4000000000", "of memory"),
+        ("start.random.ffn_dim=1048576", "checkpoints and the model"),
+        ("batch.rows_per_micro_batch=65536", "of memory"),
     ] {
-        let more = ["--set", "batch.rows_per_step=4000000000"];
+        let more = ["--set", "batch.rows_per_step=65536", "--set", "start.random.n_layers=1024"];
         let error = home.run(&[&large[..], &[setting], &more].concat()).expect(1).json_error();
         assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
         assert_eq!(names_in(&home.inside("runs")), Vec::<String>::new());

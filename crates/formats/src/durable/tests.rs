@@ -132,5 +132,6 @@ fn files_over_the_bound_are_not_read() {
     fs::write(&path, [0u8; 10]).unwrap();
     assert_eq!(read_bounded(&path, 10).unwrap().len(), 10);
     assert!(matches!(read_bounded(&path, 9), Err(FormatError::TooLarge { got: 10, .. })));
-    assert!(matches!(read_bounded(Path::new("/dev/zero"), 9), Err(FormatError::TooLarge { .. })));
+    let device = read_bounded(Path::new("/dev/zero"), 9).unwrap_err().to_string();
+    assert!(device.contains("/dev/zero"), "a device is no file: {device}");
 }
