@@ -1,6 +1,6 @@
 //! Numerical kernels: slices in, slices out.
 //!
-//! Every operation of the decoder family has a scalar definition in [`reference`], which is the meaning of the
+//! Every operation of the decoder family has a scalar definition in [`mod@reference`], which is the meaning of the
 //! operation, and fast versions for AVX2, AVX-512 (BF16, VNNI) and AMX that are compared with it. The family is
 //! found at run time and carried, with the thread pool, by [`Compute`], which every operation takes.
 //!
