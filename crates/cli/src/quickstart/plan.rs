@@ -13,10 +13,10 @@ pub(crate) const BATCH: BatchSettings =
 
 /// Share of the budget that is spent in training steps; the rest prepares, measures and exports.
 const TRAINING_SHARE: f64 = 0.84;
-/// Fine-tuning on general chat, at most (two passes) and as a share of the training time.
+/// Fine-tuning on general chat, at most (a little over two passes) and as a share of the training time.
 const MAX_CHAT_TOKENS: f64 = 800_000.0;
 const CHAT_SHARE: f64 = 0.06;
-/// Fine-tuning on the company (twelve passes).
+/// Fine-tuning on the company (about fourteen passes).
 const MAX_COMPANY_TOKENS: f64 = 3_400_000.0;
 const COMPANY_SHARE: f64 = 0.47;
 /// More passes over the pre-training text teach little.
