@@ -116,9 +116,12 @@ fn read_speed(compute: &Compute, memory: &[f32], n_threads: usize) -> f64 {
 /// Operations per second of a product whose operands fit the caches.
 fn matmul_speed<T: Operand>(compute: &Compute) -> f64 {
     let [m, n, k] = [768, 1024, 1024];
-    let values = vec![T::from_f32(0.5); m * k];
-    let panels = vec![T::from_f32(0.25); panels_len::<T>(n, k)];
-    let mut out = vec![0.0; m * n];
+    // Rows that straddle cache lines would halve the speed of a tile load.
+    let mut values = Buffer::<T>::zeroed(m * k);
+    values.fill(T::from_f32(0.5));
+    let mut panels = Buffer::<T>::zeroed(panels_len::<T>(n, k));
+    panels.fill(T::from_f32(0.25));
+    let mut out = Buffer::<f32>::zeroed(m * n);
     let mut speeds: Vec<f64> = (0..7)
         .map(|_| {
             let start = Instant::now();

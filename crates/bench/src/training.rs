@@ -23,7 +23,7 @@ pub struct TrainStepShape {
 
 impl TrainStepShape {
     /// The step of the bar: 16 rows of 512 tokens.
-    pub const BAR: Self = Self { seq_len: 512, n_rows: 16, rows_per_micro_batch: 4 };
+    pub const BAR: Self = Self { seq_len: 512, n_rows: 16, rows_per_micro_batch: 2 };
 }
 
 /// Tokens per second of `n_steps` whole training steps in bf16 after a warm-up: forward, backward, clipping, AdamW,

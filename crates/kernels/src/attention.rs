@@ -22,8 +22,8 @@ use crate::reference;
 
 mod backward;
 
-pub(crate) use backward::GradientRow;
 pub use backward::{AttentionBackward, attention_backward};
+pub(crate) use backward::{DeltaRow, GradientRow};
 
 /// Positions in a block of keys.
 pub const KEY_BLOCK: usize = 32;

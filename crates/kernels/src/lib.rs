@@ -35,6 +35,7 @@ pub mod rope;
 pub mod swiglu;
 #[cfg(test)]
 mod test_support;
+mod transpose;
 
 pub use buffer::{Buffer, Element};
 pub use compute::{Compute, ComputeError, Family};

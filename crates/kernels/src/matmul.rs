@@ -12,7 +12,8 @@
 use crate::compute::{Compute, Family};
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
-use crate::pool::{SliceParts, TileScratch};
+use crate::pool::{SliceParts, TileScratch, reinterpret};
+use crate::transpose::transpose;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -24,12 +25,16 @@ mod avx512;
 /// Length of a block of K; a multiple of every [`Operand::K_STEP`].
 pub const K_BLOCK: usize = 1024;
 
-/// Rows of one task: a multiple of the tile heights 4, 6 and 32.
-const TASK_ROWS: usize = 192;
+/// Rows and columns of one task where there are many rows, and where there are few. Rows are a multiple of the tile heights
+/// 4, 6 and 32.
+const TASK_OF_ROWS: [usize; 2] = [192, 256];
+const TASK_OF_FEW_ROWS: [usize; 2] = [192, 64];
 
-/// Columns of one task where there are many rows, and where there are few.
-const TASK_COLUMNS: usize = 128;
-const TASK_COLUMNS_FEW_ROWS: usize = 64;
+/// The same where each task transposes its rows first, which pays over many columns.
+const TASK_OF_COLUMNS: [usize; 2] = [96, 1024];
+
+/// Values in four tiles of sums, which an AMX product writes before they go where they belong.
+const N_SUMS: usize = 4 * PANEL_WIDTH * PANEL_WIDTH;
 
 /// The left operand, `[m, k]`.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +46,13 @@ pub enum Left<'a, T> {
         /// Distance between rows.
         stride: usize,
     },
-    /// Panels of the `[m, k]` matrix ([`crate::panels`]).
-    Panels(&'a [T]),
+    /// The transposed matrix, `[k, m]`, its rows at a distance of `stride`. Each task turns its own part over.
+    Columns {
+        /// The values.
+        values: &'a [T],
+        /// Distance between rows of the transposed matrix.
+        stride: usize,
+    },
 }
 
 /// Whether a product replaces what the output holds or is added to it.
@@ -59,11 +69,8 @@ pub enum Write {
 pub(crate) struct Block {
     /// First group of the left operand.
     pub(crate) a: *const u32,
-    /// Distances in the left operand, in groups: between rows, between bundles of 16 rows, between groups of one
-    /// row. So one formula ([`Block::a_row`]) covers rows and panels.
+    /// Distance between rows of the left operand, in groups.
     pub(crate) a_row_stride: usize,
-    pub(crate) a_bundle_stride: usize,
-    pub(crate) a_group_stride: usize,
     /// First group of the first panel.
     pub(crate) b: *const u32,
     /// Distance between panels, in groups.
@@ -80,7 +87,7 @@ impl Block {
     /// Offset of a row of the left operand, in groups.
     #[inline(always)]
     pub(crate) fn a_row(&self, row: usize) -> usize {
-        row / PANEL_WIDTH * self.a_bundle_stride + row % PANEL_WIDTH * self.a_row_stride
+        row * self.a_row_stride
     }
 }
 
@@ -101,16 +108,20 @@ pub fn matmul<T: Operand>(
 ) {
     check_shapes(a, b, [m, n, k]);
     assert_eq!(out.len(), m * n, "out is [{m}, {n}]");
-    let task_columns = if m <= TASK_ROWS / 4 { TASK_COLUMNS_FEW_ROWS } else { TASK_COLUMNS };
-    let (n_row_tasks, n_column_tasks) = (m.div_ceil(TASK_ROWS), n.div_ceil(task_columns));
+    let [task_rows, task_columns] = match a {
+        Left::Columns { .. } => TASK_OF_COLUMNS,
+        Left::Rows { .. } if m <= TASK_OF_ROWS[0] / 4 => TASK_OF_FEW_ROWS,
+        Left::Rows { .. } => TASK_OF_ROWS,
+    };
+    let (n_row_tasks, n_column_tasks) = (m.div_ceil(task_rows), n.div_ceil(task_columns));
     let parts = SliceParts::new(out);
     let family = compute.family();
     compute.pool().run(n_row_tasks * n_column_tasks, |task_idx, scratch| {
         let (row, column) =
-            (task_idx % n_row_tasks * TASK_ROWS, task_idx / n_row_tasks * task_columns);
+            (task_idx % n_row_tasks * task_rows, task_idx / n_row_tasks * task_columns);
         let region = Region {
             row,
-            n_rows: TASK_ROWS.min(m - row),
+            n_rows: task_rows.min(m - row),
             column,
             n_columns: task_columns.min(n - column),
         };
@@ -161,8 +172,9 @@ fn check_shapes<T: Operand>(a: Left<'_, T>, b: &[T], [m, n, k]: [usize; 3]) {
             );
             assert!(m == 0 || values.len() >= (m - 1) * stride + k, "a is [{m}, {k}]");
         }
-        Left::Panels(values) => {
-            assert_eq!(values.len(), panels_len::<T>(m, k), "a is panels of [{m}, {k}]");
+        Left::Columns { values, stride } => {
+            assert!(stride >= m || k <= 1, "stride {stride} of columns of {m}");
+            assert!(k == 0 || values.len() >= (k - 1) * stride + m, "a is [{k}, {m}], transposed");
         }
     }
 }
@@ -176,7 +188,7 @@ struct Region {
     n_columns: usize,
 }
 
-/// All of K for a region whose column is a multiple of 16, and whose row is one too if `a` is in panels.
+/// All of K for a region whose column is a multiple of 16.
 ///
 /// # Safety
 /// `a` and `b` fit the shapes (`check_shapes`); `out` points to the region's first value in memory that holds the
@@ -198,36 +210,55 @@ unsafe fn multiply_region<T: Operand>(
     if k == 0 {
         return clear_region(region, out, out_stride, write);
     }
+    let max_k = K_BLOCK.min(k).next_multiple_of(T::K_STEP);
+    let lens = scratch_lens::<T>(family, a, region.n_rows, max_k);
+    let [transposed, rows, sums] = scratch.floats(lens);
     for first_k in (0..k).step_by(K_BLOCK) {
         let block_k = K_BLOCK.min(k - first_k);
         let write = if first_k == 0 { write } else { Write::Accumulate };
         let b_start = panel_index::<T>(region.column, first_k, k_padded);
-        let (a_start, a_row_stride, a_bundle_stride, a_group_stride) = match a {
+        let (a_start, a_stride, n_k) = match a {
             Left::Rows { values, stride } => {
-                let groups = stride / T::GROUP;
-                (&values[region.row * stride + first_k..], groups, PANEL_WIDTH * groups, 1)
+                (values[region.row * stride + first_k..].as_ptr(), stride, block_k)
             }
-            Left::Panels(values) => {
-                let start = panel_index::<T>(region.row, first_k, k_padded);
-                (&values[start..], 1, PANEL_WIDTH * k_padded / T::GROUP, PANEL_WIDTH)
+            Left::Columns { values, stride } => {
+                // Zeros fill the last step of K, as they do in panels.
+                let (shape, n_k) = ([region.n_rows, block_k], block_k.next_multiple_of(T::K_STEP));
+                let source = &values[first_k * stride + region.row..];
+                let out = &mut reinterpret::<T>(transposed)[..region.n_rows * n_k];
+                transpose(family, source, stride, shape, out, n_k);
+                (out.as_ptr(), n_k, n_k)
             }
         };
         let block = Block {
-            a: a_start.as_ptr().cast(),
-            a_row_stride,
-            a_bundle_stride,
-            a_group_stride,
+            a: a_start.cast(),
+            a_row_stride: a_stride / T::GROUP,
             b: b[b_start..].as_ptr().cast(),
             b_panel_stride: PANEL_WIDTH * k_padded / T::GROUP,
             out,
             out_stride,
             n_rows: region.n_rows,
             n_columns: region.n_columns,
-            n_groups: block_k.div_ceil(T::GROUP),
+            n_groups: n_k.div_ceil(T::GROUP),
             write,
         };
         // SAFETY: the caller's promise, cut to this block of K.
-        unsafe { multiply_block::<T>(family, scratch, block) };
+        unsafe { multiply_block::<T>(family, rows, sums, block) };
+    }
+}
+
+/// Lengths of a region's working memory: the left operand transposed, the same at whole steps of K, and tiles of sums.
+fn scratch_lens<T: Operand>(
+    family: Family,
+    a: Left<'_, T>,
+    n_rows: usize,
+    max_k: usize,
+) -> [usize; 3] {
+    let row_floats = max_k / T::GROUP;
+    let transposed = if let Left::Columns { .. } = a { n_rows * row_floats } else { 0 };
+    match (family, T::GROUP) {
+        (Family::Amx, 2) => [transposed, n_rows * row_floats, N_SUMS],
+        _ => [transposed, 0, 0],
     }
 }
 
@@ -247,7 +278,12 @@ fn clear_region(region: Region, out: *mut f32, out_stride: usize, write: Write) 
 /// # Safety
 /// The block's pointers and strides cover its rows, columns and groups, and nobody else uses `out` meanwhile.
 #[expect(unsafe_code, reason = "see Safety")]
-unsafe fn multiply_block<T: Operand>(family: Family, scratch: &mut TileScratch, block: Block) {
+unsafe fn multiply_block<T: Operand>(
+    family: Family,
+    rows: &mut [f32],
+    sums: &mut [f32],
+    block: Block,
+) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the family runs only where detection found its instructions; the rest is the caller's promise.
     unsafe {
@@ -257,13 +293,13 @@ unsafe fn multiply_block<T: Operand>(family: Family, scratch: &mut TileScratch, 
             (Family::Avx2, _) => avx2::multiply::<true>(&block),
             (Family::Avx512 | Family::Amx, 1) => avx512::multiply::<false>(&block),
             (Family::Avx512, _) => avx512::multiply::<true>(&block),
-            (Family::Amx, _) => amx::multiply(&block, scratch),
+            (Family::Amx, _) => amx::multiply(&block, rows, sums),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise.
     unsafe {
-        let _ = (family, scratch);
+        let _ = (family, rows, sums);
         crate::reference::matmul_block::<T>(&block);
     }
 }

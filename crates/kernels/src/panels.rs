@@ -15,6 +15,11 @@ use crate::operand::Operand;
 /// Rows of the matrix in a panel.
 pub const PANEL_WIDTH: usize = 16;
 
+/// Panels that one task packs: their rows of the source fill whole cache lines.
+const PANELS_TOGETHER: usize = 4;
+/// Groups of k that are packed for one panel after the other.
+const GROUPS_TOGETHER: usize = 16;
+
 /// k rounded up to what panels hold.
 #[must_use]
 pub fn padded_k<T: Operand>(k: usize) -> usize {
@@ -143,10 +148,9 @@ pub fn pack<S: Operand, T: Operand>(
     assert_eq!(out.len(), panels_len::<T>(n, k), "panels of [{n}, {k}]");
     check_source(source, n, k);
     let family = compute.family();
-    compute.pool().run_chunks(out, (PANEL_WIDTH * k_padded).max(1), |panel_idx, panel, _| {
-        let first_n = panel_idx * PANEL_WIDTH;
-        let width = PANEL_WIDTH.min(n - first_n);
-        pack_panel(family, source, first_n, width, k, panel);
+    let chunk_len = (PANELS_TOGETHER * PANEL_WIDTH * k_padded).max(1);
+    compute.pool().run_chunks(out, chunk_len, |chunk_idx, panels, _| {
+        pack_panels(family, source, chunk_idx * PANELS_TOGETHER * PANEL_WIDTH, [n, k], panels);
     });
 }
 
@@ -159,10 +163,7 @@ pub(crate) fn pack_here<S: Operand, T: Operand>(
 ) {
     assert_eq!(out.len(), panels_len::<T>(n, k), "panels of [{n}, {k}]");
     check_source(source, n, k);
-    for (panel_idx, panel) in out.chunks_mut((PANEL_WIDTH * padded_k::<T>(k)).max(1)).enumerate() {
-        let first_n = panel_idx * PANEL_WIDTH;
-        pack_panel(family, source, first_n, PANEL_WIDTH.min(n - first_n), k, panel);
-    }
+    pack_panels(family, source, 0, [n, k], out);
 }
 
 fn check_source<S>(source: Source<'_, S>, n: usize, k: usize) {
@@ -175,19 +176,32 @@ fn check_source<S>(source: Source<'_, S>, n: usize, k: usize) {
     assert!(source.values.len() >= needed, "{} values, expected {needed}", source.values.len());
 }
 
-fn pack_panel<S: Operand, T: Operand>(
+/// Panels that follow one another, from row `first_n` of the matrix on.
+fn pack_panels<S: Operand, T: Operand>(
     family: Family,
     source: Source<'_, S>,
     first_n: usize,
-    width: usize,
-    k: usize,
-    panel: &mut [T],
+    [n, k]: [usize; 2],
+    panels: &mut [T],
 ) {
-    match source.order {
-        SourceOrder::RowsOfK if family != Family::Reference => {
-            dispatch(family, InterleaveRows { source, first_n, width, k, panel });
+    let panel_len = (PANEL_WIDTH * padded_k::<T>(k)).max(1);
+    let width = |panel_idx: usize| PANEL_WIDTH.min(n - first_n - panel_idx * PANEL_WIDTH);
+    if source.order == SourceOrder::RowsOfN || family == Family::Reference {
+        for (panel_idx, panel) in panels.chunks_mut(panel_len).enumerate() {
+            let first_n = first_n + panel_idx * PANEL_WIDTH;
+            gather_panel(source, first_n, width(panel_idx), k, panel);
         }
-        _ => gather_panel(source, first_n, width, k, panel),
+        return;
+    }
+    // A few rows of k at a time, so that a cache line of the source serves all panels that it belongs to.
+    let block_len = GROUPS_TOGETHER * PANEL_WIDTH * T::GROUP;
+    for block_start in (0..panel_len).step_by(block_len) {
+        for (panel_idx, panel) in panels.chunks_mut(panel_len).enumerate() {
+            let lines = &mut panel[block_start..panel_len.min(block_start + block_len)];
+            let first_k = block_start / PANEL_WIDTH;
+            let (first_n, width) = (first_n + panel_idx * PANEL_WIDTH, width(panel_idx));
+            dispatch(family, InterleaveRows { source, first_n, width, first_k, k, lines });
+        }
     }
 }
 
@@ -220,13 +234,14 @@ fn gather_panel<S: Operand, T: Operand>(
     }
 }
 
-/// One panel of a source with rows of k: the rows of a group are interleaved.
+/// Lines of one panel of a source with rows of k: the rows of a group are interleaved.
 struct InterleaveRows<'a, S, T> {
     source: Source<'a, S>,
     first_n: usize,
     width: usize,
+    first_k: usize,
     k: usize,
-    panel: &'a mut [T],
+    lines: &'a mut [T],
 }
 
 impl<S: Operand, T: Operand> LaneKernel for InterleaveRows<'_, S, T> {
@@ -234,13 +249,13 @@ impl<S: Operand, T: Operand> LaneKernel for InterleaveRows<'_, S, T> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let Self { source, first_n, width, k, panel } = self;
+        let Self { source, first_n, width, first_k, k, lines } = self;
         let row = |k_idx: usize| -> &[S] {
             if k_idx < k { &source.values[k_idx * source.stride + first_n..][..width] } else { &[] }
         };
-        for (group_idx, line) in panel.chunks_exact_mut(PANEL_WIDTH * T::GROUP).enumerate() {
-            let first = row(group_idx * T::GROUP);
-            let second = if T::GROUP > 1 { row(group_idx * T::GROUP + 1) } else { &[] };
+        for (group_idx, line) in lines.chunks_exact_mut(PANEL_WIDTH * T::GROUP).enumerate() {
+            let first = row(first_k + group_idx * T::GROUP);
+            let second = if T::GROUP > 1 { row(first_k + group_idx * T::GROUP + 1) } else { &[] };
             for (chunk_idx, out) in line.chunks_exact_mut(L::N * T::GROUP).enumerate() {
                 let start = chunk_idx * L::N;
                 let a = S::load(lanes, &first[start.min(first.len())..]);

@@ -2,7 +2,7 @@
 //! compared with these.
 
 use crate::adamw::AdamW;
-use crate::attention::{GradientRow, KEY_BLOCK, SoftmaxBlock};
+use crate::attention::{DeltaRow, GradientRow, KEY_BLOCK, SoftmaxBlock};
 use crate::matmul::{Block, Write};
 use crate::operand::Operand;
 use crate::panels::PANEL_WIDTH;
@@ -46,7 +46,7 @@ impl Block {
         let (panel, lane) = (column / PANEL_WIDTH, column % PANEL_WIDTH);
         // SAFETY: the caller's promise; a group holds T::GROUP values.
         unsafe {
-            let a = self.a.add(self.a_row(row) + group * self.a_group_stride).cast::<T>();
+            let a = self.a.add(self.a_row(row) + group).cast::<T>();
             let line = self.b.add(panel * self.b_panel_stride + group * PANEL_WIDTH).cast::<T>();
             let a = a.add(offset).read_unaligned().to_f32();
             (a, line.add(lane * T::GROUP + offset).read_unaligned().to_f32())
@@ -212,12 +212,21 @@ pub(crate) fn score_gradients_row<T: Operand>(row: GradientRow<'_, T>) {
         let (mut p, mut d_score) = (0.0, 0.0);
         if k < row.n_visible {
             p = (row.scores[k] * row.scale - row.log_sum_exp).exp();
-            d_score = row.scale * p * (row.d_scores[k] - row.delta);
+            d_score = row.scale * p * (row.d_probabilities[k] - row.delta);
         }
-        row.scores[k] = p;
-        row.d_scores[k] = d_score;
-        row.rounded[k] = T::from_f32(d_score);
+        row.probabilities[k] = T::from_f32(p);
+        row.d_scores[k] = T::from_f32(d_score);
     }
+}
+
+/// One row of `delta` in the gradient of attention; rounds the row too.
+pub(crate) fn delta_row<T: Operand>(row: DeltaRow<'_, T>) -> f32 {
+    let mut delta = 0.0;
+    for i in 0..row.d_out.len() {
+        row.rounded[i] = T::from_f32(row.d_out[i]);
+        delta += row.rounded[i].to_f32() * row.out[i].to_f32();
+    }
+    delta
 }
 
 /// One row of [`crate::cross_entropy::cross_entropy`]; returns the loss.

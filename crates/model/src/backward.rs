@@ -55,7 +55,7 @@ impl GradientWorkspace {
         let f32_rows = |width| Tensor::zeroed(DType::F32, max_rows, width);
         let operand = |width| Tensor::zeroed(dtype, max_rows, width);
         let logit_rows = max_rows.min(LOGIT_ROWS);
-        let (max_out, max_in) = Self::largest_matrix(config);
+        let max_in = Self::largest_input(config);
         Self {
             d_residual: f32_rows(hidden),
             d_rounded: operand(hidden),
@@ -66,15 +66,15 @@ impl GradientWorkspace {
             d_activated: f32_rows(ffn),
             d_gate_up: operand(2 * ffn),
             d_logits: Tensor::zeroed(dtype, logit_rows, config.vocab_size),
-            layer_scratch: LinearScratch::new(dtype, max_rows, max_out, max_in),
-            head_scratch: LinearScratch::new(dtype, logit_rows, config.vocab_size, hidden),
+            layer_scratch: LinearScratch::new(dtype, max_rows, max_in),
+            head_scratch: LinearScratch::new(dtype, logit_rows, hidden),
         }
     }
 
-    fn largest_matrix(config: &ModelConfig) -> (usize, usize) {
-        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
-        let max_out = shape.qkv_width().max(2 * ffn).max(hidden);
-        (max_out, hidden.max(ffn).max(shape.n_heads * shape.head_dim))
+    /// Most inputs of a layer's weight.
+    fn largest_input(config: &ModelConfig) -> usize {
+        let shape = config.head_shape();
+        config.hidden_dim.max(config.ffn_dim).max(shape.n_heads * shape.head_dim)
     }
 
     /// Bytes of [`GradientWorkspace::new`].
@@ -83,12 +83,12 @@ impl GradientWorkspace {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
         let logit_rows = max_rows.min(LOGIT_ROWS);
-        let (max_out, max_in) = Self::largest_matrix(config);
+        let max_in = Self::largest_input(config);
         max_rows
             * ((2 * hidden + attention + qkv + ffn) * 4 + (hidden + qkv + 2 * ffn) * dtype.bytes())
             + logit_rows * config.vocab_size * dtype.bytes()
-            + LinearScratch::bytes_for(dtype, max_rows, max_out, max_in)
-            + LinearScratch::bytes_for(dtype, logit_rows, config.vocab_size, hidden)
+            + LinearScratch::bytes_for(dtype, max_rows, max_in)
+            + LinearScratch::bytes_for(dtype, logit_rows, hidden)
     }
 
     fn set_rows(&mut self, n_rows: usize) {

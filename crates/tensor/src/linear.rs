@@ -2,7 +2,7 @@
 
 use half::bf16;
 use kernels::matmul::{Left, Write, matmul};
-use kernels::panels::{self, Panels, Source, SourceOrder, panels_len};
+use kernels::panels::{self, Panels, Source, panels_len};
 use kernels::{Buffer, Operand, embedding};
 
 use crate::Device;
@@ -197,7 +197,7 @@ fn product<T: NumberType>(
     matmul(device.compute(), left, weight.values(), dims, y.f32(), write);
 }
 
-/// Working memory of [`LinearScratch::backward_weight`]: the two operands, packed with tokens as the inner dimension.
+/// Working memory of [`LinearScratch::backward_weight`]: the layer's input, packed with tokens as the inner dimension.
 #[derive(Clone, Debug)]
 pub struct LinearScratch {
     packed: ScratchPanels,
@@ -205,32 +205,27 @@ pub struct LinearScratch {
 
 #[derive(Clone, Debug)]
 enum ScratchPanels {
-    F32 { left: Buffer<f32>, right: Buffer<f32> },
-    Bf16 { left: Buffer<bf16>, right: Buffer<bf16> },
+    F32(Buffer<f32>),
+    Bf16(Buffer<bf16>),
 }
 
 impl LinearScratch {
-    /// Room for weights of up to `max_out` outputs and `max_in` inputs and up to `max_rows` tokens.
+    /// Room for weights of up to `max_in` inputs and up to `max_rows` tokens.
     #[must_use]
-    pub fn new(dtype: DType, max_rows: usize, max_out: usize, max_in: usize) -> Self {
+    pub fn new(dtype: DType, max_rows: usize, max_in: usize) -> Self {
         let packed = match dtype {
-            DType::F32 => ScratchPanels::F32 {
-                left: Buffer::zeroed(panels_len::<f32>(max_out, max_rows)),
-                right: Buffer::zeroed(panels_len::<f32>(max_in, max_rows)),
-            },
-            DType::Bf16 => ScratchPanels::Bf16 {
-                left: Buffer::zeroed(panels_len::<bf16>(max_out, max_rows)),
-                right: Buffer::zeroed(panels_len::<bf16>(max_in, max_rows)),
-            },
+            DType::F32 => ScratchPanels::F32(Buffer::zeroed(panels_len::<f32>(max_in, max_rows))),
+            DType::Bf16 => {
+                ScratchPanels::Bf16(Buffer::zeroed(panels_len::<bf16>(max_in, max_rows)))
+            }
         };
         Self { packed }
     }
 
     /// Bytes of a scratch of this shape.
     #[must_use]
-    pub fn bytes_for(dtype: DType, max_rows: usize, max_out: usize, max_in: usize) -> usize {
-        Linear::bytes_for(dtype, max_out, max_rows, Passes::Forward)
-            + Linear::bytes_for(dtype, max_in, max_rows, Passes::Forward)
+    pub fn bytes_for(dtype: DType, max_rows: usize, max_in: usize) -> usize {
+        Linear::bytes_for(dtype, max_in, max_rows, Passes::Forward)
     }
 
     /// Gradient of a weight: `d_weight[o, i] += sum_t d_y[t, o] x[t, i]`.
@@ -249,11 +244,11 @@ impl LinearScratch {
         assert_eq!(d_y.n_rows(), x.n_rows(), "one gradient row per token");
         assert_eq!(d_weight.width(), x.width(), "width of the weight's gradient");
         match &mut self.packed {
-            ScratchPanels::F32 { left, right } => {
-                outer_product::<f32>(device, d_y, x, left, right, d_weight.f32());
+            ScratchPanels::F32(right) => {
+                outer_product::<f32>(device, d_y, x, right, d_weight.f32());
             }
-            ScratchPanels::Bf16 { left, right } => {
-                outer_product::<bf16>(device, d_y, x, left, right, d_weight.f32());
+            ScratchPanels::Bf16(right) => {
+                outer_product::<bf16>(device, d_y, x, right, d_weight.f32());
             }
         }
     }
@@ -263,17 +258,13 @@ fn outer_product<T: NumberType>(
     device: &Device,
     d_y: View<'_>,
     x: View<'_>,
-    left: &mut [T],
     right: &mut [T],
     d_weight: &mut [f32],
 ) {
     let (compute, n_tokens) = (device.compute(), x.n_rows());
     let (n_out, n_in) = (d_y.width(), x.width());
-    let rows_of_k = |values, stride| Source { values, stride, order: SourceOrder::RowsOfK };
-    let left = &mut left[..panels_len::<T>(n_out, n_tokens)];
     let right = &mut right[..panels_len::<T>(n_in, n_tokens)];
-    panels::pack(compute, rows_of_k(d_y.of::<T>(), n_out), [n_out, n_tokens], left);
-    panels::pack(compute, rows_of_k(x.of::<T>(), n_in), [n_in, n_tokens], right);
-    let dims = [n_out, n_in, n_tokens];
-    matmul(compute, Left::Panels(left), right, dims, d_weight, Write::Accumulate);
+    panels::pack(compute, Source::rows_of_k(x.of::<T>(), n_in), [n_in, n_tokens], right);
+    let left = Left::Columns { values: d_y.of::<T>(), stride: n_out };
+    matmul(compute, left, right, [n_out, n_in, n_tokens], d_weight, Write::Accumulate);
 }

@@ -107,12 +107,12 @@ struct QueryTile<'a, T> {
     d_queries: &'a mut [f32],
 }
 
-/// Scores and their gradients, `[TILE, TILE]` each, f32 and rounded, and as panels `[keys, queries]`.
+/// Scores and their gradients, `[TILE, TILE]` each: queries by keys.
 struct ScoreTiles<'a, T> {
     scores: &'a mut [f32],
     d_probabilities: &'a mut [f32],
-    rounded: &'a mut [T],
-    panels: &'a mut [T],
+    probabilities: &'a mut [T],
+    d_scores: &'a mut [T],
 }
 
 impl<T: Operand> SegmentJob<'_, T> {
@@ -120,8 +120,8 @@ impl<T: Operand> SegmentJob<'_, T> {
         let hd = self.shape.head_dim;
         let n_tiles = self.len.div_ceil(TILE);
         let (key_len, transposed_len) = (panels_len::<T>(TILE, hd), panels_len::<T>(hd, TILE));
-        let ([k, kt, v, dk, dv, d_out, qt, dot, delta, dq, scores, dp, rounded, panels], tiles) =
-            scratch.split([
+        let ([k, kt, v, dk, dv, d_out, qt, dot, delta, dq, scores, dp, p, ds], tiles) = scratch
+            .split([
                 n_tiles * key_len,
                 n_tiles * transposed_len,
                 n_tiles * key_len,
@@ -147,8 +147,8 @@ impl<T: Operand> SegmentJob<'_, T> {
         let mut score = ScoreTiles {
             scores,
             d_probabilities: dp,
-            rounded: &mut reinterpret(rounded)[..TILE * TILE],
-            panels: &mut reinterpret(panels)[..TILE * TILE],
+            probabilities: &mut reinterpret(p)[..TILE * TILE],
+            d_scores: &mut reinterpret(ds)[..TILE * TILE],
         };
         self.pack_keys(&mut keys);
         for head in 0..self.shape.group_len() {
@@ -214,14 +214,15 @@ impl<T: Operand> SegmentJob<'_, T> {
         let width = self.shape.n_heads * hd;
         for token in 0..query.n {
             let at = (self.start + query.first + token) * width + query.head * hd;
-            let (out, d_out) = (&self.inputs.out[at..at + hd], &self.inputs.d_out[at..at + hd]);
-            let mut delta = 0.0;
-            for i in 0..hd {
-                let rounded = T::from_f32(d_out[i]);
-                query.d_out[token * hd + i] = rounded;
-                delta += rounded.to_f32() * out[i].to_f32();
-            }
-            query.delta[token] = delta;
+            let row = DeltaRow {
+                d_out: &self.inputs.d_out[at..at + hd],
+                out: &self.inputs.out[at..at + hd],
+                rounded: &mut query.d_out[token * hd..(token + 1) * hd],
+            };
+            query.delta[token] = match self.family {
+                Family::Reference => reference::delta_row(row),
+                family => dispatch(family, row),
+            };
         }
         let rows = self.head_rows(query.head, query.first);
         let source =
@@ -258,27 +259,23 @@ impl<T: Operand> SegmentJob<'_, T> {
         matmul_here(family, tiles, rows, values, dims, d_p, TILE, Write::Overwrite);
         self.score_gradients(query, first_key, n_keys, score);
 
-        let panels = &mut score.panels[..panels_len::<T>(n_keys, n)];
-        let by_k = |values| Source { values, stride: TILE, order: SourceOrder::RowsOfK };
-        pack_here(family, by_k(&*score.scores), [n_keys, n], panels);
-        let (left, dims) = (Left::Panels(&*panels), [n_keys, hd, n]);
-        let d_values = &mut keys.d_values[first_key * hd..];
-        let right = &*query.d_out_transposed;
+        let dims = [n_keys, hd, n];
+        let left = Left::Columns { values: &*score.probabilities, stride: TILE };
+        let (right, d_values) = (&*query.d_out_transposed, &mut keys.d_values[first_key * hd..]);
         matmul_here(family, tiles, left, right, dims, d_values, hd, Write::Accumulate);
-        pack_here(family, by_k(&*score.d_probabilities), [n_keys, n], panels);
-        let (left, d_keys) = (Left::Panels(&*panels), &mut keys.d_keys[first_key * hd..]);
-        let right = &*query.queries_transposed;
+        let left = Left::Columns { values: &*score.d_scores, stride: TILE };
+        let (right, d_keys) = (&*query.queries_transposed, &mut keys.d_keys[first_key * hd..]);
         matmul_here(family, tiles, left, right, dims, d_keys, hd, Write::Accumulate);
 
         let start = key_tile * panels_len::<T>(hd, TILE);
         let right = &keys.keys_transposed[start..start + panels_len::<T>(hd, n_keys)];
         // Odd numbers of keys: the row's last group has a zero in it (`score_gradients`).
-        let left = Left::Rows { values: &*score.rounded, stride: TILE };
+        let left = Left::Rows { values: &*score.d_scores, stride: TILE };
         let (dims, d_queries) = ([n, hd, n_keys.next_multiple_of(T::GROUP)], &mut *query.d_queries);
         matmul_here(family, tiles, left, right, dims, d_queries, hd, Write::Accumulate);
     }
 
-    /// Turns scores into probabilities, and `d_probabilities` into the gradients of the scores, also rounded.
+    /// Turns scores into probabilities, and the gradients of those into gradients of the scores.
     fn score_gradients(
         &self,
         query: &QueryTile<'_, T>,
@@ -290,9 +287,10 @@ impl<T: Operand> SegmentJob<'_, T> {
             let range = token * TILE..(token + 1) * TILE;
             let at = (self.start + query.first + token) * self.shape.n_heads + query.head;
             let row = GradientRow {
-                scores: &mut score.scores[range.clone()],
-                d_scores: &mut score.d_probabilities[range.clone()],
-                rounded: &mut score.rounded[range],
+                scores: &score.scores[range.clone()],
+                d_probabilities: &score.d_probabilities[range.clone()],
+                probabilities: &mut score.probabilities[range.clone()],
+                d_scores: &mut score.d_scores[range],
                 n_visible: (query.first + token + 1 - first_key).min(n_keys),
                 scale: self.shape.scale,
                 log_sum_exp: self.inputs.log_sum_exp[at],
@@ -307,11 +305,12 @@ impl<T: Operand> SegmentJob<'_, T> {
     }
 }
 
-/// One row of scores: `p = exp(scale s - lse)`, `ds = scale p (dp - delta)`, zero where masked.
+/// One row of scores: `p = exp(scale s - lse)`, `ds = scale p (dp - delta)`, zero where masked; both rounded.
 pub(crate) struct GradientRow<'a, T> {
-    pub(crate) scores: &'a mut [f32],
-    pub(crate) d_scores: &'a mut [f32],
-    pub(crate) rounded: &'a mut [T],
+    pub(crate) scores: &'a [f32],
+    pub(crate) d_probabilities: &'a [f32],
+    pub(crate) probabilities: &'a mut [T],
+    pub(crate) d_scores: &'a mut [T],
     pub(crate) n_visible: usize,
     pub(crate) scale: f32,
     pub(crate) log_sum_exp: f32,
@@ -327,14 +326,34 @@ impl<T: Operand> LaneKernel for GradientRow<'_, T> {
         let shift = lanes.splat(-self.log_sum_exp);
         for i in (0..self.n_visible).step_by(L::N) {
             let p = lanes.exp(lanes.mul_add(lanes.load(&self.scores[i..]), scale, shift));
-            let d_p = lanes.load(&self.d_scores[i..]);
+            let d_p = lanes.load(&self.d_probabilities[i..]);
             let d_score = lanes.mul(lanes.mul(p, scale), lanes.sub(d_p, delta));
-            lanes.store(p, &mut self.scores[i..]);
-            lanes.store(d_score, &mut self.d_scores[i..]);
-            T::store(lanes, d_score, &mut self.rounded[i..]);
+            T::store(lanes, p, &mut self.probabilities[i..]);
+            T::store(lanes, d_score, &mut self.d_scores[i..]);
         }
-        self.scores[self.n_visible..].fill(0.0);
-        self.d_scores[self.n_visible..].fill(0.0);
-        self.rounded[self.n_visible..].fill(T::from_f32(0.0));
+        self.probabilities[self.n_visible..].fill(T::from_f32(0.0));
+        self.d_scores[self.n_visible..].fill(T::from_f32(0.0));
+    }
+}
+
+/// One row of the gradient of the output: rounds it and gives `delta = round(d_out) . out`.
+pub(crate) struct DeltaRow<'a, T> {
+    pub(crate) d_out: &'a [f32],
+    pub(crate) out: &'a [T],
+    pub(crate) rounded: &'a mut [T],
+}
+
+impl<T: Operand> LaneKernel for DeltaRow<'_, T> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) -> f32 {
+        let mut sum = lanes.splat(0.0);
+        for i in (0..self.d_out.len()).step_by(L::N) {
+            T::store(lanes, lanes.load(&self.d_out[i..]), &mut self.rounded[i..]);
+            let rounded = T::load(lanes, &self.rounded[i..]);
+            sum = lanes.mul_add(rounded, T::load(lanes, &self.out[i..]), sum);
+        }
+        lanes.reduce_sum(sum)
     }
 }

@@ -8,18 +8,12 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use half::bf16;
-
-use super::Block;
-use super::avx512::write_sums;
+use super::{Block, Write};
 use crate::panels::PANEL_WIDTH;
-use crate::pool::{TileScratch, reinterpret};
 
 /// Groups (pairs of bf16) in a row of a tile.
 const TILE_GROUPS: usize = 16;
 const TILE_ROWS: usize = 16;
-/// Values in a tile of sums.
-const TILE_LEN: usize = TILE_ROWS * PANEL_WIDTH;
 
 /// The 64 bytes that LDTILECFG reads (Intel SDM, volume 1, 18.2). Unused fields must be zero.
 #[repr(C, align(64))]
@@ -52,64 +46,59 @@ impl TileConfig {
     }
 }
 
-/// The product of a block of bf16.
+/// The product of a block of bf16. `rows` has room for the block's left operand at whole steps of K, `sums` for four tiles.
 ///
 /// # Safety
 /// As [`super::multiply_block`], in a process that may use AMX.
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
-pub(super) unsafe fn multiply(block: &Block, scratch: &mut TileScratch) {
+pub(super) unsafe fn multiply(block: &Block, rows: &mut [f32], sums: &mut [f32]) {
     let n_tile_groups = block.n_groups.next_multiple_of(TILE_GROUPS);
-    let [rows, sums] = scratch.floats([block.n_rows * n_tile_groups, 4 * TILE_LEN]);
     let mut block = *block;
-    // A tile wants the groups of a row side by side and whole steps of 32 values.
-    if block.a_group_stride != 1 || block.n_groups != n_tile_groups {
+    if block.n_groups != n_tile_groups {
         // SAFETY: the block's left operand is readable by the caller's promise.
-        unsafe { copy_rows(&block, n_tile_groups, reinterpret::<bf16>(rows)) };
+        unsafe { pad_rows(&block, n_tile_groups, rows) };
         block.a = rows.as_ptr().cast();
         block.a_row_stride = n_tile_groups;
-        block.a_bundle_stride = PANEL_WIDTH * n_tile_groups;
-        block.a_group_stride = 1;
         block.n_groups = n_tile_groups;
     }
+    let mut configured = None;
     for row in (0..block.n_rows).step_by(2 * TILE_ROWS) {
         let n_rows = (block.n_rows - row).min(2 * TILE_ROWS);
-        let top = n_rows.min(TILE_ROWS);
-        let config = TileConfig::new([top, n_rows - top]);
-        // SAFETY: the process may use AMX; the configuration is valid.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+        if configured != Some(n_rows) {
+            let top = n_rows.min(TILE_ROWS);
+            let config = TileConfig::new([top, n_rows - top]);
+            // SAFETY: the process may use AMX; the configuration is valid.
+            unsafe {
+                asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly))
+            };
+            configured = Some(n_rows);
+        }
         for column in (0..block.n_columns).step_by(2 * PANEL_WIDTH) {
-            let two_panels = block.n_columns - column > PANEL_WIDTH;
             // SAFETY: the tiles lie in the block, and the configuration fits their rows.
-            unsafe { multiply_tiles(&block, row, n_rows, column / PANEL_WIDTH, two_panels, sums) };
+            unsafe { multiply_tiles(&block, row, n_rows, column, sums) };
         }
     }
     // SAFETY: the process may use AMX. Without live tiles the system saves less on a thread switch.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
 
-/// Copies the left operand into rows of `n_tile_groups` groups, zeros at their ends.
+/// Copies the left operand into rows of `n_tile_groups` groups, zeros at their ends: a tile reads whole steps of K, and what
+/// lies behind a row might be no number.
 ///
 /// # Safety
 /// The block's left operand is readable.
-unsafe fn copy_rows(block: &Block, n_tile_groups: usize, out: &mut [bf16]) {
-    let out: &mut [[bf16; 2]] = out.as_chunks_mut().0;
-    for row in 0..block.n_rows {
-        let start = block.a_row(row);
-        for group in 0..n_tile_groups {
-            out[row * n_tile_groups + group] = if group < block.n_groups {
-                // SAFETY: within the row of the block; two bf16 have the size of a group.
-                unsafe {
-                    let source = block.a.add(start + group * block.a_group_stride);
-                    source.cast::<[bf16; 2]>().read_unaligned()
-                }
-            } else {
-                [bf16::ZERO; 2]
-            };
-        }
+unsafe fn pad_rows(block: &Block, n_tile_groups: usize, out: &mut [f32]) {
+    for (row, out) in out.chunks_exact_mut(n_tile_groups).enumerate().take(block.n_rows) {
+        let (groups, padding) = out.split_at_mut(block.n_groups);
+        let source = block.a.wrapping_add(block.a_row(row)).cast::<u8>();
+        let target = groups.as_mut_ptr().cast::<u8>();
+        // SAFETY: a row of the block has `n_groups` groups of 4 bytes, as many as `groups`; rows may lie at odd addresses.
+        unsafe { std::ptr::copy_nonoverlapping(source, target, size_of_val(groups)) };
+        padding.fill(0.0);
     }
 }
 
-/// Sums of up to 32 rows by up to 2 panels, through `sums` into the output.
+/// Sums of up to 32 rows by up to 32 columns: straight into an output that they replace as whole tiles, else through `sums`.
 ///
 /// # Safety
 /// As [`multiply`]; the tiles are configured for `n_rows` rows.
@@ -118,48 +107,83 @@ unsafe fn multiply_tiles(
     block: &Block,
     row: usize,
     n_rows: usize,
-    panel: usize,
-    two_panels: bool,
+    column: usize,
     sums: &mut [f32],
 ) {
+    let n_columns = (block.n_columns - column).min(2 * PANEL_WIDTH);
+    let n_panels = n_columns.div_ceil(PANEL_WIDTH);
     let n_steps = block.n_groups / TILE_GROUPS;
     let a_top = block.a.wrapping_add(block.a_row(row));
-    let a_bottom = block.a.wrapping_add(block.a_row(row + TILE_ROWS));
-    let b_left = block.b.wrapping_add(panel * block.b_panel_stride);
-    let b_right = b_left.wrapping_add(block.b_panel_stride);
+    let a = [a_top, block.a.wrapping_add(block.a_row(row + TILE_ROWS))];
+    let b_left = block.b.wrapping_add(column / PANEL_WIDTH * block.b_panel_stride);
+    let b = [b_left, b_left.wrapping_add(block.b_panel_stride)];
     let a_stride = block.a_row_stride * size_of::<u32>();
-    let out = sums.as_mut_ptr();
-    // SAFETY: operands lie in the block (whole steps of K by `multiply`), `sums` holds four tiles.
+    let out = block.out.wrapping_add(row * block.out_stride + column);
+    let is_direct = block.write == Write::Overwrite && n_columns == n_panels * PANEL_WIDTH;
+    let (target, stride) =
+        if is_direct { (out, block.out_stride) } else { (sums.as_mut_ptr(), 2 * PANEL_WIDTH) };
+    let target = Target { top: target, bottom: target.wrapping_add(TILE_ROWS * stride), stride };
+    // SAFETY: operands lie in the block (whole steps of K by `multiply`), the target holds the tiles.
     unsafe {
-        match (n_rows > TILE_ROWS, two_panels) {
-            (true, true) => tiles_2x2([a_top, a_bottom], a_stride, [b_left, b_right], n_steps, out),
-            (true, false) => tiles_2x1([a_top, a_bottom], a_stride, b_left, n_steps, out),
-            (false, true) => tiles_1x2(a_top, a_stride, [b_left, b_right], n_steps, out),
-            (false, false) => tiles_1x1(a_top, a_stride, b_left, n_steps, out),
+        match (n_rows > TILE_ROWS, n_panels > 1) {
+            (true, true) => tiles_2x2(a, a_stride, b, n_steps, target),
+            (true, false) => tiles_2x1(a, a_stride, b_left, n_steps, target),
+            (false, true) => tiles_1x2(a_top, a_stride, b, n_steps, target),
+            (false, false) => tiles_1x1(a_top, a_stride, b_left, n_steps, target),
         }
-        for i in 0..n_rows {
-            for j in 0..=usize::from(two_panels) {
-                let tile = 2 * (i / TILE_ROWS) + j;
-                let start = tile * TILE_LEN + i % TILE_ROWS * PANEL_WIDTH;
-                write_sums(
-                    block,
-                    row + i,
-                    panel + j,
-                    _mm512_loadu_ps(sums[start..][..16].as_ptr()),
-                );
+        if !is_direct {
+            write_rows(sums, [n_rows, n_columns], out, block.out_stride, block.write);
+        }
+    }
+}
+
+/// Writes or adds sums, rows of 32, to the output.
+///
+/// # Safety
+/// `out` is writable for the rows and columns.
+#[target_feature(enable = "avx512f")]
+unsafe fn write_rows(
+    sums: &[f32],
+    [n_rows, n_columns]: [usize; 2],
+    out: *mut f32,
+    out_stride: usize,
+    write: Write,
+) {
+    let mask = u32::MAX >> (2 * PANEL_WIDTH - n_columns);
+    let masks = [mask as u16, (mask >> PANEL_WIDTH) as u16];
+    for (row, sums) in sums.as_chunks::<{ 2 * PANEL_WIDTH }>().0.iter().enumerate().take(n_rows) {
+        for (half, mask) in masks.into_iter().enumerate() {
+            // SAFETY: the mask keeps loads and stores within the columns of the row.
+            unsafe {
+                let sums = _mm512_loadu_ps(sums.as_ptr().add(half * PANEL_WIDTH));
+                let out = out.wrapping_add(row * out_stride + half * PANEL_WIDTH);
+                let sums = match write {
+                    Write::Overwrite => sums,
+                    Write::Accumulate => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sums),
+                };
+                _mm512_mask_storeu_ps(out, mask, sums);
             }
         }
     }
 }
 
+/// Where tiles of sums go: rows at a distance of `stride` values, a second panel beside the first.
+#[derive(Clone, Copy)]
+struct Target {
+    top: *mut f32,
+    /// The seventeenth row.
+    bottom: *mut f32,
+    stride: usize,
+}
+
 /// # Safety
-/// `a` and `b` are readable for `n_steps` steps, `out` is writable for four tiles, tiles are configured.
+/// `a` and `b` are readable for `n_steps` steps, the target is writable for the configured rows of all tiles.
 unsafe fn tiles_2x2(
     a: [*const u32; 2],
     a_stride: usize,
     b: [*const u32; 2],
     n_steps: usize,
-    out: *mut f32,
+    target: Target,
 ) {
     // SAFETY: the caller's promise; all tiles used are declared as clobbered.
     unsafe {
@@ -172,12 +196,13 @@ unsafe fn tiles_2x2(
             "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
             "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
             "dec {n}", "jnz 2b",
-            "tilestored [{out} + {line}], tmm0", "tilestored [{out} + {line} + 1024], tmm1",
-            "tilestored [{out} + {line} + 2048], tmm2", "tilestored [{out} + {line} + 3072], tmm3",
+            "tilestored [{top} + {stride}], tmm0", "tilestored [{top} + {stride} + 64], tmm1",
+            "tilestored [{bottom} + {stride}], tmm2", "tilestored [{bottom} + {stride} + 64], tmm3",
             a0 = inout(reg) a[0] => _, a1 = inout(reg) a[1] => _,
             b0 = inout(reg) b[0] => _, b1 = inout(reg) b[1] => _,
             n = inout(reg) n_steps => _, a_stride = in(reg) a_stride, line = in(reg) 64_usize,
-            out = in(reg) out,
+            top = in(reg) target.top, bottom = in(reg) target.bottom,
+            stride = in(reg) target.stride * size_of::<f32>(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -192,7 +217,7 @@ unsafe fn tiles_2x1(
     a_stride: usize,
     b: *const u32,
     n_steps: usize,
-    out: *mut f32,
+    target: Target,
 ) {
     // SAFETY: as in `tiles_2x2`.
     unsafe {
@@ -204,10 +229,11 @@ unsafe fn tiles_2x1(
             "tdpbf16ps tmm2, tmm5, tmm6",
             "add {a0}, 64", "add {a1}, 64", "add {b}, 1024",
             "dec {n}", "jnz 2b",
-            "tilestored [{out} + {line}], tmm0", "tilestored [{out} + {line} + 2048], tmm2",
+            "tilestored [{top} + {stride}], tmm0", "tilestored [{bottom} + {stride}], tmm2",
             a0 = inout(reg) a[0] => _, a1 = inout(reg) a[1] => _, b = inout(reg) b => _,
             n = inout(reg) n_steps => _, a_stride = in(reg) a_stride, line = in(reg) 64_usize,
-            out = in(reg) out,
+            top = in(reg) target.top, bottom = in(reg) target.bottom,
+            stride = in(reg) target.stride * size_of::<f32>(),
             out("tmm0") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
             options(nostack),
         );
@@ -221,7 +247,7 @@ unsafe fn tiles_1x2(
     a_stride: usize,
     b: [*const u32; 2],
     n_steps: usize,
-    out: *mut f32,
+    target: Target,
 ) {
     // SAFETY: as in `tiles_2x2`.
     unsafe {
@@ -233,10 +259,10 @@ unsafe fn tiles_1x2(
             "tdpbf16ps tmm1, tmm4, tmm7",
             "add {a}, 64", "add {b0}, 1024", "add {b1}, 1024",
             "dec {n}", "jnz 2b",
-            "tilestored [{out} + {line}], tmm0", "tilestored [{out} + {line} + 1024], tmm1",
+            "tilestored [{top} + {stride}], tmm0", "tilestored [{top} + {stride} + 64], tmm1",
             a = inout(reg) a => _, b0 = inout(reg) b[0] => _, b1 = inout(reg) b[1] => _,
             n = inout(reg) n_steps => _, a_stride = in(reg) a_stride, line = in(reg) 64_usize,
-            out = in(reg) out,
+            top = in(reg) target.top, stride = in(reg) target.stride * size_of::<f32>(),
             out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         );
@@ -245,7 +271,7 @@ unsafe fn tiles_1x2(
 
 /// # Safety
 /// As [`tiles_2x2`].
-unsafe fn tiles_1x1(a: *const u32, a_stride: usize, b: *const u32, n_steps: usize, out: *mut f32) {
+unsafe fn tiles_1x1(a: *const u32, a_stride: usize, b: *const u32, n_steps: usize, target: Target) {
     // SAFETY: as in `tiles_2x2`.
     unsafe {
         asm!(
@@ -255,10 +281,10 @@ unsafe fn tiles_1x1(a: *const u32, a_stride: usize, b: *const u32, n_steps: usiz
             "tdpbf16ps tmm0, tmm4, tmm6",
             "add {a}, 64", "add {b}, 1024",
             "dec {n}", "jnz 2b",
-            "tilestored [{out} + {line}], tmm0",
+            "tilestored [{top} + {stride}], tmm0",
             a = inout(reg) a => _, b = inout(reg) b => _,
             n = inout(reg) n_steps => _, a_stride = in(reg) a_stride, line = in(reg) 64_usize,
-            out = in(reg) out,
+            top = in(reg) target.top, stride = in(reg) target.stride * size_of::<f32>(),
             out("tmm0") _, out("tmm4") _, out("tmm6") _,
             options(nostack),
         );

@@ -39,8 +39,7 @@ unsafe fn tile<const BF16: bool, const ROWS: usize>(block: &Block, row: usize, p
         a[i] = block.a.wrapping_add(block.a_row(row + i));
     }
     let mut b = block.b.wrapping_add(panel * block.b_panel_stride);
-    let mut offset = 0;
-    for _ in 0..block.n_groups {
+    for group_idx in 0..block.n_groups {
         // SAFETY: a line of the panel has 64 bytes.
         let (left, right) =
             unsafe { (_mm256_loadu_si256(b.cast()), _mm256_loadu_si256(b.add(8).cast())) };
@@ -49,7 +48,7 @@ unsafe fn tile<const BF16: bool, const ROWS: usize>(block: &Block, row: usize, p
         for i in 0..ROWS {
             // SAFETY: within row `row + i` of the block.
             let group =
-                unsafe { _mm256_set1_epi32(a[i].add(offset).read_unaligned().cast_signed()) };
+                unsafe { _mm256_set1_epi32(a[i].add(group_idx).read_unaligned().cast_signed()) };
             let (even, odd) = widen::<BF16>(group);
             sums[i][0] = _mm256_fmadd_ps(even, left_even, sums[i][0]);
             sums[i][1] = _mm256_fmadd_ps(even, right_even, sums[i][1]);
@@ -59,7 +58,6 @@ unsafe fn tile<const BF16: bool, const ROWS: usize>(block: &Block, row: usize, p
             }
         }
         b = b.wrapping_add(PANEL_WIDTH);
-        offset += block.a_group_stride;
     }
     for i in 0..ROWS {
         // SAFETY: within the block's output.

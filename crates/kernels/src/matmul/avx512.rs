@@ -75,8 +75,7 @@ unsafe fn tile<const BF16: bool, const ROWS: usize, const PANELS: usize>(
         a[i] = block.a.wrapping_add(block.a_row(row + i));
     }
     let mut b = block.b.wrapping_add(panel * block.b_panel_stride);
-    let mut offset = 0;
-    for _ in 0..block.n_groups {
+    for group_idx in 0..block.n_groups {
         let mut lines = [_mm512_setzero_ps(); PANELS];
         for j in 0..PANELS {
             // SAFETY: within panel `panel + j` of the block.
@@ -85,13 +84,12 @@ unsafe fn tile<const BF16: bool, const ROWS: usize, const PANELS: usize>(
         for i in 0..ROWS {
             // SAFETY: within row `row + i` of the block.
             let group =
-                unsafe { _mm512_set1_epi32(a[i].add(offset).read_unaligned().cast_signed()) };
+                unsafe { _mm512_set1_epi32(a[i].add(group_idx).read_unaligned().cast_signed()) };
             for j in 0..PANELS {
                 sums[i][j] = multiply_add::<BF16>(sums[i][j], group, lines[j]);
             }
         }
         b = b.wrapping_add(PANEL_WIDTH);
-        offset += block.a_group_stride;
     }
     for i in 0..ROWS {
         for j in 0..PANELS {
@@ -122,7 +120,7 @@ fn multiply_add<const BF16: bool>(sum: __m512, group: __m512i, line: __m512) -> 
 /// Row and panel lie in the block's output.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn write_sums(block: &Block, row: usize, panel: usize, sums: __m512) {
+unsafe fn write_sums(block: &Block, row: usize, panel: usize, sums: __m512) {
     let column = panel * PANEL_WIDTH;
     let n_left = block.n_columns - column;
     let mask = if n_left >= PANEL_WIDTH { u16::MAX } else { (1 << n_left) - 1 };

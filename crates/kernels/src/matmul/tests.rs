@@ -5,21 +5,21 @@ use super::*;
 use crate::panels::{Panels, Source};
 use crate::test_support::{bits, computes, fast_computes, normal, reference};
 
-/// The product of `a [m, k]` and `b [n, k]` added to ones, from rows or from panels of `a`.
+/// The product of `a [m, k]` and `b [n, k]` added to ones, from rows or from columns of `a`.
 fn product<T: Operand>(
     compute: &Compute,
     a: &[f32],
     b: &[f32],
     dims: [usize; 3],
     write: Write,
-    from_panels: bool,
+    from_columns: bool,
 ) -> Vec<f32> {
     let [m, n, k] = dims;
     let panels = Panels::<T>::packed(compute, Source::rows_of_n(b, k), n, k);
     let rows: Vec<T> = a.iter().map(|&x| T::from_f32(x)).collect();
-    let a_panels = Panels::<T>::packed(compute, Source::rows_of_n(&rows, k), m, k);
-    let left = if from_panels {
-        Left::Panels(a_panels.values())
+    let columns: Vec<T> = (0..k * m).map(|i| rows[i % m * k + i / m]).collect();
+    let left = if from_columns {
+        Left::Columns { values: &columns, stride: m }
     } else {
         Left::Rows { values: &rows, stride: k }
     };
@@ -63,9 +63,9 @@ fn check_all_shapes<T: Operand>(compute: &Compute) {
             for k in [2, 6, 32, 34, 64, 100] {
                 let seed = (case * 1000 + n * 10 + k) as u64;
                 let (a, b) = (normal(seed, m * k, 1.0), normal(seed + 1, n * k, 1.0));
-                for from_panels in [false, true] {
+                for from_columns in [false, true] {
                     let out =
-                        product::<T>(compute, &a, &b, [m, n, k], Write::Overwrite, from_panels);
+                        product::<T>(compute, &a, &b, [m, n, k], Write::Overwrite, from_columns);
                     assert_products_close::<T>(&out, &a, &b, [m, n, k], 0.0);
                 }
             }
@@ -86,24 +86,24 @@ fn blocks_of_k_are_added_in_order() {
     let [m, n, k] = [3, 20, 2 * K_BLOCK + 70];
     let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
     for compute in computes(2) {
-        for from_panels in [false, true] {
-            let out = product::<bf16>(&compute, &a, &b, [m, n, k], Write::Accumulate, from_panels);
+        for from_columns in [false, true] {
+            let out = product::<bf16>(&compute, &a, &b, [m, n, k], Write::Accumulate, from_columns);
             assert_products_close::<bf16>(&out, &a, &b, [m, n, k], 1.0);
         }
     }
 }
 
 #[test]
-fn an_odd_k_works_from_panels() {
+fn an_odd_k_works_from_columns() {
     let [m, n, k] = [5, 18, 33];
     let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
     for compute in computes(1) {
-        let pa = Panels::<bf16>::packed(&compute, Source::rows_of_n(&a, k), m, k);
+        let columns: Vec<bf16> = (0..k * m).map(|i| bf16::from_f32(a[i % m * k + i / m])).collect();
         let pb = Panels::<bf16>::packed(&compute, Source::rows_of_n(&b, k), n, k);
         let mut out = vec![0.0; m * n];
         matmul(
             &compute,
-            Left::Panels(pa.values()),
+            Left::Columns { values: &columns, stride: m },
             pb.values(),
             [m, n, k],
             &mut out,
@@ -159,17 +159,17 @@ proptest! {
 
     #[test]
     fn a_row_has_the_same_bits_whatever_rows_stand_beside_it(
-        seed in 0_u64..1000, n in 1_usize..150, k_half in 1_usize..80, from_panels: bool,
+        seed in 0_u64..1000, n in 1_usize..150, k_half in 1_usize..80, from_columns: bool,
     ) {
         let k = 2 * k_half;
         let (a, b) = (normal(seed, 512 * k, 1.0), normal(seed + 1, n * k, 1.0));
         for n_threads in [1, 2] {
             for compute in fast_computes(n_threads) {
-                let all = product::<bf16>(&compute, &a, &b, [512, n, k], Write::Overwrite, from_panels);
+                let all = product::<bf16>(&compute, &a, &b, [512, n, k], Write::Overwrite, from_columns);
                 for m in [1, 2, 15, 16, 17] {
                     let first = (seed as usize * 7) % (512 - m);
                     let some = &a[first * k..(first + m) * k];
-                    let out = product::<bf16>(&compute, some, &b, [m, n, k], Write::Overwrite, from_panels);
+                    let out = product::<bf16>(&compute, some, &b, [m, n, k], Write::Overwrite, from_columns);
                     prop_assert_eq!(bits(&out), bits(&all[first * n..(first + m) * n]));
                 }
             }

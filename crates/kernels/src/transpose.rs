@@ -1,0 +1,112 @@
+//! Transposition of a left operand: `out[row, k] = source[k, row]`.
+//!
+//! Products whose inner dimension is the tokens (gradients of weights) find their left operand with the wrong
+//! dimension in front. Each task turns its own part over; the copy stays in the second-level cache.
+
+use crate::compute::Family;
+use crate::operand::Operand;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+/// `out[row, k] = source[k, row]` for `k < n_k`, zero beyond. Overwrites.
+///
+/// Shapes: source `[n_k, n_rows]` at rows of `stride`; out `[n_rows, out_stride]`, where `out_stride` is a multiple of
+/// [`Operand::GROUP`] and at least `n_k`. Exact: values are moved.
+///
+/// # Panics
+/// When a slice does not fit the shape.
+#[expect(unsafe_code, reason = "the vector versions take pointers; all lengths are checked here")]
+pub(crate) fn transpose<T: Operand>(
+    family: Family,
+    source: &[T],
+    stride: usize,
+    [n_rows, n_k]: [usize; 2],
+    out: &mut [T],
+    out_stride: usize,
+) {
+    assert!(n_rows <= stride || n_k <= 1, "rows of {n_rows} overlap at a distance of {stride}");
+    assert!(n_k == 0 || source.len() >= (n_k - 1) * stride + n_rows, "source is [{n_k}, {n_rows}]");
+    assert!(out_stride >= n_k && out_stride.is_multiple_of(T::GROUP), "{out_stride} per row");
+    assert_eq!(out.len(), n_rows * out_stride, "out is [{n_rows}, {out_stride}]");
+    #[cfg(target_arch = "x86_64")]
+    {
+        let job = Job {
+            source: source.as_ptr(),
+            stride,
+            n_rows,
+            n_k,
+            out: out.as_mut_ptr().cast(),
+            out_groups: out_stride / T::GROUP,
+        };
+        match family {
+            Family::Reference => {}
+            // SAFETY: lengths were checked above, and the family is there only where its instructions are.
+            Family::Avx2 => return unsafe { avx2::transpose(&job) },
+            // SAFETY: as above.
+            Family::Avx512 | Family::Amx => return unsafe { avx512::transpose(&job) },
+        }
+    }
+    let _ = family;
+    for (row, out) in out.chunks_exact_mut(out_stride.max(1)).enumerate() {
+        for (k, value) in out.iter_mut().enumerate() {
+            *value = if k < n_k { source[k * stride + row] } else { T::from_f32(0.0) };
+        }
+    }
+}
+
+/// A checked transposition. Groups of K have 4 bytes.
+#[cfg(target_arch = "x86_64")]
+struct Job<T> {
+    source: *const T,
+    stride: usize,
+    n_rows: usize,
+    n_k: usize,
+    out: *mut u32,
+    /// Groups in a row of the output.
+    out_groups: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::test_support::{fast_computes, normal};
+
+    fn check<T: Operand>(family: Family) {
+        for n_rows in [1, 7, 8, 9, 15, 16, 17, 40] {
+            for n_k in [0, 1, 2, 15, 16, 17, 31, 32, 33, 70] {
+                for padding in [0, 2, 34] {
+                    let stride = n_rows + 3;
+                    let source: Vec<T> = normal(7, (n_k + 1) * stride, 1.0)
+                        .into_iter()
+                        .map(|value| T::from_f32(value))
+                        .collect();
+                    let out_stride = (n_k + padding).next_multiple_of(T::GROUP);
+                    let mut out = vec![T::from_f32(f32::NAN); n_rows * out_stride];
+                    let shape = [n_rows, n_k];
+                    transpose(family, &source, stride, shape, &mut out, out_stride);
+                    for row in 0..n_rows {
+                        for k in 0..out_stride {
+                            let expected =
+                                if k < n_k { source[k * stride + row] } else { T::from_f32(0.0) };
+                            assert_eq!(out[row * out_stride + k], expected, "{shape:?} {row} {k}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_value_moves_and_the_rest_is_zero() {
+        let fast = fast_computes(1);
+        for family in fast.iter().map(|compute| compute.family()).chain([Family::Reference]) {
+            check::<f32>(family);
+            check::<bf16>(family);
+        }
+    }
+}
