@@ -29,7 +29,7 @@ pub struct Scratch {
     pub(crate) tiles: TileScratch,
 }
 
-/// Working memory of the AMX products.
+/// Working memory of matrix products: transposed left operands and, for AMX, padded rows and tiles of sums.
 #[derive(Debug, Default)]
 pub(crate) struct TileScratch {
     floats: Vec<Buffer<f32>>,
@@ -37,7 +37,6 @@ pub(crate) struct TileScratch {
 
 impl TileScratch {
     /// As [`Scratch::floats`].
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn floats<const N: usize>(&mut self, lens: [usize; N]) -> [&mut [f32]; N] {
         grow(&mut self.floats, lens)
     }
