@@ -6,6 +6,7 @@ use api::{
     Usage,
 };
 use serde_json::{Value, json};
+use testkit::damage::damaged;
 
 const USAGE: Usage = Usage { prompt_tokens: 7, completion_tokens: 2 };
 
@@ -267,4 +268,21 @@ fn errors_never_repeat_a_long_value() {
     ] {
         assert!(error.to_string().len() < 200, "{error}");
     }
+}
+
+#[test]
+fn damaged_requests_are_refused_or_read_and_never_panic() {
+    let messages = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}]);
+    let stream = json!({"include_usage": true});
+    let chat = json!({"model": "m", "messages": messages, "max_tokens": 12, "temperature": 0.5, "top_p": 0.9,
+                      "seed": 3, "stop": ["a", "b"], "stream": true, "stream_options": stream});
+    let text = json!({"model": "m", "prompt": [[1, 2], [3]], "max_tokens": 12, "stop": "a"});
+    let mut n_read = [0; 2];
+    for body in damaged(chat.to_string().as_bytes(), 1, 5_000) {
+        n_read[0] += usize::from(ChatRequest::parse(&body).is_ok());
+    }
+    for body in damaged(text.to_string().as_bytes(), 2, 5_000) {
+        n_read[1] += usize::from(CompletionRequest::parse(&body).is_ok());
+    }
+    assert!(n_read.iter().all(|n| (1..4_000).contains(n)), "{n_read:?} of 5000 are still right");
 }

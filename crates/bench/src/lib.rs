@@ -20,4 +20,4 @@ pub use machine::{Machine, Roofline, cpu_name};
 pub use peer::{PeerError, train_step_peer};
 pub use result::{BenchReport, BenchResult, median};
 pub use shapes::{Shape, TRAIN_STEP, random_decoder};
-pub use training::{TrainStepShape, train_step, training_speed};
+pub use training::{BAR_BATCH, train_step, training_speed};

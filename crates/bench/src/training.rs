@@ -6,25 +6,17 @@ use data::packing::PackedBatch;
 use model::{ModelConfig, Parameters};
 use tensor::{DType, Device};
 use train::optimizer::OptimizerSettings;
+use train::recipe::BatchSettings;
 use train::{TrainError, Trainer};
 
 use crate::result::median;
 
-/// How a measured step is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrainStepShape {
-    /// Tokens of a row; each row is one document.
-    pub seq_len: usize,
-    /// Rows of the step.
-    pub n_rows: usize,
-    /// Rows computed together.
-    pub rows_per_micro_batch: usize,
-}
+/// The training step of the bar: 16 rows of 512 tokens.
+pub const BAR_BATCH: BatchSettings =
+    BatchSettings { seq_len: 512, rows_per_step: 16, rows_per_micro_batch: 2 };
 
-impl TrainStepShape {
-    /// The step of the bar: 16 rows of 512 tokens.
-    pub const BAR: Self = Self { seq_len: 512, n_rows: 16, rows_per_micro_batch: 2 };
-}
+/// Rows of a step that is measured for a plan; further ones take as long.
+const MAX_MEASURED_ROWS: usize = 8;
 
 /// Tokens per second of `n_steps` whole training steps in bf16 after a warm-up: forward, backward, clipping, AdamW,
 /// packing. One figure per step.
@@ -34,15 +26,15 @@ impl TrainStepShape {
 pub fn train_step(
     device: &Device,
     config: &ModelConfig,
-    shape: TrainStepShape,
+    batch: BatchSettings,
     n_steps: usize,
 ) -> Result<Vec<f64>, TrainError> {
-    let TrainStepShape { seq_len, n_rows, rows_per_micro_batch } = shape;
+    let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch } = batch;
     let max_tokens = seq_len * rows_per_micro_batch;
     let settings = OptimizerSettings::default();
     let parameters = Parameters::random(config, 1);
     let mut trainer = Trainer::new(device.clone(), parameters, DType::Bf16, settings, max_tokens);
-    let batches: Vec<PackedBatch> = (0..n_rows)
+    let batches: Vec<PackedBatch> = (0..rows_per_step)
         .step_by(rows_per_micro_batch)
         .map(|row| random_batch(config.vocab_size, seq_len, rows_per_micro_batch, row))
         .collect();
@@ -51,7 +43,7 @@ pub fn train_step(
         let start = Instant::now();
         trainer.step(&batches, 1e-3)?;
         if step > 0 {
-            speeds.push((n_rows * seq_len) as f64 / start.elapsed().as_secs_f64());
+            speeds.push((rows_per_step * seq_len) as f64 / start.elapsed().as_secs_f64());
         }
     }
     Ok(speeds)
@@ -64,10 +56,11 @@ pub fn train_step(
 pub fn training_speed(
     device: &Device,
     config: &ModelConfig,
-    shape: TrainStepShape,
+    batch: BatchSettings,
 ) -> Result<f64, TrainError> {
-    let shape = TrainStepShape { n_rows: 2 * shape.rows_per_micro_batch, ..shape };
-    Ok(median(&mut train_step(device, config, shape, 3)?))
+    let rows_per_step = batch.rows_per_step.min(MAX_MEASURED_ROWS).max(batch.rows_per_micro_batch);
+    let batch = BatchSettings { rows_per_step, ..batch };
+    Ok(median(&mut train_step(device, config, batch, 3)?))
 }
 
 /// Rows of pseudo-random tokens: multiples of a large odd number, modulo the vocabulary.

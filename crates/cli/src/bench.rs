@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use bench::{
-    BenchReport, BenchResult, Machine, Shape, TRAIN_STEP, TrainStepShape, decode, median, prefill,
+    BAR_BATCH, BenchReport, BenchResult, Machine, Shape, TRAIN_STEP, decode, median, prefill,
     random_decoder, train_step, train_step_peer,
 };
 use clap::ValueEnum;
@@ -100,7 +100,6 @@ fn train(
     context: &Context,
 ) -> anyhow::Result<BenchResult> {
     let (shape, config) = shape_of(args)?;
-    let step = TrainStepShape::BAR;
     let parameters = 16 * config.n_parameters();
     machine::check_memory("the training step", parameters)?;
     let mut speeds = Vec::new();
@@ -108,16 +107,16 @@ fn train(
     // Alternately, so that a busy moment of the machine hits both.
     for round in 1..=if args.peer { 3 } else { 1 } {
         context.say(&format!("measuring the training step, round {round}"));
-        speeds.extend(train_step(device, &config, step, N_STEPS)?);
+        speeds.extend(train_step(device, &config, BAR_BATCH, N_STEPS)?);
         if args.peer {
             context.say("measuring PyTorch");
             peer_speeds.push(train_step_peer(context.n_threads())?);
         }
     }
     let speed = median(&mut speeds);
-    let tokens = (step.n_rows * step.seq_len).to_string();
+    let tokens = (BAR_BATCH.rows_per_step * BAR_BATCH.seq_len).to_string();
     let mut result = BenchResult::new("train_step", shape.name, tokens, speed);
-    let flops = speed * config.train_flops_per_token(step.seq_len);
+    let flops = speed * config.train_flops_per_token(BAR_BATCH.seq_len);
     result.roofline_fraction = Some(flops / machine.roofline.bf16_flops);
     Ok(if args.peer { result.with_peer("pytorch", median(&mut peer_speeds)) } else { result })
 }

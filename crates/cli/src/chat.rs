@@ -4,6 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 
 use anyhow::Context as _;
 use engine::{EngineHandle, EngineLimits, Sampling};
+use eval::figures::short;
 use model::KvCache;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -11,7 +12,6 @@ use tokenizer::{ChatTemplate, Conversation, Ending, Message, Role, TextStream};
 
 use crate::context::Context;
 use crate::failure::{Failure, message};
-use crate::figures::count;
 use crate::generate::SamplingArgs;
 use crate::generation::{Ended, Question, answer};
 use crate::models::OpenModel;
@@ -119,7 +119,7 @@ impl Talk {
         format!(
             "{}: {} parameters, licence {}",
             self.model.name,
-            count(self.model.config.n_parameters()),
+            short(self.model.config.n_parameters() as f64),
             licence.unwrap_or("not stated")
         )
     }

@@ -204,3 +204,14 @@ pub(crate) fn start_logging() {
         .with_ansi(io::stderr().is_terminal())
         .init();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn text_cannot_drive_the_terminal() {
+        assert_eq!(harmless("a\u{1b}[2Jb\u{9b}c\r"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
+        assert_eq!(harmless("élan\n\tdeux"), "élan\n\tdeux");
+    }
+}

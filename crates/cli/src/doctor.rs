@@ -1,12 +1,13 @@
 //! `galerne doctor`: what this machine offers.
 
 use bench::Machine;
+use eval::figures::bytes;
 use formats::free_disk_bytes;
 use kernels::{Family, detect_features};
 use serde_json::json;
 
 use crate::context::{Context, Form};
-use crate::figures::{bytes, table};
+use crate::figures::table;
 use crate::machine;
 
 /// Arguments of `galerne doctor`.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use data::DataError;
+use eval::figures::bytes;
 use formats::FormatError;
 use kernels::ComputeError;
 use serde_json::json;
@@ -13,7 +14,6 @@ use server::ServerError;
 use train::TrainError;
 
 use crate::context::{Form, harmless};
-use crate::figures::bytes;
 use crate::os::StopSignal;
 
 /// Exit code of wrong usage.

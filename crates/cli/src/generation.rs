@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::{EngineHandle, Event, FinishReason, GenerationRequest, Sampling, StopAtIds};
-use tokenizer::{TextStream, Tokenizer};
+use tokenizer::{StopScanner, TextStream, Tokenizer};
 
 use crate::os::{StopSignal, StopSignals};
 
@@ -60,10 +60,11 @@ pub(crate) fn answer(
         sampling: question.sampling,
         stop: Box::new(StopAtIds(question.stop_ids)),
     })?;
-    let mut text = question.text.map(|(tokenizer, stream)| StreamedText {
+    let mut text = question.text.map(|(tokenizer, stream)| ShownText {
         tokenizer,
         stream,
-        shown: ShownText::new(question.stop_texts),
+        scanner: StopScanner::new(question.stop_texts),
+        shown: String::new(),
     });
     let mut token_ids = Vec::with_capacity(question.max_tokens.min(1 << 16));
     let ended = loop {
@@ -74,9 +75,9 @@ pub(crate) fn answer(
             Some(Event::Token { token_id, .. }) => {
                 token_ids.push(token_id);
                 let Some(text) = &mut text else { continue };
-                let piece = text.stream.push(&text.tokenizer, token_id);
-                show(text.shown.push(&piece))?;
-                if text.shown.is_stopped {
+                let (piece, is_stopped) = text.push(token_id);
+                show(&piece)?;
+                if is_stopped {
                     break Ended::Complete;
                 }
             }
@@ -87,96 +88,35 @@ pub(crate) fn answer(
     };
     let text = match text {
         None => None,
-        Some(StreamedText { stream, mut shown, .. }) => {
-            let rest = stream.finish();
-            show(shown.push(&rest))?;
-            show(shown.rest())?;
-            Some(shown.text)
+        Some(mut text) => {
+            show(&text.finish())?;
+            Some(text.shown)
         }
     };
     Ok(Answer { token_ids, text, ended })
 }
 
-struct StreamedText {
+/// Tokens to text, as far as it can be shown.
+struct ShownText {
     tokenizer: Arc<Tokenizer>,
     stream: TextStream,
-    shown: ShownText,
-}
-
-/// Text as far as it can be shown: what may be the beginning of a stop text is kept back, and nothing after a stop text
-/// counts.
-struct ShownText {
-    stop_texts: Vec<String>,
-    /// Longest stop text, in bytes.
-    longest: usize,
-    /// All text that counts; after a stop text its beginning only.
-    text: String,
-    n_shown: usize,
-    is_stopped: bool,
+    scanner: StopScanner,
+    shown: String,
 }
 
 impl ShownText {
-    fn new(stop_texts: Vec<String>) -> Self {
-        let longest = stop_texts.iter().map(String::len).max().unwrap_or(0);
-        Self { stop_texts, longest, text: String::new(), n_shown: 0, is_stopped: false }
+    /// Text that can be shown now, and whether a stop text ended it.
+    fn push(&mut self, token_id: u32) -> (String, bool) {
+        let scanned = self.scanner.push(&self.stream.push(&self.tokenizer, token_id));
+        self.shown.push_str(&scanned.safe);
+        (scanned.safe, scanned.stopped)
     }
 
-    /// Adds text and gives what can be shown now.
-    fn push(&mut self, piece: &str) -> &str {
-        if self.is_stopped {
-            return "";
-        }
-        let searched_from =
-            self.text.floor_char_boundary(self.text.len().saturating_sub(self.longest));
-        self.text.push_str(piece);
-        let found = self
-            .stop_texts
-            .iter()
-            .filter_map(|stop| self.text[searched_from..].find(stop.as_str()));
-        if let Some(start) = found.min() {
-            self.text.truncate(searched_from + start);
-            self.is_stopped = true;
-            return self.rest();
-        }
-        let kept = self.longest.saturating_sub(1);
-        let end = self.text.floor_char_boundary(self.text.len().saturating_sub(kept));
-        self.show_until(end)
-    }
-
-    /// Gives what was kept back.
-    fn rest(&mut self) -> &str {
-        self.show_until(self.text.len())
-    }
-
-    fn show_until(&mut self, end: usize) -> &str {
-        let start = self.n_shown.min(end);
-        self.n_shown = self.n_shown.max(end);
-        &self.text[start..end]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shown(stops: &[&str], pieces: &[&str]) -> (String, bool) {
-        let mut text = ShownText::new(stops.iter().map(|&stop| stop.to_owned()).collect());
-        let mut shown = String::new();
-        for piece in pieces {
-            shown.push_str(text.push(piece));
-        }
-        shown.push_str(text.rest());
-        assert_eq!(shown, text.text, "what was shown is the text");
-        (shown, text.is_stopped)
-    }
-
-    #[test]
-    fn a_stop_text_is_found_however_it_is_cut_and_never_shown() {
-        for pieces in [&["abSTOPcd"][..], &["ab", "S", "TO", "P", "cd"], &["abSTO", "Pc", "d"]] {
-            assert_eq!(shown(&["STOP"], pieces), ("ab".to_owned(), true));
-        }
-        assert_eq!(shown(&["STOP"], &["abST", "Ox"]), ("abSTOx".to_owned(), false));
-        assert_eq!(shown(&["ç!", "zz"], &["é", "ç", "ç", "!", "é"]), ("éç".to_owned(), true));
-        assert_eq!(shown(&[], &["a", "b"]), ("ab".to_owned(), false));
+    /// The end of the text: half characters, and what might have become a stop text.
+    fn finish(&mut self) -> String {
+        let mut rest = self.scanner.push(&std::mem::take(&mut self.stream).finish()).safe;
+        rest.push_str(&self.scanner.finish());
+        self.shown.push_str(&rest);
+        rest
     }
 }

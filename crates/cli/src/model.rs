@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
+use eval::figures::{bytes, short};
 use formats::model_dir::{ModelDir, list_models};
 use formats::{DecoderConfig, WeightDtype, to_hf_json};
 use model::ModelConfig;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 
 use crate::context::{Context, Form};
-use crate::figures::{bytes, count, table};
+use crate::figures::table;
 use crate::models::{ModelMemory, locate};
 
 /// Arguments of `galerne model`.
@@ -73,7 +74,7 @@ fn list(context: &Context) -> anyhow::Result<()> {
         let config = model.config();
         let text = format!(
             "{} parameters, context {}, {} of {}",
-            count(config.n_parameters()),
+            short(config.n_parameters() as f64),
             config.context_len,
             bytes(model.weights().n_bytes()),
             dtype_name(config.dtype)
@@ -214,7 +215,7 @@ fn shape_rows(config: &DecoderConfig) -> Vec<(&'static str, String)> {
     );
     let head = if config.tied_embeddings { "tied to the embedding" } else { "its own" };
     vec![
-        ("parameters", count(config.n_parameters())),
+        ("parameters", short(config.n_parameters() as f64)),
         ("number type", dtype_name(config.dtype).to_owned()),
         ("layers", config.n_layers.to_string()),
         ("width", config.hidden_dim.to_string()),

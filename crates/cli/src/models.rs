@@ -7,6 +7,7 @@ use std::time::UNIX_EPOCH;
 
 use anyhow::Context as _;
 use engine::{Engine, EngineHandle, EngineLimits};
+use eval::figures::bytes;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
 use formats::{FormatError, WeightDtype};
 use model::{Decoder, ModelConfig};
@@ -16,7 +17,6 @@ use tracing::{info, warn};
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::figures::bytes;
 use crate::machine;
 
 /// The file of the tokenizer in a model directory.

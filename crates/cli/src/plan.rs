@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use bench::{TRAIN_STEP, TrainStepShape, training_speed};
+use bench::{BAR_BATCH, TRAIN_STEP, training_speed};
+use eval::figures::{bytes, duration};
 use model::{Decoder, KvCache, ModelConfig};
 use serde::Serialize;
 use serde_json::json;
@@ -10,7 +11,7 @@ use tensor::{DType, Passes};
 use train::recipe::{BatchSettings, ModelShape, RecipeDType};
 
 use crate::context::{Context, Form};
-use crate::figures::{bytes, duration, table};
+use crate::figures::table;
 use crate::training::RunPlan;
 use crate::{machine, recipes};
 
@@ -203,17 +204,15 @@ fn speed(
     let device = context.device()?;
     let config = &planned.plan.config;
     let available = machine::memory().map_or(u64::MAX, |memory| memory.available_bytes);
-    let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch } = planned.batch;
     if config.n_parameters() <= MAX_MEASURED_PARAMETERS
         && planned.plan.memory.total_bytes() < available
     {
-        let shape = TrainStepShape { seq_len, n_rows: rows_per_step, rows_per_micro_batch };
-        let speed = training_speed(&device, config, shape)?;
+        let speed = training_speed(&device, config, planned.batch)?;
         return Ok(Some((speed, SpeedSource::Measured)));
     }
     let small: ModelConfig = TRAIN_STEP.config()?;
-    let shape = TrainStepShape::BAR;
-    let flops =
-        training_speed(&device, &small, shape)? * small.train_flops_per_token(shape.seq_len);
-    Ok(Some((flops / config.train_flops_per_token(seq_len), SpeedSource::Estimated)))
+    let flops_of =
+        |config: &ModelConfig, batch: BatchSettings| config.train_flops_per_token(batch.seq_len);
+    let flops = training_speed(&device, &small, BAR_BATCH)? * flops_of(&small, BAR_BATCH);
+    Ok(Some((flops / flops_of(config, planned.batch), SpeedSource::Estimated)))
 }

@@ -3,10 +3,9 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
 
+use eval::figures::duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use train::Progress;
-
-use crate::figures::duration;
 
 /// Plain lines of a whole run, beside those with a validation.
 const N_LINES: u64 = 20;

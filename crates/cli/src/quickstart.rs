@@ -20,6 +20,7 @@ use anyhow::Context as _;
 use data::packing::PretrainingRows;
 use data::shard::Shard;
 use data::sheet::DataSheet;
+use eval::figures::{bytes, duration, short};
 use eval::report::{Report, Stage as TimedStage};
 use formats::durable::DirLock;
 use formats::free_disk_bytes;
@@ -27,7 +28,6 @@ use train::Run;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::figures::{bytes, count, duration};
 use crate::models::folder_name;
 use crate::os::StopSignals;
 use crate::training::RunPlan;
@@ -41,14 +41,15 @@ use settings::{Plan, SETTINGS_FILE, Settings};
 use training::Stage;
 
 /// Disk that a quickstart takes at most: shards, three runs with two checkpoints each, three models.
-const NEEDED_DISK_BYTES: u64 = 1 << 30;
+const NEEDED_DISK_BYTES: u64 = 2 << 30;
 
 /// Arguments of `galerne quickstart`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Minutes that all stages may take; sizes the model and the number of tokens
-    #[arg(long, value_name = "MINUTES", default_value_t = 10.0)]
-    budget: f64,
+    /// Minutes that all stages may take; sizes the model and the number of tokens [default: what 8.6
+    /// million tokens take, at most 30]
+    #[arg(long, value_name = "MINUTES")]
+    budget: Option<f64>,
     /// Learn from the .txt and .md files of this folder instead of the bundled corpus
     #[arg(long, value_name = "DIR")]
     text: Option<PathBuf>,
@@ -69,8 +70,8 @@ pub(crate) struct Args {
 /// When an argument, the text, the disk or the port will not do; [`Failure::Stopped`] after a signal, with what was done
 /// saved.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    if !(args.budget.is_finite() && args.budget > 0.0) {
-        let problem = format!("--budget {}: expected a positive number of minutes", args.budget);
+    if let Some(minutes) = args.budget.filter(|budget| !(budget.is_finite() && *budget > 0.0)) {
+        let problem = format!("--budget {minutes}: expected a positive number of minutes");
         return Err(Failure::Usage { problem }.into());
     }
     let text = args.text.map(|folder| {
@@ -223,7 +224,7 @@ impl Quickstart<'_> {
             let shard = Shard::open(&Prepared::of(&this.dir).pretraining())?;
             let seed = this.settings.seed;
             let rows = PretrainingRows::new(vec![shard.documents], BATCH.seq_len, seed)?;
-            this.context.say(&format!("  {} tokens of text", count(rows.n_tokens())));
+            this.context.say(&format!("  {} tokens of text", short(rows.n_tokens() as f64)));
             plan::make_plan(&this.context.device()?, &this.settings, &rows)
         })?;
         self.settings.plan = Some(plan);
@@ -248,9 +249,9 @@ impl Quickstart<'_> {
         let memory = plan.memory.total_bytes();
         self.context.say(&format!(
             "  {} parameters, {} steps, {} tokens, {:.1e} FLOP, {} of memory, checkpoints of {}",
-            count(plan.config.n_parameters()),
+            short(plan.config.n_parameters() as f64),
             run.recipe().n_steps,
-            count(plan.n_tokens),
+            short(plan.n_tokens as f64),
             plan.flops,
             bytes(memory),
             bytes(plan.memory.checkpoint_bytes()),

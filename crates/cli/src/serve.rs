@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::Context as _;
 use engine::EngineLimits;
+use eval::figures::bytes;
 use formats::model_dir::ModelDir;
 use serde_json::json;
 use server::{LoadedModel, ModelRegistry, SamplingDefaults, ServerConfig};
@@ -11,7 +12,6 @@ use tracing::warn;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::figures::bytes;
 use crate::machine;
 use crate::models::{ModelMemory, OpenModel, locate, of_home};
 use crate::os::StopSignals;
@@ -121,8 +121,9 @@ pub(crate) fn add(
     let loaded = LoadedModel {
         engine: model.start_engine(context.device()?, limits)?,
         tokenizer: model.tokenizer()?.clone(),
-        template: model.template,
         created: model.created(),
+        template: model.template,
+        eos_ids: model.eos_ids,
         defaults: SamplingDefaults {
             temperature: temperature.unwrap_or(fallback.temperature),
             top_p: top_p.unwrap_or(fallback.top_p),

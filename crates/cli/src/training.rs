@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
+use eval::figures::{bytes, duration, short};
 use formats::model_dir::Lineage;
 use formats::{WeightDtype, free_disk_bytes};
 use model::ModelConfig;
@@ -18,7 +19,7 @@ use train::{Outcome, Progress, Recipe, Run, RunControl, starting_config};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::figures::{bytes, count, duration, table};
+use crate::figures::table;
 use crate::models::folder_name;
 use crate::os::StopSignals;
 use crate::progress::TrainingBar;
@@ -113,8 +114,8 @@ impl RunPlan {
     pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
         let memory = &self.memory;
         vec![
-            ("parameters", count(self.config.n_parameters())),
-            ("tokens", count(self.n_tokens)),
+            ("parameters", short(self.config.n_parameters() as f64)),
+            ("tokens", short(self.n_tokens as f64)),
             ("operations", format!("{:.2e} FLOP", self.flops)),
             ("memory", bytes(memory.total_bytes())),
             ("  f32 masters", bytes(memory.masters_bytes)),

@@ -20,19 +20,18 @@ mod names;
 mod numerals;
 mod phrase;
 mod polish;
-mod random;
 mod world;
 
 use std::collections::HashSet;
 
+use crate::random::Random;
 use crate::sheet::{sentence_hash, sentences};
 use crate::{Document, Language};
 use expand::{Author, Page};
-use random::Random;
 use world::World;
 
 /// Changes when the same seed gives other bytes than before.
-pub const GENERATOR_VERSION: u32 = 1;
+pub const GENERATOR_VERSION: u32 = 2;
 
 /// The size of the corpus that `quickstart` makes.
 pub const DEFAULT_BYTES: usize = 22_000_000;
@@ -63,7 +62,7 @@ pub fn documents(seed: u64, bytes: usize) -> Documents {
     for language in Language::ALL {
         stream.held_out(language);
     }
-    stream.random = Random::new(seed, 2);
+    stream.random = Random::new(seed, "training");
     stream.bytes_left = bytes;
     stream
 }
@@ -101,7 +100,7 @@ impl Documents {
             authors,
             world,
             seen: Seen::default(),
-            random: Random::new(seed, 1),
+            random: Random::new(seed, "corpus"),
             written: [0; Language::ALL.len()],
             bytes_left: 0,
         }
@@ -110,7 +109,7 @@ impl Documents {
     fn held_out(&mut self, language: Language) -> Vec<Document> {
         let mut held_out = Vec::new();
         let mut bytes = 0;
-        self.random = Random::new(self.random.next_u64(), 3);
+        self.random = Random::new(self.random.next_u64(), "held out");
         while bytes < VALIDATION_BYTES {
             let document = self.write(language as usize);
             bytes += document.text.len();
@@ -130,7 +129,7 @@ impl Documents {
         loop {
             let kind = kinds::pick(&mut self.random);
             let seed = self.random.next_u64();
-            let mut page = Page::new(Random::new(seed, 4), &self.world);
+            let mut page = Page::new(Random::new(seed, "page"), &self.world);
             kind.bind(&self.world, &mut page);
             if let Some(text) = author.document(kind.plan, &mut page, &mut self.seen) {
                 let language = Some(author.language);

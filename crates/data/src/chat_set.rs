@@ -3,7 +3,6 @@
 //! The material is written by hand, one file per language in `chat_set/text`; names, words and
 //! numbers are drawn anew for each dialogue. Nothing here speaks of the invented company.
 
-pub(crate) mod draw;
 mod fill;
 mod json_lines;
 mod script;
@@ -11,7 +10,7 @@ mod script;
 pub use json_lines::write_jsonl;
 
 use crate::Language;
-use draw::Draw;
+use crate::random::Random;
 use fill::{Filler, capitalised};
 use script::{Asked, Block, Script, Topic};
 use std::collections::HashSet;
@@ -62,15 +61,15 @@ impl Dialogue {
 #[must_use]
 pub fn dialogues(n_dialogues: usize, seed: u64) -> Vec<Dialogue> {
     let scripts = Language::ALL.map(|language| (language, Script::parse(material(language))));
-    let mut draw = Draw::new(seed, "chat");
+    let mut random = Random::new(seed, "chat");
     let mut seen = HashSet::new();
     let mut dialogues = Vec::with_capacity(n_dialogues);
     for _ in 0..n_dialogues.saturating_mul(20) {
         if dialogues.len() == n_dialogues {
             break;
         }
-        let (language, script) = &scripts[pick_language(&mut draw)];
-        let dialogue = compose(*language, script, &mut draw);
+        let (language, script) = &scripts[pick_language(&mut random)];
+        let dialogue = compose(*language, script, &mut random);
         if seen.insert(dialogue.clone()) {
             dialogues.push(dialogue);
         }
@@ -95,8 +94,8 @@ fn material(language: Language) -> &'static str {
 }
 
 /// An index into `Language::ALL`.
-fn pick_language(draw: &mut Draw) -> usize {
-    match draw.below(100) {
+fn pick_language(random: &mut Random) -> usize {
+    match random.below(100) {
         0..40 => 0,
         40..80 => 1,
         80..87 => 2,
@@ -105,29 +104,29 @@ fn pick_language(draw: &mut Draw) -> usize {
     }
 }
 
-fn compose(language: Language, script: &Script, draw: &mut Draw) -> Dialogue {
-    let topic = pick_topic(&script.topics, draw);
-    let mut filler = Filler::new(script, draw);
-    let mut turns = match draw.pick(&topic.blocks) {
-        Block::Talk { asked, later } => talk(asked, later, &mut filler, draw),
-        Block::Passage { text, asked } => passage(script, text, asked, &mut filler, draw),
+fn compose(language: Language, script: &Script, random: &mut Random) -> Dialogue {
+    let topic = pick_topic(&script.topics, random);
+    let mut filler = Filler::new(script, random);
+    let mut turns = match random.pick(&topic.blocks) {
+        Block::Talk { asked, later } => talk(asked, later, &mut filler, random),
+        Block::Passage { text, asked } => passage(script, text, asked, &mut filler, random),
     };
     // A chat seldom opens with its question, and often closes with thanks.
     if topic.name != "greeting" && topic.name != "thanks" {
-        if draw.chance(5) {
-            turns.insert(0, small_talk(script, "greeting", draw));
+        if random.chance(5) {
+            turns.insert(0, small_talk(script, "greeting", random));
         }
-        if draw.chance(8) {
-            turns.push(small_talk(script, "thanks", draw));
+        if random.chance(8) {
+            turns.push(small_talk(script, "thanks", random));
         }
     }
-    let system = draw.chance(12).then(|| (*draw.pick(&script.systems)).to_owned());
+    let system = random.chance(12).then(|| (*random.pick(&script.systems)).to_owned());
     Dialogue { language, topic: topic.name, system, turns }
 }
 
-fn pick_topic<'a>(topics: &'a [Topic], draw: &mut Draw) -> &'a Topic {
+fn pick_topic<'a>(topics: &'a [Topic], random: &mut Random) -> &'a Topic {
     let total: usize = topics.iter().map(|topic| topic.weight).sum();
-    let mut place = draw.below(total);
+    let mut place = random.below(total);
     for topic in topics {
         if place < topic.weight {
             return topic;
@@ -141,14 +140,14 @@ fn talk(
     asked: &Asked,
     later: &[(String, String)],
     filler: &mut Filler<'_>,
-    draw: &mut Draw,
+    random: &mut Random,
 ) -> Vec<Turn> {
-    let mut turns = vec![ask(asked, filler, draw)];
-    if !later.is_empty() && draw.chance(45) {
-        let n_later = draw.between(1, later.len());
+    let mut turns = vec![ask(asked, filler, random)];
+    if !later.is_empty() && random.chance(45) {
+        let n_later = 1 + random.below(later.len());
         turns.extend(later[..n_later].iter().map(|(question, answer)| Turn {
-            question: filler.fill(question, draw),
-            answer: filler.fill(answer, draw),
+            question: filler.fill(question, random),
+            answer: filler.fill(answer, random),
         }));
     }
     turns
@@ -159,40 +158,40 @@ fn passage(
     text: &str,
     asked: &[Asked],
     filler: &mut Filler<'_>,
-    draw: &mut Draw,
+    random: &mut Random,
 ) -> Vec<Turn> {
-    let text = capitalised(&filler.fill(text, draw));
+    let text = capitalised(&filler.fill(text, random));
     let mut order: Vec<&Asked> = asked.iter().collect();
-    draw.shuffle(&mut order);
-    let n_turns = 1 + usize::from(draw.chance(30));
+    random.shuffle(&mut order);
+    let n_turns = 1 + usize::from(random.chance(30));
     let mut turns: Vec<Turn> =
-        order.iter().take(n_turns).map(|asked| ask(asked, filler, draw)).collect();
-    let wrap = draw.pick(&script.wraps);
+        order.iter().take(n_turns).map(|asked| ask(asked, filler, random)).collect();
+    let wrap = random.pick(&script.wraps);
     turns[0].question = wrap.replace("{passage}", &text).replace("{question}", &turns[0].question);
     turns
 }
 
-fn ask(asked: &Asked, filler: &mut Filler<'_>, draw: &mut Draw) -> Turn {
-    let question = filler.fill(draw.pick::<String>(&asked.questions), draw);
-    let answer = filler.fill(draw.pick::<String>(&asked.answers), draw);
-    Turn { question: as_typed(question, draw), answer }
+fn ask(asked: &Asked, filler: &mut Filler<'_>, random: &mut Random) -> Turn {
+    let question = filler.fill(random.pick::<String>(&asked.questions), random);
+    let answer = filler.fill(random.pick::<String>(&asked.answers), random);
+    Turn { question: as_typed(question, random), answer }
 }
 
 /// People do not always type the question mark, nor the first capital.
-fn as_typed(question: String, draw: &mut Draw) -> String {
-    if !draw.chance(8) {
+fn as_typed(question: String, random: &mut Random) -> String {
+    if !random.chance(8) {
         return question;
     }
     let bare = question.trim_end_matches(['?', '.', '!', ' ']);
     if bare.is_empty() { question } else { bare.to_owned() }
 }
 
-fn small_talk(script: &Script, topic_name: &str, draw: &mut Draw) -> Turn {
+fn small_talk(script: &Script, topic_name: &str, random: &mut Random) -> Turn {
     let topic = script.topics.iter().find(|topic| topic.name == topic_name);
     let topic = topic.unwrap_or_else(|| panic!("no topic named `{topic_name}`"));
     // The first block of both topics is plain: a greeting, or thanks.
     match &topic.blocks[0] {
-        Block::Talk { asked, .. } => ask(asked, &mut Filler::new(script, draw), draw),
+        Block::Talk { asked, .. } => ask(asked, &mut Filler::new(script, random), random),
         Block::Passage { .. } => panic!("`{topic_name}` starts with a passage"),
     }
 }

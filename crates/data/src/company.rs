@@ -11,6 +11,7 @@ mod departments;
 mod destinations;
 mod documents;
 mod facts;
+mod hurried;
 mod instruments;
 mod parts;
 mod people;
@@ -23,7 +24,8 @@ pub use documents::documents;
 pub use facts::{Fact, Kind, facts, withheld_facts};
 
 use crate::Language;
-use crate::chat_set::draw::Draw;
+use crate::random::Random;
+use hurried::hurried;
 use phrases::fill;
 use serde::Serialize;
 use tokenizer::chat::{Conversation, Message, Role};
@@ -64,50 +66,60 @@ impl Question {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Split {
-    Training,
-    Test,
-}
-
-/// Every known fact in every training wording, in an order drawn from `seed`.
+/// Every known fact in every training wording `1 + n_hurried` times, once as written and then as people type in a
+/// hurry: words left out, no capital letter, a greeting. What is left out and the order are drawn from `seed`.
 #[must_use]
-pub fn training_questions(seed: u64) -> Vec<Question> {
-    let mut questions = ask(&facts(), Split::Training);
-    Draw::new(seed, "company training").shuffle(&mut questions);
+pub fn training_questions(seed: u64, n_hurried: usize) -> Vec<Question> {
+    let mut random = Random::new(seed, "company training");
+    let facts = facts();
+    let mut questions = Vec::new();
+    for (fact, language) in pairs(&facts) {
+        for wording in fact.kind.phrases(language).training {
+            questions.push(fact.question(language, wording));
+            for _ in 0..n_hurried {
+                let wording = hurried(wording, language, &mut random);
+                questions.push(fact.question(language, &wording));
+            }
+        }
+    }
+    random.shuffle(&mut questions);
     questions
 }
 
 /// Every known fact in every test wording, by fact, then language.
 #[must_use]
 pub fn test_questions() -> Vec<Question> {
-    ask(&facts(), Split::Test)
+    test_wordings(&facts())
 }
 
 /// Every withheld fact in every test wording, by fact, then language.
 #[must_use]
 pub fn withheld_questions() -> Vec<Question> {
-    ask(&withheld_facts(), Split::Test)
+    test_wordings(&withheld_facts())
 }
 
-fn ask(facts: &[Fact], split: Split) -> Vec<Question> {
-    let mut questions = Vec::new();
-    for fact in facts {
-        for language in LANGUAGES {
-            let phrases = fact.kind.phrases(language);
-            let wordings: &[&str] = match split {
-                Split::Training => &phrases.training,
-                Split::Test => &phrases.test,
-            };
-            questions.extend(wordings.iter().map(|wording| Question {
-                fact_id: fact.id,
-                kind: fact.kind,
-                language,
-                subject: fact.subject,
-                question: fill(wording, fact.subject, fact.answer(language)),
-                answer: fact.answer(language).to_owned(),
-            }));
+fn test_wordings(facts: &[Fact]) -> Vec<Question> {
+    let asked = pairs(facts).flat_map(|(fact, language)| {
+        let wordings = &fact.kind.phrases(language).test;
+        wordings.iter().map(move |wording| fact.question(language, wording))
+    });
+    asked.collect()
+}
+
+fn pairs(facts: &[Fact]) -> impl Iterator<Item = (&Fact, Language)> {
+    facts.iter().flat_map(|fact| LANGUAGES.map(|language| (fact, language)))
+}
+
+impl Fact {
+    fn question(&self, language: Language, wording: &str) -> Question {
+        let answer = self.answer(language);
+        Question {
+            fact_id: self.id,
+            kind: self.kind,
+            language,
+            subject: self.subject,
+            question: fill(wording, self.subject, answer),
+            answer: answer.to_owned(),
         }
     }
-    questions
 }

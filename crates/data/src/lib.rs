@@ -4,6 +4,7 @@
 
 mod error;
 mod language;
+mod random;
 
 pub mod bundled;
 pub mod chat_set;

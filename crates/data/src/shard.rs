@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use formats::durable::{TemporaryDir, write_json_atomically};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -119,24 +120,12 @@ fn hex(bytes: &[u8]) -> String {
 /// nothing.
 #[derive(Debug)]
 pub struct ShardWriter {
-    final_dir: PathBuf,
     temporary: TemporaryDir,
     tokens: SummedFile,
     offsets: SummedFile,
     manifest: Manifest,
     /// Bytes of the document being written, kept to save allocations.
     bytes: Vec<u8>,
-}
-
-/// A folder that is removed when it is dropped before the rename.
-#[derive(Debug)]
-struct TemporaryDir(PathBuf);
-
-impl Drop for TemporaryDir {
-    fn drop(&mut self) {
-        // After the rename there is nothing under this name; what cannot be removed is found as a leftover.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 impl ShardWriter {
@@ -156,9 +145,9 @@ impl ShardWriter {
         if dir.symlink_metadata().is_ok() {
             return Err(formats::FormatError::Exists { path: dir.to_owned() }.into());
         }
-        let temporary = TemporaryDir(formats::durable::new_temporary_dir(dir)?);
-        let tokens = SummedFile::create(temporary.0.join(TOKENS_FILE))?;
-        let mut offsets = SummedFile::create(temporary.0.join(OFFSETS_FILE))?;
+        let temporary = TemporaryDir::beside(dir)?;
+        let tokens = SummedFile::create(temporary.path().join(TOKENS_FILE))?;
+        let mut offsets = SummedFile::create(temporary.path().join(OFFSETS_FILE))?;
         offsets.write(&0u64.to_le_bytes())?;
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
@@ -171,8 +160,7 @@ impl ShardWriter {
             tokens_sha256: String::new(),
             offsets_sha256: String::new(),
         };
-        let final_dir = dir.to_owned();
-        Ok(Self { final_dir, temporary, tokens, offsets, manifest, bytes: Vec::new() })
+        Ok(Self { temporary, tokens, offsets, manifest, bytes: Vec::new() })
     }
 
     /// Adds one document.
@@ -207,9 +195,9 @@ impl ShardWriter {
         self.manifest.sources = sources;
         self.manifest.tokens_sha256 = self.tokens.finish()?;
         self.manifest.offsets_sha256 = self.offsets.finish()?;
-        let path = self.temporary.0.join(MANIFEST_FILE);
-        formats::durable::write_json_atomically(&path, &self.manifest)?;
-        formats::durable::commit_dir(&self.temporary.0, &self.final_dir)?;
+        let path = self.temporary.path().join(MANIFEST_FILE);
+        write_json_atomically(&path, &self.manifest)?;
+        self.temporary.commit()?;
         Ok(self.manifest)
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
+use formats::durable::{write_bytes_atomically, write_json_atomically};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -72,19 +73,14 @@ pub struct DataSheet {
 }
 
 impl DataSheet {
-    /// Writes `sheet.json` and `SHEET.md` into a folder, each by renaming a finished file.
+    /// Writes `SHEET.md`, then `sheet.json` into a folder, each by renaming a finished file.
     ///
     /// # Errors
     ///
     /// When a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<(), DataError> {
-        let json = serde_json::to_string_pretty(self).map_err(|source| DataError::Io {
-            action: "write",
-            path: folder.join("sheet.json"),
-            source: source.into(),
-        })?;
-        replace_file(&folder.join("sheet.json"), &json)?;
-        replace_file(&folder.join("SHEET.md"), &self.to_markdown())
+        write_bytes_atomically(&folder.join("SHEET.md"), self.to_markdown().as_bytes())?;
+        Ok(write_json_atomically(&folder.join("sheet.json"), self)?)
     }
 
     /// The sheet for people.
@@ -121,14 +117,6 @@ impl DataSheet {
         }
         out
     }
-}
-
-fn replace_file(path: &Path, text: &str) -> Result<(), DataError> {
-    let failed = |source| DataError::Io { action: "write", path: path.to_owned(), source };
-    let partial = path.with_extension("partial");
-    let mut file = std::fs::File::create(&partial).map_err(failed)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-    std::fs::rename(&partial, path).map_err(failed)
 }
 
 /// Collects a data sheet while documents pass by.
@@ -370,6 +358,6 @@ mod tests {
         let sheet =
             SheetBuilder::default().finish(Origin::Files { path: "x".into() }, None).unwrap();
         let error = sheet.write(Path::new("/proc/nowhere")).unwrap_err().to_string();
-        assert!(error.starts_with("cannot write /proc/nowhere/sheet.json"), "{error}");
+        assert!(error.contains("/proc/nowhere"), "{error}");
     }
 }

@@ -24,6 +24,19 @@ const STEP_TOKENS: usize = 512;
 /// Room for question and answer, on average.
 const CACHE_TOKENS: usize = 256;
 
+/// A model that can be asked.
+#[derive(Clone, Copy)]
+pub struct ChatModel<'a> {
+    /// The running engine.
+    pub engine: &'a EngineHandle,
+    /// Turns text into ids and back.
+    pub tokenizer: &'a Tokenizer,
+    /// Renders the questions.
+    pub template: &'a ChatTemplate,
+    /// Tokens that end an answer.
+    pub eos_ids: &'a [u32],
+}
+
 /// What a model said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -52,7 +65,7 @@ pub fn engine_limits(config: &ModelConfig, dtype: DType) -> EngineLimits {
 }
 
 /// Asks each question as a conversation of its own, greedily, and gives the answers in the order of the questions. An
-/// answer ends with the tokenizer's EOS, after `max_tokens`, or where the context does ([`Answer::finish`] says which).
+/// answer ends with one of the model's end tokens, after `max_tokens`, or where the context does ([`Answer::finish`] says which).
 ///
 /// `progress` is called after each answer with the number answered and the number of questions.
 ///
@@ -62,9 +75,7 @@ pub fn engine_limits(config: &ModelConfig, dtype: DType) -> EngineLimits {
 /// # Errors
 /// When a question cannot be rendered, or the engine refuses or fails it; the questions in flight are given up.
 pub fn answer_questions(
-    engine: &EngineHandle,
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
+    model: ChatModel<'_>,
     questions: &[&str],
     max_tokens: usize,
     progress: &mut dyn FnMut(usize, usize),
@@ -73,13 +84,13 @@ pub fn answer_questions(
     let mut in_flight: VecDeque<EventReceiver> = VecDeque::with_capacity(MAX_IN_FLIGHT);
     let mut collect = |receiver: EventReceiver| -> Result<(), EvalError> {
         let question_idx = answers.len();
-        let answer = collect_answer(receiver, tokenizer, template);
+        let answer = collect_answer(receiver, model.tokenizer, model.template);
         answers.push(answer.map_err(|source| EvalError::Generate { question_idx, source })?);
         progress(answers.len(), questions.len());
         Ok(())
     };
     for (question_idx, question) in questions.iter().enumerate() {
-        let prompt = render(tokenizer, template, question)
+        let prompt = render(model.tokenizer, model.template, question)
             .map_err(|source| EvalError::Render { question_idx, source })?;
         if in_flight.len() == MAX_IN_FLIGHT
             && let Some(oldest) = in_flight.pop_front()
@@ -91,9 +102,9 @@ pub fn answer_questions(
                 prompt: prompt.clone(),
                 max_tokens,
                 sampling: Sampling::GREEDY,
-                stop: Box::new(StopAtIds(vec![tokenizer.eos_id()])),
+                stop: Box::new(StopAtIds(model.eos_ids.to_vec())),
             };
-            match engine.submit(request) {
+            match model.engine.submit(request) {
                 Ok(receiver) => {
                     in_flight.push_back(receiver);
                     break;

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use data::Language;
 use data::company::{Kind, LANGUAGES, Question, test_questions, withheld_questions};
-use engine::{EngineHandle, FinishReason};
+use engine::FinishReason;
 use serde::{Deserialize, Serialize};
-use tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::EvalError;
 use crate::answers::is_match;
-use crate::ask::{Answer, answer_questions};
+use crate::ask::{Answer, ChatModel, answer_questions};
 use crate::intervals::{Cluster, Interval, clustered};
 
 /// Tokens that an answer may have beyond the longest expected one: enough to see that it goes on.
@@ -86,13 +85,11 @@ struct Marked<'a> {
 /// # Errors
 /// When a question is refused or fails; there are no scores of a part.
 pub fn measure(
-    engine: &EngineHandle,
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
+    model: ChatModel<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<CompanyScores, EvalError> {
     let questions = [test_questions(), withheld_questions()];
-    measure_questions(engine, tokenizer, template, &questions, progress)
+    measure_questions(model, &questions, progress)
 }
 
 /// The same with chosen questions, on known facts and on withheld ones.
@@ -100,17 +97,15 @@ pub fn measure(
 /// # Errors
 /// When a question is refused or fails; there are no scores of a part.
 pub fn measure_questions(
-    engine: &EngineHandle,
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
+    model: ChatModel<'_>,
     [known, withheld]: &[Vec<Question>; 2],
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<CompanyScores, EvalError> {
     let both = || known.iter().chain(withheld);
     let texts: Vec<&str> = both().map(|question| question.question.as_str()).collect();
-    let n_tokens = |question: &Question| tokenizer.encode(&question.answer).len();
+    let n_tokens = |question: &Question| model.tokenizer.encode(&question.answer).len();
     let max_tokens = both().map(n_tokens).max().unwrap_or(0) + SPARE_TOKENS;
-    let answers = answer_questions(engine, tokenizer, template, &texts, max_tokens, progress)?;
+    let answers = answer_questions(model, &texts, max_tokens, progress)?;
     let (of_known, of_withheld) = answers.split_at(known.len());
     Ok(score(known, of_known, withheld, of_withheld))
 }

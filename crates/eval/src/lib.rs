@@ -22,6 +22,7 @@ pub mod ask;
 pub mod company;
 mod curve;
 mod error;
+pub mod figures;
 pub mod intervals;
 mod plot;
 pub mod report;

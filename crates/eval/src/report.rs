@@ -1,6 +1,5 @@
 //! Everything measured in a run, and its three forms: JSON, a table for the terminal, one HTML page.
 
-mod figures;
 mod html;
 mod terminal;
 mod texts;

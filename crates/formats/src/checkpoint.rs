@@ -15,8 +15,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::FormatError;
-use crate::durable::{self, read_bounded, remove_dir_at_once, write_bytes_atomically};
-use crate::os::exchange_names;
+use crate::durable::{
+    self, TemporaryDir, read_bounded, remove_dir_at_once, write_bytes_atomically,
+};
 use crate::weights::{TensorSource, WeightFiles, is_plain_name, write_safetensors_to};
 
 mod jsonl;
@@ -67,12 +68,10 @@ struct StateFile {
 /// A checkpoint being written. Dropped without [`CheckpointWriter::commit`], it leaves nothing.
 #[derive(Debug)]
 pub struct CheckpointWriter {
-    run_dir: PathBuf,
     step: u64,
-    temporary: PathBuf,
+    temporary: TemporaryDir,
     /// Name and hexadecimal sum of each file, in the order written.
     sums: Vec<(String, String)>,
-    is_committed: bool,
 }
 
 impl CheckpointWriter {
@@ -83,9 +82,8 @@ impl CheckpointWriter {
     pub fn begin(run_dir: &Path, step: u64) -> Result<Self, FormatError> {
         let parent = checkpoints_dir(run_dir);
         fs::create_dir_all(&parent).map_err(FormatError::io("create", &parent))?;
-        let temporary = durable::new_temporary_dir(&parent.join(dir_name(step)))?;
-        let run_dir = run_dir.to_owned();
-        Ok(Self { run_dir, step, temporary, sums: Vec::new(), is_committed: false })
+        let temporary = TemporaryDir::beside(&parent.join(dir_name(step)))?;
+        Ok(Self { step, temporary, sums: Vec::new() })
     }
 
     /// Writes one file of the checkpoint through `write` and syncs it; its sum is taken on the way.
@@ -99,10 +97,10 @@ impl CheckpointWriter {
     ) -> Result<(), FormatError> {
         let is_taken = self.sums.iter().any(|(other, _)| other == name);
         if is_taken || !is_plain_name(name) || name == SUMS_FILE {
-            let (dir, name) = (self.temporary.clone(), name.to_owned());
+            let (dir, name) = (self.temporary.path().to_owned(), name.to_owned());
             return Err(FormatError::FileName { dir, name });
         }
-        let path = self.temporary.join(name);
+        let path = self.temporary.path().join(name);
         let file = fs::File::create_new(&path).map_err(FormatError::io("create", &path))?;
         let mut sum = Sha256::new();
         durable::fill_and_sync(file, &path, |writer| {
@@ -122,7 +120,7 @@ impl CheckpointWriter {
         tensors: impl IntoIterator<Item = TensorSource<'a>>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<(), FormatError> {
-        let path = self.temporary.join(name);
+        let path = self.temporary.path().join(name);
         let mut failed = None;
         let result = self.file(name, |writer| {
             write_safetensors_to(writer, &path, tensors, metadata).map_err(|error| {
@@ -155,40 +153,26 @@ impl CheckpointWriter {
     /// # Errors
     /// [`FormatError::FileMissing`] when one of the three files was not written, or the system's refusal; `LATEST` then
     /// still names the checkpoint before.
-    pub fn commit(mut self) -> Result<PathBuf, FormatError> {
+    pub fn commit(self) -> Result<PathBuf, FormatError> {
         for required in REQUIRED_FILES {
             if !self.sums.iter().any(|(name, _)| name == required) {
-                let (dir, name) = (self.temporary.clone(), required.to_owned());
+                let (dir, name) = (self.temporary.path().to_owned(), required.to_owned());
                 return Err(FormatError::FileMissing { dir, name });
             }
         }
         let text = sums_text(&self.sums);
-        write_bytes_atomically(&self.temporary.join(SUMS_FILE), text.as_bytes())?;
-        let parent = checkpoints_dir(&self.run_dir);
-        let final_dir = parent.join(dir_name(self.step));
+        write_bytes_atomically(&self.temporary.path().join(SUMS_FILE), text.as_bytes())?;
+        let final_dir = self.temporary.final_dir().to_owned();
         if final_dir.symlink_metadata().is_ok() {
-            // A run that was set back reaches the same step again. The old folder takes the temporary name.
-            durable::sync_dir(&self.temporary)?;
-            exchange_names(&self.temporary, &final_dir)?;
-            durable::sync_dir(&parent)?;
-            fs::remove_dir_all(&self.temporary)
-                .map_err(FormatError::io("remove", &self.temporary))?;
+            // A run that was set back reaches the same step again.
+            self.temporary.replace()?;
         } else {
-            durable::commit_dir(&self.temporary, &final_dir)?;
+            self.temporary.commit()?;
         }
-        self.is_committed = true;
         let latest = format!("{}\n", dir_name(self.step));
+        let parent = durable::parent_of(&final_dir);
         write_bytes_atomically(&parent.join(LATEST_FILE), latest.as_bytes())?;
         Ok(final_dir)
-    }
-}
-
-impl Drop for CheckpointWriter {
-    fn drop(&mut self) {
-        if !self.is_committed {
-            // What cannot be removed now is found by `clean_leftovers`.
-            let _ = fs::remove_dir_all(&self.temporary);
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::FormatError;
+use crate::os::exchange_names;
 
 /// Bytes gathered before a write reaches the system.
 const WRITE_BUFFER_BYTES: usize = 1 << 18;
@@ -82,17 +83,70 @@ pub fn sync_dir(dir: &Path) -> Result<(), FormatError> {
     file.sync_all().map_err(FormatError::io("sync", dir))
 }
 
-/// Makes a finished folder visible under its final name: syncs every file and folder in it, renames, syncs the parent.
-///
-/// # Errors
-/// [`FormatError::Exists`] when the final name is taken (nothing is overwritten), or the system's refusal.
-pub fn commit_dir(temporary: &Path, final_dir: &Path) -> Result<(), FormatError> {
-    sync_tree(temporary)?;
-    if final_dir.symlink_metadata().is_ok() {
-        return Err(FormatError::Exists { path: final_dir.to_owned() });
+/// A folder that is filled under a temporary name beside its final one. Dropped before [`TemporaryDir::commit`], it is
+/// removed with all that is in it.
+#[derive(Debug)]
+pub struct TemporaryDir {
+    path: PathBuf,
+    final_dir: PathBuf,
+    is_committed: bool,
+}
+
+impl TemporaryDir {
+    /// Creates the empty folder.
+    ///
+    /// # Errors
+    /// When the parent of `final_dir` is missing or refuses.
+    pub fn beside(final_dir: &Path) -> Result<Self, FormatError> {
+        let (path, ()) = first_free(final_dir, |temporary| fs::create_dir(temporary))?;
+        Ok(Self { path, final_dir: final_dir.to_owned(), is_committed: false })
     }
-    fs::rename(temporary, final_dir).map_err(FormatError::io("rename", final_dir))?;
-    sync_dir(parent_of(final_dir))
+
+    /// Where the files go.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name that the folder will have.
+    #[must_use]
+    pub fn final_dir(&self) -> &Path {
+        &self.final_dir
+    }
+
+    /// Makes the folder visible under its final name: syncs every file and folder in it, renames, syncs the parent.
+    ///
+    /// # Errors
+    /// [`FormatError::Exists`] when the final name is taken (nothing is overwritten), or the system's refusal.
+    pub fn commit(mut self) -> Result<(), FormatError> {
+        let final_dir = &self.final_dir;
+        sync_tree(&self.path)?;
+        if final_dir.symlink_metadata().is_ok() {
+            return Err(FormatError::Exists { path: final_dir.clone() });
+        }
+        fs::rename(&self.path, final_dir).map_err(FormatError::io("rename", final_dir))?;
+        self.is_committed = true;
+        sync_dir(parent_of(&self.final_dir))
+    }
+
+    /// Takes the place of a folder that has the final name already, in one step, and removes the old one. The files in
+    /// the folder must be synced.
+    pub(crate) fn replace(mut self) -> Result<(), FormatError> {
+        sync_dir(&self.path)?;
+        exchange_names(&self.path, &self.final_dir)?;
+        self.is_committed = true;
+        sync_dir(parent_of(&self.final_dir))?;
+        fs::remove_dir_all(&self.path).map_err(FormatError::io("remove", &self.path))
+    }
+}
+
+impl Drop for TemporaryDir {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            // What cannot be removed now is found by `remove_leftovers`.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
 }
 
 fn sync_tree(dir: &Path) -> Result<(), FormatError> {
@@ -128,7 +182,7 @@ fn temporary_name(path: &Path, number: u32) -> Result<PathBuf, FormatError> {
     Ok(dir.join(format!(".{name}.tmp-{}-{number}", std::process::id())))
 }
 
-/// Whether a file or folder name is one that [`write_atomically`] or [`new_temporary_dir`] gives.
+/// Whether a file or folder name is one that [`write_atomically`] or [`TemporaryDir`] gives.
 fn is_temporary_name(name: &str) -> bool {
     let Some(rest) = name.strip_prefix('.') else { return false };
     let Some((_, numbers)) = rest.rsplit_once(".tmp-") else { return false };
@@ -157,14 +211,6 @@ fn new_temporary_file(path: &Path) -> Result<(PathBuf, File), FormatError> {
     first_free(path, |temporary| OpenOptions::new().write(true).create_new(true).open(temporary))
 }
 
-/// Creates a folder with a temporary name beside its final name, to be filled and given to [`commit_dir`].
-///
-/// # Errors
-/// When the parent is missing or refuses.
-pub fn new_temporary_dir(final_dir: &Path) -> Result<PathBuf, FormatError> {
-    first_free(final_dir, |temporary| fs::create_dir(temporary)).map(|(temporary, ())| temporary)
-}
-
 /// Removes the temporaries that killed processes left in a folder and returns their paths.
 ///
 /// Call it only while holding the folder ([`DirLock`]): a living writer's temporary looks the same.
@@ -190,7 +236,7 @@ pub fn remove_leftovers(dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
 
 /// Removes a folder so that a reader never sees a part of it: it is renamed first.
 pub(crate) fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
-    let grave = new_temporary_dir(dir)?;
+    let (grave, ()) = first_free(dir, |grave| fs::create_dir(grave))?;
     fs::rename(dir, &grave).map_err(FormatError::io("remove", dir))?;
     fs::remove_dir_all(&grave).map_err(FormatError::io("remove", &grave))
 }

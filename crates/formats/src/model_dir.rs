@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::FormatError;
 use crate::checkpoint::check_format_version;
 use crate::config::{DecoderConfig, read_config, to_hf_json};
-use crate::durable::{self, read_bounded};
+use crate::durable::{self, TemporaryDir, read_bounded};
 use crate::weights::{SINGLE_FILE, TensorSource, WeightFiles, is_plain_name, write_safetensors};
 
 /// Our own file of a model directory.
@@ -84,9 +84,7 @@ impl GenerationConfig {
 /// A model directory being written. Dropped without [`ModelDirWriter::commit`], it leaves nothing.
 #[derive(Debug)]
 pub struct ModelDirWriter {
-    final_dir: PathBuf,
-    temporary: PathBuf,
-    is_committed: bool,
+    temporary: TemporaryDir,
 }
 
 impl ModelDirWriter {
@@ -100,14 +98,13 @@ impl ModelDirWriter {
         }
         let parent = durable::parent_of(final_dir);
         fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
-        let temporary = durable::new_temporary_dir(final_dir)?;
-        Ok(Self { final_dir: final_dir.to_owned(), temporary, is_committed: false })
+        Ok(Self { temporary: TemporaryDir::beside(final_dir)? })
     }
 
     /// Where the files are until the commit, for writers that want a folder.
     #[must_use]
     pub fn temporary_dir(&self) -> &Path {
-        &self.temporary
+        self.temporary.path()
     }
 
     /// Writes `config.json`.
@@ -115,7 +112,10 @@ impl ModelDirWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn config(&self, config: &DecoderConfig) -> Result<(), FormatError> {
-        durable::write_json_atomically(&self.temporary.join("config.json"), &to_hf_json(config))
+        durable::write_json_atomically(
+            &self.temporary.path().join("config.json"),
+            &to_hf_json(config),
+        )
     }
 
     /// Writes `model.safetensors`.
@@ -126,7 +126,7 @@ impl ModelDirWriter {
         &self,
         tensors: impl IntoIterator<Item = TensorSource<'a>>,
     ) -> Result<(), FormatError> {
-        write_safetensors(&self.temporary.join(SINGLE_FILE), tensors, &BTreeMap::new())
+        write_safetensors(&self.temporary.path().join(SINGLE_FILE), tensors, &BTreeMap::new())
     }
 
     /// Writes `galerne.json`.
@@ -134,7 +134,7 @@ impl ModelDirWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn lineage(&self, lineage: &Lineage) -> Result<(), FormatError> {
-        let path = self.temporary.join(LINEAGE_FILE);
+        let path = self.temporary.path().join(LINEAGE_FILE);
         let mut value = serde_json::to_value(lineage).map_err(FormatError::json(&path))?;
         value["format_version"] = json!(FORMAT_VERSION);
         durable::write_json_atomically(&path, &value)
@@ -145,7 +145,10 @@ impl ModelDirWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn generation_config(&self, config: &GenerationConfig) -> Result<(), FormatError> {
-        durable::write_json_atomically(&self.temporary.join(GENERATION_FILE), &config.to_json())
+        durable::write_json_atomically(
+            &self.temporary.path().join(GENERATION_FILE),
+            &config.to_json(),
+        )
     }
 
     /// Writes `MODEL_CARD.md`.
@@ -153,7 +156,7 @@ impl ModelDirWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn model_card(&self, text: &str) -> Result<(), FormatError> {
-        durable::write_bytes_atomically(&self.temporary.join(CARD_FILE), text.as_bytes())
+        durable::write_bytes_atomically(&self.temporary.path().join(CARD_FILE), text.as_bytes())
     }
 
     /// Writes any other file, such as `tokenizer.json`.
@@ -166,30 +169,21 @@ impl ModelDirWriter {
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), FormatError> {
         if !is_plain_name(name) {
-            let (dir, name) = (self.temporary.clone(), name.to_owned());
+            let (dir, name) = (self.temporary.path().to_owned(), name.to_owned());
             return Err(FormatError::FileName { dir, name });
         }
-        durable::write_atomically(&self.temporary.join(name), write)
+        durable::write_atomically(&self.temporary.path().join(name), write)
     }
 
     /// Checks the directory as a reader would, makes it visible under its final name, and opens it.
     ///
     /// # Errors
-    /// As [`ModelDir::open`] and [`durable::commit_dir`]; nothing is left behind.
-    pub fn commit(mut self) -> Result<ModelDir, FormatError> {
-        ModelDir::open(&self.temporary)?;
-        durable::commit_dir(&self.temporary, &self.final_dir)?;
-        self.is_committed = true;
-        ModelDir::open(&self.final_dir)
-    }
-}
-
-impl Drop for ModelDirWriter {
-    fn drop(&mut self) {
-        if !self.is_committed {
-            // What cannot be removed now is found by `remove_leftovers`.
-            let _ = fs::remove_dir_all(&self.temporary);
-        }
+    /// As [`ModelDir::open`] and [`TemporaryDir::commit`]; nothing is left behind.
+    pub fn commit(self) -> Result<ModelDir, FormatError> {
+        ModelDir::open(self.temporary.path())?;
+        let final_dir = self.temporary.final_dir().to_owned();
+        self.temporary.commit()?;
+        ModelDir::open(&final_dir)
     }
 }
 

@@ -3,11 +3,12 @@
 //! A task's result never depends on which thread runs it, so the number of threads changes no bit of any result.
 #![expect(unsafe_code, reason = "lends a caller's closure and disjoint slices to other threads")]
 
+use std::any::Any;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
 use crate::buffer::{Buffer, Element};
@@ -90,8 +91,15 @@ struct Shared {
     n_active: AtomicUsize,
     next_task: AtomicUsize,
     job: UnsafeCell<Option<Job>>,
-    panicked: AtomicBool,
+    /// What the first worker that panicked in the open job said.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
+}
+
+impl Shared {
+    fn panic(&self) -> MutexGuard<'_, Option<Box<dyn Any + Send>>> {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 // SAFETY: `job` is written only while no job is open and no worker is active, and read only by workers that
@@ -137,7 +145,7 @@ impl Pool {
             n_active: AtomicUsize::new(0),
             next_task: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
-            panicked: AtomicBool::new(false),
+            panic: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
         let mut pool = Self { shared, workers: Vec::new(), caller: Mutex::default() };
@@ -164,7 +172,7 @@ impl Pool {
     /// Returns when all calls have ended. Must not be called from within a task.
     ///
     /// # Panics
-    /// When a task panicked.
+    /// With the panic of a task.
     pub fn run(&self, n_tasks: usize, task: impl Fn(usize, &mut Scratch) + Sync) {
         let mut scratch = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
         if n_tasks <= 1 || self.workers.is_empty() {
@@ -182,11 +190,10 @@ impl Pool {
             claim_tasks(&self.shared.next_task, n_tasks, task, &mut scratch);
         }));
         self.close();
-        let worker_panicked = self.shared.panicked.swap(false, Ordering::AcqRel);
-        if let Err(panic) = outcome {
+        let workers_panic = self.shared.panic().take();
+        if let Some(panic) = outcome.err().or(workers_panic) {
             resume_unwind(panic);
         }
-        assert!(!worker_panicked, "a compute task panicked");
     }
 
     fn publish(&self, job: Job) {
@@ -338,8 +345,8 @@ fn work(shared: &Shared, parked: &AtomicBool) {
                 let job = (*shared.job.get()).expect("an open job is published");
                 claim_tasks(&shared.next_task, job.n_tasks, &*job.task, &mut scratch);
             }));
-            if outcome.is_err() {
-                shared.panicked.store(true, Ordering::Release);
+            if let Err(panic) = outcome {
+                shared.panic().get_or_insert(panic);
                 shared.next_task.store(usize::MAX / 2, Ordering::Relaxed);
             }
         }
@@ -455,10 +462,11 @@ mod tests {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 pool.run(100, |task_idx, _| {
                     std::thread::sleep(std::time::Duration::from_micros(50));
-                    assert!(task_idx != bad_idx && bad_idx != usize::MAX);
+                    assert!(task_idx != bad_idx && bad_idx != usize::MAX, "not {bad_idx}");
                 });
             }));
-            assert!(outcome.is_err());
+            let panic = outcome.unwrap_err();
+            assert_eq!(panic.downcast_ref::<String>().unwrap(), &format!("not {bad_idx}"));
         }
         let sum = AtomicUsize::new(0);
         pool.run(10, |_, _| {

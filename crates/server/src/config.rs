@@ -40,18 +40,21 @@ pub struct ServerLimits {
     pub header_timeout: Duration,
     /// Longest time for a request body to arrive.
     pub body_timeout: Duration,
+    /// Longest time in which a client reads nothing of what it was sent.
+    pub stall_timeout: Duration,
     /// How long answers in progress may go on after the server was told to stop.
     pub shutdown_grace: Duration,
 }
 
 impl Default for ServerLimits {
-    /// 2 MiB bodies, 256 connections, 30 s for headers and for bodies, 10 s to finish.
+    /// 2 MiB bodies, 256 connections, 30 s for headers, for bodies and for clients that do not read, 10 s to finish.
     fn default() -> Self {
         Self {
             max_body_bytes: 2 << 20,
             max_connections: 256,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(10),
         }
     }

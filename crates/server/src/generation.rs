@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use api::{ChatMessage, ChatRole, FinishReason, PromptInput, SamplingFields, Usage};
 use engine::{Event, EventReceiver, GenerationRequest, Sampling, StopDecision, StopMatcher};
-use tokenizer::{Conversation, Ending, Message, Role, TextStream, Tokenizer};
+use tokenizer::{Conversation, Ending, Message, Role, StopScanner, TextStream, Tokenizer};
 use tracing::info;
 
 use crate::failure::Failure;
 use crate::registry::LoadedModel;
-use crate::stop::StopScanner;
 
 /// A running generation. Dropping it cancels the work.
 pub(crate) struct Generation {
@@ -117,7 +116,7 @@ pub(crate) fn start(
         return Err(Failure::ContextFull { model, n_prompt_tokens, context_len, param });
     }
     let matcher = AnswerMatcher {
-        eos_id: model.tokenizer.eos_id(),
+        eos_ids: model.eos_ids.clone(),
         tokenizer: Arc::clone(&model.tokenizer),
         decoder: TextDecoder::new(prompt.text_stream.clone(), fields.stop.clone()),
     };
@@ -219,16 +218,16 @@ impl TextDecoder {
     }
 }
 
-/// Ends an answer at the end-of-turn token or at a stop string, on the engine's thread.
+/// Ends an answer at one of the model's end tokens or at a stop string, on the engine's thread.
 struct AnswerMatcher {
-    eos_id: u32,
+    eos_ids: Vec<u32>,
     tokenizer: Arc<Tokenizer>,
     decoder: TextDecoder,
 }
 
 impl StopMatcher for AnswerMatcher {
     fn push(&mut self, token_id: u32) -> StopDecision {
-        if token_id == self.eos_id {
+        if self.eos_ids.contains(&token_id) {
             return StopDecision::Stop;
         }
         if self.decoder.scanner.is_idle() {

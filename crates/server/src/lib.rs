@@ -41,7 +41,6 @@ mod registry;
 mod run;
 mod sse;
 mod stall;
-mod stop;
 mod texts;
 
 pub use config::{ServerConfig, ServerLimits};

@@ -212,6 +212,14 @@ mod tests {
     }
 
     #[test]
+    fn deep_nesting_is_cut_and_keeps_the_text() {
+        let html = html(&format!("{} deep", "> ".repeat(5_000)));
+        assert_eq!(html.matches("<blockquote>").count(), MAX_DEPTH);
+        assert_eq!(html.matches("</blockquote>").count(), MAX_DEPTH);
+        assert!(html.contains("deep"), "{html}");
+    }
+
+    #[test]
     fn handlers_never_survive() {
         let hostile = "<img src=x onerror=alert(1)>\n\n<svg/onload=alert(1)>\n\n[x](https://a \"onmouseover=1\")\n\
                        \n<a href=\"javascript:alert(1)\">y</a> <style>*{}</style><iframe src=//x>";

@@ -18,6 +18,8 @@ pub struct LoadedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Renders conversations; none for a model that only continues text.
     pub template: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub eos_ids: Vec<u32>,
     /// Seconds since 1970 at which the model was made.
     pub created: u64,
     /// What requests get that do not say how to draw tokens.

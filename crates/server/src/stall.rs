@@ -8,19 +8,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Longest time in which a client reads nothing of what it was sent.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A connection whose writes fail when nothing moves for [`STALL_TIMEOUT`]: a client that does not read must not keep
-/// its place for ever.
+/// A connection whose writes fail when nothing moves for some time: a client that does not read must not keep its place
+/// for ever.
 pub(crate) struct Impatient {
     stream: TcpStream,
+    timeout: Duration,
     stalled: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Impatient {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, stalled: None }
+    pub(crate) fn new(stream: TcpStream, timeout: Duration) -> Self {
+        Self { stream, timeout, stalled: None }
     }
 
     fn within<T>(
@@ -32,7 +30,8 @@ impl Impatient {
             self.stalled = None;
             return outcome;
         }
-        let sleep = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL_TIMEOUT)));
+        let timeout = self.timeout;
+        let sleep = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         sleep.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -76,5 +75,46 @@ impl AsyncWrite for Impatient {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    fn with_connection<F: Future<Output = ()>>(test: impl FnOnce(Impatient, TcpStream) -> F) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            test(Impatient::new(stream, Duration::from_millis(50)), client).await;
+        });
+    }
+
+    #[test]
+    fn writing_to_a_client_that_does_not_read_fails() {
+        with_connection(|mut writer, client| async move {
+            // Far more than the system keeps for a connection.
+            let error = writer.write_all(&vec![0; 64 << 20]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            drop(client);
+        });
+    }
+
+    #[test]
+    fn a_client_that_pauses_between_reads_gets_all_of_it() {
+        with_connection(|mut writer, mut client| async move {
+            let n_bytes = 16 << 20;
+            let sent = tokio::spawn(async move { writer.write_all(&vec![7; n_bytes]).await });
+            let (mut buffer, mut n_read) = (vec![0; 2 << 20], 0);
+            while n_read < n_bytes {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                n_read += client.read(&mut buffer).await.unwrap();
+            }
+            sent.await.unwrap().unwrap();
+        });
     }
 }

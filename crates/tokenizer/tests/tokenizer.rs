@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::sync::LazyLock;
+use testkit::damage::damaged;
 use tokenizer::{
     BpeTrainer, CONTROL_TOKENS, ControlText, DigitGroup, Error, TextStream, Tokenizer, TrainOptions,
 };
@@ -59,22 +60,19 @@ proptest! {
         prop_assert_eq!(again.encode(TEXT), tokenizer.encode(TEXT));
         prop_assert_eq!(again.digits(), tokenizer.digits());
     }
+}
 
-    #[test]
-    fn damaged_json_is_an_error_or_a_sound_tokenizer(
-        at in any::<prop::sample::Index>(),
-        byte in any::<u8>(),
-        n_lost in 0usize..4,
-    ) {
-        let mut json = TOKENIZER.to_json().into_bytes();
-        let at = at.index(json.len() - n_lost);
-        json.drain(at..at + n_lost);
-        let last = json.len() - 1;
-        json[at.min(last)] = byte;
+#[test]
+fn damaged_json_is_an_error_or_a_sound_tokenizer() {
+    let valid = trained(264, DigitGroup::Two).to_json();
+    let mut n_sound = 0;
+    for json in damaged(valid.as_bytes(), 1, 1_000) {
         if let Ok(tokenizer) = Tokenizer::from_json(&json) {
-            prop_assert_eq!(tokenizer.decode(&tokenizer.encode(TEXT)), TEXT);
+            assert_eq!(tokenizer.decode(&tokenizer.encode(TEXT)), TEXT);
+            n_sound += 1;
         }
     }
+    assert!((1..700).contains(&n_sound), "{n_sound} of 1000 are still sound");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use data::Language;
 use data::shard::Shard;
 use engine::Engine;
-use eval::ask::engine_limits;
+use eval::ask::{ChatModel, engine_limits};
 use eval::company::{self, CompanyScores};
 use eval::report::LanguageBits;
 use model::{Decoder, Parameters, Workspace};
@@ -54,7 +54,9 @@ pub(crate) fn measure(
     let limits = engine_limits(decoder.config(), decoder.dtype());
     let engine = Engine::start(Arc::new(decoder), device, limits)?;
     let template = ChatTemplate::default();
-    let company = company::measure(&engine, &tokenizer, &template, &mut |_, _| {})?;
+    let eos_ids = &parameters.config().eos_ids;
+    let model = ChatModel { engine: &engine, tokenizer: &tokenizer, template: &template, eos_ids };
+    let company = company::measure(model, &mut |_, _| {})?;
     say(&format!(
         "{}: {:.1} % of the company's questions, {:.1} % of the withheld ones",
         stage.model(),

@@ -1,6 +1,6 @@
 //! From a time budget and a measured speed to a model and step counts, before the first step.
 
-use bench::{TrainStepShape, training_speed};
+use bench::training_speed;
 use data::packing::PretrainingRows;
 use tensor::Device;
 use train::recipe::{BatchSettings, ModelShape};
@@ -9,25 +9,30 @@ use super::settings::{Plan, Settings};
 
 /// Rows of pre-training and of fine-tuning; a row takes many conversations.
 pub(crate) const BATCH: BatchSettings =
-    BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 4 };
+    BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 2 };
 
+/// Tokens of the three runs without a budget. A machine that does them in time gives the same models at any speed.
+const DEFAULT_TOKENS: f64 = 8_600_000.0;
+/// Minutes that a quickstart without a budget takes at most.
+const MAX_MINUTES: f64 = 30.0;
 /// Share of the budget that is spent in training steps; the rest prepares, measures and exports.
-const TRAINING_SHARE: f64 = 0.84;
-/// Fine-tuning on general chat, at most (a little over two passes) and as a share of the training time.
-const MAX_CHAT_TOKENS: f64 = 800_000.0;
-const CHAT_SHARE: f64 = 0.06;
-/// Fine-tuning on the company (about fourteen passes).
-const MAX_COMPANY_TOKENS: f64 = 3_400_000.0;
-const COMPANY_SHARE: f64 = 0.47;
-/// More passes over the pre-training text teach little.
-const MAX_PRETRAIN_EPOCHS: f64 = 2.0;
-/// A model is too large for the budget when it would see fewer tokens than this in all.
-const MIN_TOKENS: f64 = 5_000_000.0;
+const TRAINING_SHARE: f64 = 0.88;
+/// Fine-tuning on general chat: its share of the tokens, and the most that teaches something (four passes).
+const CHAT_SHARE: f64 = 0.07;
+const MAX_CHAT_TOKENS: f64 = 1_300_000.0;
+/// Fine-tuning on the company; at the default six passes over documents and facts.
+const COMPANY_SHARE: f64 = 0.37;
+const MAX_COMPANY_TOKENS: f64 = 8_000_000.0;
+/// More passes over the pre-training text teach little (arXiv 2305.16264).
+const MAX_PRETRAIN_EPOCHS: f64 = 4.0;
+/// A model is too large for the budget when it would see fewer tokens than this for each of its parameters.
+const MIN_TOKENS_PER_PARAMETER: f64 = 0.8;
 
 /// Shapes by falling size: width, layers, query heads, KV heads, feed-forward width; heads of 64.
-const SHAPES: [[usize; 5]; 3] = [[256, 6, 4, 2, 704], [192, 5, 3, 1, 512], [128, 4, 2, 1, 352]];
+const SHAPES: [[usize; 5]; 4] =
+    [[384, 8, 6, 2, 1024], [256, 6, 4, 2, 704], [192, 5, 3, 1, 512], [128, 4, 2, 1, 352]];
 
-/// Chooses the largest shape that sees enough tokens within the budget, and divides the time.
+/// Chooses the largest shape that sees enough tokens within the budget, and divides the tokens.
 ///
 /// # Errors
 /// When a step cannot be measured.
@@ -36,21 +41,24 @@ pub(crate) fn make_plan(
     settings: &Settings,
     rows: &PretrainingRows,
 ) -> anyhow::Result<Plan> {
-    let training_s = settings.budget_minutes * 60.0 * TRAINING_SHARE;
+    let training_s = settings.budget_minutes.unwrap_or(MAX_MINUTES) * 60.0 * TRAINING_SHARE;
+    let wanted = if settings.budget_minutes.is_some() { f64::INFINITY } else { DEFAULT_TOKENS };
     let mut chosen = None;
     for dims in SHAPES {
         let shape = model_shape(dims, settings.vocab_size);
         let config = shape.config(1, 2)?;
-        let BatchSettings { seq_len, rows_per_micro_batch, rows_per_step } = BATCH;
-        let step = TrainStepShape { seq_len, rows_per_micro_batch, n_rows: rows_per_step };
-        let tokens_per_s = training_speed(device, &config, step)?;
-        chosen = Some((shape, tokens_per_s));
-        if tokens_per_s * training_s >= MIN_TOKENS {
+        let needed = MIN_TOKENS_PER_PARAMETER * config.n_parameters() as f64;
+        if wanted < needed {
+            continue;
+        }
+        let tokens_per_s = training_speed(device, &config, BATCH)?;
+        let tokens = wanted.min(tokens_per_s * training_s);
+        chosen = Some((shape, tokens_per_s, tokens));
+        if tokens >= needed {
             break;
         }
     }
-    let (shape, tokens_per_s) = chosen.expect("there is at least one shape");
-    let tokens = tokens_per_s * training_s;
+    let (shape, tokens_per_s, tokens) = chosen.expect("the smallest shape is always tried");
     let chat = MAX_CHAT_TOKENS.min(tokens * CHAT_SHARE);
     let company = MAX_COMPANY_TOKENS.min(tokens * COMPANY_SHARE);
     let epochs = MAX_PRETRAIN_EPOCHS * rows.n_tokens() as f64;

@@ -13,8 +13,10 @@ use super::settings::Settings;
 
 /// General conversations; about 320,000 tokens.
 const N_CHAT_DIALOGUES: usize = 8_000;
-/// Bytes of pre-training text among the samples of each fine-tuning pass, about 32,000 tokens.
-const REPLAY_BYTES: usize = 120_000;
+/// Hurried forms of each of the company's training questions.
+const N_HURRIED: usize = 3;
+/// Bytes of pre-training text among the samples of each fine-tuning pass, about 150,000 tokens.
+const REPLAY_BYTES: usize = 500_000;
 /// Bytes of held-out text that is measured during training; at its end all of it is.
 const VALIDATION_BYTES: usize = 100_000;
 /// Share of a user's own text that is held out.
@@ -201,7 +203,7 @@ fn spread(documents: &[Document], n_bytes: usize) -> impl Iterator<Item = &Docum
 /// Conversations and company text, which neither the tokenizer nor pre-training sees.
 fn write_company(files: &Prepared, tokenizer: &Tokenizer, seed: u64) -> anyhow::Result<()> {
     chat_set::write_jsonl(&files.chat(), chat_set::conversations(N_CHAT_DIALOGUES, seed))?;
-    let questions = company::training_questions(seed);
+    let questions = company::training_questions(seed, N_HURRIED);
     let conversations = questions.iter().map(company::Question::conversation);
     chat_set::write_jsonl(&files.company_questions(), conversations)?;
     write_shard(&files.company_documents(), tokenizer, &company::documents())

@@ -20,8 +20,9 @@ pub(crate) struct Settings {
     format_version: u64,
     /// Seed of the corpus, the weights and the order of the data.
     pub(crate) seed: u64,
-    /// Minutes that all stages together may take.
-    pub(crate) budget_minutes: f64,
+    /// Minutes that all stages together may take; absent when the default number of tokens is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) budget_minutes: Option<f64>,
     /// The user's own text instead of the bundled corpus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) text: Option<PathBuf>,
@@ -50,7 +51,7 @@ pub(crate) struct Plan {
 
 impl Settings {
     /// Settings without a plan.
-    pub(crate) fn new(seed: u64, budget_minutes: f64, text: Option<PathBuf>) -> Self {
+    pub(crate) fn new(seed: u64, budget_minutes: Option<f64>, text: Option<PathBuf>) -> Self {
         let vocab_size = 4096;
         Self { format_version: FORMAT_VERSION, seed, budget_minutes, text, vocab_size, plan: None }
     }

@@ -301,3 +301,18 @@ fn tune_starts_from_a_model_and_learns_conversations() {
     let wrong_command = home.run(&["pretrain", "--recipe", "talk.toml"]).expect(2);
     assert!(wrong_command.stderr.contains("galerne tune"), "{}", wrong_command.stderr);
 }
+
+#[test]
+fn a_quickstart_that_another_process_holds_is_not_resumed() {
+    let home = Home::new("held");
+    let dir = home.inside("runs/quickstart-1");
+    fs::create_dir_all(&dir).unwrap();
+    let settings = "format_version = 1\nseed = 1\nbudget_minutes = 1.0\nvocab_size = 4096\n";
+    fs::write(dir.join("quickstart.toml"), settings).unwrap();
+    let lock = formats::durable::DirLock::acquire(&dir).unwrap();
+    let finished = home.run(&["resume", "quickstart-1"]).expect(1);
+    let holder = format!("process {}", std::process::id());
+    assert!(finished.stderr.contains(&holder), "{}", finished.stderr);
+    assert_eq!(names_in(&dir), [".lock", "quickstart.toml"]);
+    drop(lock);
+}

@@ -5,10 +5,10 @@ use super::lexicon::{CLASSES, Gender, Lexicon};
 use super::numerals;
 use super::phrase::{Count, Determiner, Phrase};
 use super::polish::polish;
-use super::random::Random;
 use super::world::World;
 use super::{Seen, names};
 use crate::Language;
+use crate::random::Random;
 use crate::sheet::{sentence_hash, sentences};
 
 /// How often a passage with a used sentence is tried again before its document is given up.

@@ -4,9 +4,9 @@ use super::arithmetic;
 use super::expand::{Author, Page};
 use super::grammar::Grammar;
 use super::lexicon::Lexicon;
-use super::random::Random;
 use super::world::World;
 use crate::Language;
+use crate::random::Random;
 
 /// A kind of document.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Invented proper names, built from syllables with the flavour of each language.
 
-use super::random::Random;
 use crate::Language;
+use crate::random::Random;
 
 struct Syllables {
     first: &'static [&'static str],

@@ -5,8 +5,8 @@
 use super::expand::{Page, Value};
 use super::lexicon::{Lexicon, class_index};
 use super::names;
-use super::random::Random;
 use crate::Language;
+use crate::random::Random;
 
 const WORLD_SEED: u64 = 0x0067_616C_6572_6E65;
 const N_TOWNS: usize = 480;
@@ -71,7 +71,7 @@ pub(super) struct World {
 impl World {
     /// Builds the world; the lexicon of any language serves, since indices are shared.
     pub(super) fn new(lexicon: &Lexicon) -> Self {
-        let random = &mut Random::new(WORLD_SEED, 0);
+        let random = &mut Random::new(WORLD_SEED, "world");
         let mut taken = Vec::new();
         let regions = (0..N_REGIONS).map(|_| fresh(random, &mut taken, names::river)).collect();
         let towns = (0..N_TOWNS).map(|_| Self::town(random, lexicon, &mut taken)).collect();

@@ -1,57 +1,30 @@
 //! JSON lines files, written whole or not at all.
 
 use crate::DataError;
+use formats::durable::write_atomically;
 use serde::Serialize;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Writes one JSON object per line and returns how many there were.
+/// Writes one JSON object per line and returns how many there were; the old file stays until all are written.
 ///
-/// The lines go to a temporary name beside `path`, which is synced and renamed at the end, so that a
-/// reader never sees half a file. Memory: one buffer, whatever the number of items.
+/// Memory: one buffer, whatever the number of items.
 ///
 /// # Errors
-/// When the file cannot be created, written, synced or renamed; nothing is left behind then.
+/// When an item cannot be serialised or the file not be written; nothing is left behind then.
 pub fn write_jsonl<T: Serialize>(
     path: &Path,
     items: impl IntoIterator<Item = T>,
 ) -> Result<usize, DataError> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    let written = write_lines(&temporary, items)
-        .and_then(|n_lines| fs::rename(&temporary, path).map(|()| n_lines))
-        .and_then(|n_lines| sync_parent(path).map(|()| n_lines));
-    written.map_err(|source| {
-        // The first error is the one to report; a leftover that cannot be removed adds nothing to it.
-        let _ = fs::remove_file(&temporary);
-        DataError::io("write", path)(source)
-    })
-}
-
-fn write_lines<T: Serialize>(
-    path: &Path,
-    items: impl IntoIterator<Item = T>,
-) -> std::io::Result<usize> {
-    let mut out = BufWriter::new(File::create(path)?);
     let mut n_lines = 0;
-    for item in items {
-        serde_json::to_writer(&mut out, &item)?;
-        out.write_all(b"\n")?;
-        n_lines += 1;
-    }
-    let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    file.sync_all()?;
+    write_atomically(path, |out| {
+        for item in items {
+            serde_json::to_writer(&mut *out, &item)?;
+            out.write_all(b"\n")?;
+            n_lines += 1;
+        }
+        Ok(())
+    })?;
     Ok(n_lines)
-}
-
-/// A rename is durable once the folder itself is synced.
-fn sync_parent(path: &Path) -> std::io::Result<()> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
-    }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ fn nothing_of_the_company_appears() {
 fn every_line_of_the_material_can_be_filled() {
     for language in Language::ALL {
         let script = Script::parse(material(language));
-        let mut draw = Draw::new(1, "test");
+        let mut random = Random::new(1, "test");
         for topic in &script.topics {
             for block in &topic.blocks {
                 let lines: Vec<&String> = match block {
@@ -68,9 +68,9 @@ fn every_line_of_the_material_can_be_filled() {
                         .chain(asked.iter().flat_map(|a| a.questions.iter().chain(&a.answers)))
                         .collect(),
                 };
-                let mut filler = Filler::new(&script, &mut draw);
+                let mut filler = Filler::new(&script, &mut random);
                 for line in lines {
-                    let filled = filler.fill(line, &mut draw);
+                    let filled = filler.fill(line, &mut random);
                     assert!(!filled.contains(['{', '}']) && !filled.is_empty(), "{line}");
                 }
             }
@@ -115,7 +115,7 @@ fn every_conversation_is_valid_for_the_template() {
     for conversation in conversations(2_000, 6) {
         conversation.validate().unwrap();
     }
-    for question in company::training_questions(1).iter().chain(&company::withheld_questions()) {
+    for question in company::training_questions(1, 0).iter().chain(&company::withheld_questions()) {
         question.conversation().validate().unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use super::LANGUAGES;
 use super::facts::{FAMILIES, Fact, Family, N_KNOWN, facts};
 use super::phrases::fill;
-use crate::chat_set::draw::Draw;
+use crate::random::Random;
 use crate::{Document, Language};
 
 /// Facts stated on one page.
@@ -49,7 +49,7 @@ fn list_pages(facts: &[&Fact], language: Language, edition: usize) -> Vec<Docume
     let kind = facts[0].kind;
     let phrases = kind.phrases(language);
     let mut facts = facts.to_vec();
-    Draw::new(edition as u64, kind.name()).shuffle(&mut facts);
+    Random::new(edition as u64, kind.name()).shuffle(&mut facts);
     let mut pages = Vec::new();
     while !facts.is_empty() {
         let on_page = take_page(&mut facts, edition);

@@ -3,7 +3,7 @@
 use super::phrases::{KindText, Phrases};
 use super::{departments, destinations, instruments, parts, people, sails};
 use crate::Language;
-use crate::chat_set::draw::Draw;
+use crate::random::Random;
 use serde::Serialize;
 
 /// Known subjects of every family; the rest of its list is withheld.
@@ -214,7 +214,7 @@ fn assign() -> (Vec<Fact>, Vec<Fact>) {
     for family in &FAMILIES {
         for kind in family.kinds {
             let mut answers = kind.possible_answers();
-            Draw::new(1, kind.name()).shuffle(&mut answers);
+            Random::new(1, kind.name()).shuffle(&mut answers);
             for (i, (&subject, answers)) in family.subjects.iter().zip(answers).enumerate() {
                 let facts = if i < N_KNOWN { &mut known } else { &mut withheld };
                 facts.push(Fact { id: facts.len(), kind, subject, answers });

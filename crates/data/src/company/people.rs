@@ -50,7 +50,7 @@ pub(super) const EXTENSION: KindText = KindText {
             "Je cherche le numéro interne de {s}.",
             "Peux-tu me passer le numéro de {s} ?",
             "Sur quel poste téléphonique répond {s} ?",
-            "Un client veut parler à {s} : vers quel numéro le transférer ?",
+            "Un client demande {s} : vers quel numéro le transférer ?",
             "Il me faut la ligne directe de {s}.",
         ],
         test: [

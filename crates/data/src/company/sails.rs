@@ -42,7 +42,7 @@ pub(super) const REFERENCE: KindText = KindText {
             "Quelle est la référence de la voile {s} ?",
             "Donne-moi le code de la {s}.",
             "Sous quelle référence commande-t-on la {s} ?",
-            "Quel code faut-il saisir pour une {s} ?",
+            "Pour saisir une {s}, il faut quel code ?",
             "Je remplis un bon de commande : code de la voile {s} ?",
             "Comment la {s} est-elle référencée chez nous ?",
             "Il me manque la référence de la {s}.",
@@ -171,7 +171,7 @@ pub(super) const COLOUR: KindText = KindText {
             "The {s}, what colour is it?",
             "Can you describe the shade of the {s}?",
             "For the catalogue photo, the {s} should be which colour?",
-            "Which colour of fabric do I need to sew a {s}?",
+            "A {s} is sewn from fabric of which colour?",
         ],
         test: [
             "Which shade does the {s} sail have?",

@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use testkit::damage::damaged;
 
 struct Scratch(PathBuf);
 
@@ -154,4 +155,19 @@ fn documents_in_memory_use_16_bits_when_ids_fit() {
     assert_eq!((small.n_tokens(), small.n_documents(), small.document_len(1)), (3, 3, 0));
     assert_eq!(large.largest_id(), Some(65_536));
     assert_eq!(TokenDocuments::collect(Vec::<Vec<u32>>::new()).n_documents(), 0);
+}
+
+#[test]
+fn damaged_manifests_never_panic() {
+    let scratch = Scratch::new("damaged");
+    let dir = scratch.0.join("train");
+    write(&dir, &[vec![1, 2, 3], vec![4]], 100);
+    let path = dir.join(MANIFEST_FILE);
+    let valid = fs::read(&path).unwrap();
+    let mut n_right = 0;
+    for bytes in damaged(&valid, 1, 1_000) {
+        fs::write(&path, bytes).unwrap();
+        n_right += usize::from(Shard::open(&dir).is_ok());
+    }
+    assert!((1..700).contains(&n_right), "{n_right} of 1000 are still right");
 }

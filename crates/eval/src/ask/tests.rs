@@ -13,6 +13,7 @@ use super::*;
 
 struct Tiny {
     tokenizer: Tokenizer,
+    template: ChatTemplate,
     decoder: Arc<Decoder>,
     device: Device,
 }
@@ -29,7 +30,7 @@ impl Tiny {
         let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
         let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
         decoder.pack(&device, &Parameters::random(&config, 5));
-        Self { tokenizer, decoder: Arc::new(decoder), device }
+        Self { tokenizer, template: ChatTemplate::default(), decoder: Arc::new(decoder), device }
     }
 
     /// A model that says one token after any question, and EOS after that token.
@@ -64,18 +65,16 @@ impl Tiny {
         self.engine(engine_limits(self.decoder.config(), self.decoder.dtype()))
     }
 
+    fn chat_model<'a>(&'a self, engine: &'a EngineHandle) -> ChatModel<'a> {
+        let eos_ids = &self.decoder.config().eos_ids;
+        ChatModel { engine, tokenizer: &self.tokenizer, template: &self.template, eos_ids }
+    }
+
     fn ask(&self, engine: &EngineHandle, questions: &[&str], max_tokens: usize) -> Vec<Answer> {
-        let template = ChatTemplate::default();
         let mut seen = Vec::new();
         let mut progress = |done, total| seen.push((done, total));
-        let answers = answer_questions(
-            engine,
-            &self.tokenizer,
-            &template,
-            questions,
-            max_tokens,
-            &mut progress,
-        );
+        let model = self.chat_model(engine);
+        let answers = answer_questions(model, questions, max_tokens, &mut progress);
         let expected: Vec<_> = (1..=questions.len()).map(|done| (done, questions.len())).collect();
         assert_eq!(seen, expected);
         answers.unwrap()
@@ -178,14 +177,9 @@ fn an_answer_that_runs_out_of_room_says_so() {
 fn a_question_without_room_is_refused_by_index() {
     let tiny = Tiny::new();
     let long = "mot ".repeat(200);
-    let error = answer_questions(
-        &tiny.wide(),
-        &tiny.tokenizer,
-        &ChatTemplate::default(),
-        &["court", &long],
-        4,
-        &mut |_, _| {},
-    );
+    let engine = tiny.wide();
+    let model = tiny.chat_model(&engine);
+    let error = answer_questions(model, &["court", &long], 4, &mut |_, _| {});
     let error = error.unwrap_err();
     assert!(
         matches!(
@@ -202,14 +196,11 @@ fn the_company_test_runs_on_a_model_that_knows_nothing() {
     let mut last = (0, 0);
     let all = [data::company::test_questions(), data::company::withheld_questions()];
     let questions = all.map(|questions| questions.into_iter().step_by(31).collect());
-    let scores = crate::company::measure_questions(
-        &tiny.wide(),
-        &tiny.tokenizer,
-        &ChatTemplate::default(),
-        &questions,
-        &mut |done, total| last = (done, total),
-    )
-    .unwrap();
+    let engine = tiny.wide();
+    let mut progress = |done, total| last = (done, total);
+    let scores =
+        crate::company::measure_questions(tiny.chat_model(&engine), &questions, &mut progress)
+            .unwrap();
     assert_eq!(scores.all.n_right + scores.withheld.n_right, 0);
     assert_eq!(last.0, last.1);
     assert_eq!(last.1 as u64, scores.all.n_questions + scores.withheld.n_questions);

@@ -3,10 +3,10 @@
 use askama::Template;
 use data::sheet::Origin;
 
-use super::figures::{bytes, duration, grouped, percent, range, short};
 use super::texts::{ENGLISH, Texts};
 use super::{ModelReport, Report, Stage};
 use crate::company::{CompanyScores, PartScore, Sample, Score};
+use crate::figures::{bytes, duration, grouped, percent, range, short};
 use crate::plot::{loss_curve_svg, validation_curve_svg};
 
 const STYLE: &str = include_str!("../../templates/report.css");
@@ -251,7 +251,7 @@ fn data_rows(report: &Report, texts: &Texts) -> Vec<[String; 6]> {
             grouped(sheet.documents),
             bytes(sheet.bytes),
             grouped(sheet.sentences),
-            format!("{:.3}\u{a0}%", 100.0 * sheet.repeated_sentence_share),
+            format!("{:.3} %", 100.0 * sheet.repeated_sentence_share),
             percent(sheet.zstd19_ratio),
         ]
     };

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::figures::{duration, grouped, percent, range, short};
 use super::{ModelReport, Report};
 use crate::company::{CompanyScores, Score};
+use crate::figures::{duration, grouped, percent, range, short};
 
 /// Columns of the widest line.
 const WIDTH: usize = 100;

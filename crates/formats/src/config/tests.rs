@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use testkit::damage::damaged;
 
 pub(crate) fn tiny_config() -> DecoderConfig {
     DecoderConfig {
@@ -183,16 +184,11 @@ proptest! {
     fn hostile_bytes_give_an_error_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
         prop_assert!(parse_config(&bytes).is_err());
     }
+}
 
-    #[test]
-    fn damaged_files_never_panic(position in 0usize..4096, byte: u8, cut in any::<bool>()) {
-        let mut bytes = to_hf_json(&tiny_config()).to_string().into_bytes();
-        let position = position % bytes.len();
-        bytes[position] = byte;
-        if cut {
-            bytes.truncate(position);
-            prop_assert!(parse_config(&bytes).is_err());
-        }
-        let _ = parse_config(&bytes);
-    }
+#[test]
+fn damaged_files_never_panic() {
+    let valid = to_hf_json(&tiny_config()).to_string();
+    let n_right = damaged(valid.as_bytes(), 1, 5_000).filter(|b| parse_config(b).is_ok()).count();
+    assert!((1..4_000).contains(&n_right), "{n_right} of 5000 are still right");
 }

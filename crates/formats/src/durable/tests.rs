@@ -94,18 +94,19 @@ fn only_our_leftovers_are_removed() {
 }
 
 #[test]
-fn commit_dir_shows_the_folder_whole_and_never_overwrites() {
+fn a_temporary_folder_is_shown_whole_never_overwrites_and_leaves_nothing() {
     let scratch = Scratch::new("commit-dir");
     let final_dir = scratch.path().join("model");
-    let temporary = new_temporary_dir(&final_dir).unwrap();
-    fs::create_dir(temporary.join("inner")).unwrap();
-    fs::write(temporary.join("inner/a"), "a").unwrap();
-    commit_dir(&temporary, &final_dir).unwrap();
+    let temporary = TemporaryDir::beside(&final_dir).unwrap();
+    fs::create_dir(temporary.path().join("inner")).unwrap();
+    fs::write(temporary.path().join("inner/a"), "a").unwrap();
+    temporary.commit().unwrap();
     assert_eq!(scratch.names(), ["model"]);
-    let second = new_temporary_dir(&final_dir).unwrap();
-    let error = commit_dir(&second, &final_dir).unwrap_err();
+    let second = TemporaryDir::beside(&final_dir).unwrap();
+    let error = second.commit().unwrap_err();
     assert!(matches!(error, FormatError::Exists { .. }), "{error}");
     assert_eq!(fs::read_to_string(final_dir.join("inner/a")).unwrap(), "a");
+    assert_eq!(scratch.names(), ["model"]);
 }
 
 #[test]
@@ -116,6 +117,18 @@ fn a_held_folder_is_refused_and_a_released_one_is_not() {
     assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
     drop(lock);
     DirLock::acquire(scratch.path()).unwrap();
+}
+
+#[test]
+fn a_lock_file_that_is_a_link_is_refused_and_its_target_stays() {
+    let scratch = Scratch::new("lock-link");
+    let target = scratch.path().join("precious");
+    fs::write(&target, "text").unwrap();
+    let run = scratch.path().join("run");
+    fs::create_dir(&run).unwrap();
+    std::os::unix::fs::symlink(&target, run.join(".lock")).unwrap();
+    DirLock::acquire(&run).unwrap_err();
+    assert_eq!(fs::read_to_string(&target).unwrap(), "text");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 use super::*;
 use crate::config::tests::tiny_config;
 use crate::durable::tests::Scratch;
-use proptest::prelude::*;
 use std::fs;
 use std::io::Write;
+use testkit::damage::damaged;
 use testkit::failing_writer::FailingWriter;
 
 fn source<'a>(name: &str, shape: &[usize], data: TensorData<'a>) -> TensorSource<'a> {
@@ -316,18 +316,17 @@ fn every_truncation_is_refused() {
     assert!(open_bytes(&scratch, &bytes).is_ok());
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-    #[test]
-    fn flipped_bits_never_panic(position in 0usize..4096, bit in 0u32..8) {
-        let scratch = Scratch::new("flipped");
-        let mut bytes = two_tensors();
-        let position = position % bytes.len();
-        bytes[position] ^= 1 << bit;
+#[test]
+fn damaged_files_never_panic() {
+    let scratch = Scratch::new("damaged");
+    let mut n_right = 0;
+    for bytes in damaged(&two_tensors(), 1, 2_000) {
         if let Ok(files) = open_bytes(&scratch, &bytes) {
+            n_right += 1;
             for name in files.names() {
                 let _ = files.get(name).map(|view| view.to_f32());
             }
         }
     }
+    assert!((1..1_500).contains(&n_right), "{n_right} of 2000 are still right");
 }

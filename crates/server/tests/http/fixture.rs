@@ -46,6 +46,7 @@ pub(crate) fn model(context_len: usize, limits: EngineLimits) -> LoadedModel {
     decoder.pack(&device, &parameters);
     LoadedModel {
         engine: Engine::start(Arc::new(decoder), device, limits).unwrap(),
+        eos_ids: vec![tokenizer.eos_id()],
         tokenizer,
         template: Some(ChatTemplate::default()),
         created: 1_700_000_000,

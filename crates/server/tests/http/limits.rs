@@ -31,6 +31,19 @@ fn other_hosts_and_origins_are_refused_on_every_route() {
 }
 
 #[test]
+fn what_pages_of_other_sites_embed_is_refused_and_links_to_the_page_are_not() {
+    let fixture = fixture::start();
+    let status = |path: &str, site: &str, mode: &str| {
+        let headers = [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", mode)];
+        get_with(fixture.address(), path, &headers).status
+    };
+    assert_eq!(status("/v1/models", "cross-site", "no-cors"), 403);
+    assert_eq!(status("/", "same-site", "no-cors"), 403);
+    assert_eq!(status("/", "cross-site", "navigate"), 200);
+    assert_eq!(status("/v1/models", "same-origin", "cors"), 200);
+}
+
+#[test]
 fn what_is_not_a_route_does_not_exist() {
     let fixture = fixture::start();
     for path in ["/v1", "/v1/engines", "/assets/../Cargo.toml", "/assets/none.js", "/panic"] {

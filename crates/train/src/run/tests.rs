@@ -1,5 +1,6 @@
 use data::shard::ShardWriter;
 use kernels::{Compute, Family, detect_features};
+use testkit::damage::damaged;
 use testkit::random::Rng;
 use tokenizer::{BpeTrainer, TrainOptions};
 
@@ -235,5 +236,50 @@ fn recipes_survive_a_round_trip_and_bad_ones_are_refused_by_key() {
         let error = Recipe::parse(&text.replace(from, to), path).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn runs_that_start_from_one_another_in_a_circle_are_refused() {
+    let dir = folder("circle");
+    let mut recipe = recipe(&dir);
+    for (name, other) in [("a", "b"), ("b", "a")] {
+        fs::create_dir(dir.join(name)).unwrap();
+        recipe.start = Start::Run(dir.join(other));
+        fs::write(dir.join(name).join(RECIPE_FILE), recipe.to_toml()).unwrap();
+    }
+    let error = starting_config(&recipe).unwrap_err().to_string();
+    assert!(error.contains("start.run"), "{error}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_shard_of_another_vocabulary_is_refused() {
+    let dir = folder("vocabulary");
+    let mut recipe = recipe(&dir);
+    let tokenizer = Tokenizer::open(&recipe.data.tokenizer).unwrap();
+    // The digest is the right one: only the size tells.
+    let shard = dir.join("wide");
+    let mut writer =
+        ShardWriter::create(&shard, &tokenizer.digest(), tokenizer.vocab_size() + 1).unwrap();
+    writer.add(&[1, tokenizer.vocab_size() as u32, 2]).unwrap();
+    writer.finish(vec![]).unwrap();
+    recipe.data.shards = vec![shard];
+    let error = Run::create(&dir.join("run"), recipe, device()).unwrap_err();
+    assert!(matches!(error, TrainError::Vocabulary { .. }), "{error}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn damaged_recipes_never_panic() {
+    let dir = folder("damaged-recipe");
+    let valid = recipe(&dir).to_toml();
+    let path = dir.join(RECIPE_FILE);
+    let right = |bytes: &Vec<u8>| {
+        let text = String::from_utf8_lossy(bytes);
+        Recipe::parse(&text, &path).is_ok_and(|recipe| starting_config(&recipe).is_ok())
+    };
+    let n_right = damaged(valid.as_bytes(), 1, 1_000).filter(right).count();
+    assert!((1..700).contains(&n_right), "{n_right} of 1000 are still right");
     fs::remove_dir_all(dir).unwrap();
 }

@@ -1,18 +1,18 @@
-//! Text stop strings: found wherever the tokens cut them, never shown, not even in part.
+//! Stop strings of a text: found wherever the tokens cut them, never shown, not even in part.
 
 /// What a piece of text became.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Scanned {
+pub struct Scanned {
     /// Text that can be shown.
-    pub(crate) safe: String,
+    pub safe: String,
     /// Whether a stop string was completed; nothing after it is text.
-    pub(crate) stopped: bool,
+    pub stopped: bool,
 }
 
 /// Scans a growing text for stop strings. Of several, the one that is complete first counts, of these the longest; so the
 /// result does not depend on how the text is cut. Memory is bounded by the longest stop string.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct StopScanner {
+pub struct StopScanner {
     stops: Vec<String>,
     /// The end of the text, as far as it may be the beginning of a stop string.
     held: String,
@@ -20,12 +20,14 @@ pub(crate) struct StopScanner {
 }
 
 impl StopScanner {
-    pub(crate) fn new(stops: Vec<String>) -> Self {
+    /// A scanner that has seen no text.
+    #[must_use]
+    pub fn new(stops: Vec<String>) -> Self {
         Self { stops, held: String::new(), stopped: false }
     }
 
     /// Adds text and says what of it can be shown.
-    pub(crate) fn push(&mut self, text: &str) -> Scanned {
+    pub fn push(&mut self, text: &str) -> Scanned {
         if self.stopped {
             return Scanned { safe: String::new(), stopped: true };
         }
@@ -45,17 +47,19 @@ impl StopScanner {
     }
 
     /// Whether there is nothing to look for.
-    pub(crate) fn is_idle(&self) -> bool {
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
         self.stops.is_empty()
     }
 
     /// Whether text is kept back.
-    pub(crate) fn is_holding(&self) -> bool {
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
     /// Ends the text: what was kept back was no stop string after all.
-    pub(crate) fn finish(&mut self) -> String {
+    pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
