@@ -180,11 +180,11 @@ fn write_report(label: &str, message: &str, hint: Option<&str>, form: Form) {
         Form::Json => json!({"error": {"message": message, "hint": hint}}).to_string(),
         Form::Text => {
             let hint = hint.map_or_else(String::new, |hint| format!("\nhint: {hint}"));
-            harmless(&format!("{label}{message}{hint}")).into_owned()
+            format!("{label}{message}{hint}")
         }
     };
     // With stderr closed the exit code must do.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", harmless(&text));
 }
 
 /// The chain of causes. Library errors tell their cause in their own text, which is not said twice.

@@ -100,6 +100,10 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         KvCache::bytes_for(&model.config, model.decoder.dtype(), prompt.len() + new_tokens);
     let limits =
         EngineLimits { max_running: 1, max_waiting: 1, cache_bytes, ..EngineLimits::default() };
+    if !args.stop.is_empty() {
+        // Stop texts are looked for in the text.
+        model.tokenizer()?;
+    }
     let engine = model.start_engine(device, limits)?;
     let question = Question {
         prompt,

@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 use anyhow::Context as _;
 use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
+use formats::durable::read_bounded;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
 use formats::{FormatError, WeightDtype};
 use model::{Decoder, ModelConfig};
@@ -23,6 +24,8 @@ use crate::machine;
 const TOKENIZER_FILE: &str = "tokenizer.json";
 /// The file of the chat template in a model directory.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// Largest chat template that is read.
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 /// A model in memory with everything that answering needs.
 #[derive(Debug)]
@@ -122,13 +125,22 @@ impl OpenModel {
             dir.weights().weight(weight, &config)?.read_f32(out);
             Ok::<(), FormatError>(())
         })?;
+        let template = tokenizer.as_ref().and_then(|_| chat_template(&name, dir));
+        let mut eos_ids = dir.eos_ids();
+        if let Some(tokenizer) = &tokenizer
+            && (template.is_some() || eos_ids.is_empty())
+            && !eos_ids.contains(&tokenizer.eos_id())
+        {
+            // The template ends answers with it.
+            eos_ids.push(tokenizer.eos_id());
+        }
         Ok(Self {
             dir: dir.dir().to_owned(),
-            template: tokenizer.as_ref().and_then(|_| chat_template(&name, dir)),
+            template,
             config,
             decoder: Arc::new(decoder),
             tokenizer,
-            eos_ids: dir.eos_ids(),
+            eos_ids,
             lineage: dir.lineage().cloned(),
             generation: dir.generation().cloned(),
             name,
@@ -138,12 +150,14 @@ impl OpenModel {
     /// Starts the thread that computes answers.
     ///
     /// # Errors
-    /// When the system refuses the thread.
+    /// When the memory is too small, or the system refuses the thread.
     pub(crate) fn start_engine(
         &self,
         device: Device,
         limits: EngineLimits,
     ) -> anyhow::Result<EngineHandle> {
+        let planned = Engine::planned_bytes(&self.config, self.decoder.dtype(), &limits) as u64;
+        machine::check_memory(&format!("answers of model `{}`", self.name), planned)?;
         Ok(Engine::start(Arc::clone(&self.decoder), device, limits)?)
     }
 
@@ -220,9 +234,19 @@ fn open_tokenizer(
 
 /// The template of the model, where it is one that this program renders.
 fn chat_template(name: &str, dir: &ModelDir) -> Option<ChatTemplate> {
-    let text = fs::read_to_string(dir.dir().join(TEMPLATE_FILE)).ok()?;
+    let path = dir.dir().join(TEMPLATE_FILE);
+    if !path.exists() {
+        return None;
+    }
     let template = ChatTemplate::default();
-    if text.trim_end() == template.jinja().trim_end() {
+    let text = match read_bounded(&path, MAX_TEMPLATE_BYTES) {
+        Ok(text) => text,
+        Err(error) => {
+            warn!(model = name, %error, "the chat template cannot be read: no chat");
+            return None;
+        }
+    };
+    if text.trim_ascii_end() == template.jinja().trim_end().as_bytes() {
         return Some(template);
     }
     warn!(model = name, "chat_template.jinja is not one that this program renders: no chat");

@@ -171,13 +171,10 @@ fn planned(args: &Args) -> anyhow::Result<Planned> {
         rows_per_step: args.rows,
         rows_per_micro_batch: args.micro_batch,
     };
-    let step_tokens = (batch.rows_per_step * batch.seq_len) as u64;
-    anyhow::ensure!(
-        step_tokens > 0 && batch.rows_per_micro_batch > 0,
-        "--rows, --micro-batch and --seq-len must be at least 1"
-    );
-    let dtype = RecipeDType::Bf16;
+    let step_tokens = batch.rows_per_step.saturating_mul(batch.seq_len).max(1) as u64;
     let n_steps = args.tokens.div_ceil(step_tokens);
+    batch.check(n_steps)?;
+    let dtype = RecipeDType::Bf16;
     // Token ids of a vocabulary up to 65,536 take two bytes.
     let data_bytes = args.tokens * if args.vocab <= 1 << 16 { 2 } else { 4 };
     let plan = RunPlan::new(shape.config(1, 2)?, dtype, batch, n_steps, data_bytes);

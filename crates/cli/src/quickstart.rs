@@ -12,7 +12,6 @@ mod serving;
 mod settings;
 mod training;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -81,7 +80,11 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let signals = StopSignals::take_all().context("cannot take signals")?;
     check_disk(&context.runs_dir())?;
     let serving = if args.no_serve { None } else { Some(Serving::open(args.port)?) };
-    let dir = new_run_dir(context)?;
+    // Models that stayed when their run was deleted keep their names.
+    let has_models = |name: &str| {
+        Stage::ALL.iter().any(|&stage| export::model_dir(name, stage, context).exists())
+    };
+    let dir = run_training::make_numbered_dir("quickstart", has_models, context)?;
     let lock = DirLock::acquire(&dir)?;
     settings.write(&dir)?;
     Quickstart { _lock: lock, dir, settings, context, signals, serving, timed: Vec::new() }.go_on()
@@ -112,22 +115,6 @@ fn check_disk(runs_dir: &Path) -> anyhow::Result<()> {
         return Err(Failure::DiskSpace { dir, free_bytes, needed_bytes }.into());
     }
     Ok(())
-}
-
-/// The first free `runs/quickstart-N`, made.
-fn new_run_dir(context: &Context) -> anyhow::Result<PathBuf> {
-    context.make_dir(&context.runs_dir())?;
-    for number in 1_u32.. {
-        let dir = context.runs_dir().join(format!("quickstart-{number}"));
-        match fs::create_dir(&dir) {
-            Ok(()) => return Ok(dir),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot create {}", dir.display()));
-            }
-        }
-    }
-    unreachable!("there are fewer folders than numbers")
 }
 
 /// A quickstart under way.
@@ -211,9 +198,7 @@ impl Quickstart<'_> {
                 prepare::prepare(&this.dir, &this.settings, this.context.n_threads(), &say)
             })?;
         }
-        let path = files.sheet();
-        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is invalid", path.display()))
+        Ok(DataSheet::read(&files.sheet())?)
     }
 
     fn planned(&mut self) -> anyhow::Result<Plan> {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::Context as _;
-use engine::EngineLimits;
+use engine::{Engine, EngineLimits};
 use eval::figures::bytes;
 use formats::model_dir::ModelDir;
 use serde_json::json;
@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::models::{ModelMemory, OpenModel, locate, of_home};
+use crate::models::{ModelMemory, OpenModel, dtype_of, locate, of_home};
 use crate::os::StopSignals;
 
 /// Arguments of `galerne serve`.
@@ -87,15 +87,20 @@ fn models_to_serve(named: &[String], context: &Context) -> anyhow::Result<Vec<(S
     Ok(models)
 }
 
-/// Refuses models that the machine cannot hold together; caches take their memory later, one answer at a time.
+/// Bytes that the answers of a model take at most.
+fn answer_bytes(config: &::model::ModelConfig) -> u64 {
+    Engine::planned_bytes(config, dtype_of(config.dtype), &EngineLimits::default()) as u64
+}
+
+/// Refuses models that the machine cannot hold together.
 fn check_memory_of_all(models: &[(String, ModelDir)]) -> anyhow::Result<()> {
     let mut needed_bytes = 0;
     for (name, dir) in models {
         let config = model::ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
-        needed_bytes += ModelMemory::of(&config).weights_bytes;
+        needed_bytes += ModelMemory::of(&config).weights_bytes + answer_bytes(&config);
     }
-    let what = format!("the weights of {} models", models.len());
+    let what = format!("{} models", models.len());
     Ok(machine::check_memory(&what, needed_bytes)?)
 }
 
@@ -111,9 +116,9 @@ pub(crate) fn add(
         .with_context(|| format!("cannot compute model `{name}`"))?;
     let memory = ModelMemory::of(&config);
     context.say(&format!(
-        "loading {name}: {} of weights, up to {} of cache",
+        "loading {name}: {} of weights, up to {} for answers",
         bytes(memory.weights_bytes),
-        bytes(limits.cache_bytes as u64)
+        bytes(answer_bytes(&config))
     ));
     let model = OpenModel::load(name.to_owned(), dir, &context.device()?)?;
     let (temperature, top_p) = model.sampling_defaults();

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use tokenizer::{
     BpeTrainer, CONTROL_TOKENS, ChatTemplate, Conversation, Ending, Role, Tokenizer, TrainOptions,
 };
+use train::export::write_tokenizer;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
@@ -103,7 +104,7 @@ fn train(text: &Path, vocab_size: usize, out: &Path, context: &Context) -> anyho
     }
     context.say(&reader.report().to_string());
     let tokenizer = trainer.train()?;
-    tokenizer.save(out)?;
+    write_tokenizer(out, &tokenizer)?;
     match context.form() {
         Form::Text => context.print(&format!("{}\n", path.display())),
         Form::Json => context.print_json(&json!({

@@ -193,17 +193,12 @@ struct ClaimedDir {
 impl ClaimedDir {
     /// Makes the folder of the name asked for, else of the first free one after the recipe's.
     fn claim(args: &RunArgs, context: &Context) -> anyhow::Result<Self> {
-        context.make_dir(&context.runs_dir())?;
         let model_dir = |name: &str| context.models_dir().join(name);
         let Some(name) = &args.run else {
             let stem = args.recipe.file_stem().unwrap_or_default().to_string_lossy();
-            let names = (1_u64..).map(|number| format!("{}-{number}", stem.replace('.', "-")));
-            for name in names.filter(|name| !model_dir(name).exists()) {
-                if let Some(claimed) = Self::make(context.runs_dir().join(name))? {
-                    return Ok(claimed);
-                }
-            }
-            unreachable!("there are fewer folders than numbers")
+            let is_taken = |name: &str| model_dir(name).exists();
+            let dir = make_numbered_dir(&stem.replace('.', "-"), is_taken, context)?;
+            return Ok(Self { dir, is_kept: false });
         };
         if name.is_empty() || name.contains(['/', '.']) {
             let problem = format!("--run {name:?}: expected a name without slashes and dots");
@@ -213,18 +208,13 @@ impl ClaimedDir {
             let hint = "choose another --run: the model gets the same name".to_owned();
             return Err(Failure::Exists { path: model_dir(name), hint }.into());
         }
+        context.make_dir(&context.runs_dir())?;
         let path = context.runs_dir().join(name);
-        let hint = format!("choose another --run, or go on with `galerne resume {name}`");
-        Self::make(path.clone())?.ok_or_else(|| Failure::Exists { path, hint }.into())
-    }
-
-    /// None when the folder is there already.
-    fn make(dir: PathBuf) -> anyhow::Result<Option<Self>> {
-        match fs::create_dir(&dir) {
-            Ok(()) => Ok(Some(Self { dir, is_kept: false })),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot create {}", dir.display())),
+        if make_new_dir(&path)? {
+            return Ok(Self { dir: path, is_kept: false });
         }
+        let hint = format!("choose another --run, or go on with `galerne resume {name}`");
+        Err(Failure::Exists { path, hint }.into())
     }
 
     /// The run is there: the folder stays.
@@ -239,6 +229,35 @@ impl Drop for ClaimedDir {
             // What cannot be removed holds a lock file and no run.
             let _ = fs::remove_dir_all(&self.dir);
         }
+    }
+}
+
+/// Makes the run folder `STEM-N` with the first number whose folder is free and whose name is not taken otherwise.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn make_numbered_dir(
+    stem: &str,
+    is_taken: impl Fn(&str) -> bool,
+    context: &Context,
+) -> anyhow::Result<PathBuf> {
+    context.make_dir(&context.runs_dir())?;
+    let names = (1_u64..).map(|number| format!("{stem}-{number}"));
+    for name in names.filter(|name| !is_taken(name)) {
+        let dir = context.runs_dir().join(name);
+        if make_new_dir(&dir)? {
+            return Ok(dir);
+        }
+    }
+    unreachable!("there are fewer folders than numbers")
+}
+
+/// False when the folder is there already.
+fn make_new_dir(dir: &Path) -> anyhow::Result<bool> {
+    match fs::create_dir(dir) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot create {}", dir.display())),
     }
 }
 

@@ -77,7 +77,7 @@ pub fn training_questions(seed: u64, n_hurried: usize) -> Vec<Question> {
         for wording in fact.kind.phrases(language).training {
             questions.push(fact.question(language, wording));
             for _ in 0..n_hurried {
-                let wording = hurried(wording, language, &mut random);
+                let wording = hurried(wording, language, fact.kind, &mut random);
                 questions.push(fact.question(language, &wording));
             }
         }

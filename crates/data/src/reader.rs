@@ -244,10 +244,10 @@ pub struct HeldOutSplit {
     pub held_out: Vec<Document>,
 }
 
-/// Takes a share of the documents of each language for validation, chosen by a hash of seed and document number.
+/// Takes a share of the documents of each language for validation, drawn from the seed.
 ///
 /// Of a language with two documents or more at least one is held out and at least one is kept. The choice depends on
-/// the seed, the share and each document's number within its language only.
+/// the seed, the share and the number of documents of each language only.
 ///
 /// # Errors
 /// When `share` is not in `0.0..=0.5`.

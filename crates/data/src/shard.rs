@@ -4,11 +4,13 @@
 //! one per document and one more: where each document begins, and the end) and `manifest.json`, which names the
 //! tokenizer and the sources and holds the sums of both files. It is written under a temporary name and renamed.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use formats::durable::{TemporaryDir, write_json_atomically};
+use formats::check_format_version;
+use formats::digest::hex;
+use formats::durable::{TemporaryDir, open_regular, read_bounded, write_json_atomically};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -87,7 +89,7 @@ pub struct Manifest {
 /// A file that is summed while it is written.
 #[derive(Debug)]
 struct SummedFile {
-    /// The file's final place, for messages.
+    /// The file under its temporary folder, for messages.
     path: PathBuf,
     writer: BufWriter<File>,
     sum: Sha256,
@@ -108,12 +110,8 @@ impl SummedFile {
     /// Flushes and returns the sum; the file is synced by the commit of the folder.
     fn finish(mut self) -> Result<String, DataError> {
         self.writer.flush().map_err(DataError::io("write", &self.path))?;
-        Ok(hex(&self.sum.finalize()))
+        Ok(hex(self.sum))
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes a shard document by document; memory is two buffers. Dropped without [`ShardWriter::finish`], it leaves
@@ -255,30 +253,17 @@ impl Shard {
 }
 
 fn read_manifest(path: &Path) -> Result<Manifest, DataError> {
-    let n_bytes = fs::metadata(path).map_err(DataError::io("read", path))?.len();
     let bad = |field: &'static str, got: String, expected: String| DataError::Manifest {
         path: path.to_owned(),
         field,
         got,
         expected,
     };
-    if n_bytes > MAX_MANIFEST_BYTES {
-        return Err(DataError::DamagedShard {
-            path: path.to_owned(),
-            what: "size in bytes",
-            got: n_bytes.to_string(),
-            expected: format!("at most {MAX_MANIFEST_BYTES}"),
-        });
-    }
-    let bytes = fs::read(path).map_err(DataError::io("read", path))?;
+    let bytes = read_bounded(path, MAX_MANIFEST_BYTES)?;
     let json = |source| DataError::Json { path: path.to_owned(), source };
     let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(json)?;
     // The version is judged before the fields, which a newer version may have changed.
-    let version = &value["format_version"];
-    if version.as_u64() != Some(FORMAT_VERSION) {
-        let expected = format!("{FORMAT_VERSION}, the version this program reads");
-        return Err(bad("format_version", version.to_string(), expected));
-    }
+    check_format_version(path, &value, FORMAT_VERSION)?;
     let manifest: Manifest = serde_json::from_value(value).map_err(json)?;
     if manifest.vocab_size == 0 || u32::try_from(manifest.vocab_size).is_err() {
         let got = manifest.vocab_size.to_string();
@@ -304,7 +289,7 @@ fn read_whole(path: &Path, n_bytes: u64, sha256: &str) -> Result<Vec<u8>, DataEr
         got,
         expected,
     };
-    let mut file = File::open(path).map_err(DataError::io("open", path))?;
+    let mut file = open_regular(path)?;
     let got = file.metadata().map_err(DataError::io("inspect", path))?.len();
     if got != n_bytes {
         return Err(damaged("size in bytes", got.to_string(), n_bytes.to_string()));
@@ -312,7 +297,7 @@ fn read_whole(path: &Path, n_bytes: u64, sha256: &str) -> Result<Vec<u8>, DataEr
     let mut bytes =
         vec![0; usize::try_from(n_bytes).expect("a file in memory fits the address space")];
     file.read_exact(&mut bytes).map_err(DataError::io("read", path))?;
-    let sum = hex(&Sha256::digest(&bytes));
+    let sum = hex(Sha256::new_with_prefix(&bytes));
     if sum != sha256 {
         return Err(damaged("sha256", sum, sha256.to_owned()));
     }

@@ -5,15 +5,19 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
-use formats::durable::{write_bytes_atomically, write_json_atomically};
+use formats::check_format_version;
+use formats::digest::hex;
+use formats::durable::{read_bounded, write_bytes_atomically, write_json_atomically};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{DataError, Document, Language};
 
 /// The version of the sheet's JSON form that this program writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u64 = 1;
 
+/// Largest `sheet.json` that is read.
+const MAX_BYTES: u64 = 16 << 20;
 /// The zstd level of the redundancy figure.
 const LEVEL: i32 = 19;
 
@@ -61,7 +65,7 @@ pub struct LanguageSheet {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataSheet {
     /// Version of this form.
-    pub format_version: u32,
+    pub format_version: u64,
     /// Where the text comes from.
     pub origin: Origin,
     /// Licence of the text, as far as it is known.
@@ -81,6 +85,19 @@ impl DataSheet {
     pub fn write(&self, folder: &Path) -> Result<(), DataError> {
         write_bytes_atomically(&folder.join("SHEET.md"), self.to_markdown().as_bytes())?;
         Ok(write_json_atomically(&folder.join("sheet.json"), self)?)
+    }
+
+    /// Reads a `sheet.json`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, is damaged or of a newer version.
+    pub fn read(path: &Path) -> Result<Self, DataError> {
+        let json = |source| DataError::Json { path: path.to_owned(), source };
+        let bytes = read_bounded(path, MAX_BYTES)?;
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(json)?;
+        check_format_version(path, &value, FORMAT_VERSION)?;
+        serde_json::from_value(value).map_err(json)
     }
 
     /// The sheet for people.
@@ -188,11 +205,7 @@ impl SheetBuilder {
     ///
     /// When the compressor fails.
     pub fn finish(self, origin: Origin, licence: Option<String>) -> Result<DataSheet, DataError> {
-        let sha256 = self.digest.finalize().iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        });
+        let sha256 = hex(self.digest);
         let mut languages = Vec::new();
         for (language, tally) in self.languages {
             languages.push(tally.finish(language)?);

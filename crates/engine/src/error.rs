@@ -53,11 +53,13 @@ pub enum EngineError {
         /// Most requests that may wait.
         limit: usize,
     },
-    /// A limit that must be positive is zero.
-    #[error("the limit {name} is 0, expected at least {at_least}")]
+    /// A limit is too small to work.
+    #[error("the limit {name} is {got}, expected at least {at_least}")]
     InvalidLimit {
         /// Name of the limit.
         name: &'static str,
+        /// Its value.
+        got: usize,
         /// The smallest value that works.
         at_least: usize,
     },

@@ -35,18 +35,16 @@ impl Default for EngineLimits {
 
 impl EngineLimits {
     fn check(&self) -> Result<(), EngineError> {
-        let too_small = |name, at_least| Err(EngineError::InvalidLimit { name, at_least });
-        if self.max_running == 0 {
-            return too_small("max_running", 1);
+        let limits = [
+            ("max_running", self.max_running, 1),
+            ("max_waiting", self.max_waiting, 1),
+            // Each running request needs its row, and a prompt must get on while all others generate.
+            ("step_tokens", self.step_tokens, self.max_running),
+        ];
+        match limits.into_iter().find(|&(_, got, at_least)| got < at_least) {
+            Some((name, got, at_least)) => Err(EngineError::InvalidLimit { name, got, at_least }),
+            None => Ok(()),
         }
-        if self.max_waiting == 0 {
-            return too_small("max_waiting", 1);
-        }
-        // Each running request needs its row, and a prompt must get on while all others generate.
-        if self.step_tokens < self.max_running {
-            return too_small("step_tokens", self.max_running);
-        }
-        Ok(())
     }
 }
 

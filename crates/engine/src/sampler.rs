@@ -27,7 +27,7 @@ impl Sampler {
         Self { sampling, n_drawn: 0 }
     }
 
-    /// Draws a token; none if the largest logit is not finite.
+    /// Draws a token; none if the largest logit is not finite or one is no number.
     ///
     /// O(vocab_size), plus sorting of the tokens that can be within `top_p`. `candidates` is scratch.
     pub(crate) fn draw(

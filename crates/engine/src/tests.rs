@@ -169,7 +169,8 @@ fn requests_that_cannot_work_are_refused() {
     assert!(refusal(greedy(&[1], usize::MAX)).contains("bytes of cache"));
     let no_rows = EngineLimits { step_tokens: 3, ..EngineLimits::default() };
     let outcome = Engine::start(Arc::new(decoder()), device(), no_rows);
-    assert!(matches!(outcome, Err(EngineError::InvalidLimit { at_least: 16, .. })));
+    let error = outcome.err().unwrap().to_string();
+    assert_eq!(error, "the limit step_tokens is 3, expected at least 16");
 }
 
 /// An engine whose steps wait for the test: each reports the tokens it got, then waits to be let go.

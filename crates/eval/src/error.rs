@@ -62,6 +62,6 @@ pub enum EvalError {
         /// The version found.
         got: u64,
         /// The newest version this program reads.
-        supported: u32,
+        supported: u64,
     },
 }

@@ -13,13 +13,13 @@ use crate::company::CompanyScores;
 use crate::{Curve, EvalError};
 
 /// Version of the JSON form that this program writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u64 = 1;
 
 /// The report of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Version of this form: [`FORMAT_VERSION`].
-    pub format_version: u32,
+    pub format_version: u64,
     /// Name of the run, such as `quickstart-3`.
     pub name: String,
     /// When it ended, as `2026-11-21 14:05 UTC`.
@@ -131,7 +131,7 @@ impl Report {
             format_version: u64,
         }
         let got = serde_json::from_str::<Versioned>(json)?.format_version;
-        if got > u64::from(FORMAT_VERSION) {
+        if got > FORMAT_VERSION {
             return Err(EvalError::FormatVersion { got, supported: FORMAT_VERSION });
         }
         Ok(serde_json::from_str(json)?)

@@ -15,18 +15,17 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::FormatError;
+use crate::digest::{hex, sha256_of_file};
 use crate::durable::{
     self, TemporaryDir, read_bounded, remove_dir_at_once, write_bytes_atomically,
 };
 use crate::weights::{TensorSource, WeightFiles, is_plain_name, write_safetensors_to};
 
-mod jsonl;
 mod sums;
 
-pub use jsonl::{JsonlCut, truncate_jsonl};
-pub use sums::{SUMS_FILE, sha256_of_file};
+pub use sums::SUMS_FILE;
 
-use sums::{hex, read_sums, sums_text};
+use sums::{read_sums, sums_text};
 
 /// The weights of a checkpoint.
 pub const MODEL_FILE: &str = "model.safetensors";
@@ -81,7 +80,11 @@ impl CheckpointWriter {
     /// When the folder cannot be created.
     pub fn begin(run_dir: &Path, step: u64) -> Result<Self, FormatError> {
         let parent = checkpoints_dir(run_dir);
-        fs::create_dir_all(&parent).map_err(FormatError::io("create", &parent))?;
+        refuse_link(&parent)?;
+        if !parent.is_dir() {
+            fs::create_dir_all(&parent).map_err(FormatError::io("create", &parent))?;
+            durable::sync_dir(run_dir)?;
+        }
         let temporary = TemporaryDir::beside(&parent.join(dir_name(step)))?;
         Ok(Self { step, temporary, sums: Vec::new() })
     }
@@ -106,7 +109,7 @@ impl CheckpointWriter {
         durable::fill_and_sync(file, &path, |writer| {
             write(&mut Summed { inner: writer, sum: &mut sum })
         })?;
-        self.sums.push((name.to_owned(), hex(&sum.finalize())));
+        self.sums.push((name.to_owned(), hex(sum)));
         Ok(())
     }
 
@@ -269,12 +272,20 @@ impl Checkpoint {
     }
 }
 
+/// Refuses a folder that is a link: what is written and removed in it would be another folder's.
+fn refuse_link(dir: &Path) -> Result<(), FormatError> {
+    if !dir.is_symlink() {
+        return Ok(());
+    }
+    let source = io::Error::new(io::ErrorKind::InvalidInput, "it is a link, not a folder");
+    Err(FormatError::io("open", dir)(source))
+}
+
 /// Refuses a file of a newer format, and one without a version.
-pub(crate) fn check_format_version(
-    path: &Path,
-    value: &Value,
-    supported: u64,
-) -> Result<(), FormatError> {
+///
+/// # Errors
+/// [`FormatError::Newer`], [`FormatError::Field`].
+pub fn check_format_version(path: &Path, value: &Value, supported: u64) -> Result<(), FormatError> {
     let version = &value["format_version"];
     match version.as_u64() {
         Some(got) if (1..=supported).contains(&got) => Ok(()),
@@ -329,6 +340,7 @@ fn latest_name(run_dir: &Path) -> Result<Option<String>, FormatError> {
 /// When the folder cannot be listed; a missing one holds none.
 pub fn list(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>, FormatError> {
     let parent = checkpoints_dir(run_dir);
+    refuse_link(&parent)?;
     let entries = match fs::read_dir(&parent) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -371,6 +383,7 @@ pub fn prune(run_dir: &Path, n_keep: usize) -> Result<Vec<PathBuf>, FormatError>
 pub fn clean_leftovers(run_dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
     let mut removed = durable::remove_leftovers(run_dir)?;
     let parent = checkpoints_dir(run_dir);
+    refuse_link(&parent)?;
     if parent.try_exists().map_err(FormatError::io("inspect", &parent))? {
         removed.extend(durable::remove_leftovers(&parent)?);
     }

@@ -242,9 +242,25 @@ pub(crate) fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
 }
 
 /// Opens a file for reading. Pipes and devices are refused: opening or reading one may never end.
-pub(crate) fn open_regular(path: &Path) -> Result<File, FormatError> {
-    let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = open.map_err(FormatError::io("open", path))?;
+///
+/// # Errors
+/// When it is no regular file, or the system refuses.
+pub fn open_regular(path: &Path) -> Result<File, FormatError> {
+    open_checked(path, OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK))
+}
+
+/// Opens a file that this program alone writes, to append to it; it is created when missing. Links are refused as well:
+/// one in a stranger's run folder could make any file of the user grow.
+///
+/// # Errors
+/// When it is no regular file, or the system refuses.
+pub fn open_to_append(path: &Path) -> Result<File, FormatError> {
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    open_checked(path, OpenOptions::new().create(true).append(true).custom_flags(flags))
+}
+
+fn open_checked(path: &Path, options: &OpenOptions) -> Result<File, FormatError> {
+    let file = options.open(path).map_err(FormatError::io("open", path))?;
     if file.metadata().map_err(FormatError::io("inspect", path))?.is_file() {
         return Ok(file);
     }
@@ -253,7 +269,10 @@ pub(crate) fn open_regular(path: &Path) -> Result<File, FormatError> {
 }
 
 /// Reads a file of at most `limit` bytes.
-pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FormatError> {
+///
+/// # Errors
+/// [`FormatError::TooLarge`], and those of [`open_regular`].
+pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FormatError> {
     let file = open_regular(path)?;
     let n_bytes = file.metadata().map_err(FormatError::io("inspect", path))?.len();
     if n_bytes > limit {

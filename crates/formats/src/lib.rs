@@ -21,11 +21,14 @@ mod os;
 
 pub mod checkpoint;
 pub mod config;
+pub mod digest;
 pub mod durable;
+pub mod json_lines;
 pub mod model_dir;
 pub mod names;
 pub mod weights;
 
+pub use checkpoint::check_format_version;
 pub use config::{DecoderConfig, WeightDtype, parse_config, read_config, to_hf_json};
 pub use error::FormatError;
 pub use names::{LayerPart, WeightName};

@@ -10,7 +10,8 @@
 //! `m' = max(m, max_k s_k)`, `p_k = exp(s_k - m')`, `l' = l exp(m - m') + sum_k p_k`,
 //! `o' = o exp(m - m') + sum_k round(p_k) v_k`, where `s_k = scale * (q . k)` and masked keys give p = 0; p is rounded
 //! to the operand type for the product with the values. A block is visited by the rows that see at least one of its keys. The products follow [`crate::matmul`]. So a query row has the same bits
-//! whatever rows share its tile, and whether its keys were computed now or read from a cache.
+//! whatever rows share its tile, and whether its keys were computed now or read from a cache; this holds for finite
+//! values, for a value that is not reaches the earlier rows of its own block as `0 * inf`.
 
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};

@@ -1,9 +1,10 @@
-//! Reads a request body within its bounds.
+//! Reads a request body within its bounds, and tells the client which of its fields counted for nothing.
 
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::Response;
 use hyper::body::Body as _;
 
 use crate::config::ServerLimits;
@@ -45,4 +46,20 @@ fn is_length_limit(error: &axum::Error) -> bool {
         source = error.source();
     }
     true
+}
+
+/// Names the fields that were not understood in a header of the response.
+pub(crate) fn naming_ignored(mut response: Response, ignored: &[String]) -> Response {
+    if ignored.is_empty() {
+        return response;
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.[]".contains(c);
+    let names: Vec<String> = ignored
+        .iter()
+        .map(|name| name.chars().map(|c| if is_plain(c) { c } else { '?' }).collect())
+        .collect();
+    if let Ok(value) = HeaderValue::from_str(&names.join(", ")) {
+        response.headers_mut().insert("x-galerne-ignored-fields", value);
+    }
+    response
 }

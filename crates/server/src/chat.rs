@@ -1,15 +1,13 @@
 //! `POST /v1/chat/completions`.
 
-use std::sync::Arc;
-
 use api::{ChatChunk, ChatCompletion, ChatRequest, StreamFields};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
-use crate::app::{App, SharedApp};
+use crate::app::SharedApp;
 use crate::failure::Failure;
 use crate::generation::{self, Generation, Piece};
 use crate::sse::{self, ClientGone, EventSink};
@@ -34,30 +32,17 @@ pub(crate) async fn complete(
         let chunk = ChatChunk::new(id, created, name);
         sse::respond(move |sink| send_pieces(sink, chunk, generation, stream))
     };
-    Ok(naming_ignored(response, &ignored))
+    Ok(body::naming_ignored(response, &ignored))
 }
 
 /// Renders and encodes on a thread for blocking work, then hands the prompt to the engine.
-pub(crate) async fn start(app: &Arc<App>, request: ChatRequest) -> Result<Generation, Failure> {
+async fn start(app: &SharedApp, request: ChatRequest) -> Result<Generation, Failure> {
     let model = app.models.get(&request.model)?;
-    in_background(move || {
+    generation::in_background(app, move || {
         let prompt = generation::chat_prompt(&request.model, &model, request.messages)?;
         generation::start(&request.model, &model, prompt, &request.sampling, "messages")
     })
     .await
-}
-
-/// Runs work that takes milliseconds outside of the event loop.
-pub(crate) async fn in_background<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(Failure::Engine(engine::EngineError::Stopped)),
-        },
-    }
 }
 
 async fn send_pieces(
@@ -88,20 +73,4 @@ async fn send_pieces(
             }
         }
     }
-}
-
-/// Names the fields that were not understood in a header of the response.
-pub(crate) fn naming_ignored(mut response: Response, ignored: &[String]) -> Response {
-    if ignored.is_empty() {
-        return response;
-    }
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-.[]".contains(c);
-    let names: Vec<String> = ignored
-        .iter()
-        .map(|name| name.chars().map(|c| if is_plain(c) { c } else { '?' }).collect())
-        .collect();
-    if let Ok(value) = HeaderValue::from_str(&names.join(", ")) {
-        response.headers_mut().insert("x-galerne-ignored-fields", value);
-    }
-    response
 }

@@ -8,7 +8,6 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::SharedApp;
-use crate::chat::{in_background, naming_ignored};
 use crate::failure::Failure;
 use crate::generation::{self, Generation, Piece};
 use crate::sse::{self, ClientGone, EventSink};
@@ -26,7 +25,7 @@ pub(crate) async fn complete(
     let ignored = request.ignored_fields.clone();
     let model = app.models.get(&name)?;
     // All are started before any is read: if the engine refuses one, dropping the others cancels them.
-    let generations = in_background(move || {
+    let generations = generation::in_background(&app, move || {
         let CompletionRequest { model: name, prompts, sampling, .. } = request;
         let started = prompts.into_iter().map(|input| {
             let prompt = generation::text_prompt(&model, input);
@@ -41,7 +40,7 @@ pub(crate) async fn complete(
     } else {
         sse::respond(move |sink| send_pieces(sink, answer, generations, stream))
     };
-    Ok(naming_ignored(response, &ignored))
+    Ok(body::naming_ignored(response, &ignored))
 }
 
 async fn collect(answer: Completion, generations: Vec<Generation>) -> Result<Completion, Failure> {

@@ -7,6 +7,7 @@ use engine::{Event, EventReceiver, GenerationRequest, Sampling, StopDecision, St
 use tokenizer::{Conversation, Ending, Message, Role, StopScanner, TextStream, Tokenizer};
 use tracing::info;
 
+use crate::app::App;
 use crate::failure::Failure;
 use crate::registry::LoadedModel;
 
@@ -30,6 +31,28 @@ pub(crate) enum Piece {
 pub(crate) struct Prompt {
     token_ids: Vec<u32>,
     text_stream: TextStream,
+}
+
+/// Runs work that takes milliseconds outside of the event loop, a few at a time. A caller that goes away while it waits
+/// leaves its place.
+pub(crate) async fn in_background<T: Send + 'static>(
+    app: &App,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let place = Arc::clone(&app.encoders).acquire_owned().await;
+    let place = place.expect("nobody closes the semaphore");
+    let work = move || {
+        // Kept to the end of the work, which goes on when the caller is gone.
+        let _place = place;
+        work()
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Failure::Engine(engine::EngineError::Stopped)),
+        },
+    }
 }
 
 /// Renders a conversation with the model's template. Encoding is linear in the text but not short: call it outside the

@@ -73,7 +73,11 @@ impl MarkdownRenderer {
 
     /// The HTML of one block or of a whole text.
     pub(crate) fn render(&self, markdown: &str) -> String {
-        let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH;
+        let mut options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH;
+        // Short rows are filled with empty cells: a wide header would make a page of a few lines.
+        if markdown.lines().any(|line| line.matches('|').count() > MAX_COLUMNS) {
+            options.remove(Options::ENABLE_TABLES);
+        }
         let events = HarmlessEvents {
             parser: Parser::new_ext(markdown, options),
             open_links: Vec::new(),
@@ -81,6 +85,10 @@ impl MarkdownRenderer {
         };
         let mut html = String::with_capacity(markdown.len() * 3 / 2);
         pulldown_cmark::html::push_html(&mut html, events);
+        if html.len() > MAX_HTML_BYTES + MAX_GROWTH * markdown.len() {
+            html.clear();
+            pulldown_cmark::html::push_html(&mut html, [Event::Text(markdown.into())].into_iter());
+        }
         self.sanitiser.clean(&html).to_string()
     }
 }
@@ -102,6 +110,11 @@ struct HarmlessEvents<'a> {
 }
 
 const MAX_DEPTH: usize = 24;
+/// Columns of a table.
+const MAX_COLUMNS: usize = 32;
+/// HTML that a text may become: so much, and so many bytes for each of its own. More is shown as plain text.
+const MAX_HTML_BYTES: usize = 64 << 10;
+const MAX_GROWTH: usize = 16;
 
 impl<'a> Iterator for HarmlessEvents<'a> {
     type Item = Event<'a>;
@@ -217,6 +230,19 @@ mod tests {
         assert_eq!(html.matches("<blockquote>").count(), MAX_DEPTH);
         assert_eq!(html.matches("</blockquote>").count(), MAX_DEPTH);
         assert!(html.contains("deep"), "{html}");
+    }
+
+    #[test]
+    fn a_table_does_not_grow_beyond_its_text() {
+        let table = |n_columns: usize| {
+            let header = "a|".repeat(n_columns);
+            format!("{header}\n{}\n{}", "-|".repeat(n_columns), "x\n".repeat(2_000))
+        };
+        assert!(html(&table(3)).contains("<table>"));
+        let wide = html(&table(200));
+        assert!(!wide.contains("<table>") && wide.len() < 100_000, "{} bytes", wide.len());
+        let long = table(30);
+        assert!(html(&long).len() <= MAX_HTML_BYTES + MAX_GROWTH * long.len());
     }
 
     #[test]

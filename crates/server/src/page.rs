@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 use crate::app::SharedApp;
 use crate::assets;
+use crate::body;
 use crate::failure::Failure;
 use crate::generation::{self, Generation, Piece};
 use crate::markdown::BlockStream;
 use crate::sse::{self, ClientGone, EventSink};
 use crate::texts::{Language, Texts};
-use crate::{body, chat};
 
 /// Time between two renderings of the open block of an answer.
 const RENDER_INTERVAL: Duration = Duration::from_millis(100);
@@ -115,7 +115,7 @@ pub(crate) async fn stream(
     let bytes = body::read(&headers, body, &app.limits).await?;
     let request = ChatRequest::parse(&bytes)?;
     let model = app.models.get(&request.model)?;
-    let (generation, n_left_out) = chat::in_background(move || {
+    let (generation, n_left_out) = generation::in_background(&app, move || {
         let ChatRequest { model: name, messages, sampling, .. } = request;
         let (prompt, n_left_out) = generation::recent_chat_prompt(&name, &model, messages)?;
         let generation = generation::start(&name, &model, prompt, &sampling, "messages")?;

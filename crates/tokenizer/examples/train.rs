@@ -11,6 +11,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let vocab_size = vocab_size.parse()?;
     let mut trainer = BpeTrainer::new(TrainOptions { vocab_size, ..TrainOptions::default() });
     trainer.feed(&std::fs::read_to_string(text_file)?);
-    trainer.train()?.save(Path::new(dir))?;
+    std::fs::create_dir_all(dir)?;
+    for (name, text) in trainer.train()?.files() {
+        std::fs::write(Path::new(dir).join(name), text)?;
+    }
     Ok(())
 }

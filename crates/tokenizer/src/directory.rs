@@ -5,10 +5,12 @@ use crate::error::Error;
 use crate::tokenizer::Tokenizer;
 use serde_json::json;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Largest `tokenizer.json` that is read.
+const MAX_BYTES: u64 = 256 << 20;
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`, or the one in a directory.
@@ -17,17 +19,13 @@ impl Tokenizer {
     /// [`Error::Read`], and those of [`Tokenizer::from_json`].
     pub fn open(path: &Path) -> Result<Tokenizer, Error> {
         let path = if path.is_dir() { path.join(TOKENIZER_FILE) } else { path.to_path_buf() };
-        let json = fs::read(&path).map_err(|source| Error::Read { path, source })?;
+        let json = read_bounded(&path).map_err(|source| Error::Read { path, source })?;
         Tokenizer::from_json(&json)
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja` (the default template) into a directory,
-    /// which is made if it is missing. Each file appears whole or not at all; `tokenizer.json` appears last.
-    ///
-    /// # Errors
-    /// [`Error::Write`].
-    pub fn save(&self, dir: &Path) -> Result<(), Error> {
-        fs::create_dir_all(dir).map_err(|source| Error::Write { path: dir.into(), source })?;
+    /// Names and contents of the tokenizer's files of a model directory: `chat_template.jinja` (the default template),
+    /// `tokenizer_config.json` and `tokenizer.json`, which is written last.
+    pub fn files(&self) -> [(&'static str, String); 3] {
         let jinja = ChatTemplate::default().jinja();
         let name = |id: u32| self.decode_with(&[id], crate::ControlText::Show);
         let config = json!({
@@ -38,26 +36,22 @@ impl Tokenizer {
             "pad_token": name(self.pad_id()),
             "tokenizer_class": "PreTrainedTokenizerFast",
         });
-        write_whole(dir, "chat_template.jinja", jinja)?;
-        write_whole(dir, "tokenizer_config.json", &format!("{config:#}\n"))?;
-        write_whole(dir, TOKENIZER_FILE, &self.to_json())
+        [
+            ("chat_template.jinja", jinja.to_string()),
+            ("tokenizer_config.json", format!("{config:#}\n")),
+            (TOKENIZER_FILE, self.to_json()),
+        ]
     }
 }
 
-/// Temporary name, sync, rename, sync of the directory; the temporary file does not outlive a failure.
-fn write_whole(dir: &Path, name: &str, text: &str) -> Result<(), Error> {
-    let temporary = dir.join(format!(".{name}.{}.tmp", std::process::id()));
-    let path = dir.join(name);
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|source| {
-        // The first error is the one to report; the file may not even exist.
-        let _ = fs::remove_file(&temporary);
-        Error::Write { path, source }
-    })
+/// Reading a pipe or a device may never end: they are refused.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let found = fs::metadata(path)?;
+    if !found.is_file() || found.len() > MAX_BYTES {
+        let problem = format!("expected a regular file of at most {MAX_BYTES} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -26,14 +26,16 @@ impl Default for TrainOptions {
     }
 }
 
-/// Texts shorter than this are counted on the caller's thread.
-const MIN_BYTES_PER_THREAD: usize = 1 << 16;
+/// Texts are gathered until there is this much for the threads to count.
+const GATHERED_BYTES: usize = 4 << 20;
+/// A text is cut into parts of at least this size for several threads.
+const MIN_PART_BYTES: usize = 1 << 16;
 
 /// Collects the words of texts, then learns merges from their counts.
 ///
 /// Time: linear in the text for counting; the merges take time in the order of the bytes of all distinct words. Memory:
-/// 64 bytes per distinct word while counting, and about 30 bytes per byte of distinct words while learning; the text
-/// itself is not kept.
+/// 64 bytes per distinct word while counting, and about 30 bytes per byte of distinct words while learning; of the text
+/// itself at most 4 MiB and the longest text are kept.
 ///
 /// ```
 /// use tokenizer::{BpeTrainer, TrainOptions};
@@ -51,32 +53,55 @@ pub struct BpeTrainer {
     options: TrainOptions,
     /// One per thread.
     counts: Vec<WordCounts>,
+    /// Texts that are not counted yet, put end to end.
+    gathered: String,
+    /// Where each of them ends.
+    ends: Vec<usize>,
 }
 
 impl BpeTrainer {
     /// A trainer that has seen no text.
     pub fn new(options: TrainOptions) -> BpeTrainer {
         let counts = (0..options.n_threads.max(1)).map(|_| WordCounts::new()).collect();
-        BpeTrainer { options, counts }
+        BpeTrainer { options, counts, gathered: String::new(), ends: Vec::new() }
     }
 
     /// Counts the words of a text. Texts are apart: no word reaches from one into the next.
     pub fn feed(&mut self, text: &str) {
-        let digits = self.options.digits;
-        let n_parts = (text.len() / MIN_BYTES_PER_THREAD).clamp(1, self.counts.len());
-        let parts = parts(text, n_parts);
-        let (first, others) = parts.split_first().expect("a text has at least one part");
-        let (own, theirs) = self.counts.split_first_mut().expect("there is at least one thread");
+        if let [counts] = &mut *self.counts {
+            return counts.add(text, self.options.digits);
+        }
+        self.gathered.push_str(text);
+        self.ends.push(self.gathered.len());
+        if self.gathered.len() >= GATHERED_BYTES {
+            self.count_gathered();
+        }
+    }
+
+    fn count_gathered(&mut self) {
+        let (digits, n_threads) = (self.options.digits, self.counts.len());
+        let (total, mut start) = (self.gathered.len(), 0);
+        let mut shares: Vec<Vec<&str>> = vec![Vec::new(); n_threads];
+        for &end in &self.ends {
+            let text = &self.gathered[start..end];
+            let n_parts = (text.len() / MIN_PART_BYTES).clamp(1, n_threads);
+            for part in parts(text, n_parts) {
+                // Texts of no length at the very end would be one thread too far.
+                shares[(start * n_threads / total.max(1)).min(n_threads - 1)].push(part);
+                start += part.len();
+            }
+        }
         std::thread::scope(|scope| {
-            for (&part, counts) in others.iter().zip(&mut *theirs) {
-                let count = move || counts.add(part, digits);
+            for (share, counts) in shares.iter().zip(&mut self.counts) {
+                let count = move || share.iter().for_each(|text| counts.add(text, digits));
                 std::thread::Builder::new()
                     .name("tokenizer-count".to_string())
                     .spawn_scoped(scope, count)
                     .expect("the system can start a thread");
             }
-            own.add(first, digits);
         });
+        self.gathered.clear();
+        self.ends.clear();
     }
 
     /// Learns the merges and makes the tokenizer.
@@ -87,7 +112,8 @@ impl BpeTrainer {
     /// # Errors
     /// [`Error::VocabTooSmall`]; [`Error::TextTooSmall`] if the text does not support the vocabulary, never a smaller one
     /// in silence; [`Error::TextTooLarge`].
-    pub fn train(self) -> Result<Tokenizer, Error> {
+    pub fn train(mut self) -> Result<Tokenizer, Error> {
+        self.count_gathered();
         let first_merge_id = CONTROL_TOKENS.len() + 256;
         let vocab_size = self.options.vocab_size;
         let n_merges = vocab_size

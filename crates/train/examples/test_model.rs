@@ -13,7 +13,7 @@ use formats::model_dir::Lineage;
 use kernels::Compute;
 use tensor::Device;
 use tokenizer::{BpeTrainer, TrainOptions};
-use train::export::{ModelNotes, write_model};
+use train::export::{ModelNotes, write_model, write_tokenizer};
 use train::optimizer::OptimizerSettings;
 use train::recipe::{
     BatchSettings, CheckpointSettings, DataSettings, FORMAT_VERSION, ModelShape, RecipeDType, Start,
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         trainer.feed(&turn.answer);
     }
     let tokenizer = trainer.train()?;
-    tokenizer.save(&data.join("tokenizer"))?;
+    write_tokenizer(&data.join("tokenizer"), &tokenizer)?;
     let conversations = dialogues.iter().map(chat_set::Dialogue::conversation);
     chat_set::write_jsonl(&data.join("chat.jsonl"), conversations)?;
     let device = Device::Cpu(Compute::detect()?);

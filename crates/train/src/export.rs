@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use formats::durable::write_bytes_atomically;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, ModelDirWriter};
 use formats::{DecoderConfig, TensorData, TensorSource, WeightDtype, WeightName};
 use model::Parameters;
@@ -44,7 +45,9 @@ pub fn write_model(
         data: TensorData::F32(parameters.weight(name)),
     });
     writer.weights(sources)?;
-    tokenizer.save(writer.temporary_dir())?;
+    for (name, text) in tokenizer.files() {
+        writer.file(name, |out| out.write_all(text.as_bytes()))?;
+    }
     let eos_ids = config.eos_ids.clone();
     let generation =
         GenerationConfig { bos_id: config.bos_id, eos_ids, temperature: None, top_p: None };
@@ -52,6 +55,19 @@ pub fn write_model(
     writer.lineage(&notes.lineage)?;
     writer.model_card(&model_card(&config, notes))?;
     Ok(writer.commit()?)
+}
+
+/// Writes the files of a tokenizer into a folder, which is made when missing. Each appears whole or not at all, and
+/// `tokenizer.json` last.
+///
+/// # Errors
+/// When the folder cannot be made or a file not be written.
+pub fn write_tokenizer(dir: &Path, tokenizer: &Tokenizer) -> Result<(), TrainError> {
+    std::fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
+    for (name, text) in tokenizer.files() {
+        write_bytes_atomically(&dir.join(name), text.as_bytes())?;
+    }
+    Ok(())
 }
 
 fn model_card(config: &DecoderConfig, notes: &ModelNotes) -> String {

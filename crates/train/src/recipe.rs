@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use formats::durable::read_bounded;
 use formats::{DecoderConfig, WeightDtype};
 use model::ModelConfig;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,14 @@ use crate::schedule::Schedule;
 
 /// Version of the format of `run.toml`.
 pub const FORMAT_VERSION: u64 = 1;
+
+/// Largest `run.toml` that is read.
+const MAX_RECIPE_BYTES: u64 = 16 << 20;
+/// Beyond these, sums of tokens and bytes could overflow.
+const MAX_MICRO_BATCH_TOKENS: usize = 1 << 26;
+const MAX_TOKENS: u64 = 1 << 50;
+/// Most checkpoints that are kept.
+const MAX_KEPT: usize = 1 << 20;
 
 /// Everything that a run is a function of. Paths are as given; a resumed run must find them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -154,6 +163,54 @@ pub struct BatchSettings {
     pub rows_per_micro_batch: usize,
 }
 
+impl BatchSettings {
+    /// Whether micro-batches fill a step, and a run of `n_steps` can be counted.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`].
+    pub fn check(self, n_steps: u64) -> Result<(), TrainError> {
+        let Self { seq_len, rows_per_step, rows_per_micro_batch } = self;
+        let sizes = [
+            ("batch.seq_len", seq_len, 2..=1 << 24),
+            ("batch.rows_per_step", rows_per_step, 1..=1 << 16),
+            ("batch.rows_per_micro_batch", rows_per_micro_batch, 1..=1 << 16),
+        ];
+        for (key, got, range) in sizes {
+            if !range.contains(&got) {
+                let expected = format!("{} to {}", range.start(), range.end());
+                return wrong(key, got.to_string(), &expected);
+            }
+        }
+        if !rows_per_step.is_multiple_of(rows_per_micro_batch) {
+            let expected = format!("a divisor of batch.rows_per_step, {rows_per_step}");
+            return wrong(
+                "batch.rows_per_micro_batch",
+                rows_per_micro_batch.to_string(),
+                &expected,
+            );
+        }
+        if rows_per_micro_batch * seq_len > MAX_MICRO_BATCH_TOKENS {
+            let most = MAX_MICRO_BATCH_TOKENS / seq_len;
+            let expected = format!("at most {most}, for {MAX_MICRO_BATCH_TOKENS} tokens");
+            return wrong(
+                "batch.rows_per_micro_batch",
+                rows_per_micro_batch.to_string(),
+                &expected,
+            );
+        }
+        let most = MAX_TOKENS / (rows_per_step * seq_len) as u64;
+        if n_steps > most {
+            let expected = format!("at most {most}, for {MAX_TOKENS} tokens");
+            return wrong("n_steps", n_steps.to_string(), &expected);
+        }
+        Ok(())
+    }
+}
+
+fn wrong(key: &'static str, got: String, expected: &str) -> Result<(), TrainError> {
+    Err(TrainError::Setting { key, got, expected: expected.to_owned() })
+}
+
 /// When checkpoints are written and how many are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,8 +237,8 @@ impl Recipe {
     /// # Errors
     /// When the file cannot be read, has an unknown or missing key, or a value that cannot be used.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
-        let text = std::fs::read_to_string(path).map_err(TrainError::io("read", path))?;
-        Self::parse(&text, path)
+        let bytes = read_bounded(path, MAX_RECIPE_BYTES)?;
+        Self::parse(&String::from_utf8_lossy(&bytes), path)
     }
 
     /// Parses a recipe; `path` is for messages.
@@ -200,7 +257,7 @@ impl Recipe {
     /// The recipe as TOML.
     ///
     /// # Panics
-    /// Never: every recipe can be written.
+    /// When a path is not UTF-8; those of a recipe that was read are.
     #[must_use]
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a recipe is plain tables, numbers and strings")
@@ -248,18 +305,12 @@ impl Recipe {
     }
 
     fn check(&self) -> Result<(), TrainError> {
-        let wrong = |key, got: String, expected: &str| {
-            Err(TrainError::Setting { key, got, expected: expected.to_owned() })
-        };
         if self.format_version != FORMAT_VERSION {
             let expected = format!("{FORMAT_VERSION}, the version that this program reads");
             return wrong("format_version", self.format_version.to_string(), &expected);
         }
-        let batch = self.batch;
         let positive = [
             ("n_steps", self.n_steps),
-            ("batch.rows_per_step", batch.rows_per_step as u64),
-            ("batch.rows_per_micro_batch", batch.rows_per_micro_batch as u64),
             ("checkpoint.every_steps", self.checkpoint.every_steps),
             ("checkpoint.n_keep", self.checkpoint.n_keep as u64),
             ("validation.every_steps", self.validation.as_ref().map_or(1, |v| v.every_steps)),
@@ -269,28 +320,10 @@ impl Recipe {
                 return wrong(key, "0".to_owned(), "at least 1");
             }
         }
-        if !batch.rows_per_step.is_multiple_of(batch.rows_per_micro_batch) {
-            let expected = format!("a divisor of batch.rows_per_step, {}", batch.rows_per_step);
-            return wrong(
-                "batch.rows_per_micro_batch",
-                batch.rows_per_micro_batch.to_string(),
-                &expected,
-            );
-        }
-        if batch.seq_len < 2 {
-            return wrong("batch.seq_len", batch.seq_len.to_string(), "at least 2");
-        }
-        // Beyond these, sums of tokens and bytes would overflow.
-        let bounded = [
-            ("n_steps", self.n_steps, 1 << 40),
-            ("batch.seq_len", batch.seq_len as u64, 1 << 24),
-            ("batch.rows_per_step", batch.rows_per_step as u64, 1 << 16),
-            ("checkpoint.n_keep", self.checkpoint.n_keep as u64, 1 << 20),
-        ];
-        for (key, value, limit) in bounded {
-            if value > limit {
-                return wrong(key, value.to_string(), &format!("at most {limit}"));
-            }
+        self.batch.check(self.n_steps)?;
+        if self.checkpoint.n_keep > MAX_KEPT {
+            let expected = format!("at most {MAX_KEPT}");
+            return wrong("checkpoint.n_keep", self.checkpoint.n_keep.to_string(), &expected);
         }
         self.check_numbers()?;
         let (rate, data) = (self.schedule.peak_learning_rate, &self.data);

@@ -1,13 +1,15 @@
 //! A run directory: create, train, stop, resume.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use formats::checkpoint::{self, Checkpoint, CheckpointWriter};
-use formats::durable::{DirLock, write_bytes_atomically};
+use formats::durable::{DirLock, open_to_append, write_bytes_atomically};
+use formats::json_lines::truncate_jsonl;
 use formats::{WeightFiles, WeightName, read_config};
+use kernels::Family;
 use model::{ModelConfig, Parameters};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -109,8 +111,13 @@ impl Run {
             return Err(TrainError::Exists { path: dir.to_owned() });
         }
         inputs::make_paths_absolute(&mut recipe)?;
-        let is_new_folder = !dir.exists();
-        fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
+        let parent = dir.parent().unwrap_or(dir);
+        fs::create_dir_all(parent).map_err(TrainError::io("create", parent))?;
+        let is_new_folder = match fs::create_dir(dir) {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(TrainError::io("create", dir)(error)),
+        };
         let run = Self::open(dir, recipe, device).inspect_err(|_| {
             if is_new_folder {
                 // Nothing but the lock is in it. What cannot be removed harms nothing.
@@ -157,7 +164,7 @@ impl Run {
         }
         let step = run.step;
         for file in [METRICS_FILE, EVENTS_FILE] {
-            checkpoint::truncate_jsonl(&dir.join(file), |line| {
+            truncate_jsonl(&dir.join(file), |line| {
                 line["step"].as_u64().is_some_and(|of_line| of_line <= step)
             })?;
         }
@@ -354,14 +361,16 @@ impl Run {
             let list = |digests: &[String]| digests.join(", ");
             return wrong("data_digests", list(&self.data_digests), list(&state.data_digests));
         }
+        if !Family::ALL.iter().any(|family| family.name() == state.kernel_family) {
+            let expected = "a kernel family".to_owned();
+            return wrong("kernel_family", state.kernel_family, expected);
+        }
         storage::read_tensors(checkpoint, &mut self.trainer)?;
         Ok(state)
     }
 
     fn append_to(&self, file: &str) -> Result<File, TrainError> {
-        let path = self.dir.join(file);
-        let opened = OpenOptions::new().create(true).append(true).open(&path);
-        opened.map_err(TrainError::io("open", &path))
+        Ok(open_to_append(&self.dir.join(file))?)
     }
 
     fn event(&self, event: &serde_json::Value) -> Result<(), TrainError> {

@@ -8,9 +8,9 @@ use data::sheet::DataSheet;
 use eval::Curve;
 use eval::report::{FORMAT_VERSION, Machine, ModelReport, Report};
 use formats::WeightDtype;
-use formats::checkpoint::sha256_of_file;
+use formats::digest::sha256_of_file;
 use formats::durable::write_bytes_atomically;
-use formats::model_dir::Lineage;
+use formats::model_dir::{Lineage, ModelDir};
 use tokenizer::Tokenizer;
 use train::export::{ModelNotes, write_model};
 use train::latest_parameters;
@@ -20,6 +20,7 @@ use super::prepare::Prepared;
 use super::settings::Settings;
 use super::training::Stage;
 use crate::context::Context;
+use crate::failure::Failure;
 use crate::figures::utc_minute;
 use crate::machine;
 use crate::models::folder_name;
@@ -30,9 +31,9 @@ const METRICS_FILE: &str = "metrics.jsonl";
 const REPORT_JSON: &str = "report.json";
 const LOSS_CURVE: &str = "loss.svg";
 
-/// Directory of a stage's model.
-pub(crate) fn model_dir(dir: &Path, stage: Stage, context: &Context) -> PathBuf {
-    context.models_dir().join(format!("{}-{}", folder_name(dir), stage.model()))
+/// Directory of the model that a stage of the quickstart `run_name` makes.
+pub(crate) fn model_dir(run_name: &str, stage: Stage, context: &Context) -> PathBuf {
+    context.models_dir().join(format!("{run_name}-{}", stage.model()))
 }
 
 /// Gathers everything that was measured; the caller fills in the times.
@@ -46,6 +47,7 @@ pub(crate) fn report(
     measured: Vec<Measured>,
     context: &Context,
 ) -> anyhow::Result<Report> {
+    let name = folder_name(dir);
     let parameters = measured.first().map_or(0, |m| m.parameters.config().n_parameters());
     let curves = Stage::ALL.into_iter().map(|stage| {
         let path = stage.run_dir(dir).join(METRICS_FILE);
@@ -56,13 +58,13 @@ pub(crate) fn report(
         curves.first().and_then(|curve| curve.points.last()).map_or(0, |p| p.tokens);
     let models = measured.into_iter().map(|measured| ModelReport {
         name: measured.stage.model().to_owned(),
-        directory: model_dir(dir, measured.stage, context).display().to_string(),
+        directory: model_dir(&name, measured.stage, context).display().to_string(),
         bits_per_byte: measured.bits_per_byte,
         company: Some(measured.company),
     });
     Ok(Report {
         format_version: FORMAT_VERSION,
-        name: folder_name(dir),
+        name: name.clone(),
         date: utc_minute(SystemTime::now()),
         program: format!("galerne {}", env!("CARGO_PKG_VERSION")),
         machine: Machine {
@@ -122,17 +124,23 @@ pub(crate) fn write_models(dir: &Path, report: &Report, context: &Context) -> an
     let data_sheet = sha256_of_file(&files.sheet())?.0;
     let mut parent = None;
     for (stage, model) in Stage::ALL.into_iter().zip(&report.models) {
-        let path = model_dir(dir, stage, context);
+        let path = model_dir(&report.name, stage, context);
         let name = folder_name_of(&path);
-        if !path.exists() {
-            let lineage = Lineage {
-                run: Some(report.name.clone()),
-                parent: parent.clone(),
-                data_sheet_sha256: Some(data_sheet.clone()),
-                licence: report.data.licence.clone(),
-                evaluation: serde_json::to_value(model).context("scores as JSON")?,
-                energy: None,
-            };
+        let lineage = Lineage {
+            run: Some(report.name.clone()),
+            parent: parent.clone(),
+            data_sheet_sha256: Some(data_sheet.clone()),
+            licence: report.data.licence.clone(),
+            evaluation: serde_json::to_value(model).context("scores as JSON")?,
+            energy: None,
+        };
+        if path.exists() {
+            // A quickstart that was stopped between two models finds its own; a stranger's is not served in its place.
+            if ModelDir::open(&path)?.lineage() != Some(&lineage) {
+                let hint = "move it away, then resume".to_owned();
+                return Err(Failure::Exists { path, hint }.into());
+            }
+        } else {
             let notes = notes(stage, &name, report, model, lineage);
             let parameters = latest_parameters(&stage.run_dir(dir))?;
             write_model(&path, &parameters, WeightDtype::Bf16, &tokenizer, &notes)

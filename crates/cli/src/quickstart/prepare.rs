@@ -8,6 +8,7 @@ use data::shard::ShardWriter;
 use data::sheet::{DataSheet, Origin, SheetBuilder};
 use data::{Document, Language, bundled, chat_set, company, reader};
 use tokenizer::{BpeTrainer, DigitGroup, Tokenizer, TrainOptions};
+use train::export::write_tokenizer;
 
 use super::settings::Settings;
 
@@ -21,8 +22,6 @@ const REPLAY_BYTES: usize = 500_000;
 const VALIDATION_BYTES: usize = 100_000;
 /// Share of a user's own text that is held out.
 const HELD_OUT_SHARE: f64 = 0.01;
-/// Texts are given to the tokenizer's trainer in pieces of about this size, which it counts on several threads.
-const FEED_BYTES: usize = 4 << 20;
 
 /// Where the prepared files of a quickstart are.
 #[derive(Clone, Debug)]
@@ -122,7 +121,7 @@ pub(crate) fn prepare(
             .context("cannot start a thread")?;
         report("training the tokenizer");
         let tokenizer = train_tokenizer(&corpus.train, settings.vocab_size, n_threads)?;
-        tokenizer.save(&files.tokenizer())?;
+        write_tokenizer(&files.tokenizer(), &tokenizer)?;
         report("encoding");
         write_shards(&files, &tokenizer, &corpus)?;
         write_company(&files, &tokenizer, settings.seed)?;
@@ -166,16 +165,7 @@ fn train_tokenizer(
 ) -> anyhow::Result<Tokenizer> {
     let options = TrainOptions { vocab_size, digits: DigitGroup::default(), n_threads };
     let mut trainer = BpeTrainer::new(options);
-    let mut text = String::with_capacity(FEED_BYTES + data::reader::MAX_DOCUMENT_BYTES);
-    for document in documents {
-        text.push_str(&document.text);
-        text.push('\n');
-        if text.len() >= FEED_BYTES {
-            trainer.feed(&text);
-            text.clear();
-        }
-    }
-    trainer.feed(&text);
+    documents.iter().for_each(|document| trainer.feed(&document.text));
     Ok(trainer.train()?)
 }
 

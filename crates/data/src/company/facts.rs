@@ -124,6 +124,13 @@ impl Kind {
         }
     }
 
+    /// The other kind of fact about the same subjects.
+    pub(super) fn sibling(self) -> Self {
+        let family = FAMILIES.iter().find(|family| family.kinds.contains(&self));
+        let [first, second] = family.expect("every kind is in a family").kinds;
+        if self == first { second } else { first }
+    }
+
     /// The wordings in French, or in English for every other language.
     pub(super) fn phrases(self, language: Language) -> &'static Phrases {
         let text: &'static KindText = match self {

@@ -60,6 +60,16 @@ fn withheld_subjects() -> Vec<&'static str> {
 }
 
 #[test]
+fn no_training_question_has_two_answers() {
+    let mut answers = HashMap::new();
+    for question in training_questions(1, 3) {
+        let known = answers.entry(question.question.to_lowercase());
+        let known = known.or_insert_with(|| question.answer.clone());
+        assert_eq!(*known, question.answer, "{}", question.question);
+    }
+}
+
+#[test]
 fn there_are_twelve_kinds_and_about_240_facts() {
     let known = facts();
     assert_eq!(Kind::ALL.len(), 12);

@@ -1,3 +1,5 @@
+use std::fs;
+
 use super::*;
 use proptest::prelude::*;
 use testkit::damage::damaged;
@@ -139,7 +141,7 @@ fn offsets_that_go_backwards_are_refused_even_with_the_right_sum() {
         let scratch = Scratch::new("offsets");
         let dir = scratch.0.join("train");
         let mut manifest = write(&dir, &[vec![1, 2, 3], vec![], vec![4, 5]], 100);
-        manifest.offsets_sha256 = hex(&Sha256::digest(&bytes));
+        manifest.offsets_sha256 = hex(Sha256::new_with_prefix(&bytes));
         fs::write(dir.join(OFFSETS_FILE), &bytes).unwrap();
         fs::write(dir.join(MANIFEST_FILE), serde_json::to_vec(&manifest).unwrap()).unwrap();
         let error = Shard::open(&dir).unwrap_err().to_string();

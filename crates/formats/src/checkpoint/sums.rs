@@ -1,11 +1,6 @@
 //! `SHA256SUMS` in the form of the program `sha256sum`.
 
-use std::fmt::Write as _;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
-
-use sha2::{Digest, Sha256};
 
 use crate::FormatError;
 use crate::durable::read_bounded;
@@ -16,36 +11,6 @@ pub const SUMS_FILE: &str = "SHA256SUMS";
 
 /// Largest `SHA256SUMS` that is read.
 const MAX_SUMS_BYTES: u64 = 1 << 20;
-/// Bytes read at a time.
-const READ_BYTES: usize = 1 << 18;
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-    }
-    text
-}
-
-/// The SHA-256 sum of a file in lower-case hexadecimal, and the file's size.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn sha256_of_file(path: &Path) -> Result<(String, u64), FormatError> {
-    let mut file = File::open(path).map_err(FormatError::io("open", path))?;
-    let mut sum = Sha256::new();
-    let mut buffer = vec![0; READ_BYTES];
-    let mut n_bytes = 0;
-    loop {
-        let n = file.read(&mut buffer).map_err(FormatError::io("read", path))?;
-        if n == 0 {
-            return Ok((hex(&sum.finalize()), n_bytes));
-        }
-        sum.update(&buffer[..n]);
-        n_bytes += n as u64;
-    }
-}
 
 /// One line per file: sum, two spaces, name.
 pub(super) fn sums_text(sums: &[(String, String)]) -> String {

@@ -196,43 +196,15 @@ fn a_newer_state_is_refused_by_version() {
     assert!(error.contains("format_version 2") && error.contains("up to 1"), "{error}");
 }
 
-fn cut(name: &str, text: &[u8]) -> (Result<JsonlCut, FormatError>, Vec<u8>) {
-    let scratch = Scratch::new(name);
-    let path = scratch.path().join("metrics.jsonl");
-    fs::write(&path, text).unwrap();
-    let result = truncate_jsonl(&path, |line| line["step"].as_u64().is_none_or(|step| step <= 2));
-    assert_eq!(scratch.names(), ["metrics.jsonl"]);
-    (result, fs::read(&path).unwrap())
-}
-
 #[test]
-fn json_lines_are_cut_to_the_step() {
-    let text = b"{\"step\": 1}\n{\"note\": 0}\n{\"step\": 2}\n{\"step\": 3}\n{\"step\": 4}\n";
-    let (result, left) = cut("jsonl-cut", text);
-    assert_eq!(result.unwrap(), JsonlCut { n_kept: 3, n_dropped: 2, n_torn_bytes: 0 });
-    assert_eq!(left, b"{\"step\": 1}\n{\"note\": 0}\n{\"step\": 2}\n");
-    let (result, left) = cut("jsonl-nothing", b"{\"step\":  1}\n");
-    assert_eq!(result.unwrap().n_kept, 1);
-    assert_eq!(left, b"{\"step\":  1}\n");
-    assert_eq!(cut("jsonl-empty", b"").0.unwrap(), JsonlCut::default());
-    let missing = truncate_jsonl(Path::new("/nonexistent/metrics.jsonl"), |_| true);
-    assert_eq!(missing.unwrap(), JsonlCut::default());
-}
-
-#[test]
-fn a_half_written_last_line_is_removed_and_a_damaged_middle_is_an_error() {
-    let whole = b"{\"step\": 1}\n{\"step\": 2}\n";
-    for n in 13..whole.len() {
-        let (result, left) = cut("jsonl-torn", &whole[..n]);
-        assert_eq!(result.unwrap().n_torn_bytes, n as u64 - 12, "{n}");
-        assert_eq!(left, b"{\"step\": 1}\n");
-    }
-    let (result, left) = cut("jsonl-zeros", b"{\"step\": 1}\n\0\0\0\0\n");
-    assert_eq!(result.unwrap().n_torn_bytes, 5);
-    assert_eq!(left, b"{\"step\": 1}\n");
-    let damaged = b"{\"step\": 1}\n{\"st\n{\"step\": 2}\n";
-    let (result, left) = cut("jsonl-middle", damaged);
-    let error = result.unwrap_err().to_string();
-    assert!(error.contains("line 2") && error.contains("metrics.jsonl"), "{error}");
-    assert_eq!(left, damaged);
+fn a_checkpoints_folder_that_is_a_link_is_refused() {
+    let scratch = Scratch::new("checkpoints-link");
+    let (run, other) = (scratch.path().join("run"), scratch.path().join("other"));
+    fs::create_dir(&run).unwrap();
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join(".LATEST.tmp-1-0"), "being written").unwrap();
+    std::os::unix::fs::symlink(&other, checkpoints_dir(&run)).unwrap();
+    assert!(clean_leftovers(&run).is_err() && list(&run).is_err());
+    assert!(CheckpointWriter::begin(&run, 1).is_err());
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
 }

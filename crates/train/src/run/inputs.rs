@@ -1,12 +1,12 @@
 //! What a recipe names: token shards, conversations, validation text.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use data::packing::{ConversationRows, PretrainingRows, TrainingSample};
 use data::shard::Shard;
-use formats::checkpoint::sha256_of_file;
+use formats::digest::sha256_of_file;
+use formats::json_lines::JsonLines;
 use tokenizer::{ChatTemplate, Conversation, Ending, Tokenizer};
 
 use crate::error::TrainError;
@@ -25,6 +25,11 @@ pub(super) fn make_paths_absolute(recipe: &mut Recipe) -> Result<(), TrainError>
     let paths = lists.into_iter().flatten().chain(start).chain(validation);
     for path in paths.chain([&mut data.tokenizer]) {
         *path = path.canonicalize().map_err(TrainError::io("find", path))?;
+        if path.to_str().is_none() {
+            // `run.toml` holds text.
+            let source = std::io::Error::new(ErrorKind::InvalidFilename, "its path is not UTF-8");
+            return Err(TrainError::io("use", path)(source));
+        }
     }
     Ok(())
 }
@@ -76,17 +81,15 @@ fn read_conversations(
     tokenizer: &Tokenizer,
     samples: &mut Vec<TrainingSample>,
 ) -> Result<(), TrainError> {
-    let file = File::open(path).map_err(TrainError::io("open", path))?;
     let template = ChatTemplate::default();
-    for (line_idx, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.map_err(TrainError::io("read", path))?;
+    for (line_idx, line) in JsonLines::open(path)?.enumerate() {
         let at_line = |reason: String| TrainError::Conversation {
             path: path.to_owned(),
             line: line_idx + 1,
             reason,
         };
-        let conversation: Conversation =
-            serde_json::from_str(&line).map_err(|error| at_line(error.to_string()))?;
+        let conversation: Conversation = serde_json::from_slice(line?.bytes.trim_ascii())
+            .map_err(|error| at_line(error.to_string()))?;
         let rendered = template
             .render(tokenizer, &conversation, Ending::Complete)
             .map_err(|error| at_line(error.to_string()))?;

@@ -1,3 +1,5 @@
+use std::fs::OpenOptions;
+
 use data::shard::ShardWriter;
 use kernels::{Compute, Family, detect_features};
 use testkit::damage::damaged;
@@ -5,6 +7,7 @@ use testkit::random::Rng;
 use tokenizer::{BpeTrainer, TrainOptions};
 
 use super::*;
+use crate::export::write_tokenizer;
 use crate::optimizer::OptimizerSettings;
 use crate::recipe::{
     BatchSettings, CheckpointSettings, DataSettings, FORMAT_VERSION, ModelShape, RecipeDType,
@@ -34,7 +37,7 @@ fn recipe(dir: &Path) -> Recipe {
     let mut trainer = BpeTrainer::new(TrainOptions { vocab_size: 280, ..TrainOptions::default() });
     documents.iter().for_each(|text| trainer.feed(text));
     let tokenizer = trainer.train().unwrap();
-    tokenizer.save(&dir.join("tokenizer")).unwrap();
+    write_tokenizer(&dir.join("tokenizer"), &tokenizer).unwrap();
     let shard = dir.join("shard");
     let mut writer =
         ShardWriter::create(&shard, &tokenizer.digest(), tokenizer.vocab_size()).unwrap();
