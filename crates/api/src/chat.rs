@@ -174,7 +174,7 @@ fn refuse_unsupported_in_chat(fields: &mut Fields) -> Result<(), RequestError> {
     for name in ["audio", "prediction", "web_search_options", "guardrails", "prompt_mode"] {
         fields.refuse_unless(name, |_| false, "leave it out")?;
     }
-    // The models served have one depth of thought and one length of answer: these are wishes, not settings.
+    // The models served have one depth of thought and one length of answer.
     fields.refuse_unless("reasoning_effort", |value| value == "none", "only none is accepted")?;
     fields.refuse_unless("verbosity", |value| value == "medium", "only medium is accepted")?;
     Ok(())

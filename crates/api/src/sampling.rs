@@ -147,7 +147,7 @@ pub(crate) fn read_stream(
 }
 
 /// Fields of every published schema that cannot change the answer.
-const HARMLESS: [&str; 9] = [
+const HARMLESS: [&str; 8] = [
     "user",
     "metadata",
     "store",
@@ -156,7 +156,6 @@ const HARMLESS: [&str; 9] = [
     "prompt_cache_key",
     "prompt_cache_retention",
     "parallel_tool_calls",
-    "stream",
 ];
 
 /// Refuses what is not supported in either kind of completion, accepts what is harmless.

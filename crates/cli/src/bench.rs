@@ -13,9 +13,9 @@ use tensor::{Device, Passes};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::figures::table;
 use crate::machine;
-use crate::models::{ModelMemory, OpenModel};
+use crate::open_model::{ModelMemory, OpenModel};
+use crate::table::table;
 
 /// Prompt lengths of `prefill`, tokens.
 const PROMPT_LENS: [usize; 2] = [512, 2048];

@@ -10,11 +10,11 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use tokenizer::{ChatTemplate, Conversation, Ending, Message, Role, TextStream};
 
+use crate::answer::{Ended, Question, answer};
 use crate::context::Context;
 use crate::failure::{Failure, message};
 use crate::generate::SamplingArgs;
-use crate::generation::{Ended, Question, answer};
-use crate::models::OpenModel;
+use crate::open_model::OpenModel;
 use crate::os::{StopSignal, StopSignals};
 
 /// What `/help` says.

@@ -181,6 +181,18 @@ fn family_of_environment() -> anyhow::Result<Option<Family>> {
 }
 
 fn home_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let home = find_home(given)?;
+    // Recipes and reports are text and name folders of the home.
+    match home.to_str() {
+        Some(_) => Ok(home),
+        None => {
+            Err(Failure::Usage { problem: format!("the home {} is not UTF-8", home.display()) }
+                .into())
+        }
+    }
+}
+
+fn find_home(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(dir) = given {
         return Ok(dir.to_owned());
     }

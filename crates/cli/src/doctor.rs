@@ -7,8 +7,8 @@ use kernels::{Family, detect_features};
 use serde_json::json;
 
 use crate::context::{Context, Form};
-use crate::figures::table;
 use crate::machine;
+use crate::table::table;
 
 /// Arguments of `galerne doctor`.
 #[derive(Debug, clap::Args)]
@@ -37,7 +37,7 @@ pub(crate) fn run(Args {}: Args, context: &Context) -> anyhow::Result<()> {
             "memory_total_bytes": memory.map(|memory| memory.total_bytes),
             "memory_available_bytes": memory.map(|memory| memory.available_bytes),
             "huge_pages": huge_pages,
-            "home": context.home(),
+            "home": context.home().display().to_string(),
             "home_free_bytes": free_disk,
             "gpu": null,
         })),

@@ -11,10 +11,10 @@ use serde_json::json;
 use tensor::Device;
 use tokenizer::TextStream;
 
+use crate::answer::{Ended, Question, answer};
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::generation::{Ended, Question, answer};
-use crate::models::OpenModel;
+use crate::open_model::OpenModel;
 use crate::os::StopSignals;
 
 /// Arguments of `galerne generate`.

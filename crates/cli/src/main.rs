@@ -1,17 +1,17 @@
-//! The `galerne` binary: arguments, one file per subcommand, exit codes. It holds no logic of its own.
+//! The `galerne` binary: arguments, one file per subcommand, exit codes. What a command does is done
+//! by the other crates; the order of a quickstart's stages is here.
 
+mod answer;
 mod args;
 mod bench;
 mod chat;
 mod context;
 mod doctor;
 mod failure;
-mod figures;
 mod generate;
-mod generation;
 mod machine;
 mod model;
-mod models;
+mod open_model;
 mod os;
 mod plan;
 mod pretrain;
@@ -20,6 +20,7 @@ mod quickstart;
 mod recipes;
 mod resume;
 mod serve;
+mod table;
 mod tokenizer;
 mod training;
 mod tune;

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 
 use crate::context::{Context, Form};
-use crate::figures::table;
-use crate::models::{ModelMemory, locate};
+use crate::open_model::{ModelMemory, locate};
+use crate::table::table;
 
 /// Arguments of `galerne model`.
 #[derive(Debug, clap::Args)]
@@ -52,7 +52,7 @@ fn list(context: &Context) -> anyhow::Result<()> {
         let models = list.models.iter().map(|(name, model)| {
             json!({
                 "name": name,
-                "dir": model.dir(),
+                "dir": model.dir().display().to_string(),
                 "parameters": model.config().n_parameters(),
                 "context_len": model.config().context_len,
                 "dtype": dtype_name(model.config().dtype),
@@ -152,7 +152,7 @@ fn as_json(
     });
     Ok(json!({
         "name": name,
-        "dir": dir.dir(),
+        "dir": dir.dir().display().to_string(),
         "parameters": dir.config().n_parameters(),
         "config": to_hf_json(dir.config()),
         "eos_ids": dir.eos_ids(),

@@ -11,7 +11,7 @@ use tensor::{DType, Passes};
 use train::recipe::{BatchSettings, ModelShape, RecipeDType};
 
 use crate::context::{Context, Form};
-use crate::figures::table;
+use crate::table::table;
 use crate::training::RunPlan;
 use crate::{machine, recipes};
 

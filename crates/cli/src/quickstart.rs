@@ -4,13 +4,13 @@
 //! serve. Each leaves its result in the run folder under a name that appears when it is whole, so that `resume` finds
 //! where to go on.
 
+mod budget;
 mod export;
 mod measuring;
-mod plan;
 mod prepare;
 mod serving;
 mod settings;
-mod training;
+mod stages;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -27,17 +27,17 @@ use train::Run;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::models::folder_name;
+use crate::open_model::folder_name;
 use crate::os::StopSignals;
 use crate::training::RunPlan;
-use crate::{machine, training as run_training};
+use crate::{machine, training};
 
+use budget::BATCH;
 use measuring::Measured;
-use plan::BATCH;
 use prepare::Prepared;
 use serving::Serving;
 use settings::{Plan, SETTINGS_FILE, Settings};
-use training::Stage;
+use stages::Stage;
 
 /// Disk that a quickstart takes at most: shards, three runs with two checkpoints each, three models.
 const NEEDED_DISK_BYTES: u64 = 2 << 30;
@@ -45,7 +45,7 @@ const NEEDED_DISK_BYTES: u64 = 2 << 30;
 /// Arguments of `galerne quickstart`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Minutes that all stages may take; sizes the model and the number of tokens [default: what 8.6
+    /// Minutes that all stages may take; sizes the model and the number of tokens [default: what 7.4
     /// million tokens take, at most 30]
     #[arg(long, value_name = "MINUTES")]
     budget: Option<f64>,
@@ -84,7 +84,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let has_models = |name: &str| {
         Stage::ALL.iter().any(|&stage| export::model_dir(name, stage, context).exists())
     };
-    let dir = run_training::make_numbered_dir("quickstart", has_models, context)?;
+    let dir = training::make_numbered_dir("quickstart", has_models, context)?;
     let lock = DirLock::acquire(&dir)?;
     settings.write(&dir)?;
     Quickstart { _lock: lock, dir, settings, context, signals, serving, timed: Vec::new() }.go_on()
@@ -210,7 +210,7 @@ impl Quickstart<'_> {
             let seed = this.settings.seed;
             let rows = PretrainingRows::new(vec![shard.documents], BATCH.seq_len, seed)?;
             this.context.say(&format!("  {} tokens of text", short(rows.n_tokens() as f64)));
-            plan::make_plan(&this.context.device()?, &this.settings, &rows)
+            budget::make_plan(&this.context.device()?, &this.settings, &rows)
         })?;
         self.settings.plan = Some(plan);
         self.settings.write(&self.dir)?;
@@ -224,7 +224,7 @@ impl Quickstart<'_> {
             let mut run = stage.open(&this.dir, &this.settings, plan, device)?;
             this.announce(&run)?;
             let name = this.name();
-            run_training::train(&mut run, &name, &this.signals)?;
+            training::train(&mut run, &name, &this.signals)?;
             Ok(())
         })
     }

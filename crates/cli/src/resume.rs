@@ -1,10 +1,10 @@
 //! `galerne resume`: a run goes on from its last checkpoint.
 
 use anyhow::Context as _;
-use train::{Recipe, Run};
+use train::{RECIPE_FILE, Recipe, Run};
 
 use crate::context::Context;
-use crate::models::locate_in;
+use crate::open_model::locate_in;
 use crate::os::StopSignals;
 use crate::quickstart;
 use crate::training::{RunPlan, finish};
@@ -26,7 +26,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     if quickstart::is_quickstart(&dir) {
         return quickstart::resume(&dir, context);
     }
-    let recipe = dir.join("run.toml");
+    let recipe = dir.join(RECIPE_FILE);
     if recipe.is_file() {
         RunPlan::of_recipe(&Recipe::read(&recipe)?)?.announce(&dir, context)?;
     }

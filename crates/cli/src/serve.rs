@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::models::{ModelMemory, OpenModel, dtype_of, locate, of_home};
+use crate::open_model::{ModelMemory, OpenModel, dtype_of, locate, of_home};
 use crate::os::StopSignals;
 
 /// Arguments of `galerne serve`.

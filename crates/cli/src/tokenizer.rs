@@ -14,7 +14,7 @@ use train::export::write_tokenizer;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::figures::table;
+use crate::table::table;
 
 /// Arguments of `galerne tokenizer`.
 #[derive(Debug, clap::Args)]
@@ -108,7 +108,7 @@ fn train(text: &Path, vocab_size: usize, out: &Path, context: &Context) -> anyho
     match context.form() {
         Form::Text => context.print(&format!("{}\n", path.display())),
         Form::Json => context.print_json(&json!({
-            "tokenizer": path,
+            "tokenizer": path.display().to_string(),
             "vocab_size": tokenizer.vocab_size(),
             "digest": tokenizer.digest(),
             "n_documents": reader.report().n_documents,

@@ -19,10 +19,10 @@ use train::{Outcome, Progress, Recipe, Run, RunControl, starting_config};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::figures::table;
-use crate::models::folder_name;
+use crate::open_model::folder_name;
 use crate::os::StopSignals;
 use crate::progress::TrainingBar;
+use crate::table::table;
 use crate::{machine, recipes};
 
 /// Where a run begins, for the commands that start one.
@@ -292,8 +292,8 @@ pub(crate) fn finish(
     match context.form() {
         Form::Text => context.print(&format!("{}\n", model_dir.display())),
         Form::Json => context.print_json(&json!({
-            "run": run.dir(),
-            "model": model_dir,
+            "run": run.dir().display().to_string(),
+            "model": model_dir.display().to_string(),
             "steps": run.step(),
             "tokens": run.tokens(),
             "loss": last.map(|progress| progress.loss),

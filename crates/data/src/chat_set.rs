@@ -14,7 +14,7 @@ use crate::random::Random;
 use fill::{Filler, capitalised};
 use script::{Asked, Block, Script, Topic};
 use std::collections::HashSet;
-use tokenizer::chat::{Conversation, Message, Role};
+use tokenizer::{Conversation, Message, Role};
 
 /// One question of the user and the assistant's reply.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

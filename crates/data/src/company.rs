@@ -18,7 +18,7 @@ mod people;
 mod phrases;
 mod sails;
 #[cfg(test)]
-mod wording_tests;
+mod tests;
 
 pub use documents::documents;
 pub use facts::{Fact, Kind, facts, withheld_facts};
@@ -28,7 +28,7 @@ use crate::random::Random;
 use hurried::hurried;
 use phrases::fill;
 use serde::Serialize;
-use tokenizer::chat::{Conversation, Message, Role};
+use tokenizer::{Conversation, Message, Role};
 
 /// The languages every fact is asked in.
 pub const LANGUAGES: [Language; 2] = [Language::French, Language::English];

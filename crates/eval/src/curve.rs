@@ -85,23 +85,13 @@ fn thin(points: &[CurvePoint], max_points: usize) -> Vec<CurvePoint> {
 mod tests {
     use super::*;
     use std::path::PathBuf;
+    use testkit::test_dir::TestDir;
 
-    /// A file in the temporary folder that goes with the test.
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str, text: &str) -> Self {
-            let name = format!("galerne-eval-{}-{name}.jsonl", std::process::id());
-            let path = std::env::temp_dir().join(name);
-            std::fs::write(&path, text).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
-        }
+    fn file(name: &str, text: &str) -> (TestDir, PathBuf) {
+        let dir = TestDir::new(name);
+        let path = dir.join("metrics.jsonl");
+        std::fs::write(&path, text).unwrap();
+        (dir, path)
     }
 
     #[test]
@@ -113,8 +103,8 @@ mod tests {
             "\n",
             r#"{"step":3,"tok"#,
         );
-        let file = Scratch::new("lines", text);
-        let curve = Curve::read("pre-training", &file.0).unwrap();
+        let (_dir, path) = file("curve-lines", text);
+        let curve = Curve::read("pre-training", &path).unwrap();
         assert_eq!(curve.points.len(), 2);
         assert_eq!(curve.points[0].validation_bits_per_byte, None);
         assert_eq!(curve.points[1].validation_bits_per_byte, Some(2.5));
@@ -125,8 +115,8 @@ mod tests {
     fn a_foreign_line_is_refused_by_number() {
         let good = "{\"step\":1,\"tokens\":1,\"loss\":1.0}\n";
         for bad in ["{\"step\":2}\n", "\n", "{\"step\":1,\"tokens\":1,\"loss\":1.0}\n", "nan\n"] {
-            let file = Scratch::new("foreign", &format!("{good}{bad}"));
-            let error = Curve::read("x", &file.0).unwrap_err();
+            let (_dir, path) = file("curve-foreign", &format!("{good}{bad}"));
+            let error = Curve::read("x", &path).unwrap_err();
             assert!(matches!(error, EvalError::MetricsLine { line: 2, .. }), "{bad:?}: {error}");
         }
         let missing = Curve::read("x", Path::new("/nowhere/metrics.jsonl")).unwrap_err();

@@ -7,12 +7,16 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::FormatError;
 use crate::os::exchange_names;
 
 /// Bytes gathered before a write reaches the system.
 const WRITE_BUFFER_BYTES: usize = 1 << 18;
+
+/// Age at which a temporary of a process that is not there is dead.
+const DEAD_AFTER: Duration = Duration::from_secs(3600);
 
 /// Most temporaries of one process and one final name that can exist at a time.
 const MAX_TEMPORARIES: u32 = 1000;
@@ -234,6 +238,27 @@ pub fn remove_leftovers(dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
     Ok(removed)
 }
 
+/// Removes the temporaries of a folder `final_dir` whose writers are dead: those of processes that this machine does not
+/// know, untouched for an hour, for the folder may be shared with another machine.
+pub(crate) fn remove_dead_leftovers(final_dir: &Path) -> Result<(), FormatError> {
+    let parent = parent_of(final_dir);
+    let name = final_dir.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!(".{name}.tmp-");
+    for entry in fs::read_dir(parent).map_err(FormatError::io("list", parent))? {
+        let entry = entry.map_err(FormatError::io("list", parent))?;
+        let found = entry.file_name().to_string_lossy().into_owned();
+        let pid = found.strip_prefix(&prefix).and_then(|rest| rest.split_once('-'));
+        let is_dead = pid.is_some_and(|(pid, _)| !Path::new("/proc").join(pid).exists());
+        let modified = entry.metadata().and_then(|found| found.modified());
+        let age = modified.ok().and_then(|time| time.elapsed().ok());
+        if is_temporary_name(&found) && is_dead && age.is_some_and(|age| age > DEAD_AFTER) {
+            let path = entry.path();
+            fs::remove_dir_all(&path).map_err(FormatError::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a folder so that a reader never sees a part of it: it is renamed first.
 pub(crate) fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
     let (grave, ()) = first_free(dir, |grave| fs::create_dir(grave))?;
@@ -333,4 +358,4 @@ impl DirLock {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

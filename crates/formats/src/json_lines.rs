@@ -145,10 +145,10 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::durable::tests::Scratch;
+    use testkit::test_dir::TestDir;
 
     fn cut(name: &str, text: &[u8]) -> (Result<JsonlCut, FormatError>, Vec<u8>) {
-        let scratch = Scratch::new(name);
+        let scratch = TestDir::new(name);
         let path = scratch.path().join("metrics.jsonl");
         fs::write(&path, text).unwrap();
         let result =
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_link_is_refused_even_where_it_leads_nowhere() {
-        let scratch = Scratch::new("jsonl-link");
+        let scratch = TestDir::new("jsonl-link");
         let path = scratch.path().join("events.jsonl");
         std::os::unix::fs::symlink(scratch.path().join("target"), &path).unwrap();
         let error = truncate_jsonl(&path, |_| true).unwrap_err().to_string();

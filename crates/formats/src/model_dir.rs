@@ -98,6 +98,7 @@ impl ModelDirWriter {
         }
         let parent = durable::parent_of(final_dir);
         fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
+        durable::remove_dead_leftovers(final_dir)?;
         Ok(Self { temporary: TemporaryDir::beside(final_dir)? })
     }
 

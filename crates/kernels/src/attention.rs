@@ -114,7 +114,7 @@ pub fn append_keys_values<T: Operand>(
         for row in 0..sequence.n_rows {
             let position = sequence.first_position + row;
             let block_id = sequence.block_table[position / KEY_BLOCK] as usize;
-            // SAFETY: a block belongs to one sequence (checked below the caller's table), a task to one head.
+            // SAFETY: a block belongs to one sequence (`check_tables` refused one that two write), a task to one head.
             let block = unsafe { parts.range(block_id * block_len + head * head_len, head_len) };
             let (keys, values) = block.split_at_mut(shape.keys_len::<T>());
             let slot = position % KEY_BLOCK;

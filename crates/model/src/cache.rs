@@ -57,11 +57,6 @@ impl KvCache {
     pub fn max_tokens(&self) -> usize {
         self.block_table.len() * KEY_BLOCK
     }
-
-    /// Forgets all tokens from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-    }
 }
 
 /// Some new tokens of a sequence and its cache.

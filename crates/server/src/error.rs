@@ -42,15 +42,9 @@ pub enum ServerError {
         /// The name.
         name: String,
     },
-    /// The default must be one of the served models.
-    #[error("no model named `{name}` is served")]
-    UnknownModel {
-        /// The name.
-        name: String,
-    },
-    /// The model cannot end its answers.
+    /// The tokenizer makes ids that the model does not have.
     #[error(
-        "model `{name}` has token ids up to {model_vocab_size}, its tokenizer up to {tokenizer_vocab_size}"
+        "model `{name}` has {model_vocab_size} token ids, its tokenizer {tokenizer_vocab_size}"
     )]
     VocabularyMismatch {
         /// The name.
@@ -86,7 +80,7 @@ impl ServerError {
                 Some("ports below 1024 are reserved: choose a higher one")
             }
             Self::NotLoopback { .. } => {
-                Some("put a proxy that checks who may enter in front of a loopback address")
+                Some("this version has no keys: it answers programs of this machine only")
             }
             _ => None,
         }

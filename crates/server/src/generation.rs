@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::{ChatMessage, ChatRole, FinishReason, PromptInput, SamplingFields, Usage};
 use engine::{Event, EventReceiver, GenerationRequest, Sampling, StopDecision, StopMatcher};
-use tokenizer::{Conversation, Ending, Message, Role, StopScanner, TextStream, Tokenizer};
+use tokenizer::{AnswerText, Conversation, Ending, Message, Role, TextStream, Tokenizer};
 use tracing::info;
 
 use crate::app::App;
@@ -15,7 +15,7 @@ use crate::registry::LoadedModel;
 pub(crate) struct Generation {
     events: EventReceiver,
     tokenizer: Arc<Tokenizer>,
-    decoder: TextDecoder,
+    text: AnswerText,
 }
 
 /// What a generation yields.
@@ -141,7 +141,7 @@ pub(crate) fn start(
     let matcher = AnswerMatcher {
         eos_ids: model.eos_ids.clone(),
         tokenizer: Arc::clone(&model.tokenizer),
-        decoder: TextDecoder::new(prompt.text_stream.clone(), fields.stop.clone()),
+        text: AnswerText::new(prompt.text_stream.clone(), fields.stop.clone()),
     };
     let request = GenerationRequest {
         prompt: prompt.token_ids,
@@ -150,8 +150,8 @@ pub(crate) fn start(
         stop: Box::new(matcher),
     };
     let events = model.engine.submit(request)?;
-    let decoder = TextDecoder::new(prompt.text_stream, fields.stop.clone());
-    Ok(Generation { events, tokenizer: Arc::clone(&model.tokenizer), decoder })
+    let text = AnswerText::new(prompt.text_stream, fields.stop.clone());
+    Ok(Generation { events, tokenizer: Arc::clone(&model.tokenizer), text })
 }
 
 /// The settings of a request over the defaults of the model; without a seed, one of the system's.
@@ -171,7 +171,7 @@ impl Generation {
         while let Some(event) = self.events.recv().await {
             match event {
                 Event::Token { token_id, .. } => {
-                    let text = self.decoder.push(&self.tokenizer, token_id);
+                    let text = self.text.push(&self.tokenizer, token_id);
                     if !text.is_empty() {
                         return Ok(Some(Piece::Text(text)));
                     }
@@ -184,11 +184,7 @@ impl Generation {
                     info!(n_prompt_tokens, n_generated, ?reason, "generation finished");
                     let usage =
                         Usage { prompt_tokens: n_prompt_tokens, completion_tokens: n_generated };
-                    return Ok(Some(Piece::Finished {
-                        text: self.decoder.finish(),
-                        reason,
-                        usage,
-                    }));
+                    return Ok(Some(Piece::Finished { text: self.text.finish(), reason, usage }));
                 }
                 Event::Failed(error) => return Err(Failure::Engine(error)),
             }
@@ -212,40 +208,11 @@ impl Generation {
     }
 }
 
-/// Tokens to text that can be shown.
-#[derive(Clone)]
-struct TextDecoder {
-    stream: TextStream,
-    scanner: StopScanner,
-    stopped: bool,
-}
-
-impl TextDecoder {
-    fn new(stream: TextStream, stops: Vec<String>) -> Self {
-        Self { stream, scanner: StopScanner::new(stops), stopped: false }
-    }
-
-    fn push(&mut self, tokenizer: &Tokenizer, token_id: u32) -> String {
-        let text = self.stream.push(tokenizer, token_id);
-        let scanned = self.scanner.push(&text);
-        self.stopped = scanned.stopped;
-        scanned.safe
-    }
-
-    /// The end of the text: half characters, and what might have become a stop string.
-    fn finish(&mut self) -> String {
-        let rest = std::mem::take(&mut self.stream).finish();
-        let mut text = self.scanner.push(&rest).safe;
-        text.push_str(&self.scanner.finish());
-        text
-    }
-}
-
 /// Ends an answer at one of the model's end tokens or at a stop string, on the engine's thread.
 struct AnswerMatcher {
     eos_ids: Vec<u32>,
     tokenizer: Arc<Tokenizer>,
-    decoder: TextDecoder,
+    text: AnswerText,
 }
 
 impl StopMatcher for AnswerMatcher {
@@ -253,13 +220,13 @@ impl StopMatcher for AnswerMatcher {
         if self.eos_ids.contains(&token_id) {
             return StopDecision::Stop;
         }
-        if self.decoder.scanner.is_idle() {
+        if !self.text.has_stops() {
             return StopDecision::Continue;
         }
-        self.decoder.push(&self.tokenizer, token_id);
-        if self.decoder.stopped {
+        self.text.push(&self.tokenizer, token_id);
+        if self.text.is_stopped() {
             StopDecision::Stop
-        } else if self.decoder.scanner.is_holding() {
+        } else if self.text.is_holding() {
             StopDecision::HoldBack
         } else {
             StopDecision::Continue

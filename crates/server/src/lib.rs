@@ -1,4 +1,4 @@
-//! HTTP: the API that OpenAI and Mistral clients speak, and the chat page.
+//! HTTP: the API that OpenAI's clients speak, and the chat page.
 //!
 //! The only async crate. It owns no model: engines, tokenizers and templates come in a [`ModelRegistry`], to which models may
 //! be added while the server runs, so that the port is open before there is anything to serve. It computes nothing but text:

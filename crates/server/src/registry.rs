@@ -4,8 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use api::ModelCard;
 use engine::EngineHandle;
-use tokenizer::Tokenizer;
-use tokenizer::chat::ChatTemplate;
+use tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::ServerError;
 use crate::failure::Failure;
@@ -51,7 +50,6 @@ pub struct ModelRegistry(Arc<RwLock<Models>>);
 #[derive(Default)]
 struct Models {
     entries: Vec<(String, Arc<LoadedModel>)>,
-    default_name: Option<String>,
     status: String,
 }
 
@@ -87,20 +85,6 @@ impl ModelRegistry {
         Ok(())
     }
 
-    /// Chooses the model the page starts with; else it is the first.
-    ///
-    /// # Errors
-    ///
-    /// [`ServerError::UnknownModel`] if it is not served.
-    pub fn set_default(&self, name: &str) -> Result<(), ServerError> {
-        let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if !models.entries.iter().any(|(other, _)| other == name) {
-            return Err(ServerError::UnknownModel { name: name.to_owned() });
-        }
-        models.default_name = Some(name.to_owned());
-        Ok(())
-    }
-
     /// Says what is going on while no model is there, such as the step of a training run.
     pub fn set_status(&self, status: &str) {
         status.clone_into(&mut self.0.write().unwrap_or_else(PoisonError::into_inner).status);
@@ -120,13 +104,11 @@ impl ModelRegistry {
         self.read(|models| models.entries.iter().map(|(name, model)| model.card(name)).collect())
     }
 
-    /// Names of the models one can chat with, the default first.
+    /// Names of the models one can chat with; the page starts with the first.
     pub(crate) fn chat_names(&self) -> Vec<String> {
         self.read(|models| {
             let chat = models.entries.iter().filter(|(_, model)| model.template.is_some());
-            let mut names: Vec<String> = chat.map(|(name, _)| name.clone()).collect();
-            names.sort_by_key(|name| models.default_name.as_ref() != Some(name));
-            names
+            chat.map(|(name, _)| name.clone()).collect()
         })
     }
 

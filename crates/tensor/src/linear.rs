@@ -114,27 +114,6 @@ impl Linear {
         }
     }
 
-    /// Type of the numbers.
-    #[must_use]
-    pub fn dtype(&self) -> DType {
-        match self.packed {
-            Packed::F32(_) => DType::F32,
-            Packed::Bf16(_) => DType::Bf16,
-        }
-    }
-
-    /// Outputs.
-    #[must_use]
-    pub fn n_out(&self) -> usize {
-        self.n_out
-    }
-
-    /// Inputs.
-    #[must_use]
-    pub fn n_in(&self) -> usize {
-        self.n_in
-    }
-
     /// `y[t, o] (+)= sum_i x[t, i] W[o, i]`.
     ///
     /// Shapes: x `[tokens, n_in]` in the weight's number type; y `[tokens, n_out]` f32.

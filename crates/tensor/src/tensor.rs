@@ -62,12 +62,6 @@ impl Tensor {
         Self { n_rows, width, storage: Storage::F32(Buffer::from_slice(values)) }
     }
 
-    /// Bytes that a tensor of this shape takes.
-    #[must_use]
-    pub fn bytes_for(dtype: DType, max_rows: usize, width: usize) -> usize {
-        max_rows * width * dtype.bytes()
-    }
-
     /// Type of the numbers.
     #[must_use]
     pub fn dtype(&self) -> DType {

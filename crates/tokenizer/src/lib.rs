@@ -25,7 +25,7 @@
 //! # }
 //! ```
 
-pub mod chat;
+mod chat;
 mod directory;
 mod encode;
 mod error;
@@ -42,8 +42,7 @@ mod vocabulary;
 pub use chat::{ChatTemplate, Conversation, Ending, Message, Rendered, Role};
 pub use error::Error;
 pub use split::DigitGroup;
-pub use stop::{Scanned, StopScanner};
-pub use stream::TextStream;
+pub use stream::{AnswerText, TextStream};
 pub use tokenizer::{ControlText, Tokenizer};
 pub use train::{BpeTrainer, TrainOptions};
 pub use vocabulary::CONTROL_TOKENS;

@@ -2,17 +2,17 @@
 
 /// What a piece of text became.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scanned {
+pub(crate) struct Scanned {
     /// Text that can be shown.
-    pub safe: String,
+    pub(crate) safe: String,
     /// Whether a stop string was completed; nothing after it is text.
-    pub stopped: bool,
+    pub(crate) stopped: bool,
 }
 
 /// Scans a growing text for stop strings. Of several, the one that is complete first counts, of these the longest; so the
 /// result does not depend on how the text is cut. Memory is bounded by the longest stop string.
 #[derive(Debug, Clone, Default)]
-pub struct StopScanner {
+pub(crate) struct StopScanner {
     stops: Vec<String>,
     /// The end of the text, as far as it may be the beginning of a stop string.
     held: String,
@@ -21,13 +21,12 @@ pub struct StopScanner {
 
 impl StopScanner {
     /// A scanner that has seen no text.
-    #[must_use]
-    pub fn new(stops: Vec<String>) -> Self {
+    pub(crate) fn new(stops: Vec<String>) -> Self {
         Self { stops, held: String::new(), stopped: false }
     }
 
     /// Adds text and says what of it can be shown.
-    pub fn push(&mut self, text: &str) -> Scanned {
+    pub(crate) fn push(&mut self, text: &str) -> Scanned {
         if self.stopped {
             return Scanned { safe: String::new(), stopped: true };
         }
@@ -47,19 +46,17 @@ impl StopScanner {
     }
 
     /// Whether there is nothing to look for.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.stops.is_empty()
     }
 
     /// Whether text is kept back.
-    #[must_use]
-    pub fn is_holding(&self) -> bool {
+    pub(crate) fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
     /// Ends the text: what was kept back was no stop string after all.
-    pub fn finish(&mut self) -> String {
+    pub(crate) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 

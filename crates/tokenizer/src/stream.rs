@@ -1,6 +1,7 @@
 //! Text from tokens that arrive one by one.
 
 use crate::chat::ChatTemplate;
+use crate::stop::StopScanner;
 use crate::tokenizer::Tokenizer;
 
 /// Decodes tokens one by one; what [`push`](TextStream::push) and [`finish`](TextStream::finish) return, put end to end,
@@ -71,4 +72,50 @@ impl TextStream {
 fn may_go_on(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes)
         .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+}
+
+/// The text of an answer as far as it can be shown, up to the first stop string: tokens in, text out.
+#[derive(Clone, Debug)]
+pub struct AnswerText {
+    stream: TextStream,
+    scanner: StopScanner,
+    is_stopped: bool,
+}
+
+impl AnswerText {
+    /// The text of a stream that ends before any of the stop strings.
+    pub fn new(stream: TextStream, stops: Vec<String>) -> AnswerText {
+        AnswerText { stream, scanner: StopScanner::new(stops), is_stopped: false }
+    }
+
+    /// Text that can be shown now; what may be the beginning of a stop string is held back.
+    pub fn push(&mut self, tokenizer: &Tokenizer, token_id: u32) -> String {
+        let text = self.stream.push(tokenizer, token_id);
+        let scanned = self.scanner.push(&text);
+        self.is_stopped = scanned.stopped;
+        scanned.safe
+    }
+
+    /// The end of the text: half characters, and what might have become a stop string.
+    pub fn finish(&mut self) -> String {
+        let rest = std::mem::take(&mut self.stream).finish();
+        let mut text = self.scanner.push(&rest).safe;
+        text.push_str(&self.scanner.finish());
+        text
+    }
+
+    /// Whether a stop string has come; nothing after it is text.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+
+    /// Whether text is held back that may become a stop string.
+    pub fn is_holding(&self) -> bool {
+        self.scanner.is_holding()
+    }
+
+    /// Whether there are stop strings to look for.
+    pub fn has_stops(&self) -> bool {
+        !self.scanner.is_idle()
+    }
 }

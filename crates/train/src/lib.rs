@@ -18,5 +18,8 @@ pub mod validation;
 pub use error::TrainError;
 pub use recipe::Recipe;
 pub use rows::Rows;
-pub use run::{Outcome, Progress, Run, RunControl, latest_parameters, starting_config};
+pub use run::{
+    METRICS_FILE, Outcome, Progress, RECIPE_FILE, Run, RunControl, latest_parameters,
+    starting_config,
+};
 pub use trainer::{StepReport, Trainer};

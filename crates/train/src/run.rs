@@ -25,8 +25,10 @@ use crate::validation::{TextLoss, score_documents};
 mod inputs;
 mod storage;
 
-const RECIPE_FILE: &str = "run.toml";
-const METRICS_FILE: &str = "metrics.jsonl";
+/// The recipe of a run, in its folder.
+pub const RECIPE_FILE: &str = "run.toml";
+/// One line per step of a run, in its folder.
+pub const METRICS_FILE: &str = "metrics.jsonl";
 const EVENTS_FILE: &str = "events.jsonl";
 
 /// One line of `metrics.jsonl`, and what the progress bar shows.
@@ -238,12 +240,6 @@ impl Run {
     #[must_use]
     pub fn parameters(&self) -> &Parameters {
         self.trainer.parameters()
-    }
-
-    /// The rows that it learns from.
-    #[must_use]
-    pub fn rows(&self) -> &Rows {
-        &self.rows
     }
 
     /// Trains to the end of the recipe, or until `observe`, called after each step, wants to stop.

@@ -13,21 +13,20 @@ use formats::durable::write_bytes_atomically;
 use formats::model_dir::{Lineage, ModelDir};
 use tokenizer::Tokenizer;
 use train::export::{ModelNotes, write_model};
-use train::latest_parameters;
+use train::{METRICS_FILE, latest_parameters};
 
 use super::measuring::Measured;
 use super::prepare::Prepared;
 use super::settings::Settings;
-use super::training::Stage;
+use super::stages::Stage;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::figures::utc_minute;
 use crate::machine;
-use crate::models::folder_name;
+use crate::open_model::folder_name;
+use crate::table::utc_minute;
 
 /// The report for people.
 pub(crate) const REPORT_PAGE: &str = "report.html";
-const METRICS_FILE: &str = "metrics.jsonl";
 const REPORT_JSON: &str = "report.json";
 const LOSS_CURVE: &str = "loss.svg";
 

@@ -16,7 +16,7 @@ use train::latest_parameters;
 use train::validation::score_documents;
 
 use super::prepare::Prepared;
-use super::training::Stage;
+use super::stages::Stage;
 use crate::context::Context;
 
 /// Tokens scored together.

@@ -9,7 +9,7 @@ use server::{ModelRegistry, RunningServer, ServerConfig};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::models::folder_name;
+use crate::open_model::folder_name;
 use crate::os::StopSignals;
 use crate::serve;
 

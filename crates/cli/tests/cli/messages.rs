@@ -161,3 +161,29 @@ fn plan_adds_up() {
     assert_eq!(plan["seconds"], tokens as f64 / 2000.0);
     assert_eq!(plan["tokens_per_s_source"], "given");
 }
+
+#[test]
+fn a_home_that_is_not_utf8_is_refused_by_name() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let home = Home::new("latin1");
+    let mut command = home.command(&["doctor", "--json"]);
+    command.env("GALERNE_HOME", std::ffi::OsStr::from_bytes(b"/tmp/caf\xe9"));
+    let finished = Finished::new(command.output().unwrap()).expect(2);
+    let error = finished.json_error();
+    assert!(error["message"].as_str().unwrap().contains("not UTF-8"), "{error}");
+}
+
+#[test]
+fn plans_beyond_all_counting_are_refused() {
+    let home = Home::new("huge-plan");
+    for arguments in [
+        ["--tokens", "18446744073709551615"],
+        ["--rows", "18446744073709551615"],
+        ["--micro-batch", "5"],
+        ["--seq-len", "1"],
+    ] {
+        let all = [&["plan", "--tokens-per-s", "2000"][..], &arguments].concat();
+        let finished = home.run(&all).expect(1);
+        assert!(finished.stderr.contains("expected"), "{arguments:?}: {}", finished.stderr);
+    }
+}

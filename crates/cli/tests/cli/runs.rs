@@ -316,3 +316,18 @@ fn a_quickstart_that_another_process_holds_is_not_resumed() {
     assert_eq!(names_in(&dir), [".lock", "quickstart.toml"]);
     drop(lock);
 }
+
+#[test]
+fn a_number_whose_model_is_still_there_is_not_taken_again() {
+    let home = Home::new("numbers");
+    home.make_recipe(2);
+    fs::create_dir_all(home.inside("models/tiny-1")).unwrap();
+    let made = home.run(&["pretrain", "--recipe", "tiny.toml", "--json"]).expect(0).json();
+    assert!(made["run"].as_str().unwrap().ends_with("tiny-2"), "{made}");
+    // A quickstart makes three models; it stops for want of text, once its folder is there.
+    fs::create_dir_all(home.inside("models/quickstart-1-chat")).unwrap();
+    let text = home.path("empty");
+    fs::create_dir(&text).unwrap();
+    home.run(&["quickstart", "--no-serve", "--text", text.to_str().unwrap()]).expect(1);
+    assert_eq!(names_in(&home.inside("runs")), ["quickstart-2", "tiny-2"]);
+}

@@ -32,7 +32,7 @@ mod tests {
     use super::write_jsonl;
     use serde::{Serialize, Serializer, ser::Error as _};
     use std::fs;
-    use std::path::PathBuf;
+    use testkit::test_dir::TestDir;
 
     struct Refuses;
 
@@ -42,31 +42,23 @@ mod tests {
         }
     }
 
-    fn folder(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("galerne-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        folder
-    }
-
     #[test]
     fn a_finished_file_has_one_line_per_item_and_no_leftover() {
-        let folder = folder("jsonl-whole");
+        let folder = TestDir::new("jsonl-whole");
         let path = folder.join("set.jsonl");
         assert_eq!(write_jsonl(&path, ["a", "b\n"]).unwrap(), 2);
         assert_eq!(fs::read_to_string(&path).unwrap(), "\"a\"\n\"b\\n\"\n");
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        fs::remove_dir_all(folder).unwrap();
+        assert_eq!(folder.names(), ["set.jsonl"]);
     }
 
     #[test]
     fn a_failed_write_keeps_the_old_file_and_leaves_nothing() {
-        let folder = folder("jsonl-failed");
+        let folder = TestDir::new("jsonl-failed");
         let path = folder.join("set.jsonl");
         fs::write(&path, "old").unwrap();
         let error = write_jsonl(&path, [Refuses]).unwrap_err();
         assert!(error.to_string().contains("set.jsonl"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        fs::remove_dir_all(folder).unwrap();
+        assert_eq!(folder.names(), ["set.jsonl"]);
     }
 }

@@ -135,8 +135,7 @@ fn text_is_normalised() {
 
 #[test]
 fn written_conversations_are_read_back_equal() {
-    let folder = std::env::temp_dir().join(format!("galerne-chat-set-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = testkit::test_dir::TestDir::new("chat-set");
     let path = folder.join("chat.jsonl");
     let conversations = conversations(200, 9);
     assert_eq!(write_jsonl(&path, &conversations).unwrap(), 200);
@@ -144,5 +143,4 @@ fn written_conversations_are_read_back_equal() {
     let read: Vec<Conversation> =
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(read, conversations);
-    std::fs::remove_dir_all(folder).unwrap();
 }

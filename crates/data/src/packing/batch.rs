@@ -30,12 +30,6 @@ impl PackedBatch {
         self.token_ids.len()
     }
 
-    /// Number of segments.
-    #[must_use]
-    pub fn n_segments(&self) -> usize {
-        self.segment_starts.len().saturating_sub(1)
-    }
-
     /// Number of trained targets: what the loss of this batch is divided by.
     #[must_use]
     pub fn n_trained_tokens(&self) -> u64 {

@@ -1,40 +1,24 @@
 use super::*;
 use proptest::prelude::*;
+use testkit::test_dir::TestDir;
 
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("data-reader-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-
-    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        let path = self.0.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn file(dir: &TestDir, name: &str, bytes: impl AsRef<[u8]>) {
+    let path = dir.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
 }
 
 #[test]
 fn text_files_are_read_in_path_order_and_the_rest_is_counted() {
-    let scratch = Scratch::new("order");
-    scratch.file("b/two.MD", "two");
-    scratch.file("a.txt", "one");
-    scratch.file("b/a/three.txt", "three");
-    scratch.file("b/empty.txt", "\n \n");
-    scratch.file("picture.png", [0u8, 1]);
-    scratch.file(".hidden.txt", "no");
-    scratch.file(".git/config.txt", "no");
-    let (documents, report) = read_folder(&scratch.0).unwrap();
+    let scratch = TestDir::new("reader-order");
+    file(&scratch, "b/two.MD", "two");
+    file(&scratch, "a.txt", "one");
+    file(&scratch, "b/a/three.txt", "three");
+    file(&scratch, "b/empty.txt", "\n \n");
+    file(&scratch, "picture.png", [0u8, 1]);
+    file(&scratch, ".hidden.txt", "no");
+    file(&scratch, ".git/config.txt", "no");
+    let (documents, report) = read_folder(scratch.path()).unwrap();
     let kinds: Vec<_> = documents.iter().map(|document| document.kind.as_str()).collect();
     assert_eq!(kinds, ["a.txt", "b/a/three.txt", "b/two.MD"]);
     let expected = ReadReport {
@@ -52,59 +36,59 @@ fn text_files_are_read_in_path_order_and_the_rest_is_counted() {
 
 #[test]
 fn text_is_normalised() {
-    let scratch = Scratch::new("normalise");
-    scratch.file("a.txt", "\u{feff}\r\ne\u{301}te\u{301}\r\nold mac\rend  \r\n\r\n");
-    let (documents, _) = read_folder(&scratch.0).unwrap();
+    let scratch = TestDir::new("reader-normalise");
+    file(&scratch, "a.txt", "\u{feff}\r\ne\u{301}te\u{301}\r\nold mac\rend  \r\n\r\n");
+    let (documents, _) = read_folder(scratch.path()).unwrap();
     assert_eq!(documents[0].text, "\u{e9}t\u{e9}\nold mac\nend");
 }
 
 #[test]
 fn what_is_not_text_is_named_with_the_place() {
-    let scratch = Scratch::new("bad");
-    scratch.file("a.txt", "good");
-    scratch.file("b.txt", b"abc\xff\xfe");
-    let error = read_folder(&scratch.0).unwrap_err();
+    let scratch = TestDir::new("reader-bad");
+    file(&scratch, "a.txt", "good");
+    file(&scratch, "b.txt", b"abc\xff\xfe");
+    let error = read_folder(scratch.path()).unwrap_err();
     assert!(matches!(&error, DataError::InvalidUtf8 { offset: 3, .. }), "{error}");
     assert!(error.to_string().contains("b.txt"), "{error}");
-    scratch.file("b.txt", b"ab\0c\xff");
-    let error = read_folder(&scratch.0).unwrap_err();
+    file(&scratch, "b.txt", b"ab\0c\xff");
+    let error = read_folder(scratch.path()).unwrap_err();
     assert!(matches!(&error, DataError::Binary { offset: 2, .. }), "{error}");
 }
 
 #[test]
 fn folders_without_text_say_what_they_hold() {
-    let scratch = Scratch::new("empty");
-    assert!(matches!(read_folder(&scratch.0), Err(DataError::EmptyFolder { .. })));
-    scratch.file("a.pdf", "x");
-    assert!(matches!(read_folder(&scratch.0), Err(DataError::NoText { n_files: 1, .. })));
-    scratch.file("b.txt", "");
-    assert!(matches!(read_folder(&scratch.0), Err(DataError::NoText { n_files: 2, .. })));
-    let error = read_folder(&scratch.0.join("none")).unwrap_err();
+    let scratch = TestDir::new("reader-empty");
+    assert!(matches!(read_folder(scratch.path()), Err(DataError::EmptyFolder { .. })));
+    file(&scratch, "a.pdf", "x");
+    assert!(matches!(read_folder(scratch.path()), Err(DataError::NoText { n_files: 1, .. })));
+    file(&scratch, "b.txt", "");
+    assert!(matches!(read_folder(scratch.path()), Err(DataError::NoText { n_files: 2, .. })));
+    let error = read_folder(&scratch.path().join("none")).unwrap_err();
     assert!(
         matches!(&error, DataError::Io { .. }) && error.to_string().contains("none"),
         "{error}"
     );
-    assert!(read_folder(&scratch.0.join("a.pdf")).is_err(), "a file is not a folder");
+    assert!(read_folder(&scratch.path().join("a.pdf")).is_err(), "a file is not a folder");
 }
 
 #[test]
 fn links_are_not_followed() {
-    let scratch = Scratch::new("link");
-    scratch.file("a.txt", "one");
-    std::os::unix::fs::symlink(&scratch.0, scratch.0.join("loop")).unwrap();
-    std::os::unix::fs::symlink(scratch.0.join("a.txt"), scratch.0.join("b.txt")).unwrap();
-    std::os::unix::fs::symlink(scratch.0.join("none"), scratch.0.join("c.txt")).unwrap();
-    let (documents, report) = read_folder(&scratch.0).unwrap();
+    let scratch = TestDir::new("reader-link");
+    file(&scratch, "a.txt", "one");
+    std::os::unix::fs::symlink(scratch.path(), scratch.path().join("loop")).unwrap();
+    std::os::unix::fs::symlink(scratch.path().join("a.txt"), scratch.path().join("b.txt")).unwrap();
+    std::os::unix::fs::symlink(scratch.path().join("none"), scratch.path().join("c.txt")).unwrap();
+    let (documents, report) = read_folder(scratch.path()).unwrap();
     assert_eq!((documents.len(), report.n_other_files), (1, 3));
 }
 
 #[test]
 fn large_files_are_cut_between_paragraphs() {
-    let scratch = Scratch::new("large");
+    let scratch = TestDir::new("reader-large");
     let paragraph = "mot ".repeat(100);
     let text = vec![paragraph.trim(); 1000].join("\n\n");
-    scratch.file("a.txt", &text);
-    let (documents, report) = read_folder(&scratch.0).unwrap();
+    file(&scratch, "a.txt", &text);
+    let (documents, report) = read_folder(scratch.path()).unwrap();
     assert_eq!(report.n_files_split, 1);
     assert!(documents.iter().all(|document| document.text.len() <= MAX_DOCUMENT_BYTES));
     assert!(documents.iter().all(|document| document.text.len() % 401 == 399), "whole paragraphs");

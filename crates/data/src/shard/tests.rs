@@ -3,23 +3,7 @@ use std::fs;
 use super::*;
 use proptest::prelude::*;
 use testkit::damage::damaged;
-
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("data-shard-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use testkit::test_dir::TestDir;
 
 fn write(dir: &Path, documents: &[Vec<u32>], vocab_size: usize) -> Manifest {
     let mut writer = ShardWriter::create(dir, "digest", vocab_size).unwrap();
@@ -36,8 +20,8 @@ proptest! {
         documents in prop::collection::vec(prop::collection::vec(0u32..70_000, 0..50), 0..20),
         is_small: bool,
     ) {
-        let scratch = Scratch::new("round-trip");
-        let dir = scratch.0.join("train-00000");
+        let scratch = TestDir::new("shard-round-trip");
+        let dir = scratch.path().join("train-00000");
         let vocab_size = if is_small { 300 } else { 70_000 };
         let documents: Vec<Vec<u32>> = documents
             .into_iter()
@@ -58,24 +42,24 @@ proptest! {
 
 #[test]
 fn an_unfinished_or_refused_shard_leaves_nothing() {
-    let scratch = Scratch::new("unfinished");
-    let dir = scratch.0.join("train");
+    let scratch = TestDir::new("shard-unfinished");
+    let dir = scratch.path().join("train");
     let mut writer = ShardWriter::create(&dir, "digest", 100).unwrap();
     writer.add(&[1, 2, 3]).unwrap();
     let error = writer.add(&[5, 100]).unwrap_err().to_string();
     assert_eq!(error, "token id 100 of document 1 is outside the vocabulary of 100");
     drop(writer);
-    assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     write(&dir, &[vec![1]], 100);
     assert!(ShardWriter::create(&dir, "digest", 100).is_err(), "nothing is overwritten");
-    assert!(ShardWriter::create(&scratch.0.join("none/train"), "digest", 100).is_err());
-    assert!(ShardWriter::create(&scratch.0.join("other"), "digest", 0).is_err());
+    assert!(ShardWriter::create(&scratch.path().join("none/train"), "digest", 100).is_err());
+    assert!(ShardWriter::create(&scratch.path().join("other"), "digest", 0).is_err());
 }
 
 /// Opens a shard after `change` was made to one of its files; tests run side by side, so each has its folder.
 fn open_changed(test: &str, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> String {
-    let scratch = Scratch::new(test);
-    let dir = scratch.0.join("train");
+    let scratch = TestDir::new(test);
+    let dir = scratch.path().join("train");
     write(&dir, &[vec![1, 2, 3], vec![], vec![4, 5]], 100);
     let path = dir.join(name);
     let mut bytes = fs::read(&path).unwrap();
@@ -94,8 +78,8 @@ fn damaged_files_are_named() {
     }
     let error = open_changed("damaged", MANIFEST_FILE, |bytes| bytes.truncate(20));
     assert!(error.contains(MANIFEST_FILE), "{error}");
-    let scratch = Scratch::new("missing");
-    let error = Shard::open(&scratch.0.join("none")).unwrap_err().to_string();
+    let scratch = TestDir::new("shard-missing");
+    let error = Shard::open(&scratch.path().join("none")).unwrap_err().to_string();
     assert!(error.contains("none"), "{error}");
 }
 
@@ -138,8 +122,8 @@ fn offsets_that_go_backwards_are_refused_even_with_the_right_sum() {
         ([0, u64::MAX, 3, 5], "at least"),
     ] {
         let bytes: Vec<u8> = offsets.iter().flat_map(|offset| offset.to_le_bytes()).collect();
-        let scratch = Scratch::new("offsets");
-        let dir = scratch.0.join("train");
+        let scratch = TestDir::new("shard-offsets");
+        let dir = scratch.path().join("train");
         let mut manifest = write(&dir, &[vec![1, 2, 3], vec![], vec![4, 5]], 100);
         manifest.offsets_sha256 = hex(Sha256::new_with_prefix(&bytes));
         fs::write(dir.join(OFFSETS_FILE), &bytes).unwrap();
@@ -161,8 +145,8 @@ fn documents_in_memory_use_16_bits_when_ids_fit() {
 
 #[test]
 fn damaged_manifests_never_panic() {
-    let scratch = Scratch::new("damaged");
-    let dir = scratch.0.join("train");
+    let scratch = TestDir::new("shard-damaged");
+    let dir = scratch.path().join("train");
     write(&dir, &[vec![1, 2, 3], vec![4]], 100);
     let path = dir.join(MANIFEST_FILE);
     let valid = fs::read(&path).unwrap();

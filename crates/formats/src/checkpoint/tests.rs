@@ -1,10 +1,10 @@
 use super::*;
 use crate::config::WeightDtype;
-use crate::durable::tests::{Scratch, names_in};
 use crate::weights::TensorData;
 use serde_json::json;
 use std::process::Command;
 use testkit::failing_writer::FailingWriter;
+use testkit::test_dir::{TestDir, names_in};
 
 fn tensor(values: &[f32]) -> [TensorSource<'_>; 1] {
     let (name, shape) = ("x".to_owned(), vec![values.len()]);
@@ -25,7 +25,7 @@ fn save(run_dir: &Path, step: u64, value: f32) -> PathBuf {
 
 #[test]
 fn a_checkpoint_is_read_back_as_written() {
-    let scratch = Scratch::new("checkpoint");
+    let scratch = TestDir::new("checkpoint");
     assert!(latest(scratch.path()).unwrap().is_none());
     save(scratch.path(), 10, 1.0);
     let dir = save(scratch.path(), 20, 2.0);
@@ -42,7 +42,7 @@ fn a_checkpoint_is_read_back_as_written() {
 
 #[test]
 fn the_program_sha256sum_accepts_the_sums() {
-    let scratch = Scratch::new("sha256sum");
+    let scratch = TestDir::new("sha256sum");
     let dir = save(scratch.path(), 1, 1.0);
     let output = Command::new("sha256sum").args(["-c", SUMS_FILE]).current_dir(&dir).output();
     match output {
@@ -58,7 +58,7 @@ fn the_program_sha256sum_accepts_the_sums() {
 
 #[test]
 fn every_kind_of_damage_names_the_file() {
-    let scratch = Scratch::new("damage");
+    let scratch = TestDir::new("damage");
     let dir = save(scratch.path(), 5, 1.0);
     for name in REQUIRED_FILES {
         let path = dir.join(name);
@@ -95,7 +95,7 @@ fn every_kind_of_damage_names_the_file() {
 
 #[test]
 fn a_damaged_latest_is_an_error_and_the_list_shows_the_rest() {
-    let scratch = Scratch::new("latest");
+    let scratch = TestDir::new("latest");
     save(scratch.path(), 5, 1.0);
     let path = checkpoints_dir(scratch.path()).join(LATEST_FILE);
     for text in ["", "step-5\n", "../../etc\n", "step-00000005\nmore"] {
@@ -111,7 +111,7 @@ fn a_damaged_latest_is_an_error_and_the_list_shows_the_rest() {
 
 #[test]
 fn failing_writes_leave_the_checkpoint_before_usable() {
-    let scratch = Scratch::new("failing");
+    let scratch = TestDir::new("failing");
     save(scratch.path(), 10, 1.0);
     for remaining_bytes in [0, 1, 8, 100] {
         let mut writer = begin(scratch.path(), 20, 2.0);
@@ -134,7 +134,7 @@ fn failing_writes_leave_the_checkpoint_before_usable() {
 
 #[test]
 fn an_incomplete_or_misnamed_checkpoint_is_refused() {
-    let scratch = Scratch::new("incomplete");
+    let scratch = TestDir::new("incomplete");
     let mut writer = CheckpointWriter::begin(scratch.path(), 1).unwrap();
     writer.tensors(MODEL_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
     for name in [MODEL_FILE, SUMS_FILE, "", "..", "a/b", "a\nb"] {
@@ -148,7 +148,7 @@ fn an_incomplete_or_misnamed_checkpoint_is_refused() {
 
 #[test]
 fn a_killed_writer_leaves_only_what_the_next_start_removes() {
-    let scratch = Scratch::new("killed");
+    let scratch = TestDir::new("killed");
     save(scratch.path(), 10, 1.0);
     // A process that dies runs no destructor.
     std::mem::forget(begin(scratch.path(), 20, 2.0));
@@ -160,7 +160,7 @@ fn a_killed_writer_leaves_only_what_the_next_start_removes() {
 
 #[test]
 fn a_step_reached_again_replaces_its_checkpoint() {
-    let scratch = Scratch::new("again");
+    let scratch = TestDir::new("again");
     save(scratch.path(), 10, 1.0);
     save(scratch.path(), 10, 3.0);
     let checkpoint = latest(scratch.path()).unwrap().unwrap();
@@ -170,7 +170,7 @@ fn a_step_reached_again_replaces_its_checkpoint() {
 
 #[test]
 fn pruning_keeps_the_newest_and_never_removes_the_latest() {
-    let scratch = Scratch::new("prune");
+    let scratch = TestDir::new("prune");
     for step in [10, 20, 30, 40] {
         save(scratch.path(), step, 1.0);
     }
@@ -186,7 +186,7 @@ fn pruning_keeps_the_newest_and_never_removes_the_latest() {
 
 #[test]
 fn a_newer_state_is_refused_by_version() {
-    let scratch = Scratch::new("newer");
+    let scratch = TestDir::new("newer");
     let mut writer = CheckpointWriter::begin(scratch.path(), 1).unwrap();
     writer.tensors(MODEL_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
     writer.tensors(OPTIMIZER_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
@@ -198,7 +198,7 @@ fn a_newer_state_is_refused_by_version() {
 
 #[test]
 fn a_checkpoints_folder_that_is_a_link_is_refused() {
-    let scratch = Scratch::new("checkpoints-link");
+    let scratch = TestDir::new("checkpoints-link");
     let (run, other) = (scratch.path().join("run"), scratch.path().join("other"));
     fs::create_dir(&run).unwrap();
     fs::create_dir(&other).unwrap();

@@ -1,44 +1,10 @@
 use super::*;
 use testkit::failing_writer::FailingWriter;
-
-/// A folder of its own, removed at the end of the test.
-pub(crate) struct Scratch(PathBuf);
-
-impl Scratch {
-    pub(crate) fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("formats-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-
-    pub(crate) fn names(&self) -> Vec<String> {
-        names_in(&self.0)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-pub(crate) fn names_in(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
-}
+use testkit::test_dir::TestDir;
 
 #[test]
 fn a_failed_write_leaves_the_old_file_and_nothing_else() {
-    let scratch = Scratch::new("failed-write");
+    let scratch = TestDir::new("failed-write");
     let path = scratch.path().join("state.json");
     write_bytes_atomically(&path, b"old").unwrap();
     for remaining_bytes in [0, 1, 1000, WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES + 1] {
@@ -57,7 +23,7 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
 
 #[test]
 fn a_reader_sees_the_old_file_until_the_rename() {
-    let scratch = Scratch::new("until-rename");
+    let scratch = TestDir::new("until-rename");
     let path = scratch.path().join("a.txt");
     write_bytes_atomically(&path, b"old").unwrap();
     write_atomically(&path, |writer| {
@@ -72,7 +38,7 @@ fn a_reader_sees_the_old_file_until_the_rename() {
 
 #[test]
 fn writing_into_a_missing_folder_names_it() {
-    let scratch = Scratch::new("missing-folder");
+    let scratch = TestDir::new("missing-folder");
     let path = scratch.path().join("none/a.txt");
     let error = write_bytes_atomically(&path, b"x").unwrap_err();
     assert!(error.to_string().contains("none"), "{error}");
@@ -80,7 +46,7 @@ fn writing_into_a_missing_folder_names_it() {
 
 #[test]
 fn only_our_leftovers_are_removed() {
-    let scratch = Scratch::new("leftovers");
+    let scratch = TestDir::new("leftovers");
     let keep = [".hidden", ".a.tmp", ".a.tmp-x-1", "a.tmp-1-2", "b.json"];
     for name in keep {
         fs::write(scratch.path().join(name), "x").unwrap();
@@ -95,7 +61,7 @@ fn only_our_leftovers_are_removed() {
 
 #[test]
 fn a_temporary_folder_is_shown_whole_never_overwrites_and_leaves_nothing() {
-    let scratch = Scratch::new("commit-dir");
+    let scratch = TestDir::new("commit-dir");
     let final_dir = scratch.path().join("model");
     let temporary = TemporaryDir::beside(&final_dir).unwrap();
     fs::create_dir(temporary.path().join("inner")).unwrap();
@@ -111,7 +77,7 @@ fn a_temporary_folder_is_shown_whole_never_overwrites_and_leaves_nothing() {
 
 #[test]
 fn a_held_folder_is_refused_and_a_released_one_is_not() {
-    let scratch = Scratch::new("lock");
+    let scratch = TestDir::new("lock");
     let lock = DirLock::acquire(scratch.path()).unwrap();
     let error = DirLock::acquire(scratch.path()).unwrap_err().to_string();
     assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
@@ -121,7 +87,7 @@ fn a_held_folder_is_refused_and_a_released_one_is_not() {
 
 #[test]
 fn a_lock_file_that_is_a_link_is_refused_and_its_target_stays() {
-    let scratch = Scratch::new("lock-link");
+    let scratch = TestDir::new("lock-link");
     let target = scratch.path().join("precious");
     fs::write(&target, "text").unwrap();
     let run = scratch.path().join("run");
@@ -133,18 +99,43 @@ fn a_lock_file_that_is_a_link_is_refused_and_its_target_stays() {
 
 #[test]
 fn free_space_is_known_for_a_folder_and_an_error_for_none() {
-    let scratch = Scratch::new("free");
+    let scratch = TestDir::new("free");
     assert!(crate::free_disk_bytes(scratch.path()).unwrap() > 0);
     assert!(crate::free_disk_bytes(&scratch.path().join("none")).is_err());
 }
 
 #[test]
 fn files_over_the_bound_are_not_read() {
-    let scratch = Scratch::new("bounded");
+    let scratch = TestDir::new("bounded");
     let path = scratch.path().join("a");
     fs::write(&path, [0u8; 10]).unwrap();
     assert_eq!(read_bounded(&path, 10).unwrap().len(), 10);
     assert!(matches!(read_bounded(&path, 9), Err(FormatError::TooLarge { got: 10, .. })));
     let device = read_bounded(Path::new("/dev/zero"), 9).unwrap_err().to_string();
     assert!(device.contains("/dev/zero"), "a device is no file: {device}");
+}
+
+#[test]
+fn temporaries_of_dead_writers_go_and_others_stay() {
+    let scratch = TestDir::new("dead");
+    let old = std::time::SystemTime::now() - 2 * DEAD_AFTER;
+    // Processes have smaller numbers than the first; the second is this one.
+    let living = std::process::id();
+    let names = [
+        ".model.tmp-999999999-0".to_owned(),
+        format!(".model.tmp-{living}-0"),
+        ".other.tmp-999999999-0".to_owned(),
+        ".model.tmp-999999998-0".to_owned(),
+    ];
+    for name in &names {
+        let dir = scratch.join(name);
+        fs::create_dir(&dir).unwrap();
+        if !name.contains("999999998") {
+            File::open(&dir).unwrap().set_modified(old).unwrap();
+        }
+    }
+    remove_dead_leftovers(&scratch.join("model")).unwrap();
+    let mut left = names[1..].to_vec();
+    left.sort();
+    assert_eq!(scratch.names(), left);
 }

@@ -1,9 +1,9 @@
 use super::*;
 use crate::config::tests::tiny_config;
-use crate::durable::tests::Scratch;
 use crate::names::WeightName;
 use crate::weights::TensorData;
 use testkit::failing_writer::FailingWriter;
+use testkit::test_dir::TestDir;
 
 fn lineage() -> Lineage {
     Lineage {
@@ -39,7 +39,7 @@ fn fill(writer: &ModelDirWriter) {
 
 #[test]
 fn a_model_directory_is_read_back_as_written() {
-    let scratch = Scratch::new("model-round-trip");
+    let scratch = TestDir::new("model-round-trip");
     let dir = scratch.path().join("models/tiny");
     let writer = ModelDirWriter::begin(&dir).unwrap();
     fill(&writer);
@@ -58,7 +58,7 @@ fn a_model_directory_is_read_back_as_written() {
 
 #[test]
 fn an_existing_model_is_never_overwritten() {
-    let scratch = Scratch::new("model-exists");
+    let scratch = TestDir::new("model-exists");
     let dir = scratch.path().join("tiny");
     let early = ModelDirWriter::begin(&dir).unwrap();
     fill(&early);
@@ -72,7 +72,7 @@ fn an_existing_model_is_never_overwritten() {
 
 #[test]
 fn incomplete_models_are_not_committed_and_leave_nothing() {
-    let scratch = Scratch::new("model-incomplete");
+    let scratch = TestDir::new("model-incomplete");
     let dir = scratch.path().join("tiny");
     let writer = ModelDirWriter::begin(&dir).unwrap();
     writer.config(&tiny_config()).unwrap();
@@ -91,7 +91,7 @@ fn incomplete_models_are_not_committed_and_leave_nothing() {
 
 #[test]
 fn models_are_listed_and_broken_ones_say_why() {
-    let scratch = Scratch::new("model-list");
+    let scratch = TestDir::new("model-list");
     assert!(list_models(&scratch.path().join("none")).unwrap().models.is_empty());
     for name in ["b", "a"] {
         let writer = ModelDirWriter::begin(&scratch.path().join(name)).unwrap();
@@ -112,7 +112,7 @@ fn models_are_listed_and_broken_ones_say_why() {
 
 #[test]
 fn a_missing_model_is_named() {
-    let scratch = Scratch::new("model-missing");
+    let scratch = TestDir::new("model-missing");
     let error = ModelDir::open(&scratch.path().join("mistral")).unwrap_err().to_string();
     assert!(error.starts_with("mistral is missing from"), "{error}");
 }

@@ -1,10 +1,10 @@
 use super::*;
 use crate::config::tests::tiny_config;
-use crate::durable::tests::Scratch;
 use std::fs;
 use std::io::Write;
 use testkit::damage::damaged;
 use testkit::failing_writer::FailingWriter;
+use testkit::test_dir::TestDir;
 
 fn source<'a>(name: &str, shape: &[usize], data: TensorData<'a>) -> TensorSource<'a> {
     TensorSource { name: name.to_owned(), dtype: WeightDtype::F32, shape: shape.to_vec(), data }
@@ -23,14 +23,14 @@ fn two_tensors() -> Vec<u8> {
     bytes_of(vec![half, source("a", &[2, 2], TensorData::F32(&numbers))])
 }
 
-fn open_bytes(scratch: &Scratch, bytes: &[u8]) -> Result<WeightFiles, FormatError> {
+fn open_bytes(scratch: &TestDir, bytes: &[u8]) -> Result<WeightFiles, FormatError> {
     fs::write(scratch.path().join(SINGLE_FILE), bytes).unwrap();
     WeightFiles::open(scratch.path())
 }
 
 #[test]
 fn what_is_written_is_read_back_bit_for_bit() {
-    let scratch = Scratch::new("weights-round-trip");
+    let scratch = TestDir::new("weights-round-trip");
     let numbers: Vec<f32> =
         (0..40_000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435))).collect();
     let halves: Vec<bf16> = (0..300u16).map(|i| bf16::from_bits(i * 211)).collect();
@@ -85,7 +85,7 @@ fn tensors_are_aligned_to_their_number_type() {
 
 #[test]
 fn a_stream_is_stopped_as_soon_as_it_gives_too_much() {
-    let scratch = Scratch::new("runaway");
+    let scratch = TestDir::new("runaway");
     let n_accepted = std::cell::Cell::new(0);
     let runaway = TensorData::Stream(Box::new(|writer: &mut dyn Write| {
         for _ in 0..100 {
@@ -102,7 +102,7 @@ fn a_stream_is_stopped_as_soon_as_it_gives_too_much() {
 
 #[test]
 fn rounding_to_bf16_is_to_nearest_even() {
-    let scratch = Scratch::new("rounding");
+    let scratch = TestDir::new("rounding");
     // 1 + 2^-8 is half way between 1 and 1 + 2^-7: even is 1. 1 + 3 * 2^-8 goes up to 1 + 2^-6.
     let numbers = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
     let mut tensor = source("x", &[2], TensorData::F32(&numbers));
@@ -113,7 +113,7 @@ fn rounding_to_bf16_is_to_nearest_even() {
 
 #[test]
 fn tensors_of_the_wrong_length_are_refused_by_name() {
-    let scratch = Scratch::new("wrong-length");
+    let scratch = TestDir::new("wrong-length");
     let path = scratch.path().join(SINGLE_FILE);
     let stream = |n: usize| -> TensorData<'static> {
         TensorData::Stream(Box::new(move |writer: &mut dyn Write| writer.write_all(&vec![0; n])))
@@ -137,7 +137,7 @@ fn tensors_of_the_wrong_length_are_refused_by_name() {
 
 #[test]
 fn a_full_disk_in_the_middle_of_a_tensor_leaves_the_old_file() {
-    let scratch = Scratch::new("full-disk");
+    let scratch = TestDir::new("full-disk");
     let old = two_tensors();
     let path = scratch.path().join(SINGLE_FILE);
     fs::write(&path, &old).unwrap();
@@ -167,7 +167,7 @@ fn write_model(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
 
 #[test]
 fn missing_misshapen_and_unused_tensors_are_named() {
-    let scratch = Scratch::new("check");
+    let scratch = TestDir::new("check");
     let path = scratch.path().join(SINGLE_FILE);
     let config = tiny_config();
     let mut tensors = model_tensors(&config);
@@ -192,7 +192,7 @@ fn missing_misshapen_and_unused_tensors_are_named() {
 
 #[test]
 fn sharded_weights_are_read_through_their_index() {
-    let scratch = Scratch::new("sharded");
+    let scratch = TestDir::new("sharded");
     let config = tiny_config();
     let tensors = model_tensors(&config);
     let (first, second) = tensors.split_at(5);
@@ -231,7 +231,7 @@ fn sharded_weights_are_read_through_their_index() {
 
 #[test]
 fn folders_without_safetensors_say_what_they_have() {
-    let scratch = Scratch::new("no-weights");
+    let scratch = TestDir::new("no-weights");
     let error = WeightFiles::open(scratch.path()).unwrap_err();
     assert!(matches!(error, FormatError::NoWeights { .. }), "{error}");
     fs::write(scratch.path().join("pytorch_model.bin"), "x").unwrap();
@@ -272,7 +272,7 @@ fn lying_file(header: &str, n_data: usize) -> Vec<u8> {
 
 #[test]
 fn lying_headers_are_refused_with_the_file_name() {
-    let scratch = Scratch::new("lying");
+    let scratch = TestDir::new("lying");
     let cases = [
         vec![],
         vec![0; 7],
@@ -308,7 +308,7 @@ fn lying_headers_are_refused_with_the_file_name() {
 
 #[test]
 fn every_truncation_is_refused() {
-    let scratch = Scratch::new("truncated");
+    let scratch = TestDir::new("truncated");
     let bytes = two_tensors();
     for n in 0..bytes.len() {
         assert!(open_bytes(&scratch, &bytes[..n]).is_err(), "{n} of {} bytes", bytes.len());
@@ -318,7 +318,7 @@ fn every_truncation_is_refused() {
 
 #[test]
 fn damaged_files_never_panic() {
-    let scratch = Scratch::new("damaged");
+    let scratch = TestDir::new("damaged");
     let mut n_right = 0;
     for bytes in damaged(&two_tensors(), 1, 2_000) {
         if let Ok(files) = open_bytes(&scratch, &bytes) {

@@ -46,14 +46,12 @@ fn the_port_answers_before_there_is_a_model_and_serves_it_once_it_is_added() {
     assert_eq!((early.status, &early.error()["code"]), (503, &json!("starting")));
     models.add("tiny", fixture::model(100, EngineLimits::default())).unwrap();
     models.add("second", fixture::model(100, EngineLimits::default())).unwrap();
-    models.set_default("second").unwrap();
     assert_eq!(get(server.address(), "/health").json()["models"], json!(["tiny", "second"]));
     let status = get(server.address(), "/chat/status").json();
-    assert_eq!(status["models"], json!(["second", "tiny"]));
+    assert_eq!(status["models"], json!(["tiny", "second"]));
     assert_eq!(post(server.address(), CHAT, &chat(&json!({"max_tokens": 1}))).status, 200);
     let twice = models.add("tiny", fixture::model(100, EngineLimits::default()));
     assert!(matches!(twice, Err(ServerError::DuplicateModel { .. })));
-    assert!(matches!(models.set_default("none"), Err(ServerError::UnknownModel { .. })));
     server.stop().unwrap();
 }
 

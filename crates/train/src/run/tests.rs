@@ -4,6 +4,7 @@ use data::shard::ShardWriter;
 use kernels::{Compute, Family, detect_features};
 use testkit::damage::damaged;
 use testkit::random::Rng;
+use testkit::test_dir::TestDir;
 use tokenizer::{BpeTrainer, TrainOptions};
 
 use super::*;
@@ -18,13 +19,6 @@ use crate::schedule::Schedule;
 fn device() -> Device {
     let family = Family::ALL.into_iter().rev().find(|f| f.runs_on(detect_features())).unwrap();
     Device::Cpu(Compute::forced(family, 2).unwrap())
-}
-
-fn folder(name: &str) -> PathBuf {
-    let dir = std::env::temp_dir().join(format!("galerne-train-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).unwrap();
-    dir
 }
 
 /// A tokenizer of 300 tokens and a shard of random words.
@@ -90,8 +84,8 @@ fn fingerprint(run: &Run) -> Vec<u32> {
 
 #[test]
 fn a_stopped_and_resumed_run_equals_an_uninterrupted_one() {
-    let dir = folder("resume");
-    let recipe = recipe(&dir);
+    let dir = TestDir::new("train-resume");
+    let recipe = recipe(dir.path());
     let mut whole = Run::create(&dir.join("whole"), recipe.clone(), device()).unwrap();
     let mut losses = Vec::new();
     let outcome = whole.train(|progress| {
@@ -132,7 +126,6 @@ fn a_stopped_and_resumed_run_equals_an_uninterrupted_one() {
     assert_eq!(lines("whole"), lines("parts"));
     assert_eq!(lines("parts").len(), 8);
     assert!(lines("parts")[3].2.is_some() && lines("parts")[4].2.is_none());
-    fs::remove_dir_all(dir).unwrap();
 }
 
 fn dir_file(parts: &Path, name: &str) -> PathBuf {
@@ -141,9 +134,9 @@ fn dir_file(parts: &Path, name: &str) -> PathBuf {
 
 #[test]
 fn a_damaged_checkpoint_is_refused_by_name() {
-    let dir = folder("damage");
+    let dir = TestDir::new("train-damage");
     let run_dir = dir.join("run");
-    let mut run = Run::create(&run_dir, recipe(&dir), device()).unwrap();
+    let mut run = Run::create(&run_dir, recipe(dir.path()), device()).unwrap();
     run.train(|_| RunControl::Stop).unwrap();
     drop(run);
     let file = run_dir.join("checkpoints/step-00000001/optimizer.safetensors");
@@ -152,14 +145,13 @@ fn a_damaged_checkpoint_is_refused_by_name() {
         let error = Run::resume(&run_dir, device()).unwrap_err().to_string();
         assert!(error.contains("optimizer.safetensors"), "{error}");
     }
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn other_data_under_the_same_name_is_refused() {
-    let dir = folder("digest");
+    let dir = TestDir::new("train-digest");
     let run_dir = dir.join("run");
-    let recipe = recipe(&dir);
+    let recipe = recipe(dir.path());
     let mut run = Run::create(&run_dir, recipe.clone(), device()).unwrap();
     run.train(|_| RunControl::Stop).unwrap();
     drop(run);
@@ -172,14 +164,13 @@ fn other_data_under_the_same_name_is_refused() {
     writer.finish(vec![]).unwrap();
     let error = Run::resume(&run_dir, device()).unwrap_err().to_string();
     assert!(error.contains("data_digests"), "{error}");
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn a_run_from_another_keeps_the_weights_that_it_began_with() {
-    let dir = folder("parent");
+    let dir = TestDir::new("train-parent");
     let parent_dir = dir.join("parent");
-    let parent_recipe = recipe(&dir);
+    let parent_recipe = recipe(dir.path());
     let mut parent = Run::create(&parent_dir, parent_recipe.clone(), device()).unwrap();
     parent.train(|_| RunControl::Stop).unwrap();
     let child_dir = dir.join("child");
@@ -193,16 +184,15 @@ fn a_run_from_another_keeps_the_weights_that_it_began_with() {
         Recipe { batch: BatchSettings { seq_len: 1000, ..child_recipe.batch }, ..child_recipe };
     assert!(Run::create(&dir.join("long"), long, device()).is_err());
     assert!(!dir.join("long").exists(), "a run that cannot be opened leaves no folder");
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn a_run_is_held_by_one_process_and_never_overwritten() {
-    let dir = folder("lock");
+    let dir = TestDir::new("train-lock");
     let run_dir = dir.join("run");
-    let run = Run::create(&run_dir, recipe(&dir), device()).unwrap();
+    let run = Run::create(&run_dir, recipe(dir.path()), device()).unwrap();
     assert!(matches!(
-        Run::create(&run_dir, recipe(&folder("lock2")), device()),
+        Run::create(&run_dir, recipe(TestDir::new("train-lock2").path()), device()),
         Err(TrainError::Exists { .. })
     ));
     assert!(Run::resume(&run_dir, device()).unwrap_err().to_string().contains("in use"));
@@ -210,13 +200,12 @@ fn a_run_is_held_by_one_process_and_never_overwritten() {
     assert_eq!(Run::resume(&run_dir, device()).unwrap().step(), 0);
     let missing = Run::resume(&dir.join("nothing"), device()).unwrap_err().to_string();
     assert!(missing.contains("is not a run"), "{missing}");
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn recipes_survive_a_round_trip_and_bad_ones_are_refused_by_key() {
-    let dir = folder("recipe");
-    let recipe = recipe(&dir);
+    let dir = TestDir::new("train-recipe");
+    let recipe = recipe(dir.path());
     let path = Path::new("run.toml");
     let text = recipe.to_toml();
     assert_eq!(Recipe::parse(&text, path).unwrap(), recipe);
@@ -239,13 +228,12 @@ fn recipes_survive_a_round_trip_and_bad_ones_are_refused_by_key() {
         let error = Recipe::parse(&text.replace(from, to), path).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn runs_that_start_from_one_another_in_a_circle_are_refused() {
-    let dir = folder("circle");
-    let mut recipe = recipe(&dir);
+    let dir = TestDir::new("train-circle");
+    let mut recipe = recipe(dir.path());
     for (name, other) in [("a", "b"), ("b", "a")] {
         fs::create_dir(dir.join(name)).unwrap();
         recipe.start = Start::Run(dir.join(other));
@@ -253,13 +241,12 @@ fn runs_that_start_from_one_another_in_a_circle_are_refused() {
     }
     let error = starting_config(&recipe).unwrap_err().to_string();
     assert!(error.contains("start.run"), "{error}");
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn a_shard_of_another_vocabulary_is_refused() {
-    let dir = folder("vocabulary");
-    let mut recipe = recipe(&dir);
+    let dir = TestDir::new("train-vocabulary");
+    let mut recipe = recipe(dir.path());
     let tokenizer = Tokenizer::open(&recipe.data.tokenizer).unwrap();
     // The digest is the right one: only the size tells.
     let shard = dir.join("wide");
@@ -270,13 +257,12 @@ fn a_shard_of_another_vocabulary_is_refused() {
     recipe.data.shards = vec![shard];
     let error = Run::create(&dir.join("run"), recipe, device()).unwrap_err();
     assert!(matches!(error, TrainError::Vocabulary { .. }), "{error}");
-    fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn damaged_recipes_never_panic() {
-    let dir = folder("damaged-recipe");
-    let valid = recipe(&dir).to_toml();
+    let dir = TestDir::new("train-damaged-recipe");
+    let valid = recipe(dir.path()).to_toml();
     let path = dir.join(RECIPE_FILE);
     let right = |bytes: &Vec<u8>| {
         let text = String::from_utf8_lossy(bytes);
@@ -284,5 +270,4 @@ fn damaged_recipes_never_panic() {
     };
     let n_right = damaged(valid.as_bytes(), 1, 1_000).filter(right).count();
     assert!((1..700).contains(&n_right), "{n_right} of 1000 are still right");
-    fs::remove_dir_all(dir).unwrap();
 }

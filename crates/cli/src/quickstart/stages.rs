@@ -8,9 +8,9 @@ use train::recipe::{
     CheckpointSettings, DataSettings, FORMAT_VERSION, RecipeDType, Start, ValidationSettings,
 };
 use train::schedule::Schedule;
-use train::{Recipe, Run};
+use train::{RECIPE_FILE, Recipe, Run};
 
-use super::plan::BATCH;
+use super::budget::BATCH;
 use super::prepare::Prepared;
 use super::settings::{Plan, Settings};
 
@@ -140,7 +140,7 @@ impl Stage {
         device: Device,
     ) -> anyhow::Result<Run> {
         let run_dir = self.run_dir(dir);
-        if run_dir.join("run.toml").is_file() {
+        if run_dir.join(RECIPE_FILE).is_file() {
             return Ok(Run::resume(&run_dir, device)?);
         }
         Ok(Run::create(&run_dir, self.recipe(dir, settings, plan), device)?)

@@ -12,7 +12,7 @@ pub(crate) const BATCH: BatchSettings =
     BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 2 };
 
 /// Tokens of the three runs without a budget. A machine that does them in time gives the same models at any speed.
-const DEFAULT_TOKENS: f64 = 8_600_000.0;
+const DEFAULT_TOKENS: f64 = 7_400_000.0;
 /// Minutes that a quickstart without a budget takes at most.
 const MAX_MINUTES: f64 = 30.0;
 /// Share of the budget that is spent in training steps; the rest prepares, measures and exports.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::{EngineHandle, Event, FinishReason, GenerationRequest, Sampling, StopAtIds};
-use tokenizer::{StopScanner, TextStream, Tokenizer};
+use tokenizer::{AnswerText, TextStream, Tokenizer};
 
 use crate::os::{StopSignal, StopSignals};
 
@@ -60,12 +60,14 @@ pub(crate) fn answer(
         sampling: question.sampling,
         stop: Box::new(StopAtIds(question.stop_ids)),
     })?;
-    let mut text = question.text.map(|(tokenizer, stream)| ShownText {
-        tokenizer,
-        stream,
-        scanner: StopScanner::new(question.stop_texts),
-        shown: String::new(),
-    });
+    let mut text = question
+        .text
+        .map(|(tokenizer, stream)| (tokenizer, AnswerText::new(stream, question.stop_texts)));
+    let mut shown = String::new();
+    let mut show = |piece: String| {
+        shown.push_str(&piece);
+        show(&piece)
+    };
     let mut token_ids = Vec::with_capacity(question.max_tokens.min(1 << 16));
     let ended = loop {
         if let Some(signal) = signals.requested() {
@@ -74,10 +76,9 @@ pub(crate) fn answer(
         match events.recv_blocking() {
             Some(Event::Token { token_id, .. }) => {
                 token_ids.push(token_id);
-                let Some(text) = &mut text else { continue };
-                let (piece, is_stopped) = text.push(token_id);
-                show(&piece)?;
-                if is_stopped {
+                let Some((tokenizer, text)) = &mut text else { continue };
+                show(text.push(tokenizer, token_id))?;
+                if text.is_stopped() {
                     break Ended::Complete;
                 }
             }
@@ -86,37 +87,9 @@ pub(crate) fn answer(
             Some(Event::Failed(error)) => return Err(error.into()),
         }
     };
-    let text = match text {
-        None => None,
-        Some(mut text) => {
-            show(&text.finish())?;
-            Some(text.shown)
-        }
-    };
-    Ok(Answer { token_ids, text, ended })
-}
-
-/// Tokens to text, as far as it can be shown.
-struct ShownText {
-    tokenizer: Arc<Tokenizer>,
-    stream: TextStream,
-    scanner: StopScanner,
-    shown: String,
-}
-
-impl ShownText {
-    /// Text that can be shown now, and whether a stop text ended it.
-    fn push(&mut self, token_id: u32) -> (String, bool) {
-        let scanned = self.scanner.push(&self.stream.push(&self.tokenizer, token_id));
-        self.shown.push_str(&scanned.safe);
-        (scanned.safe, scanned.stopped)
+    let has_text = text.is_some();
+    if let Some((_, mut text)) = text {
+        show(text.finish())?;
     }
-
-    /// The end of the text: half characters, and what might have become a stop text.
-    fn finish(&mut self) -> String {
-        let mut rest = self.scanner.push(&std::mem::take(&mut self.stream).finish()).safe;
-        rest.push_str(&self.scanner.finish());
-        self.shown.push_str(&rest);
-        rest
-    }
+    Ok(Answer { token_ids, text: has_text.then_some(shown), ended })
 }
