@@ -94,12 +94,12 @@ pub(crate) enum Failure {
         total_bytes: u64,
     },
     /// A signal asked the program to stop, and it did in good order.
-    #[error("stopped by {}{state}", signal.name())]
+    #[error("stopped by {}{}", signal.name(), after_colon(saved.as_deref()))]
     Stopped {
         /// The signal.
         signal: StopSignal,
-        /// What was saved, beginning with a colon; empty when there was nothing to save.
-        state: String,
+        /// What was saved; none when there was nothing to save.
+        saved: Option<String>,
         /// How to go on.
         next: Option<String>,
     },
@@ -109,6 +109,10 @@ pub(crate) enum Failure {
     /// Nobody reads stdout any more.
     #[error("standard output is closed")]
     ClosedStdout,
+}
+
+fn after_colon(text: Option<&str>) -> String {
+    text.map_or_else(String::new, |text| format!(": {text}"))
 }
 
 fn listed(names: &[String]) -> String {

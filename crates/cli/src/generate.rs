@@ -121,7 +121,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         _ => Ok(()),
     })?;
     if let Ended::OnSignal(signal) = answer.ended {
-        return Err(Failure::Stopped { signal, state: String::new(), next: None }.into());
+        return Err(Failure::Stopped { signal, saved: None, next: None }.into());
     }
     match (form, &answer.text) {
         (Form::Json, text) => {

@@ -8,11 +8,11 @@ use std::time::UNIX_EPOCH;
 use anyhow::Context as _;
 use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
+use formats::FormatError;
 use formats::durable::read_bounded;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
-use formats::{FormatError, WeightDtype};
-use model::{Decoder, ModelConfig};
-use tensor::{DType, Device, Passes};
+use model::{Decoder, ModelConfig, compute_dtype};
+use tensor::{Device, Passes};
 use tokenizer::{ChatTemplate, Tokenizer};
 use tracing::{info, warn};
 
@@ -109,7 +109,7 @@ impl OpenModel {
         }
         let config = ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
-        let dtype = dtype_of(config.dtype);
+        let dtype = compute_dtype(config.dtype);
         let memory = ModelMemory::of(&config);
         let available = machine::memory().map(|memory| bytes(memory.available_bytes));
         info!(
@@ -198,16 +198,9 @@ pub(crate) struct ModelMemory {
 impl ModelMemory {
     /// The plan of a model.
     pub(crate) fn of(config: &ModelConfig) -> Self {
-        let weights = Decoder::bytes_for(config, dtype_of(config.dtype), Passes::Forward) as u64;
+        let weights =
+            Decoder::bytes_for(config, compute_dtype(config.dtype), Passes::Forward) as u64;
         Self { weights_bytes: weights, loading_bytes: weights + 4 * config.n_parameters() }
-    }
-}
-
-/// bf16 weights are computed in bf16, all others in f32.
-pub(crate) fn dtype_of(stored: WeightDtype) -> DType {
-    match stored {
-        WeightDtype::Bf16 => DType::Bf16,
-        WeightDtype::F32 => DType::F32,
     }
 }
 

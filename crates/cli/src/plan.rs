@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use bench::{BAR_BATCH, TRAIN_STEP, training_speed};
 use eval::figures::{bytes, duration};
-use model::{Decoder, KvCache, ModelConfig};
+use formats::WeightDtype;
+use model::{Decoder, KvCache, ModelConfig, compute_dtype};
 use serde::Serialize;
 use serde_json::json;
-use tensor::{DType, Passes};
-use train::recipe::{BatchSettings, ModelShape, RecipeDType};
+use tensor::Passes;
+use train::recipe::{BatchSettings, ModelShape};
 
 use crate::context::{Context, Form};
 use crate::table::table;
@@ -98,7 +99,7 @@ enum SpeedSource {
 struct Planned {
     plan: RunPlan,
     batch: BatchSettings,
-    dtype: RecipeDType,
+    dtype: WeightDtype,
 }
 
 /// Runs the command.
@@ -109,7 +110,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let planned = planned(&args)?;
     let speed = speed(&args, &planned, context)?;
     let plan = &planned.plan;
-    let inference_dtype = DType::from(planned.dtype);
+    let inference_dtype = compute_dtype(planned.dtype);
     let weights = Decoder::bytes_for(&plan.config, inference_dtype, Passes::Forward) as u64;
     let cache = KvCache::bytes_for(&plan.config, inference_dtype, 1024) as u64;
     let seconds = speed.map(|(speed, _)| plan.n_tokens as f64 / speed);
@@ -174,7 +175,7 @@ fn planned(args: &Args) -> anyhow::Result<Planned> {
     let step_tokens = batch.rows_per_step.saturating_mul(batch.seq_len).max(1) as u64;
     let n_steps = args.tokens.div_ceil(step_tokens);
     batch.check(n_steps)?;
-    let dtype = RecipeDType::Bf16;
+    let dtype = WeightDtype::Bf16;
     // Token ids of a vocabulary up to 65,536 take two bytes.
     let data_bytes = args.tokens * if args.vocab <= 1 << 16 { 2 } else { 4 };
     let plan = RunPlan::new(shape.config(1, 2)?, dtype, batch, n_steps, data_bytes);
@@ -194,7 +195,7 @@ fn speed(
         );
         return Ok(Some((speed, SpeedSource::Given)));
     }
-    if planned.dtype == RecipeDType::F32 {
+    if planned.dtype == WeightDtype::F32 {
         return Ok(None);
     }
     context.say("measuring the speed of a training step; --tokens-per-s gives it instead");

@@ -45,7 +45,7 @@ const NEEDED_DISK_BYTES: u64 = 2 << 30;
 /// Arguments of `galerne quickstart`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Minutes that all stages may take; sizes the model and the number of tokens [default: what 7.4
+    /// Minutes that all stages may take; sizes the model and the number of tokens [default: what 6.4
     /// million tokens take, at most 30]
     #[arg(long, value_name = "MINUTES")]
     budget: Option<f64>,
@@ -180,8 +180,8 @@ impl Quickstart<'_> {
             None => Ok(result),
             Some(signal) => {
                 let next = Some(format!("go on with `galerne resume {}`", self.name()));
-                let state = format!(": {name} is done");
-                Err(Failure::Stopped { signal, state, next }.into())
+                let saved = Some(format!("{name} is done"));
+                Err(Failure::Stopped { signal, saved, next }.into())
             }
         }
     }

@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::{ModelMemory, OpenModel, dtype_of, locate, of_home};
+use crate::open_model::{ModelMemory, OpenModel, locate, of_home};
 use crate::os::StopSignals;
 
 /// Arguments of `galerne serve`.
@@ -57,7 +57,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     }
     let signal = signals.wait().context("cannot wait for signals")?;
     server.stop()?;
-    Err(Failure::Stopped { signal, state: String::new(), next: None }.into())
+    Err(Failure::Stopped { signal, saved: None, next: None }.into())
 }
 
 /// The models that were named, else those of the home that can be talked with or continue text.
@@ -89,7 +89,8 @@ fn models_to_serve(named: &[String], context: &Context) -> anyhow::Result<Vec<(S
 
 /// Bytes that the answers of a model take at most.
 fn answer_bytes(config: &::model::ModelConfig) -> u64 {
-    Engine::planned_bytes(config, dtype_of(config.dtype), &EngineLimits::default()) as u64
+    Engine::planned_bytes(config, ::model::compute_dtype(config.dtype), &EngineLimits::default())
+        as u64
 }
 
 /// Refuses models that the machine cannot hold together.

@@ -9,12 +9,12 @@ use anyhow::Context as _;
 use eval::figures::{bytes, duration, short};
 use formats::model_dir::Lineage;
 use formats::{WeightDtype, free_disk_bytes};
-use model::ModelConfig;
+use model::{ModelConfig, compute_dtype};
 use serde_json::json;
 use tokenizer::Tokenizer;
 use train::export::{ModelNotes, write_model};
 use train::plan::TrainingMemory;
-use train::recipe::{BatchSettings, RecipeDType, Start};
+use train::recipe::{BatchSettings, Start};
 use train::{Outcome, Progress, Recipe, Run, RunControl, starting_config};
 
 use crate::context::{Context, Form};
@@ -82,7 +82,7 @@ impl RunPlan {
     /// The plan of a run of `n_steps` on data of `data_bytes` that keeps one checkpoint.
     pub(crate) fn new(
         config: ModelConfig,
-        dtype: RecipeDType,
+        dtype: WeightDtype,
         batch: BatchSettings,
         n_steps: u64,
         data_bytes: u64,
@@ -92,12 +92,12 @@ impl RunPlan {
         Self {
             memory: TrainingMemory::of(
                 &config,
-                dtype.into(),
+                compute_dtype(dtype),
                 rows_per_micro_batch,
                 seq_len,
                 data_bytes,
             ),
-            model_bytes: config.n_parameters() * stored_dtype(dtype).n_bytes() as u64,
+            model_bytes: config.n_parameters() * dtype.n_bytes() as u64,
             n_tokens,
             flops: n_tokens as f64 * config.train_flops_per_token(seq_len),
             n_keep: 1,
@@ -148,14 +148,6 @@ impl RunPlan {
             return Err(Failure::DiskSpace { dir, free_bytes, needed_bytes }.into());
         }
         Ok(machine::check_memory("the run", self.memory.total_bytes())?)
-    }
-}
-
-/// The number type that the model of a run is stored in.
-fn stored_dtype(dtype: RecipeDType) -> WeightDtype {
-    match dtype {
-        RecipeDType::F32 => WeightDtype::F32,
-        RecipeDType::Bf16 => WeightDtype::Bf16,
     }
 }
 
@@ -323,7 +315,7 @@ pub(crate) fn train(
     match (outcome?, signals.requested()) {
         (Outcome::Stopped, Some(signal)) => Err(Failure::Stopped {
             signal,
-            state: format!(": step {} of {} is saved", run.step(), run.recipe().n_steps),
+            saved: Some(format!("step {} of {} is saved", run.step(), run.recipe().n_steps)),
             next: Some(format!("go on with `galerne resume {run_value}`")),
         }
         .into()),
@@ -359,8 +351,7 @@ fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
         name,
     };
     let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
-    let dtype = stored_dtype(recipe.dtype);
-    write_model(&dir, run.parameters(), dtype, &tokenizer, &notes)
+    write_model(&dir, run.parameters(), recipe.dtype, &tokenizer, &notes)
         .with_context(|| format!("cannot write the model of run {}", run.dir().display()))?;
     Ok(dir)
 }

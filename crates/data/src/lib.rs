@@ -1,6 +1,15 @@
 //! Data: readers, the bundled corpus, the invented company, conversation sets, token shards and packing.
 //!
 //! It produces text, conversations and packed batches of token ids. It never trains and knows no model.
+//!
+//! ```
+//! use data::company::{test_questions, training_questions};
+//!
+//! let asked = &test_questions()[0];
+//! let trained = training_questions(1, 0);
+//! assert!(trained.iter().any(|known| known.fact_id == asked.fact_id && known.answer == asked.answer));
+//! assert!(trained.iter().all(|known| known.question != asked.question));
+//! ```
 
 mod error;
 mod language;

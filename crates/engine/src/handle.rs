@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use model::{CachedRows, Decoder, KvCache, ModelConfig, Workspace};
-use tensor::{DType, Device};
+use tensor::{DType, Device, Passes};
 
 use crate::EngineError;
 use crate::events::{Event, EventReceiver, channel};
@@ -75,7 +75,7 @@ impl Engine {
     /// is less.
     #[must_use]
     pub fn planned_bytes(config: &ModelConfig, dtype: DType, limits: &EngineLimits) -> usize {
-        let workspace = Workspace::bytes_for(config, dtype, limits.step_tokens, false);
+        let workspace = Workspace::bytes_for(config, dtype, limits.step_tokens, Passes::Forward);
         let logits = limits.max_running * config.vocab_size * size_of::<f32>();
         let candidates = config.vocab_size * size_of::<(f64, u32)>();
         let cache = limits.max_running * KvCache::bytes_for(config, dtype, config.context_len);

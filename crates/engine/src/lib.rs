@@ -15,17 +15,34 @@
 //! It never sees text and knows no protocol: a [`StopMatcher`] from the caller decides when an answer is complete.
 //!
 //! ```
-//! use engine::{GenerationRequest, Sampling, StopAtIds};
+//! use std::sync::Arc;
 //!
-//! let request = GenerationRequest {
+//! use engine::{Engine, EngineLimits, Event, GenerationRequest, Sampling, StopAtIds};
+//! use kernels::Compute;
+//! use model::{Decoder, ModelConfig, Parameters};
+//! use tensor::{DType, Device, Passes};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::Cpu(Compute::detect()?);
+//! let config = ModelConfig::new(ModelConfig::example())?;
+//! let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+//! decoder.pack(&device, &Parameters::random(&config, 1));
+//! let engine = Engine::start(Arc::new(decoder), device, EngineLimits::default())?;
+//! let mut events = engine.submit(GenerationRequest {
 //!     prompt: vec![1, 15, 9],
-//!     max_tokens: 32,
+//!     max_tokens: 4,
 //!     sampling: Sampling { temperature: 0.7, top_k: None, top_p: 0.9, seed: 42 },
 //!     stop: Box::new(StopAtIds(vec![2])),
-//! };
-//! assert_eq!(request.prompt.len(), 3);
-//! // let mut events = handle.submit(request)?;
-//! // while let Some(event) = events.recv_blocking() { ... }
+//! })?;
+//! let mut token_ids = Vec::new();
+//! while let Some(event) = events.recv_blocking() {
+//!     if let Event::Token { token_id, .. } = event {
+//!         token_ids.push(token_id);
+//!     }
+//! }
+//! assert!((1..=4).contains(&token_ids.len()));
+//! # Ok(())
+//! # }
 //! ```
 
 mod error;

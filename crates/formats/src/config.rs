@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::FormatError;
@@ -14,8 +15,9 @@ mod fields;
 
 use fields::Fields;
 
-/// Number type of stored weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Number type of stored weights; `f32` and `bf16` in our own files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WeightDtype {
     /// 32-bit float.
     F32,

@@ -4,6 +4,7 @@ use std::ops::Deref;
 
 use formats::{DecoderConfig, WeightDtype};
 use kernels::attention::HeadShape;
+use tensor::DType;
 
 /// Why a model cannot be built.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -152,5 +153,14 @@ impl Deref for ModelConfig {
 
     fn deref(&self) -> &DecoderConfig {
         &self.0
+    }
+}
+
+/// The number type in which stored weights are computed: bf16 in bf16, all others in f32.
+#[must_use]
+pub fn compute_dtype(stored: WeightDtype) -> DType {
+    match stored {
+        WeightDtype::Bf16 => DType::Bf16,
+        WeightDtype::F32 => DType::F32,
     }
 }

@@ -33,7 +33,7 @@ mod tests;
 
 pub use backward::{GradientWorkspace, TrainingRows};
 pub use cache::{CachedRows, KvCache};
-pub use config::{ModelConfig, ModelError};
+pub use config::{ModelConfig, ModelError, compute_dtype};
 pub use decoder::Decoder;
 pub use parameters::{ParameterKind, Parameters};
 pub use workspace::Workspace;

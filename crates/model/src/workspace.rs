@@ -1,6 +1,6 @@
 //! The planned memory of a forward pass.
 
-use tensor::{DType, Tensor};
+use tensor::{DType, Passes, Tensor};
 
 use crate::config::ModelConfig;
 
@@ -140,18 +140,15 @@ impl Workspace {
         }
     }
 
-    /// Bytes of [`Workspace::new`] (`n_layers` 1) or [`Workspace::for_training`] (all layers).
+    /// Bytes of [`Workspace::new`], for the forward pass, or of [`Workspace::for_training`].
     #[must_use]
-    pub fn bytes_for(
-        config: &ModelConfig,
-        dtype: DType,
-        max_rows: usize,
-        is_training: bool,
-    ) -> usize {
+    pub fn bytes_for(config: &ModelConfig, dtype: DType, max_rows: usize, passes: Passes) -> usize {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let (qkv, out) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
-        let inputs = if is_training { hidden } else { 0 };
-        let n_layers = if is_training { config.n_layers } else { 1 };
+        let (inputs, n_layers) = match passes {
+            Passes::Forward => (0, 1),
+            Passes::ForwardAndBackward => (hidden, config.n_layers),
+        };
         let layer_operands = 2 * inputs + 2 * hidden + qkv + out + 2 * ffn;
         let layer_f32 = 2 + shape.n_heads;
         let operands = n_layers * layer_operands + ffn + inputs + hidden;

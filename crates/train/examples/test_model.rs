@@ -16,7 +16,7 @@ use tokenizer::{BpeTrainer, TrainOptions};
 use train::export::{ModelNotes, write_model, write_tokenizer};
 use train::optimizer::OptimizerSettings;
 use train::recipe::{
-    BatchSettings, CheckpointSettings, DataSettings, FORMAT_VERSION, ModelShape, RecipeDType, Start,
+    BatchSettings, CheckpointSettings, DataSettings, FORMAT_VERSION, ModelShape, Start,
 };
 use train::schedule::Schedule;
 use train::{Recipe, Run, RunControl};
@@ -59,7 +59,7 @@ fn recipe(data: &Path) -> Recipe {
         format_version: FORMAT_VERSION,
         n_steps: N_STEPS,
         seed: SEED,
-        dtype: RecipeDType::Bf16,
+        dtype: WeightDtype::Bf16,
         start: Start::Random(ModelShape {
             hidden_dim: 128,
             n_layers: 3,

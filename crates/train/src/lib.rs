@@ -3,6 +3,14 @@
 //! A run is a folder that holds everything ([`Run`]): the recipe as resolved, metrics, events, checkpoints. Its data
 //! position is one counter of rows, so N steps equal N/2, a kill, a resume and N/2 more, bit for bit on one kernel
 //! family. Never here: HTTP, the command line.
+//!
+//! ```
+//! use train::schedule::Schedule;
+//!
+//! let schedule = Schedule { peak_learning_rate: 2e-3, warmup_steps: 10, decay_steps: 50 };
+//! let rate = |step| schedule.learning_rate(step, 100);
+//! assert!(rate(0) < rate(9) && rate(9) == rate(49) && rate(99) < rate(60));
+//! ```
 
 mod error;
 pub mod export;

@@ -34,13 +34,13 @@ impl TrainingMemory {
         data_bytes: u64,
     ) -> Self {
         let parameter_bytes = 4 * config.n_parameters();
-        let n_tokens = n_rows * seq_len;
+        let (n_tokens, passes) = (n_rows * seq_len, Passes::ForwardAndBackward);
         Self {
             masters_bytes: parameter_bytes,
             optimizer_bytes: 2 * parameter_bytes,
             gradients_bytes: parameter_bytes,
-            packed_bytes: Decoder::bytes_for(config, dtype, Passes::ForwardAndBackward) as u64,
-            activations_bytes: Workspace::bytes_for(config, dtype, n_tokens, true) as u64,
+            packed_bytes: Decoder::bytes_for(config, dtype, passes) as u64,
+            activations_bytes: Workspace::bytes_for(config, dtype, n_tokens, passes) as u64,
             backward_bytes: GradientWorkspace::bytes_for(config, dtype, n_tokens) as u64,
             data_bytes,
         }

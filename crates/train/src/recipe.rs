@@ -6,7 +6,6 @@ use formats::durable::read_bounded;
 use formats::{DecoderConfig, WeightDtype};
 use model::ModelConfig;
 use serde::{Deserialize, Serialize};
-use tensor::DType;
 
 use crate::error::TrainError;
 use crate::optimizer::OptimizerSettings;
@@ -34,7 +33,7 @@ pub struct Recipe {
     /// Seed of the initial weights and of the order of the data.
     pub seed: u64,
     /// Number type of the products.
-    pub dtype: RecipeDType,
+    pub dtype: WeightDtype,
     /// Where the weights come from.
     pub start: Start,
     /// What is learnt.
@@ -51,25 +50,6 @@ pub struct Recipe {
     /// Validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<ValidationSettings>,
-}
-
-/// Number type of matrix operands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RecipeDType {
-    /// 32-bit floating point.
-    F32,
-    /// bfloat16.
-    Bf16,
-}
-
-impl From<RecipeDType> for DType {
-    fn from(dtype: RecipeDType) -> Self {
-        match dtype {
-            RecipeDType::F32 => Self::F32,
-            RecipeDType::Bf16 => Self::Bf16,
-        }
-    }
 }
 
 /// Where the weights come from.

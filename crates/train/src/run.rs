@@ -10,7 +10,7 @@ use formats::durable::{DirLock, open_to_append, write_bytes_atomically};
 use formats::json_lines::truncate_jsonl;
 use formats::{WeightFiles, WeightName, read_config};
 use kernels::Family;
-use model::{ModelConfig, Parameters};
+use model::{ModelConfig, Parameters, compute_dtype};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tensor::Device;
@@ -195,8 +195,13 @@ impl Run {
         let validation = inputs::read_validation(&recipe, &tokenizer)?;
         let data_digests = inputs::data_digests(&recipe, &tokenizer)?;
         let max_tokens = recipe.micro_batch_tokens();
-        let trainer =
-            Trainer::new(device, parameters, recipe.dtype.into(), recipe.optimizer, max_tokens);
+        let trainer = Trainer::new(
+            device,
+            parameters,
+            compute_dtype(recipe.dtype),
+            recipe.optimizer,
+            max_tokens,
+        );
         let dir = dir.to_owned();
         Ok(Self {
             dir,

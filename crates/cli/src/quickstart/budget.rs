@@ -12,7 +12,7 @@ pub(crate) const BATCH: BatchSettings =
     BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 2 };
 
 /// Tokens of the three runs without a budget. A machine that does them in time gives the same models at any speed.
-const DEFAULT_TOKENS: f64 = 7_400_000.0;
+const DEFAULT_TOKENS: f64 = 6_400_000.0;
 /// Minutes that a quickstart without a budget takes at most.
 const MAX_MINUTES: f64 = 30.0;
 /// Share of the budget that is spent in training steps; the rest prepares, measures and exports.
@@ -20,7 +20,7 @@ const TRAINING_SHARE: f64 = 0.88;
 /// Fine-tuning on general chat: its share of the tokens, and the most that teaches something (four passes).
 const CHAT_SHARE: f64 = 0.07;
 const MAX_CHAT_TOKENS: f64 = 1_300_000.0;
-/// Fine-tuning on the company; at the default six passes over documents and facts.
+/// Fine-tuning on the company; at the default about three passes.
 const COMPANY_SHARE: f64 = 0.37;
 const MAX_COMPANY_TOKENS: f64 = 8_000_000.0;
 /// More passes over the pre-training text teach little (arXiv 2305.16264).

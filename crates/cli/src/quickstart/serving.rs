@@ -58,6 +58,6 @@ impl Serving {
         }
         let signal = signals.wait().context("cannot wait for signals")?;
         self.server.stop()?;
-        Err(Failure::Stopped { signal, state: String::new(), next: None }.into())
+        Err(Failure::Stopped { signal, saved: None, next: None }.into())
     }
 }

@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use formats::WeightDtype;
 use tensor::Device;
 use train::optimizer::OptimizerSettings;
-use train::recipe::{
-    CheckpointSettings, DataSettings, FORMAT_VERSION, RecipeDType, Start, ValidationSettings,
-};
+use train::recipe::{CheckpointSettings, DataSettings, FORMAT_VERSION, Start, ValidationSettings};
 use train::schedule::Schedule;
 use train::{RECIPE_FILE, Recipe, Run};
 
@@ -114,7 +113,7 @@ impl Stage {
             format_version: FORMAT_VERSION,
             n_steps,
             seed: settings.seed,
-            dtype: RecipeDType::Bf16,
+            dtype: WeightDtype::Bf16,
             start,
             data,
             batch: BATCH,

@@ -1,6 +1,7 @@
 use std::fs::OpenOptions;
 
 use data::shard::ShardWriter;
+use formats::WeightDtype;
 use kernels::{Compute, Family, detect_features};
 use testkit::damage::damaged;
 use testkit::random::Rng;
@@ -11,8 +12,7 @@ use super::*;
 use crate::export::write_tokenizer;
 use crate::optimizer::OptimizerSettings;
 use crate::recipe::{
-    BatchSettings, CheckpointSettings, DataSettings, FORMAT_VERSION, ModelShape, RecipeDType,
-    ValidationSettings,
+    BatchSettings, CheckpointSettings, DataSettings, FORMAT_VERSION, ModelShape, ValidationSettings,
 };
 use crate::schedule::Schedule;
 
@@ -46,7 +46,7 @@ fn recipe(dir: &Path) -> Recipe {
         format_version: FORMAT_VERSION,
         n_steps: 8,
         seed: 3,
-        dtype: RecipeDType::Bf16,
+        dtype: WeightDtype::Bf16,
         start: Start::Random(ModelShape {
             hidden_dim: 32,
             n_layers: 2,
