@@ -14,6 +14,8 @@ use super::settings::Settings;
 
 /// General conversations; about 320,000 tokens.
 const N_CHAT_DIALOGUES: usize = 8_000;
+/// One in so many of them is repeated in each pass of fine-tuning on the company, which would forget how to chat.
+const CHAT_REPLAY_STEP: usize = 8;
 /// Hurried forms of each of the company's training questions.
 const N_HURRIED: usize = 3;
 /// Bytes of pre-training text among the samples of each fine-tuning pass, about 150,000 tokens.
@@ -58,6 +60,11 @@ impl Prepared {
     /// General conversations.
     pub(crate) fn chat(&self) -> PathBuf {
         self.dir.join("chat.jsonl")
+    }
+
+    /// Some of the general conversations, which fine-tuning on the company repeats.
+    pub(crate) fn chat_replay(&self) -> PathBuf {
+        self.dir.join("chat-replay.jsonl")
     }
 
     /// Questions and answers about the company.
@@ -192,7 +199,9 @@ fn spread(documents: &[Document], n_bytes: usize) -> impl Iterator<Item = &Docum
 
 /// Conversations and company text, which neither the tokenizer nor pre-training sees.
 fn write_company(files: &Prepared, tokenizer: &Tokenizer, seed: u64) -> anyhow::Result<()> {
-    chat_set::write_jsonl(&files.chat(), chat_set::conversations(N_CHAT_DIALOGUES, seed))?;
+    let chat = chat_set::conversations(N_CHAT_DIALOGUES, seed);
+    chat_set::write_jsonl(&files.chat(), &chat)?;
+    chat_set::write_jsonl(&files.chat_replay(), chat.iter().step_by(CHAT_REPLAY_STEP))?;
     let questions = company::training_questions(seed, N_HURRIED);
     let conversations = questions.iter().map(company::Question::conversation);
     chat_set::write_jsonl(&files.company_questions(), conversations)?;

@@ -98,7 +98,7 @@ impl Stage {
                 (start, plan.chat_steps, 1.2e-3, 10, 0.6)
             }
             Self::Specialised => {
-                data.conversations.push(files.company_questions());
+                data.conversations.extend([files.company_questions(), files.chat_replay()]);
                 data.documents.extend([files.company_documents(), files.replay()]);
                 let start = Start::Run(Self::Chat.run_dir(dir));
                 (start, plan.company_steps, 2e-3, 20, 0.5)
