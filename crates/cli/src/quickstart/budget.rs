@@ -20,7 +20,7 @@ const TRAINING_SHARE: f64 = 0.88;
 /// Fine-tuning on general chat: its share of the tokens, and the most that teaches something (four passes).
 const CHAT_SHARE: f64 = 0.07;
 const MAX_CHAT_TOKENS: f64 = 1_300_000.0;
-/// Fine-tuning on the company; at the default about three passes.
+/// Fine-tuning on the company; at the default a little over one pass.
 const COMPANY_SHARE: f64 = 0.37;
 const MAX_COMPANY_TOKENS: f64 = 8_000_000.0;
 /// More passes over the pre-training text teach little (arXiv 2305.16264).

@@ -15,11 +15,11 @@ use super::settings::Settings;
 /// General conversations; about 320,000 tokens.
 const N_CHAT_DIALOGUES: usize = 8_000;
 /// One in so many of them is repeated in each pass of fine-tuning on the company, which would forget how to chat.
-const CHAT_REPLAY_STEP: usize = 8;
+const CHAT_REPLAY_STEP: usize = 4;
 /// Hurried forms of each of the company's training questions.
-const N_HURRIED: usize = 3;
-/// Bytes of pre-training text among the samples of each fine-tuning pass, about 150,000 tokens.
-const REPLAY_BYTES: usize = 500_000;
+const N_HURRIED: usize = 7;
+/// Bytes of pre-training text among the samples of each fine-tuning pass, about 300,000 tokens.
+const REPLAY_BYTES: usize = 1_000_000;
 /// Bytes of held-out text that is measured during training; at its end all of it is.
 const VALIDATION_BYTES: usize = 100_000;
 /// Share of a user's own text that is held out.

@@ -99,7 +99,9 @@ impl Stage {
             }
             Self::Specialised => {
                 data.conversations.extend([files.company_questions(), files.chat_replay()]);
-                data.documents.extend([files.company_documents(), files.replay()]);
+                // Each pass has every fact in 192 questions: the documents, too, can be read twice.
+                let documents = files.company_documents();
+                data.documents.extend([documents.clone(), documents, files.replay()]);
                 let start = Start::Run(Self::Chat.run_dir(dir));
                 (start, plan.company_steps, 2e-3, 20, 0.5)
             }
