@@ -210,7 +210,8 @@ impl Quickstart<'_> {
             let seed = this.settings.seed;
             let rows = PretrainingRows::new(vec![shard.documents], BATCH.seq_len, seed)?;
             this.context.say(&format!("  {} tokens of text", short(rows.n_tokens() as f64)));
-            budget::make_plan(&this.context.device()?, &this.settings, &rows)
+            let spent_s = this.timed.iter().map(|stage| stage.seconds).sum();
+            budget::make_plan(&this.context.device()?, &this.settings, &rows, spent_s)
         })?;
         self.settings.plan = Some(plan);
         self.settings.write(&self.dir)?;

@@ -15,8 +15,10 @@ pub(crate) const BATCH: BatchSettings =
 const DEFAULT_TOKENS: f64 = 6_400_000.0;
 /// Minutes that a quickstart without a budget takes at most.
 const MAX_MINUTES: f64 = 30.0;
-/// Share of the budget that is spent in training steps; the rest prepares, measures and exports.
-const TRAINING_SHARE: f64 = 0.88;
+/// Share of what is left of the budget after preparing that is spent in training steps; the rest measures and exports.
+const TRAINING_SHARE: f64 = 0.92;
+/// Share of the budget that training gets at least, however long preparing took.
+const MIN_TRAINING_SHARE: f64 = 0.3;
 /// Fine-tuning on general chat: its share of the tokens, and the most that teaches something (four passes).
 const CHAT_SHARE: f64 = 0.07;
 const MAX_CHAT_TOKENS: f64 = 1_300_000.0;
@@ -32,7 +34,8 @@ const MIN_TOKENS_PER_PARAMETER: f64 = 0.8;
 const SHAPES: [[usize; 5]; 4] =
     [[384, 8, 6, 2, 1024], [256, 6, 4, 2, 704], [192, 5, 3, 1, 512], [128, 4, 2, 1, 352]];
 
-/// Chooses the largest shape that sees enough tokens within the budget, and divides the tokens.
+/// Chooses the largest shape that sees enough tokens within what is left of the budget after `spent_s` seconds, and
+/// divides the tokens.
 ///
 /// # Errors
 /// When a step cannot be measured.
@@ -40,8 +43,10 @@ pub(crate) fn make_plan(
     device: &Device,
     settings: &Settings,
     rows: &PretrainingRows,
+    spent_s: f64,
 ) -> anyhow::Result<Plan> {
-    let training_s = settings.budget_minutes.unwrap_or(MAX_MINUTES) * 60.0 * TRAINING_SHARE;
+    let budget_s = settings.budget_minutes.unwrap_or(MAX_MINUTES) * 60.0;
+    let training_s = ((budget_s - spent_s) * TRAINING_SHARE).max(budget_s * MIN_TRAINING_SHARE);
     let wanted = if settings.budget_minutes.is_some() { f64::INFINITY } else { DEFAULT_TOKENS };
     let mut chosen = None;
     for dims in SHAPES {
