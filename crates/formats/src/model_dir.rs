@@ -102,12 +102,6 @@ impl ModelDirWriter {
         Ok(Self { temporary: TemporaryDir::beside(final_dir)? })
     }
 
-    /// Where the files are until the commit, for writers that want a folder.
-    #[must_use]
-    pub fn temporary_dir(&self) -> &Path {
-        self.temporary.path()
-    }
-
     /// Writes `config.json`.
     ///
     /// # Errors

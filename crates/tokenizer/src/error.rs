@@ -15,14 +15,6 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A file could not be written; nothing half-written carries its name.
-    #[error("cannot write {path}: {source}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
     /// Not JSON, or not of the form of a `tokenizer.json`.
     #[error("tokenizer.json: {0}")]
     Json(#[from] serde_json::Error),

@@ -32,7 +32,11 @@ const LOSS_CURVE: &str = "loss.svg";
 
 /// Directory of the model that a stage of the quickstart `run_name` makes.
 pub(crate) fn model_dir(run_name: &str, stage: Stage, context: &Context) -> PathBuf {
-    context.models_dir().join(format!("{run_name}-{}", stage.model()))
+    context.models_dir().join(model_name(run_name, stage))
+}
+
+fn model_name(run_name: &str, stage: Stage) -> String {
+    format!("{run_name}-{}", stage.model())
 }
 
 /// Gathers everything that was measured; the caller fills in the times.
@@ -124,7 +128,7 @@ pub(crate) fn write_models(dir: &Path, report: &Report, context: &Context) -> an
     let mut parent = None;
     for (stage, model) in Stage::ALL.into_iter().zip(&report.models) {
         let path = model_dir(&report.name, stage, context);
-        let name = folder_name_of(&path);
+        let name = model_name(&report.name, stage);
         let lineage = Lineage {
             run: Some(report.name.clone()),
             parent: parent.clone(),
@@ -135,7 +139,11 @@ pub(crate) fn write_models(dir: &Path, report: &Report, context: &Context) -> an
         };
         if path.exists() {
             // A quickstart that was stopped between two models finds its own; a stranger's is not served in its place.
-            if ModelDir::open(&path)?.lineage() != Some(&lineage) {
+            // Scores are left out: a number may change in its last digit by being written and read.
+            let is_own = |found: &Lineage| {
+                found.run == lineage.run && found.data_sheet_sha256 == lineage.data_sheet_sha256
+            };
+            if !ModelDir::open(&path)?.lineage().is_some_and(is_own) {
                 let hint = "move it away, then resume".to_owned();
                 return Err(Failure::Exists { path, hint }.into());
             }
@@ -148,10 +156,6 @@ pub(crate) fn write_models(dir: &Path, report: &Report, context: &Context) -> an
         parent = Some(name);
     }
     Ok(())
-}
-
-fn folder_name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn notes(

@@ -51,7 +51,7 @@ pub(super) fn is_optional(word: &str) -> bool {
     !word.contains("{s}") && word.chars().any(char::is_alphanumeric)
 }
 
-/// Leaves out one word, unless too few would stay or the rest would not be `clear`.
+/// Leaves out one word, unless too few would stay or what stays would not be clear.
 fn leave_out_one(words: &mut Vec<&str>, is_clear: &dyn Fn(&[&str]) -> bool, random: &mut Random) {
     let optional: Vec<usize> = (0..words.len()).filter(|&i| is_optional(words[i])).collect();
     if optional.len() + 1 > MIN_WORDS {
@@ -64,7 +64,7 @@ fn leave_out_one(words: &mut Vec<&str>, is_clear: &dyn Fn(&[&str]) -> bool, rand
 }
 
 /// Whether one of the words, of four letters or more, is in no training wording of the family's other kind.
-pub(super) fn tells_kind(words: &[&str], language: Language, kind: Kind) -> bool {
+fn tells_kind(words: &[&str], language: Language, kind: Kind) -> bool {
     let others = kind.sibling().phrases(language).training;
     let is_word_of = |wording: &str, word: &str| wording.split(' ').map(bare).any(|w| w == word);
     words.iter().filter(|word| is_optional(word)).map(|word| bare(word)).any(|word| {
