@@ -41,6 +41,7 @@ enum Means {
 
 const COMPARISONS: &[Comparison] = &[
     Comparison { name: "logits", means: Means::Golden("golden/make_logits.py") },
+    Comparison { name: "architectures", means: Means::Golden("golden/make_architectures.py") },
     Comparison { name: "train_steps", means: Means::Golden("golden/make_train_steps.py") },
     Comparison {
         name: "tokenizer",

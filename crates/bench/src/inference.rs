@@ -20,7 +20,8 @@ pub fn prefill(device: &Device, decoder: &Decoder, prompt_len: usize) -> f64 {
     let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), CHUNK.min(prompt_len));
     let mut speeds: Vec<f64> = (0..N_RUNS)
         .map(|_| {
-            let mut cache = KvCache::new(decoder.config(), decoder.dtype(), prompt_len);
+            let (config, dtype) = (decoder.config(), decoder.dtype());
+            let mut cache = KvCache::new(config, dtype, prompt_len, CHUNK);
             let start = Instant::now();
             fill(device, decoder, &mut cache, &mut workspace, prompt_len);
             prompt_len as f64 / start.elapsed().as_secs_f64()
@@ -33,7 +34,7 @@ pub fn prefill(device: &Device, decoder: &Decoder, prompt_len: usize) -> f64 {
 #[must_use]
 pub fn decode(device: &Device, decoder: &Decoder, context_len: usize) -> f64 {
     let max_tokens = context_len + (N_RUNS + 1) * DECODE_TOKENS;
-    let mut cache = KvCache::new(decoder.config(), decoder.dtype(), max_tokens);
+    let mut cache = KvCache::new(decoder.config(), decoder.dtype(), max_tokens, CHUNK);
     let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), CHUNK);
     fill(device, decoder, &mut cache, &mut workspace, context_len);
     let mut logits = Vec::new();

@@ -1,6 +1,6 @@
 //! The shapes that are measured, with random weights: the same arithmetic as trained ones.
 
-use formats::{DecoderConfig, WeightDtype};
+use formats::{DecoderConfig, Rope, WeightDtype};
 use model::{Decoder, ModelConfig, ModelError, Parameters};
 use tensor::{DType, Device, Passes};
 
@@ -56,10 +56,12 @@ impl Shape {
             head_dim,
             ffn_dim,
             context_len,
-            rope_theta: 1e4,
+            rope: Rope::plain(1e4),
+            query_scaling: None,
             rms_norm_eps: 1e-5,
             tied_embeddings: self.tied_embeddings,
-            sliding_window: None,
+            sliding_windows: Vec::new(),
+            experts: None,
             bos_id: Some(1),
             eos_ids: vec![2],
             dtype: WeightDtype::Bf16,

@@ -133,7 +133,7 @@ fn decoder(
     }
     let (shape, config) = shape_of(args)?;
     let what = format!("a model of shape {}", shape.name);
-    machine::check_memory(&what, ModelMemory::of(&config).loading_bytes)?;
+    machine::check_memory(&what, ModelMemory::of(&config).weights_bytes)?;
     Ok((shape.name.to_owned(), Arc::new(random_decoder(device, &config))))
 }
 
@@ -163,7 +163,7 @@ fn inference(
             (prefill(device, &decoder, len), machine.roofline.bf16_flops / flops)
         } else {
             let weights = Decoder::bytes_for(config, decoder.dtype(), Passes::Forward);
-            let bytes = weights + KvCache::bytes_for(config, decoder.dtype(), len);
+            let bytes = weights + KvCache::bytes_for(config, decoder.dtype(), len, 1);
             (decode(device, &decoder, len), machine.roofline.read_bytes_per_s / bytes as f64)
         };
         let mut result = BenchResult::new(work, &name, len.to_string(), speed);

@@ -3,9 +3,8 @@
 use std::io::{self, BufRead, IsTerminal};
 
 use anyhow::Context as _;
-use engine::{EngineHandle, EngineLimits, Sampling};
+use engine::{EngineHandle, Sampling};
 use eval::figures::short;
-use model::KvCache;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use tokenizer::{ChatTemplate, Conversation, Ending, Message, Role, TextStream};
@@ -76,10 +75,7 @@ impl Talk {
         let model = OpenModel::open(value, context)?;
         let template =
             model.template.ok_or_else(|| Failure::NoTemplate { model: model.name.clone() })?;
-        let cache_bytes =
-            KvCache::bytes_for(&model.config, model.decoder.dtype(), model.config.context_len);
-        let limits =
-            EngineLimits { max_running: 1, max_waiting: 1, cache_bytes, ..EngineLimits::default() };
+        let limits = model.limits_of_one(model.config.context_len);
         let engine = model.start_engine(context.device()?, limits)?;
         let sampling = args.sampling.resolve(&model);
         let mut talk =

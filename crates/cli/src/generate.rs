@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::builder::NonEmptyStringValueParser;
-use engine::{EngineLimits, Sampling};
-use formats::{TensorData, TensorSource, WeightDtype, write_safetensors};
-use model::{KvCache, Workspace};
+use engine::Sampling;
+use formats::{TensorData, TensorDtype, TensorSource, write_safetensors};
+use model::Workspace;
 use serde_json::json;
 use tensor::Device;
 use tokenizer::TextStream;
@@ -96,10 +96,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         write_logits(path, &prompt, &model, &device)?;
     }
     let new_tokens = args.max_tokens.min(model.config.context_len - prompt.len());
-    let cache_bytes =
-        KvCache::bytes_for(&model.config, model.decoder.dtype(), prompt.len() + new_tokens);
-    let limits =
-        EngineLimits { max_running: 1, max_waiting: 1, cache_bytes, ..EngineLimits::default() };
+    let limits = model.limits_of_one(prompt.len() + new_tokens);
     if !args.stop.is_empty() {
         // Stop texts are looked for in the text.
         model.tokenizer()?;
@@ -182,7 +179,7 @@ fn write_logits(
     let logits = model.decoder.logits(device, prompt, &segment, &mut workspace);
     let tensor = TensorSource {
         name: "logits".to_owned(),
-        dtype: WeightDtype::F32,
+        dtype: TensorDtype::F32,
         shape: vec![n_tokens, vocab_size],
         data: TensorData::F32(&logits),
     };

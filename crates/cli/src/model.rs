@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use eval::figures::{bytes, short};
 use formats::model_dir::{ModelDir, list_models};
-use formats::{DecoderConfig, WeightDtype, to_hf_json};
+use formats::{DecoderConfig, TensorDtype, to_hf_json};
 use model::ModelConfig;
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
@@ -56,7 +56,7 @@ fn list(context: &Context) -> anyhow::Result<()> {
                 "parameters": model.config().n_parameters(),
                 "context_len": model.config().context_len,
                 "dtype": dtype_name(model.config().dtype),
-                "weights_bytes": model.weights().n_bytes(),
+                "weights_bytes": model.weights().files().n_bytes(),
             })
         });
         let broken = list.broken.iter();
@@ -76,7 +76,7 @@ fn list(context: &Context) -> anyhow::Result<()> {
             "{} parameters, context {}, {} of {}",
             short(config.n_parameters() as f64),
             config.context_len,
-            bytes(model.weights().n_bytes()),
+            bytes(model.weights().files().n_bytes()),
             dtype_name(config.dtype)
         );
         (name.as_str(), text)
@@ -113,19 +113,21 @@ fn files_of(dir: &Path) -> anyhow::Result<Vec<(String, u64)>> {
     Ok(files)
 }
 
-fn dtype_name(dtype: WeightDtype) -> &'static str {
-    match dtype {
-        WeightDtype::F32 => "f32",
-        WeightDtype::Bf16 => "bf16",
+fn dtype_name(dtype: impl Into<TensorDtype>) -> &'static str {
+    match dtype.into() {
+        TensorDtype::F32 => "f32",
+        TensorDtype::F16 => "f16",
+        TensorDtype::Bf16 => "bf16",
+        TensorDtype::F8E4M3 => "f8_e4m3",
     }
 }
 
 /// Name, number type and shape of every tensor, sorted by name.
 fn tensors(dir: &ModelDir) -> anyhow::Result<Vec<(String, &'static str, Vec<usize>)>> {
-    let mut names: Vec<&str> = dir.weights().names().collect();
+    let mut names: Vec<&str> = dir.weights().files().names().collect();
     names.sort_unstable();
     let described = names.into_iter().map(|name| {
-        let view = dir.weights().get(name)?;
+        let view = dir.weights().files().get(name)?;
         Ok((name.to_owned(), dtype_name(view.dtype), view.shape.to_vec()))
     });
     described.collect()

@@ -11,7 +11,7 @@ use eval::figures::bytes;
 use formats::FormatError;
 use formats::durable::read_bounded;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
-use model::{Decoder, ModelConfig, compute_dtype};
+use model::{Decoder, KvCache, ModelConfig, compute_dtype};
 use tensor::{Device, Passes};
 use tokenizer::{ChatTemplate, Tokenizer};
 use tracing::{info, warn};
@@ -104,6 +104,9 @@ impl OpenModel {
     /// # Errors
     /// When the weights, the tokenizer or the shape cannot be used.
     pub(crate) fn load(name: String, dir: &ModelDir, device: &Device) -> anyhow::Result<Self> {
+        if let Some((whole, n_tensors)) = dir.text_part_of() {
+            warn!(model = name, whole, n_tensors, "only the text part of the model is read");
+        }
         for tensor in dir.unused_tensors() {
             warn!(model = name, tensor, "the model does not use this tensor of its files");
         }
@@ -115,14 +118,13 @@ impl OpenModel {
         info!(
             model = name,
             weights = bytes(memory.weights_bytes),
-            while_loading = bytes(memory.loading_bytes),
             available,
             "memory of the model"
         );
-        machine::check_memory(&format!("model `{name}`"), memory.loading_bytes)?;
+        machine::check_memory(&format!("model `{name}`"), memory.weights_bytes)?;
         let tokenizer = open_tokenizer(&name, dir, &config)?;
-        let decoder = Decoder::load(device, &config, dtype, |weight, out| {
-            dir.weights().weight(weight, &config)?.read_f32(out);
+        let decoder = Decoder::load(device, &config, dtype, |weight, rows, out| {
+            dir.weights().weight(weight, &config)?.read_rows(rows, out);
             Ok::<(), FormatError>(())
         })?;
         let template = tokenizer.as_ref().and_then(|_| chat_template(&name, dir));
@@ -161,6 +163,14 @@ impl OpenModel {
         Ok(Engine::start(Arc::clone(&self.decoder), device, limits)?)
     }
 
+    /// Limits of an engine that answers one request of up to `n_tokens` tokens at a time.
+    pub(crate) fn limits_of_one(&self, n_tokens: usize) -> EngineLimits {
+        let limits = EngineLimits::default();
+        let dtype = self.decoder.dtype();
+        let cache_bytes = KvCache::bytes_for(&self.config, dtype, n_tokens, limits.step_tokens);
+        EngineLimits { max_running: 1, max_waiting: 1, cache_bytes, ..limits }
+    }
+
     /// The tokenizer.
     ///
     /// # Errors
@@ -191,16 +201,14 @@ impl OpenModel {
 pub(crate) struct ModelMemory {
     /// Packed weights.
     pub(crate) weights_bytes: u64,
-    /// Packed weights, and the f32 copy that they are packed from.
-    pub(crate) loading_bytes: u64,
 }
 
 impl ModelMemory {
     /// The plan of a model.
     pub(crate) fn of(config: &ModelConfig) -> Self {
-        let weights =
+        let weights_bytes =
             Decoder::bytes_for(config, compute_dtype(config.dtype), Passes::Forward) as u64;
-        Self { weights_bytes: weights, loading_bytes: weights + 4 * config.n_parameters() }
+        Self { weights_bytes }
     }
 }
 

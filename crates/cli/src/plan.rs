@@ -112,7 +112,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let plan = &planned.plan;
     let inference_dtype = compute_dtype(planned.dtype);
     let weights = Decoder::bytes_for(&plan.config, inference_dtype, Passes::Forward) as u64;
-    let cache = KvCache::bytes_for(&plan.config, inference_dtype, 1024) as u64;
+    let cache = KvCache::bytes_for(&plan.config, inference_dtype, 1024, 1) as u64;
     let seconds = speed.map(|(speed, _)| plan.n_tokens as f64 / speed);
     match context.form() {
         Form::Json => {

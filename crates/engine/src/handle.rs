@@ -53,15 +53,17 @@ impl EngineLimits {
 pub(crate) struct CachePlan {
     pub(crate) config: ModelConfig,
     pub(crate) dtype: DType,
+    /// Most tokens of a step.
+    pub(crate) step_tokens: usize,
 }
 
 impl CachePlan {
     pub(crate) fn cache(&self, n_tokens: usize) -> KvCache {
-        KvCache::new(&self.config, self.dtype, n_tokens)
+        KvCache::new(&self.config, self.dtype, n_tokens, self.step_tokens)
     }
 
     fn bytes(&self, n_tokens: usize) -> usize {
-        KvCache::bytes_for(&self.config, self.dtype, n_tokens)
+        KvCache::bytes_for(&self.config, self.dtype, n_tokens, self.step_tokens)
     }
 }
 
@@ -78,7 +80,8 @@ impl Engine {
         let workspace = Workspace::bytes_for(config, dtype, limits.step_tokens, Passes::Forward);
         let logits = limits.max_running * config.vocab_size * size_of::<f32>();
         let candidates = config.vocab_size * size_of::<(f64, u32)>();
-        let cache = limits.max_running * KvCache::bytes_for(config, dtype, config.context_len);
+        let cache = limits.max_running
+            * KvCache::bytes_for(config, dtype, config.context_len, limits.step_tokens);
         // Each request, waiting or running, has room for its prompt and for all of its events.
         let per_request = (config.context_len + 1) * (size_of::<Event>() + size_of::<u32>());
         let requests = (limits.max_running + limits.max_waiting) * per_request;
@@ -96,7 +99,11 @@ impl Engine {
         limits: EngineLimits,
     ) -> Result<EngineHandle, EngineError> {
         limits.check()?;
-        let plan = CachePlan { config: decoder.config().clone(), dtype: decoder.dtype() };
+        let plan = CachePlan {
+            config: decoder.config().clone(),
+            dtype: decoder.dtype(),
+            step_tokens: limits.step_tokens,
+        };
         let mut workspace = Workspace::new(&plan.config, plan.dtype, limits.step_tokens);
         let forward = move |rows: &mut [CachedRows<'_>], logits: &mut Vec<f32>| {
             decoder.forward_cached(&device, rows, &mut workspace, logits);

@@ -72,7 +72,7 @@ fn random_prompts(n: usize) -> Vec<Vec<u32>> {
 fn plain_decoding(decoder: &Decoder, prompt: &[u32], n_tokens: usize) -> Vec<u32> {
     let (config, device) = (decoder.config(), device());
     let mut workspace = Workspace::new(config, DType::F32, CONTEXT_LEN);
-    let mut cache = KvCache::new(config, DType::F32, CONTEXT_LEN);
+    let mut cache = KvCache::new(config, DType::F32, CONTEXT_LEN, CONTEXT_LEN);
     let mut logits = Vec::new();
     let mut input = prompt.to_vec();
     let mut generated = Vec::new();
@@ -198,7 +198,7 @@ impl Stepped {
                 logits.extend((0..vocab_size).map(|i| if i == 7 { 1.0 + value } else { value }));
             }
         };
-        let plan = CachePlan { config, dtype: DType::F32 };
+        let plan = CachePlan { config, dtype: DType::F32, step_tokens: CONTEXT_LEN };
         Self { go, engine: Engine::start_with(plan, limits, forward).unwrap(), steps }
     }
 
@@ -272,8 +272,8 @@ fn a_long_prompt_does_not_stall_an_answer_in_progress() {
 
 #[test]
 fn requests_wait_until_the_cache_has_room_for_them() {
-    let plan = CachePlan { config: config(), dtype: DType::F32 };
-    let one_request = KvCache::bytes_for(&plan.config, plan.dtype, 64);
+    let plan = CachePlan { config: config(), dtype: DType::F32, step_tokens: 64 };
+    let one_request = KvCache::bytes_for(&plan.config, plan.dtype, 64, 64);
     let limits = EngineLimits { cache_bytes: one_request * 3 / 2, ..EngineLimits::default() };
     let stepped = Stepped::start(limits);
     let first = stepped.engine.submit(greedy(&[1; 62], 2)).unwrap();
@@ -379,7 +379,7 @@ fn the_plan_counts_the_cache_up_to_its_limit() {
         let limits = EngineLimits { cache_bytes, max_running, ..EngineLimits::default() };
         Engine::planned_bytes(&config, DType::F32, &limits)
     };
-    let of_one = KvCache::bytes_for(&config, DType::F32, CONTEXT_LEN);
+    let of_one = KvCache::bytes_for(&config, DType::F32, CONTEXT_LEN, CONTEXT_LEN);
     let events = (CONTEXT_LEN + 1) * (size_of::<Event>() + size_of::<u32>());
     let per_request = of_one + config.vocab_size * 4 + events;
     assert_eq!(planned(usize::MAX, 2) - planned(usize::MAX, 1), per_request);

@@ -54,8 +54,9 @@ pub struct Answer {
 /// question of the whole context if that is more.
 #[must_use]
 pub fn engine_limits(config: &ModelConfig, dtype: DType) -> EngineLimits {
-    let per_question = KvCache::bytes_for(config, dtype, CACHE_TOKENS.min(config.context_len));
-    let longest = KvCache::bytes_for(config, dtype, config.context_len);
+    let cache_bytes = |n_tokens| KvCache::bytes_for(config, dtype, n_tokens, STEP_TOKENS);
+    let per_question = cache_bytes(CACHE_TOKENS.min(config.context_len));
+    let longest = cache_bytes(config.context_len);
     EngineLimits {
         max_running: N_RUNNING,
         max_waiting: MAX_IN_FLIGHT,

@@ -58,11 +58,13 @@ pub enum FormatError {
         /// Its size.
         got: u64,
     },
-    /// Neither `model.safetensors` nor its index is in the folder.
-    #[error("no weights in {}: expected model.safetensors or model.safetensors.index.json", dir.display())]
+    /// Neither the weight file nor its index is in the folder.
+    #[error("no weights in {}: expected {} or {}", dir.display(), names[0], names[1])]
     NoWeights {
         /// The folder.
         dir: PathBuf,
+        /// Names of the file and of the index.
+        names: [&'static str; 2],
     },
     /// Weights in pickle form, which can run code when read.
     #[error("{} is a pickle file, which is never read: expected model.safetensors", path.display())]
@@ -71,10 +73,12 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// Two descriptions of the weights, and no way to know which one counts.
-    #[error("{} holds both model.safetensors and model.safetensors.index.json, expected one", dir.display())]
+    #[error("{} holds both {} and {}, expected one", dir.display(), names[0], names[1])]
     AmbiguousWeights {
         /// The folder.
         dir: PathBuf,
+        /// Names of the file and of the index.
+        names: [&'static str; 2],
     },
     /// The header of a safetensors file is truncated, lies about the file, or is not JSON.
     #[error("{} has an invalid safetensors header: {source}", path.display())]
@@ -117,7 +121,7 @@ pub enum FormatError {
         axes: &'static str,
     },
     /// A tensor has a type that is not read.
-    #[error("tensor `{tensor}` in {} has type {got}, expected F32 or BF16", path.display())]
+    #[error("tensor `{tensor}` in {} has type {got}, expected F32, F16, BF16 or F8_E4M3", path.display())]
     TensorDtype {
         /// The file.
         path: PathBuf,
@@ -169,6 +173,12 @@ pub enum FormatError {
         got: String,
         /// What was expected.
         expected: &'static str,
+    },
+    /// A folder is no model of any layout.
+    #[error("{} is no model: expected config.json (Hugging Face) or params.json (Mistral)", dir.display())]
+    NoModel {
+        /// The folder.
+        dir: PathBuf,
     },
     /// A file that must be there is not.
     #[error("{} is missing from {}", name, dir.display())]

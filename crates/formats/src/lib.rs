@@ -11,8 +11,8 @@
 //!     "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
 //!     "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "sliding_window": null, "torch_dtype": "float32"}"#;
 //! let config = parse_config(json)?;
-//! assert_eq!(config.head_dim, 16);
-//! assert_eq!(WeightName::all(&config)[0].hf_name(), "model.embed_tokens.weight");
+//! assert_eq!(config.decoder.head_dim, 16);
+//! assert_eq!(WeightName::all(&config.decoder)[0].hf_name(), "model.embed_tokens.weight");
 //! # Ok::<(), formats::FormatError>(())
 //! ```
 
@@ -29,10 +29,14 @@ pub mod names;
 pub mod weights;
 
 pub use checkpoint::check_format_version;
-pub use config::{DecoderConfig, WeightDtype, parse_config, read_config, to_hf_json};
+pub use config::{
+    DecoderConfig, Experts, QueryScaling, Rope, RopeScaling, WeightDtype, parse_config,
+    read_config, to_hf_json,
+};
 pub use error::FormatError;
-pub use names::{LayerPart, WeightName};
+pub use names::{FfnPart, LayerPart, Layout, WeightName};
 pub use os::free_disk_bytes;
 pub use weights::{
-    TensorData, TensorSource, WeightFiles, WeightView, write_safetensors, write_safetensors_to,
+    ModelWeights, TensorData, TensorDtype, TensorSource, WeightFiles, WeightView,
+    write_safetensors, write_safetensors_to,
 };

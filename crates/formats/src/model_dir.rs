@@ -12,10 +12,15 @@ use serde_json::{Map, Value, json};
 
 use crate::FormatError;
 use crate::checkpoint::check_format_version;
+use crate::config::native::{PARAMS_FILE, read_params};
 use crate::config::{DecoderConfig, read_config, to_hf_json};
 use crate::durable::{self, TemporaryDir, read_bounded};
-use crate::weights::{SINGLE_FILE, TensorSource, WeightFiles, is_plain_name, write_safetensors};
+use crate::weights::{
+    Leftovers, ModelWeights, SINGLE_FILE, TensorSource, is_plain_name, write_safetensors,
+};
 
+/// The configuration of a Hugging Face directory.
+pub const CONFIG_FILE: &str = "config.json";
 /// Our own file of a model directory.
 pub const LINEAGE_FILE: &str = "galerne.json";
 /// Defaults for generation, as transformers reads them.
@@ -108,7 +113,7 @@ impl ModelDirWriter {
     /// When it cannot be written.
     pub fn config(&self, config: &DecoderConfig) -> Result<(), FormatError> {
         durable::write_json_atomically(
-            &self.temporary.path().join("config.json"),
+            &self.temporary.path().join(CONFIG_FILE),
             &to_hf_json(config),
         )
     }
@@ -189,30 +194,39 @@ pub struct ModelDir {
     config: DecoderConfig,
     lineage: Option<Lineage>,
     generation: Option<GenerationConfig>,
-    weights: WeightFiles,
-    unused_tensors: Vec<String>,
+    weights: ModelWeights,
+    leftovers: Leftovers,
+    text_part_of: Option<String>,
 }
 
 impl ModelDir {
     /// Opens a model directory: reads the configuration, maps the weights, checks every tensor's presence and shape.
     ///
+    /// A Hugging Face directory has a `config.json`, a native Mistral one a `params.json`; of a folder that holds both
+    /// layouts the first is read.
+    ///
     /// # Errors
-    /// When the folder, `config.json` or a weight is missing or wrong; the error names file and field or tensor.
+    /// When the folder, its configuration or a weight is missing or wrong; the error names file and field or tensor.
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
         if !dir.is_dir() {
             let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned();
             return Err(FormatError::FileMissing { dir: durable::parent_of(dir).to_owned(), name });
         }
-        if !dir.join("config.json").is_file() {
-            let name = "config.json".to_owned();
-            return Err(FormatError::FileMissing { dir: dir.to_owned(), name });
-        }
-        let config = read_config(dir)?;
-        let weights = WeightFiles::open(dir)?;
-        let unused_tensors = weights.check(&config)?;
+        let (config, text_part_of, weights) = if dir.join(CONFIG_FILE).is_file() {
+            let config = read_config(dir)?;
+            (config.decoder, config.text_part_of, ModelWeights::open(dir)?)
+        } else if dir.join(PARAMS_FILE).is_file() {
+            let config = read_params(dir)?;
+            let part_of = config.other_part.map(|part| format!("a model with {part}"));
+            (config.decoder, part_of, ModelWeights::open_native(dir)?)
+        } else {
+            return Err(FormatError::NoModel { dir: dir.to_owned() });
+        };
+        let leftovers = weights.check(&config)?;
         let lineage = read_lineage(dir)?;
         let generation = read_generation(dir, config.vocab_size)?;
-        Ok(Self { dir: dir.to_owned(), config, lineage, generation, weights, unused_tensors })
+        let dir = dir.to_owned();
+        Ok(Self { dir, config, lineage, generation, weights, leftovers, text_part_of })
     }
 
     /// The folder.
@@ -229,7 +243,7 @@ impl ModelDir {
 
     /// The mapped weights; all that the configuration asks for are there.
     #[must_use]
-    pub fn weights(&self) -> &WeightFiles {
+    pub fn weights(&self) -> &ModelWeights {
         &self.weights
     }
 
@@ -260,7 +274,13 @@ impl ModelDir {
     /// Tensors in the files that the model does not use, to be reported.
     #[must_use]
     pub fn unused_tensors(&self) -> &[String] {
-        &self.unused_tensors
+        &self.leftovers.unused
+    }
+
+    /// What the decoder is the text part of, such as `mistral3`, and how many tensors of the other parts were not read.
+    #[must_use]
+    pub fn text_part_of(&self) -> Option<(&str, usize)> {
+        self.text_part_of.as_deref().map(|whole| (whole, self.leftovers.n_of_other_parts))
     }
 
     /// The path of a file that must be there, such as `tokenizer.json`.

@@ -1,4 +1,4 @@
-//! The weights of a decoder and their names in Hugging Face files.
+//! The weights of a decoder and their names in Hugging Face and in native Mistral files.
 
 use crate::config::DecoderConfig;
 
@@ -35,84 +35,206 @@ pub enum LayerPart {
     AttentionOut,
     /// Gain of the norm before the feed-forward block, `[hidden_dim]`.
     FfnNorm,
-    /// Gate projection, `[ffn_dim, hidden_dim]`.
+    /// A projection of the feed-forward block.
+    Ffn(FfnPart),
+    /// Router of the experts, `[n_experts, hidden_dim]`.
+    Router,
+    /// A projection of one expert.
+    Expert {
+        /// Which expert, from 0.
+        expert_idx: usize,
+        /// Which projection.
+        part: FfnPart,
+    },
+}
+
+/// One projection of a feed-forward block or of an expert, `[out, in]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FfnPart {
+    /// `[ffn_dim, hidden_dim]`.
     Gate,
-    /// Up projection, `[ffn_dim, hidden_dim]`.
+    /// `[ffn_dim, hidden_dim]`.
     Up,
-    /// Down projection, `[hidden_dim, ffn_dim]`.
+    /// `[hidden_dim, ffn_dim]`.
     Down,
 }
 
-impl LayerPart {
+impl FfnPart {
     /// Every part, in file order.
-    pub const ALL: [Self; 9] = [
-        Self::AttentionNorm,
-        Self::Query,
-        Self::Key,
-        Self::Value,
-        Self::AttentionOut,
-        Self::FfnNorm,
-        Self::Gate,
-        Self::Up,
-        Self::Down,
-    ];
+    pub const ALL: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
 
-    /// The name after `model.layers.N.` in Hugging Face files.
-    const fn hf_suffix(self) -> &'static str {
+    /// Name in Hugging Face files of a dense block.
+    const fn hf_name(self) -> &'static str {
         match self {
-            Self::AttentionNorm => "input_layernorm.weight",
-            Self::Query => "self_attn.q_proj.weight",
-            Self::Key => "self_attn.k_proj.weight",
-            Self::Value => "self_attn.v_proj.weight",
-            Self::AttentionOut => "self_attn.o_proj.weight",
-            Self::FfnNorm => "post_attention_layernorm.weight",
-            Self::Gate => "mlp.gate_proj.weight",
-            Self::Up => "mlp.up_proj.weight",
-            Self::Down => "mlp.down_proj.weight",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
         }
+    }
+
+    /// Name in native files, and in Hugging Face files of experts.
+    const fn native_name(self) -> &'static str {
+        match self {
+            Self::Gate => "w1",
+            Self::Up => "w3",
+            Self::Down => "w2",
+        }
+    }
+
+    fn find(name: &str, name_of: impl Fn(Self) -> &'static str) -> Option<Self> {
+        Self::ALL.into_iter().find(|&part| name_of(part) == name)
     }
 }
 
-impl WeightName {
-    /// The name in Hugging Face files.
+/// How files name weights and order the rows of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Hugging Face: the two members of a rotated pair are half a head apart.
+    HuggingFace,
+    /// Mistral's own (`consolidated.safetensors`): the two members of a pair are neighbours.
+    Native,
+}
+
+/// Names of the parts that are no feed-forward projection: part, Hugging Face, native.
+const LAYER_NAMES: [(LayerPart, &str, &str); 7] = [
+    (LayerPart::AttentionNorm, "input_layernorm", "attention_norm"),
+    (LayerPart::Query, "self_attn.q_proj", "attention.wq"),
+    (LayerPart::Key, "self_attn.k_proj", "attention.wk"),
+    (LayerPart::Value, "self_attn.v_proj", "attention.wv"),
+    (LayerPart::AttentionOut, "self_attn.o_proj", "attention.wo"),
+    (LayerPart::FfnNorm, "post_attention_layernorm", "ffn_norm"),
+    (LayerPart::Router, "block_sparse_moe.gate", "feed_forward.gate"),
+];
+
+impl LayerPart {
+    /// The parts of a layer of this model, in file order.
     #[must_use]
-    pub fn hf_name(self) -> String {
-        match self {
-            Self::Embedding => "model.embed_tokens.weight".to_owned(),
-            Self::Layer { layer_idx, part } => {
-                format!("model.layers.{layer_idx}.{}", part.hf_suffix())
+    pub fn all(config: &DecoderConfig) -> Vec<Self> {
+        let mut parts = vec![
+            Self::AttentionNorm,
+            Self::Query,
+            Self::Key,
+            Self::Value,
+            Self::AttentionOut,
+            Self::FfnNorm,
+        ];
+        match config.experts {
+            None => parts.extend(FfnPart::ALL.map(Self::Ffn)),
+            Some(experts) => {
+                parts.push(Self::Router);
+                for expert_idx in 0..experts.n_experts {
+                    parts.extend(FfnPart::ALL.map(|part| Self::Expert { expert_idx, part }));
+                }
             }
-            Self::FinalNorm => "model.norm.weight".to_owned(),
-            Self::Head => "lm_head.weight".to_owned(),
+        }
+        parts
+    }
+
+    /// The name after `layers.N.`.
+    fn name(self, layout: Layout) -> String {
+        match (self, layout) {
+            (Self::Ffn(part), Layout::HuggingFace) => format!("mlp.{}.weight", part.hf_name()),
+            (Self::Ffn(part), Layout::Native) => {
+                format!("feed_forward.{}.weight", part.native_name())
+            }
+            (Self::Expert { expert_idx, part }, Layout::HuggingFace) => {
+                format!("block_sparse_moe.experts.{expert_idx}.{}.weight", part.native_name())
+            }
+            (Self::Expert { expert_idx, part }, Layout::Native) => {
+                format!("feed_forward.experts.{expert_idx}.{}.weight", part.native_name())
+            }
+            (other, layout) => {
+                let names = LAYER_NAMES.iter().find(|(part, ..)| *part == other);
+                let (_, hf, native) = names.expect("every other part is in the table");
+                match layout {
+                    Layout::HuggingFace => format!("{hf}.weight"),
+                    Layout::Native => format!("{native}.weight"),
+                }
+            }
         }
     }
 
-    /// The weight that a Hugging Face name means, or `None` when it is not a weight of this family.
+    /// The part that `name` after `layers.N.` means.
+    fn from_name(name: &str, layout: Layout) -> Option<Self> {
+        let name = name.strip_suffix(".weight")?;
+        let (dense, experts) = match layout {
+            Layout::HuggingFace => ("mlp.", "block_sparse_moe.experts."),
+            Layout::Native => ("feed_forward.", "feed_forward.experts."),
+        };
+        let in_table = LAYER_NAMES.iter().find(|(_, hf, native)| match layout {
+            Layout::HuggingFace => *hf == name,
+            Layout::Native => *native == name,
+        });
+        if let Some((part, ..)) = in_table {
+            return Some(*part);
+        }
+        if let Some(rest) = name.strip_prefix(experts) {
+            let (number, part) = rest.split_once('.')?;
+            let part = FfnPart::find(part, FfnPart::native_name)?;
+            return Some(Self::Expert { expert_idx: parse_index(number)?, part });
+        }
+        let part = name.strip_prefix(dense)?;
+        let part = match layout {
+            Layout::HuggingFace => FfnPart::find(part, FfnPart::hf_name),
+            Layout::Native => FfnPart::find(part, FfnPart::native_name),
+        };
+        part.map(Self::Ffn)
+    }
+}
+
+/// An index as a writer gives it: `+1` and `007` parse too, but are none.
+fn parse_index(number: &str) -> Option<usize> {
+    number.parse::<usize>().ok().filter(|idx| idx.to_string() == number)
+}
+
+impl WeightName {
+    /// The name in files of a layout.
     #[must_use]
-    pub fn from_hf_name(name: &str) -> Option<Self> {
+    pub fn name(self, layout: Layout) -> String {
+        let [embedding, layers, final_norm, head] = layout_names(layout);
+        match self {
+            Self::Embedding => embedding.to_owned(),
+            Self::Layer { layer_idx, part } => format!("{layers}{layer_idx}.{}", part.name(layout)),
+            Self::FinalNorm => final_norm.to_owned(),
+            Self::Head => head.to_owned(),
+        }
+    }
+
+    /// The name in Hugging Face files, which our own files share.
+    #[must_use]
+    pub fn hf_name(self) -> String {
+        self.name(Layout::HuggingFace)
+    }
+
+    /// The weight that a name means, or `None` when it is not a weight of this family.
+    #[must_use]
+    pub fn from_name(name: &str, layout: Layout) -> Option<Self> {
+        let [embedding, layers, final_norm, head] = layout_names(layout);
         match name {
-            "model.embed_tokens.weight" => return Some(Self::Embedding),
-            "model.norm.weight" => return Some(Self::FinalNorm),
-            "lm_head.weight" => return Some(Self::Head),
+            _ if name == embedding => return Some(Self::Embedding),
+            _ if name == final_norm => return Some(Self::FinalNorm),
+            _ if name == head => return Some(Self::Head),
             _ => {}
         }
-        let (number, suffix) = name.strip_prefix("model.layers.")?.split_once('.')?;
-        let layer_idx: usize = number.parse().ok()?;
-        // `+1` and `007` parse too; they are not names that a writer gives.
-        if layer_idx.to_string() != number {
-            return None;
-        }
-        let part = LayerPart::ALL.into_iter().find(|part| part.hf_suffix() == suffix)?;
-        Some(Self::Layer { layer_idx, part })
+        let (number, rest) = name.strip_prefix(layers)?.split_once('.')?;
+        let part = LayerPart::from_name(rest, layout)?;
+        Some(Self::Layer { layer_idx: parse_index(number)?, part })
+    }
+
+    /// Whether its rows are rotated, so that their order depends on the layout.
+    #[must_use]
+    pub const fn is_rotated(self) -> bool {
+        matches!(self, Self::Layer { part: LayerPart::Query | LayerPart::Key, .. })
     }
 
     /// Every weight of a model, in file order: embedding, layers, final norm, head (unless tied).
     #[must_use]
     pub fn all(config: &DecoderConfig) -> Vec<Self> {
-        let mut names = Vec::with_capacity(3 + config.n_layers * LayerPart::ALL.len());
+        let parts = LayerPart::all(config);
+        let mut names = Vec::with_capacity(3 + config.n_layers * parts.len());
         names.push(Self::Embedding);
         for layer_idx in 0..config.n_layers {
-            names.extend(LayerPart::ALL.map(|part| Self::Layer { layer_idx, part }));
+            names.extend(parts.iter().map(|&part| Self::Layer { layer_idx, part }));
         }
         names.push(Self::FinalNorm);
         if !config.tied_embeddings {
@@ -135,8 +257,11 @@ impl WeightName {
                 LayerPart::Query => vec![n_heads * head_dim, hidden_dim],
                 LayerPart::Key | LayerPart::Value => vec![n_kv_heads * head_dim, hidden_dim],
                 LayerPart::AttentionOut => vec![hidden_dim, n_heads * head_dim],
-                LayerPart::Gate | LayerPart::Up => vec![ffn_dim, hidden_dim],
-                LayerPart::Down => vec![hidden_dim, ffn_dim],
+                LayerPart::Router => vec![config.experts.map_or(0, |e| e.n_experts), hidden_dim],
+                LayerPart::Ffn(part) | LayerPart::Expert { part, .. } => match part {
+                    FfnPart::Gate | FfnPart::Up => vec![ffn_dim, hidden_dim],
+                    FfnPart::Down => vec![hidden_dim, ffn_dim],
+                },
             },
         }
     }
@@ -152,30 +277,52 @@ impl WeightName {
                 LayerPart::Query => "(n_heads * head_dim, hidden_dim)",
                 LayerPart::Key | LayerPart::Value => "(n_kv_heads * head_dim, hidden_dim)",
                 LayerPart::AttentionOut => "(hidden_dim, n_heads * head_dim)",
-                LayerPart::Gate | LayerPart::Up => "(ffn_dim, hidden_dim)",
-                LayerPart::Down => "(hidden_dim, ffn_dim)",
+                LayerPart::Router => "(n_experts, hidden_dim)",
+                LayerPart::Ffn(part) | LayerPart::Expert { part, .. } => match part {
+                    FfnPart::Gate | FfnPart::Up => "(ffn_dim, hidden_dim)",
+                    FfnPart::Down => "(hidden_dim, ffn_dim)",
+                },
             },
         }
+    }
+}
+
+/// Embedding, what stands before a layer's number, final norm, head.
+const fn layout_names(layout: Layout) -> [&'static str; 4] {
+    match layout {
+        Layout::HuggingFace => {
+            ["model.embed_tokens.weight", "model.layers.", "model.norm.weight", "lm_head.weight"]
+        }
+        Layout::Native => ["tok_embeddings.weight", "layers.", "norm.weight", "output.weight"],
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Experts;
     use crate::config::tests::tiny_config;
+
+    const LAYOUTS: [Layout; 2] = [Layout::HuggingFace, Layout::Native];
 
     #[test]
     fn every_name_is_read_back_as_itself() {
-        let config = tiny_config();
-        let names = WeightName::all(&config);
-        assert_eq!(names.len(), 1 + 9 * config.n_layers + 1);
-        for name in names {
-            assert_eq!(WeightName::from_hf_name(&name.hf_name()), Some(name));
-            assert_eq!(
-                name.shape(&config).len(),
-                name.axes().split(", ").count(),
-                "{name:?} has as many axis names as axes"
-            );
+        let experts = Some(Experts { n_experts: 3, n_active: 2 });
+        for (config, n_per_layer) in
+            [(tiny_config(), 9), (DecoderConfig { experts, ..tiny_config() }, 6 + 1 + 3 * 3)]
+        {
+            let names = WeightName::all(&config);
+            assert_eq!(names.len(), 1 + n_per_layer * config.n_layers + 1);
+            for name in names {
+                for layout in LAYOUTS {
+                    assert_eq!(WeightName::from_name(&name.name(layout), layout), Some(name));
+                }
+                assert_eq!(
+                    name.shape(&config).len(),
+                    name.axes().split(", ").count(),
+                    "{name:?} has as many axis names as axes"
+                );
+            }
         }
     }
 
@@ -195,8 +342,13 @@ mod tests {
             "model.layers.-1.mlp.up_proj.weight",
             "model.layers.99999999999999999999999.mlp.up_proj.weight",
             "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "model.layers.0.block_sparse_moe.experts.01.w1.weight",
+            "layers.0.feed_forward.experts.0.w4.weight",
+            "layers.0.attention.wq.qscale_weight",
         ] {
-            assert_eq!(WeightName::from_hf_name(name), None, "{name}");
+            for layout in LAYOUTS {
+                assert_eq!(WeightName::from_name(name, layout), None, "{name}");
+            }
         }
     }
 }

@@ -7,17 +7,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use half::bf16;
+use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::FormatError;
-use crate::config::{DecoderConfig, WeightDtype};
+use crate::config::WeightDtype;
 use crate::durable::read_bounded;
-use crate::names::WeightName;
 use crate::os::Mapping;
 
+mod model;
 mod write;
+
+pub use model::{Leftovers, ModelWeights, StoredWeight};
 
 pub use write::{StreamTensor, TensorData, TensorSource, write_safetensors, write_safetensors_to};
 
@@ -25,6 +27,11 @@ pub use write::{StreamTensor, TensorData, TensorSource, write_safetensors, write
 pub const SINGLE_FILE: &str = "model.safetensors";
 /// Name of the index of a model whose weights are in several files.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Name of the only weight file in the native layout.
+pub const NATIVE_FILE: &str = "consolidated.safetensors";
+/// Name of the index of several files in the native layout.
+pub const NATIVE_INDEX_FILE: &str = "consolidated.safetensors.index.json";
 
 /// Largest index that is read.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -56,11 +63,98 @@ struct Entry {
     end: usize,
 }
 
+/// Number type of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TensorDtype {
+    /// 32-bit float.
+    F32,
+    /// 16-bit float of IEEE 754.
+    F16,
+    /// The upper half of a 32-bit float.
+    Bf16,
+    /// 8-bit float: 4 bits of exponent, 3 of mantissa, no infinity (arXiv 2209.05433). The tensor has a scale beside it.
+    F8E4M3,
+}
+
+impl TensorDtype {
+    /// Bytes of one number.
+    #[must_use]
+    pub const fn n_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::F8E4M3 => 1,
+        }
+    }
+
+    /// The name in safetensors files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::F8E4M3 => "F8_E4M3",
+        }
+    }
+
+    /// Widens little-endian numbers to f32, which holds all of them exactly.
+    ///
+    /// # Panics
+    /// When `out` has another length than there are numbers.
+    pub fn read_f32(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), out.len() * self.n_bytes(), "bytes of {} numbers", out.len());
+        match self {
+            Self::F32 => {
+                for (number, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *number = f32::from_le_bytes(*bytes);
+                }
+            }
+            Self::F16 => {
+                for (number, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *number = f16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            Self::Bf16 => {
+                for (number, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *number = bf16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            Self::F8E4M3 => {
+                for (number, byte) in out.iter_mut().zip(bytes) {
+                    *number = f8_e4m3_to_f32(*byte);
+                }
+            }
+        }
+    }
+}
+
+impl From<WeightDtype> for TensorDtype {
+    fn from(dtype: WeightDtype) -> Self {
+        match dtype {
+            WeightDtype::F32 => Self::F32,
+            WeightDtype::F16 => Self::F16,
+            WeightDtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// Exponent bias 7; the largest exponent holds numbers too, but for the one pattern that is no number.
+fn f8_e4m3_to_f32(byte: u8) -> f32 {
+    let (exponent, mantissa) = (byte >> 3 & 0xf, f32::from(byte & 7));
+    let magnitude = match (exponent, byte & 7) {
+        (0xf, 7) => f32::NAN,
+        (0, _) => mantissa / 8.0 * 2.0_f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2.0_f32.powi(i32::from(exponent) - 7),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
 /// One tensor's bytes in a mapped file.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightView<'a> {
     /// Number type of the bytes.
-    pub dtype: WeightDtype,
+    pub dtype: TensorDtype,
     /// Axes, slowest first.
     pub shape: &'a [usize],
     /// Little-endian numbers, with no alignment promised.
@@ -74,7 +168,7 @@ impl WeightView<'_> {
         self.bytes.len() / self.dtype.n_bytes()
     }
 
-    /// The numbers as f32, which holds both types exactly. Allocates `4 * n_elements` bytes.
+    /// The numbers as f32, which holds every type exactly. Allocates `4 * n_elements` bytes.
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
         let mut numbers = vec![0.0; self.n_elements()];
@@ -87,31 +181,7 @@ impl WeightView<'_> {
     /// # Panics
     /// When `out` has another length than the tensor.
     pub fn read_f32(&self, out: &mut [f32]) {
-        assert_eq!(out.len(), self.n_elements(), "length of out against elements of the tensor");
-        match self.dtype {
-            WeightDtype::F32 => {
-                for (number, bytes) in out.iter_mut().zip(self.bytes.as_chunks::<4>().0) {
-                    *number = f32::from_le_bytes(*bytes);
-                }
-            }
-            WeightDtype::Bf16 => {
-                for (number, bytes) in out.iter_mut().zip(self.bytes.as_chunks::<2>().0) {
-                    *number = bf16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-        }
-    }
-
-    /// The numbers as stored bf16, or `None` when the tensor holds f32. Allocates `2 * n_elements` bytes.
-    #[must_use]
-    pub fn to_bf16(&self) -> Option<Vec<bf16>> {
-        match self.dtype {
-            WeightDtype::F32 => None,
-            WeightDtype::Bf16 => {
-                let numbers = self.bytes.as_chunks::<2>().0.iter();
-                Some(numbers.map(|bytes| bf16::from_le_bytes(*bytes)).collect())
-            }
-        }
+        self.dtype.read_f32(self.bytes, out);
     }
 }
 
@@ -127,12 +197,24 @@ impl WeightFiles {
     /// When there are none, when they are pickle files, when a header is truncated or lies about the file, or when the
     /// index and the files disagree. The error names file and tensor.
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
-        let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX_FILE));
+        Self::open_named(dir, [SINGLE_FILE, INDEX_FILE])
+    }
+
+    /// Maps the weights of a native Mistral folder: `consolidated.safetensors`, or the files that its index names.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::open`].
+    pub fn open_native(dir: &Path) -> Result<Self, FormatError> {
+        Self::open_named(dir, [NATIVE_FILE, NATIVE_INDEX_FILE])
+    }
+
+    fn open_named(dir: &Path, names: [&'static str; 2]) -> Result<Self, FormatError> {
+        let [single, index] = names.map(|name| dir.join(name));
         match (exists(&single)?, exists(&index)?) {
-            (true, true) => Err(FormatError::AmbiguousWeights { dir: dir.to_owned() }),
+            (true, true) => Err(FormatError::AmbiguousWeights { dir: dir.to_owned(), names }),
             (true, false) => Self::open_file(&single),
             (false, true) => Self::open_index(dir, &index),
-            (false, false) => Err(no_weights(dir)?),
+            (false, false) => Err(no_weights(dir, names)?),
         }
     }
 
@@ -225,7 +307,7 @@ impl WeightFiles {
     /// A tensor by its name in the file.
     ///
     /// # Errors
-    /// When it is missing or its type is neither F32 nor BF16.
+    /// When it is missing or its type is not a [`TensorDtype`].
     pub fn get(&self, tensor: &str) -> Result<WeightView<'_>, FormatError> {
         let Some(entry) = self.tensors.get(tensor) else {
             return Err(FormatError::TensorMissing {
@@ -235,8 +317,10 @@ impl WeightFiles {
         };
         let file = &self.files[entry.file_idx];
         let dtype = match entry.dtype {
-            Dtype::F32 => WeightDtype::F32,
-            Dtype::BF16 => WeightDtype::Bf16,
+            Dtype::F32 => TensorDtype::F32,
+            Dtype::F16 => TensorDtype::F16,
+            Dtype::BF16 => TensorDtype::Bf16,
+            Dtype::F8_E4M3 => TensorDtype::F8E4M3,
             other => {
                 return Err(FormatError::TensorDtype {
                     path: file.path.clone(),
@@ -249,43 +333,9 @@ impl WeightFiles {
         Ok(WeightView { dtype, shape: &entry.shape, bytes })
     }
 
-    /// A weight of the model, with the shape that the configuration gives it.
-    ///
-    /// # Errors
-    /// As [`WeightFiles::get`], and when the shape is another.
-    pub fn weight(
-        &self,
-        name: WeightName,
-        config: &DecoderConfig,
-    ) -> Result<WeightView<'_>, FormatError> {
-        let hf_name = name.hf_name();
-        let view = self.get(&hf_name)?;
-        let expected = name.shape(config);
-        if view.shape != expected {
-            return Err(FormatError::TensorShape {
-                path: self.files[self.tensors[&hf_name].file_idx].path.clone(),
-                tensor: hf_name,
-                got: view.shape.to_vec(),
-                expected,
-                axes: name.axes(),
-            });
-        }
-        Ok(view)
-    }
-
-    /// Checks that every weight of the model is there with its shape, and returns the names of tensors that the model
-    /// does not use (buffers of old files, a stored copy of a tied head): the caller reports them.
-    ///
-    /// # Errors
-    /// As [`WeightFiles::weight`], for the first weight in file order that is not right.
-    pub fn check(&self, config: &DecoderConfig) -> Result<Vec<String>, FormatError> {
-        let names = WeightName::all(config);
-        for &name in &names {
-            self.weight(name, config)?;
-        }
-        let used: std::collections::BTreeSet<String> =
-            names.into_iter().map(WeightName::hf_name).collect();
-        Ok(self.tensors.keys().filter(|name| !used.contains(*name)).cloned().collect())
+    /// The file of a tensor that is there.
+    fn path_of(&self, tensor: &str) -> &Path {
+        &self.files[self.tensors[tensor].file_idx].path
     }
 
     /// The names of all tensors, sorted.
@@ -310,7 +360,7 @@ fn exists(path: &Path) -> Result<bool, FormatError> {
 }
 
 /// Why a folder without safetensors has no weights: pickle files are named, for they are what people have.
-fn no_weights(dir: &Path) -> Result<FormatError, FormatError> {
+fn no_weights(dir: &Path, names: [&'static str; 2]) -> Result<FormatError, FormatError> {
     let mut pickles = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
         let path = entry.map_err(FormatError::io("list", dir))?.path();
@@ -321,7 +371,7 @@ fn no_weights(dir: &Path) -> Result<FormatError, FormatError> {
     }
     Ok(match pickles.into_iter().min() {
         Some(path) => FormatError::Pickle { path },
-        None => FormatError::NoWeights { dir: dir.to_owned() },
+        None => FormatError::NoWeights { dir: dir.to_owned(), names },
     })
 }
 

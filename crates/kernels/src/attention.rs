@@ -9,9 +9,12 @@
 //! in ascending order with a running maximum `m`, sum `l` and output `o` per query row, all f32:
 //! `m' = max(m, max_k s_k)`, `p_k = exp(s_k - m')`, `l' = l exp(m - m') + sum_k p_k`,
 //! `o' = o exp(m - m') + sum_k round(p_k) v_k`, where `s_k = scale * (q . k)` and masked keys give p = 0; p is rounded
-//! to the operand type for the product with the values. A block is visited by the rows that see at least one of its keys. The products follow [`crate::matmul`]. So a query row has the same bits
-//! whatever rows share its tile, and whether its keys were computed now or read from a cache; this holds for finite
+//! to the operand type for the product with the values. A row sees the keys up to its own position, or the last `window` of them, its
+//! own included. A block is visited by the rows that see at least one of its keys. The products follow [`crate::matmul`]. So a query row
+//! has the same bits whatever rows share its tile, and whether its keys were computed now or read from a cache; this holds for finite
 //! values, for a value that is not reaches the earlier rows of its own block as `0 * inf`.
+
+use std::ops::Range;
 
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
@@ -43,6 +46,8 @@ pub struct HeadShape {
     pub head_dim: usize,
     /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Positions that a row sees, its own included; `None` for all up to its own.
+    pub window: Option<usize>,
 }
 
 impl HeadShape {
@@ -68,6 +73,23 @@ impl HeadShape {
     #[must_use]
     pub fn block_len<T: Operand>(&self) -> usize {
         self.n_kv_heads * self.head_block_len::<T>()
+    }
+
+    /// First position that the row at `position` sees.
+    #[must_use]
+    pub fn first_visible(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Which of `n_keys` keys from position `first_key` on the row at `position` sees, counted from `first_key`.
+    pub(crate) fn visible_keys(
+        &self,
+        position: usize,
+        first_key: usize,
+        n_keys: usize,
+    ) -> Range<usize> {
+        let first = self.first_visible(position).saturating_sub(first_key).min(n_keys);
+        first..(position + 1).saturating_sub(first_key).clamp(first, n_keys)
     }
 
     fn keys_len<T: Operand>(&self) -> usize {
@@ -153,7 +175,7 @@ fn check_tables(sequences: &[SequenceRows<'_>], n_blocks: usize) {
 }
 
 /// Causal attention: `out[t, h] = sum_k softmax_k(scale * q[t, h] . k[k]) v[k]` over the keys of the sequence at
-/// positions up to the row's own. Query head h uses KV head `h / (n_heads / n_kv_heads)`.
+/// positions up to the row's own and within its window. Query head h uses KV head `h / (n_heads / n_kv_heads)`.
 ///
 /// Shapes: qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`, of which the queries are read; blocks as in
 /// [`append_keys_values`], which must have run for these rows; out `[tokens, n_heads, head_dim]`; log_sum_exp
@@ -242,6 +264,16 @@ impl<T: Operand> TileJob<'_, T> {
         self.blocks[start..start + head_len].split_at(self.shape.keys_len::<T>())
     }
 
+    /// The tokens of the tile that see at least one key of a block: not those before it, nor those whose window begins after it.
+    fn tokens_seeing(&self, block_idx: usize) -> Range<usize> {
+        let first_position = self.sequence.first_position + self.tile.first;
+        let block = block_idx * KEY_BLOCK..(block_idx + 1) * KEY_BLOCK;
+        let first = block.start.saturating_sub(first_position);
+        // The last key of the block is seen up to the position `window - 1` after it.
+        let end = self.shape.window.map_or(usize::MAX, |window| block.end - 1 + window);
+        first..self.tile.n_tokens.min(end.saturating_sub(first_position))
+    }
+
     /// The queries of the tile, `[tokens, group, head_dim]`.
     fn gather_queries(&self, queries: &mut [T]) {
         let HeadShape { head_dim, .. } = self.shape;
@@ -282,22 +314,22 @@ fn attend_tile<T: Operand>(
     divisors.fill(0.0);
     let first_position = job.sequence.first_position + job.tile.first;
     let n_keys = first_position + job.tile.n_tokens;
-    for block_idx in 0..n_keys.div_ceil(KEY_BLOCK) {
+    let first_block = job.shape.first_visible(first_position) / KEY_BLOCK;
+    for block_idx in first_block..n_keys.div_ceil(KEY_BLOCK) {
         let (keys, values) = job.keys_values(block_idx);
-        // Tokens before the block see none of its keys.
-        let first_token = (block_idx * KEY_BLOCK).saturating_sub(first_position);
-        let first_row = first_token * group_len;
-        let n_seeing = n_rows - first_row;
-        let left = Left::Rows { values: &queries[first_row * head_dim..], stride: head_dim };
-        let dims = [n_seeing, KEY_BLOCK, head_dim];
-        let out = &mut scores[first_row * KEY_BLOCK..];
+        let tokens = job.tokens_seeing(block_idx);
+        let rows = tokens.start * group_len..tokens.end * group_len;
+        let left = Left::Rows { values: &queries[rows.start * head_dim..], stride: head_dim };
+        let dims = [rows.len(), KEY_BLOCK, head_dim];
+        let out = &mut scores[rows.start * KEY_BLOCK..];
         matmul_here(family, tiles, left, keys, dims, out, KEY_BLOCK, Write::Overwrite);
-        for token in first_token..job.tile.n_tokens {
-            let n_visible = (first_position + token + 1).saturating_sub(block_idx * KEY_BLOCK);
+        for token in tokens {
+            let visible =
+                job.shape.visible_keys(first_position + token, block_idx * KEY_BLOCK, KEY_BLOCK);
             for row in token * group_len..(token + 1) * group_len {
                 let softmax = SoftmaxBlock {
                     scores: &scores[row * KEY_BLOCK..][..KEY_BLOCK],
-                    n_visible: n_visible.min(KEY_BLOCK),
+                    visible: visible.clone(),
                     scale,
                     max: &mut maxima[row],
                     divisor: &mut divisors[row],
@@ -308,9 +340,9 @@ fn attend_tile<T: Operand>(
             }
         }
         let left =
-            Left::Rows { values: &probabilities[first_row * KEY_BLOCK..], stride: KEY_BLOCK };
-        let dims = [n_seeing, head_dim, KEY_BLOCK];
-        let out = &mut sums[first_row * head_dim..];
+            Left::Rows { values: &probabilities[rows.start * KEY_BLOCK..], stride: KEY_BLOCK };
+        let dims = [rows.len(), head_dim, KEY_BLOCK];
+        let out = &mut sums[rows.start * head_dim..];
         matmul_here(family, tiles, left, values, dims, out, head_dim, Write::Accumulate);
     }
     for row in 0..n_rows {
@@ -326,8 +358,8 @@ fn attend_tile<T: Operand>(
 /// One row's step over one block of keys (module documentation).
 pub(crate) struct SoftmaxBlock<'a, T> {
     pub(crate) scores: &'a [f32],
-    /// Keys of the block that the row may see; the others count as masked.
-    pub(crate) n_visible: usize,
+    /// Keys of the block that the row sees, at least one.
+    pub(crate) visible: Range<usize>,
     pub(crate) scale: f32,
     pub(crate) max: &'a mut f32,
     pub(crate) divisor: &'a mut f32,
@@ -353,7 +385,7 @@ impl<T: Operand> LaneKernel for SoftmaxBlock<'_, T> {
         let mut scores = [f32::NEG_INFINITY; KEY_BLOCK];
         let scale = lanes.splat(self.scale);
         let mut max = lanes.splat(f32::NEG_INFINITY);
-        scores[..self.n_visible].copy_from_slice(&self.scores[..self.n_visible]);
+        scores[self.visible.clone()].copy_from_slice(&self.scores[self.visible.clone()]);
         for i in (0..KEY_BLOCK).step_by(L::N) {
             let scaled = lanes.mul(lanes.load(&scores[i..]), scale);
             lanes.store(scaled, &mut scores[i..]);

@@ -24,6 +24,7 @@ mod cpu;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
+pub mod experts;
 mod lanes;
 pub mod matmul;
 pub mod norm;

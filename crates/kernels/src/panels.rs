@@ -106,6 +106,29 @@ impl<T: Operand> Panels<T> {
         pack(compute, source, [self.n, self.k], &mut self.values);
     }
 
+    /// Overwrites the rows of the matrix from `first_n` on with dense rows. They fill whole panels, but for the last of the matrix.
+    ///
+    /// # Panics
+    /// When they do not, or are not in the matrix.
+    pub fn pack_rows<S: Operand>(
+        &mut self,
+        compute: &Compute,
+        first_n: usize,
+        source: Source<'_, S>,
+    ) {
+        let n_rows = source.values.len() / self.k.max(1);
+        let end = first_n + n_rows;
+        assert!(first_n.is_multiple_of(PANEL_WIDTH), "rows from {first_n} on fill no panels");
+        assert!(
+            end == self.n || (end < self.n && end.is_multiple_of(PANEL_WIDTH)),
+            "rows up to {end} of {}",
+            self.n
+        );
+        let start = panels_len::<T>(first_n, self.k);
+        let panels = &mut self.values[start..start + panels_len::<T>(n_rows, self.k)];
+        pack(compute, source, [n_rows, self.k], panels);
+    }
+
     /// Rows of the matrix (outputs of a weight).
     #[must_use]
     pub fn n(&self) -> usize {

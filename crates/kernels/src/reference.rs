@@ -6,7 +6,7 @@ use crate::attention::{DeltaRow, GradientRow, KEY_BLOCK, SoftmaxBlock};
 use crate::matmul::{Block, Write};
 use crate::operand::Operand;
 use crate::panels::PANEL_WIDTH;
-use crate::rope::{Direction, RopeTable};
+use crate::rope::{Direction, RopeTable, RotatedHeads};
 
 /// One block of K of a product ([`crate::matmul`]).
 ///
@@ -126,27 +126,28 @@ pub fn rms_norm_backward_weight<T: Operand>(
     }
 }
 
-/// [`crate::rope::rotate`].
+/// [`crate::rope::rotate`] of the rows from `first_row` of the batch on.
 pub fn rotate<T: Operand>(
     x: &[f32],
-    positions: &[u32],
     table: &RopeTable,
-    n_rotated: usize,
+    first_row: usize,
+    heads: RotatedHeads,
     direction: Direction,
     out: &mut [T],
 ) {
     let (head_dim, half) = (table.head_dim(), table.head_dim() / 2);
-    let width = x.len() / positions.len();
-    for (t, &position) in positions.iter().enumerate() {
-        let (cosines, sines) = table.at(position);
-        for head in 0..width / head_dim {
-            let start = t * width + head * head_dim;
+    let width = heads.n_all() * head_dim;
+    for (t, (x, out)) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
+        let angles = table.row(first_row + t);
+        for head in 0..heads.n_all() {
+            let start = head * head_dim;
+            let factor = if head < heads.n_query { angles.query_factor } else { 1.0 };
             for i in 0..half {
                 let (x1, x2) = (x[start + i], x[start + half + i]);
-                let (cosine, sine) = match (head < n_rotated, direction) {
-                    (true, Direction::Forward) => (cosines[i], sines[i]),
-                    (true, Direction::Backward) => (cosines[i], -sines[i]),
-                    (false, _) => (1.0, 0.0),
+                let (cosine, sine) = match direction {
+                    _ if head >= heads.n_query + heads.n_key => (1.0, 0.0),
+                    Direction::Forward => (factor * angles.cosines[i], factor * angles.sines[i]),
+                    Direction::Backward => (factor * angles.cosines[i], -factor * angles.sines[i]),
                 };
                 out[start + i] = T::from_f32(x1 * cosine - x2 * sine);
                 out[start + half + i] = T::from_f32(x2 * cosine + x1 * sine);
@@ -192,12 +193,12 @@ pub fn swiglu_backward<T: Operand>(
 
 /// One row over one block of keys in [`crate::attention::attention`].
 pub(crate) fn softmax_block<T: Operand>(row: SoftmaxBlock<'_, T>) {
-    let SoftmaxBlock { scores, n_visible, scale, max, divisor, probabilities, sums } = row;
-    let new_max = scores[..n_visible].iter().fold(*max, |max, s| max.max(s * scale));
+    let SoftmaxBlock { scores, visible, scale, max, divisor, probabilities, sums } = row;
+    let new_max = scores[visible.clone()].iter().fold(*max, |max, s| max.max(s * scale));
     let rescale = (*max - new_max).exp();
     let mut sum = 0.0;
     for k in 0..KEY_BLOCK {
-        let p = if k < n_visible { (scores[k] * scale - new_max).exp() } else { 0.0 };
+        let p = if visible.contains(&k) { (scores[k] * scale - new_max).exp() } else { 0.0 };
         sum += p;
         probabilities[k] = T::from_f32(p);
     }
@@ -210,7 +211,7 @@ pub(crate) fn softmax_block<T: Operand>(row: SoftmaxBlock<'_, T>) {
 pub(crate) fn score_gradients_row<T: Operand>(row: GradientRow<'_, T>) {
     for k in 0..row.scores.len() {
         let (mut p, mut d_score) = (0.0, 0.0);
-        if k < row.n_visible {
+        if row.visible.contains(&k) {
             p = (row.scores[k] * row.scale - row.log_sum_exp).exp();
             d_score = row.scale * p * (row.d_probabilities[k] - row.delta);
         }

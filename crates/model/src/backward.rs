@@ -190,7 +190,7 @@ impl Decoder {
         let (layer, a) = (&self.layers[layer_idx], &w.layers[layer_idx]);
         let d_layer = &mut gradients.layers[layer_idx];
         ops::convert(device, g.d_residual.view(), g.d_rounded.view_mut());
-        layer.down.backward_input(device, g.d_rounded.view(), g.d_activated.view_mut());
+        layer.ffn.dense().down.backward_input(device, g.d_rounded.view(), g.d_activated.view_mut());
         ops::swiglu_backward(
             device,
             a.gate_up.view(),
@@ -203,7 +203,7 @@ impl Decoder {
         scratch.backward_weight(device, d_out, activated, d_layer.down.view_mut());
         let (d_gate_up, normed) = (g.d_gate_up.view(), a.ffn_normed.view());
         scratch.backward_weight(device, d_gate_up, normed, d_layer.gate_up.view_mut());
-        layer.gate_up.backward_input(device, d_gate_up, g.d_normed.view_mut());
+        layer.ffn.dense().gate_up.backward_input(device, d_gate_up, g.d_normed.view_mut());
         let input = a.ffn_input.as_ref().expect("a workspace for training");
         ops::rms_norm_backward(
             device,
@@ -239,18 +239,11 @@ impl Decoder {
             d_out: g.d_attention_out.view(),
             segment_starts,
         };
-        ops::attention_backward(device, self.config.head_shape(), saved, g.d_qkv.view_mut());
-        let n_rotated = self.config.n_heads + self.config.n_kv_heads;
+        let heads = self.config.layer_heads(layer_idx);
+        ops::attention_backward(device, heads, saved, g.d_qkv.view_mut());
         let (d_qkv, rounded) = (g.d_qkv.view(), g.d_qkv_rounded.view_mut());
-        ops::rotate(
-            device,
-            d_qkv,
-            &w.positions,
-            &self.rope,
-            n_rotated,
-            Direction::Backward,
-            rounded,
-        );
+        let heads = self.config.rotated_heads();
+        ops::rotate(device, d_qkv, &w.rope, heads, Direction::Backward, rounded);
         let (d_qkv, normed) = (g.d_qkv_rounded.view(), a.attention_normed.view());
         scratch.backward_weight(device, d_qkv, normed, d_layer.qkv.view_mut());
         layer.qkv.backward_input(device, d_qkv, g.d_normed.view_mut());

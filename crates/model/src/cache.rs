@@ -6,38 +6,50 @@ use tensor::{DType, Device, Tensor, View, ViewMut, ops};
 use crate::config::ModelConfig;
 use crate::forward::AttentionContext;
 
-/// Keys and values of one sequence in every layer, with room for a fixed number of tokens.
+/// Keys and values of one sequence in every layer, with room for a fixed number of tokens. A layer with a sliding window
+/// keeps the blocks that its window reaches, and writes over the oldest.
 #[derive(Debug)]
 pub struct KvCache {
     /// Per layer `[blocks, key block]`.
     layers: Vec<Tensor>,
-    /// The blocks of the sequence, in order.
-    block_table: Vec<u32>,
+    /// The blocks of each layer, by position / 32.
+    block_tables: Vec<Vec<u32>>,
     len: usize,
+    max_tokens: usize,
+    max_rows: usize,
 }
 
 impl KvCache {
-    /// An empty cache with room for `max_tokens` tokens, rounded up to whole blocks.
+    /// An empty cache with room for `max_tokens` tokens, rounded up to whole blocks, of which up to `max_rows` come at a time.
     #[must_use]
-    pub fn new(config: &ModelConfig, dtype: DType, max_tokens: usize) -> Self {
-        let n_blocks = max_tokens.div_ceil(KEY_BLOCK);
+    pub fn new(config: &ModelConfig, dtype: DType, max_tokens: usize, max_rows: usize) -> Self {
         let block_len = ops::key_block_len(config.head_shape(), dtype);
-        Self {
-            layers: (0..config.n_layers)
-                .map(|_| Tensor::zeroed(dtype, n_blocks, block_len))
-                .collect(),
-            block_table: (0..n_blocks)
-                .map(|id| u32::try_from(id).expect("fewer than 2^32 blocks"))
-                .collect(),
-            len: 0,
+        let n_positions = max_tokens.div_ceil(KEY_BLOCK);
+        let mut block_tables: Vec<Vec<u32>> = Vec::with_capacity(config.n_layers);
+        let mut layers = Vec::with_capacity(config.n_layers);
+        for layer_idx in 0..config.n_layers {
+            let window = config.sliding_window(layer_idx);
+            let n_blocks = n_blocks(window, max_tokens, max_rows);
+            let ids = (0..n_positions).map(|i| u32::try_from(i % n_blocks));
+            let ids = ids.map(|id| id.expect("fewer than 2^32 blocks"));
+            block_tables.push(ids.collect());
+            layers.push(Tensor::zeroed(dtype, n_blocks, block_len));
         }
+        Self { layers, block_tables, len: 0, max_tokens: n_positions * KEY_BLOCK, max_rows }
     }
 
-    /// Bytes of a cache with room for `max_tokens` tokens.
+    /// Bytes of a cache with room for `max_tokens` tokens, of which up to `max_rows` come at a time.
     #[must_use]
-    pub fn bytes_for(config: &ModelConfig, dtype: DType, max_tokens: usize) -> usize {
-        let block_len = ops::key_block_len(config.head_shape(), dtype);
-        config.n_layers * max_tokens.div_ceil(KEY_BLOCK) * block_len * dtype.bytes()
+    pub fn bytes_for(
+        config: &ModelConfig,
+        dtype: DType,
+        max_tokens: usize,
+        max_rows: usize,
+    ) -> usize {
+        let block_bytes = ops::key_block_len(config.head_shape(), dtype) * dtype.bytes();
+        let blocks_of =
+            |layer_idx| n_blocks(config.sliding_window(layer_idx), max_tokens, max_rows);
+        (0..config.n_layers).map(|layer_idx| blocks_of(layer_idx) * block_bytes).sum()
     }
 
     /// Tokens in the cache.
@@ -55,7 +67,24 @@ impl KvCache {
     /// Tokens that there is room for.
     #[must_use]
     pub fn max_tokens(&self) -> usize {
-        self.block_table.len() * KEY_BLOCK
+        self.max_tokens
+    }
+
+    /// # Panics
+    /// When there is no room for `n_rows` more tokens, or they are too many to come at a time.
+    pub(crate) fn check_room(&self, n_rows: usize) {
+        let end = self.len + n_rows;
+        assert!(end <= self.max_tokens, "{end} tokens in a cache for {}", self.max_tokens);
+        assert!(n_rows <= self.max_rows, "{n_rows} tokens at a time, at most {}", self.max_rows);
+    }
+}
+
+/// Blocks of a layer. A window of `w` positions and `n` new ones span `w - 1 + n`, which may begin within a block.
+fn n_blocks(window: Option<usize>, max_tokens: usize, max_rows: usize) -> usize {
+    let all = max_tokens.div_ceil(KEY_BLOCK);
+    match window {
+        None => all,
+        Some(window) => all.min((window - 1).saturating_add(max_rows).div_ceil(KEY_BLOCK) + 1),
     }
 }
 
@@ -92,7 +121,7 @@ impl AttentionContext for CachedContext<'_, '_> {
         out: &mut Tensor,
         log_sum_exp: &mut Tensor,
     ) {
-        let shape = config.head_shape();
+        let shape = config.layer_heads(layer_idx);
         let mut row = 0;
         for sequence in &mut *self.sequences {
             let n_rows = sequence.token_ids.len();
@@ -102,7 +131,7 @@ impl AttentionContext for CachedContext<'_, '_> {
                 first_row: 0,
                 n_rows,
                 first_position: cache.len,
-                block_table: &cache.block_table,
+                block_table: &cache.block_tables[layer_idx],
             }];
             let qkv: View<'_> = qkv.rows(rows.clone());
             let blocks = &mut cache.layers[layer_idx];

@@ -2,8 +2,9 @@
 
 use std::ops::Deref;
 
-use formats::{DecoderConfig, WeightDtype};
+use formats::{DecoderConfig, Experts, Rope, WeightDtype};
 use kernels::attention::HeadShape;
+use kernels::rope::RotatedHeads;
 use tensor::DType;
 
 /// Why a model cannot be built.
@@ -42,13 +43,25 @@ pub enum ModelError {
         /// Its value.
         got: usize,
     },
-    /// A sliding window shorter than the context changes the attention, which this version computes in full.
-    #[error("sliding_window {window} is shorter than context_len {context_len}: not supported yet")]
-    SlidingWindow {
-        /// The window.
-        window: usize,
-        /// The context.
-        context_len: usize,
+    /// A window of no positions.
+    #[error("sliding window {pattern:?} has a width of 0, expected at least 1")]
+    EmptyWindow {
+        /// The pattern over the layers.
+        pattern: Vec<Option<usize>>,
+    },
+    /// More experts for a token than there are, or none.
+    #[error("n_active {n_active} of n_experts {n_experts}: expected 1..=n_experts")]
+    Experts {
+        /// Experts for a token.
+        n_active: usize,
+        /// Experts of a layer.
+        n_experts: usize,
+    },
+    /// A model whose backward pass is not computed.
+    #[error("a model of routed experts cannot be trained yet ({n_experts} experts)")]
+    Untrainable {
+        /// Experts of a layer.
+        n_experts: usize,
     },
 }
 
@@ -96,8 +109,13 @@ impl ModelConfig {
                 return Err(ModelError::Odd { field, got });
             }
         }
-        if let Some(window) = config.sliding_window.filter(|&window| window < config.context_len) {
-            return Err(ModelError::SlidingWindow { window, context_len: config.context_len });
+        if config.sliding_windows.contains(&Some(0)) {
+            return Err(ModelError::EmptyWindow { pattern: config.sliding_windows });
+        }
+        if let Some(Experts { n_experts, n_active }) = config.experts
+            && !(1..=n_experts.min(1 << 12)).contains(&n_active)
+        {
+            return Err(ModelError::Experts { n_active, n_experts });
         }
         Ok(Self(config))
     }
@@ -114,17 +132,42 @@ impl ModelConfig {
             head_dim: 4,
             ffn_dim: 24,
             context_len: 64,
-            rope_theta: 1e4,
+            rope: Rope::plain(1e4),
+            query_scaling: None,
             rms_norm_eps: 1e-5,
             tied_embeddings: true,
-            sliding_window: None,
+            sliding_windows: Vec::new(),
+            experts: None,
             bos_id: Some(1),
             eos_ids: vec![2],
             dtype: WeightDtype::F32,
         }
     }
 
-    /// The heads of an attention layer.
+    /// Whether a backward pass exists.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check_trainable(&self) -> Result<(), ModelError> {
+        match self.experts {
+            None => Ok(()),
+            Some(Experts { n_experts, .. }) => Err(ModelError::Untrainable { n_experts }),
+        }
+    }
+
+    /// The heads of one layer, its window included.
+    #[must_use]
+    pub fn layer_heads(&self, layer_idx: usize) -> HeadShape {
+        HeadShape { window: self.sliding_window(layer_idx), ..self.head_shape() }
+    }
+
+    /// Which heads of a row of queries, keys and values are rotated.
+    pub(crate) fn rotated_heads(&self) -> RotatedHeads {
+        let (n_query, n_key) = (self.n_heads, self.n_kv_heads);
+        RotatedHeads { n_query, n_key, n_copied: n_key }
+    }
+
+    /// The heads of any layer, without its window.
     #[must_use]
     pub fn head_shape(&self) -> HeadShape {
         HeadShape {
@@ -132,6 +175,7 @@ impl ModelConfig {
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
+            window: None,
         }
     }
 
@@ -156,11 +200,11 @@ impl Deref for ModelConfig {
     }
 }
 
-/// The number type in which stored weights are computed: bf16 in bf16, all others in f32.
+/// The number type in which stored weights are computed: bf16 in bf16, all others in f32, which holds them exactly.
 #[must_use]
 pub fn compute_dtype(stored: WeightDtype) -> DType {
     match stored {
         WeightDtype::Bf16 => DType::Bf16,
-        WeightDtype::F32 => DType::F32,
+        WeightDtype::F32 | WeightDtype::F16 => DType::F32,
     }
 }

@@ -1,11 +1,11 @@
 //! The weights of a decoder, packed for the kernels.
 
-use formats::WeightName;
-use half::bf16;
-use kernels::rope::RopeTable;
+use kernels::rope::RopeFrequencies;
 use tensor::{DType, Device, Linear, Passes, Tensor};
 
 use crate::config::ModelConfig;
+use crate::experts::FfnPart;
+use crate::load::round_norm;
 use crate::parameters::{LayerParameters, Parameters};
 
 /// A decoder, ready to compute.
@@ -20,7 +20,7 @@ pub struct Decoder {
     pub(crate) final_norm: Tensor,
     /// `[vocab, hidden]`, when not tied.
     pub(crate) head: Option<Linear>,
-    pub(crate) rope: RopeTable,
+    pub(crate) rope: RopeFrequencies,
 }
 
 /// One layer; shapes as in the parameters of the same names.
@@ -30,21 +30,19 @@ pub(crate) struct Layer {
     pub(crate) qkv: Linear,
     pub(crate) attention_out: Linear,
     pub(crate) ffn_norm: Tensor,
-    pub(crate) gate_up: Linear,
-    pub(crate) down: Linear,
+    pub(crate) ffn: FfnPart,
 }
 
 impl Layer {
     fn zeroed(config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
-        let (hidden, ffn) = (config.hidden_dim, config.ffn_dim);
+        let hidden = config.hidden_dim;
         let shape = config.head_shape();
         Self {
             attention_norm: Tensor::zeroed(DType::F32, 1, hidden),
             qkv: Linear::zeroed(dtype, shape.qkv_width(), hidden, passes),
             attention_out: Linear::zeroed(dtype, hidden, shape.n_heads * shape.head_dim, passes),
             ffn_norm: Tensor::zeroed(DType::F32, 1, hidden),
-            gate_up: Linear::zeroed(dtype, 2 * ffn, hidden, passes),
-            down: Linear::zeroed(dtype, hidden, ffn, passes),
+            ffn: FfnPart::zeroed(config, dtype, passes),
         }
     }
 
@@ -53,19 +51,15 @@ impl Layer {
         self.qkv.pack(device, parameters.qkv.view());
         self.attention_out.pack(device, parameters.attention_out.view());
         pack_norm(&mut self.ffn_norm, &parameters.ffn_norm, dtype);
-        self.gate_up.pack(device, parameters.gate_up.view());
-        self.down.pack(device, parameters.down.view());
+        let ffn = self.ffn.dense_mut();
+        ffn.gate_up.pack(device, parameters.gate_up.view());
+        ffn.down.pack(device, parameters.down.view());
     }
 }
 
-/// Norm weights are f32, but hold what the model's number type can hold: a bf16 model means bf16 norm weights.
 fn pack_norm(norm: &mut Tensor, parameter: &Tensor, dtype: DType) {
-    for (out, &value) in norm.f32_mut().iter_mut().zip(parameter.f32()) {
-        *out = match dtype {
-            DType::F32 => value,
-            DType::Bf16 => bf16::from_f32(value).to_f32(),
-        };
-    }
+    norm.f32_mut().copy_from_slice(parameter.f32());
+    round_norm(norm, dtype);
 }
 
 impl Decoder {
@@ -80,7 +74,7 @@ impl Decoder {
             layers: (0..config.n_layers).map(|_| Layer::zeroed(config, dtype, passes)).collect(),
             final_norm: Tensor::zeroed(DType::F32, 1, config.hidden_dim),
             head: (!config.tied_embeddings).then(vocabulary),
-            rope: RopeTable::new(config.context_len, config.head_dim, config.rope_theta),
+            rope: crate::rope::frequencies(config),
         }
     }
 
@@ -101,25 +95,6 @@ impl Decoder {
         }
     }
 
-    /// A decoder for serving whose weights come one by one from `read`, which fills the values of a weight, row-major.
-    ///
-    /// # Errors
-    /// When `read` fails.
-    pub fn load<E>(
-        device: &Device,
-        config: &ModelConfig,
-        dtype: DType,
-        mut read: impl FnMut(WeightName, &mut [f32]) -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let mut decoder = Self::zeroed(config, dtype, Passes::Forward);
-        let mut parameters = Parameters::zeroed(config);
-        for name in WeightName::all(config) {
-            read(name, parameters.weight_mut(name))?;
-        }
-        decoder.pack(device, &parameters);
-        Ok(decoder)
-    }
-
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
@@ -135,19 +110,14 @@ impl Decoder {
     /// Bytes that the weights take.
     #[must_use]
     pub fn bytes_for(config: &ModelConfig, dtype: DType, passes: Passes) -> usize {
-        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
+        let (hidden, shape) = (config.hidden_dim, config.head_shape());
         let linear = |n_out, n_in| Linear::bytes_for(dtype, n_out, n_in, passes);
         let layer = linear(shape.qkv_width(), hidden)
             + linear(hidden, shape.n_heads * shape.head_dim)
-            + linear(2 * ffn, hidden)
-            + linear(hidden, ffn)
+            + FfnPart::bytes_for(config, dtype, passes)
             + 2 * hidden * 4;
         let n_vocabularies = if config.tied_embeddings { 1 } else { 2 };
-        let rope = config.context_len * config.head_dim * 4;
-        n_vocabularies * linear(config.vocab_size, hidden)
-            + config.n_layers * layer
-            + hidden * 4
-            + rope
+        n_vocabularies * linear(config.vocab_size, hidden) + config.n_layers * layer + hidden * 4
     }
 
     /// The output head.
@@ -164,16 +134,13 @@ impl Decoder {
         let layers = self.layers.iter().map(|layer| {
             layer.qkv.packed_bytes()
                 + layer.attention_out.packed_bytes()
-                + layer.gate_up.packed_bytes()
-                + layer.down.packed_bytes()
+                + layer.ffn.packed_bytes()
                 + norm(&layer.attention_norm)
                 + norm(&layer.ffn_norm)
         });
-        let rope = self.config.context_len * self.rope.head_dim() * 4;
         self.embedding.packed_bytes()
             + self.head.as_ref().map_or(0, Linear::packed_bytes)
             + layers.sum::<usize>()
             + norm(&self.final_norm)
-            + rope
     }
 }

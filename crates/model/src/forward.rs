@@ -8,6 +8,7 @@ use tensor::{Device, Tensor, ops};
 use crate::cache::{CachedContext, CachedRows};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
+use crate::experts;
 use crate::workspace::{LOGIT_ROWS, Workspace};
 
 /// Where a layer's attention finds the keys and values of earlier tokens.
@@ -65,12 +66,12 @@ impl AttentionContext for PackedContext<'_> {
         &mut self,
         device: &Device,
         config: &ModelConfig,
-        _layer_idx: usize,
+        layer_idx: usize,
         qkv: &Tensor,
         out: &mut Tensor,
         log_sum_exp: &mut Tensor,
     ) {
-        let shape = config.head_shape();
+        let shape = config.layer_heads(layer_idx);
         let sequences: Vec<SequenceRows<'_>> = self
             .segment_starts
             .windows(2)
@@ -105,7 +106,13 @@ impl Decoder {
         assert!(segment_starts.is_sorted(), "segments overlap");
         workspace.positions.clear();
         for ends in segment_starts.windows(2) {
-            workspace.positions.extend(0..ends[1] - ends[0]);
+            let len = ends[1] - ends[0];
+            let context_len = self.config.context_len;
+            assert!(
+                len as usize <= context_len,
+                "a document of {len} in a context of {context_len}"
+            );
+            workspace.positions.extend(0..len);
         }
         let empty = Tensor::zeroed(self.dtype, 0, workspace.key_blocks.width());
         let key_blocks = std::mem::replace(&mut workspace.key_blocks, empty);
@@ -139,7 +146,7 @@ impl Decoder {
                 "position {end} of a context of {}",
                 self.config.context_len
             );
-            assert!(end <= sequence.cache.max_tokens(), "the cache has no room for {end} tokens");
+            sequence.cache.check_room(n);
             token_ids.extend_from_slice(sequence.token_ids);
             workspace.positions.extend((first..end).map(|position| position as u32));
         }
@@ -178,6 +185,7 @@ impl Decoder {
     ) {
         assert_eq!(workspace.positions.len(), token_ids.len(), "one position per token");
         workspace.set_rows(token_ids.len());
+        workspace.rope.set(device.compute(), &self.rope, &workspace.positions);
         self.embedding.gather(device, token_ids, workspace.residual.view_mut());
         for layer_idx in 0..self.layers.len() {
             self.attention_part(device, layer_idx, context, workspace);
@@ -209,16 +217,15 @@ impl Decoder {
         let (normed, scales) = (a.attention_normed.view_mut(), a.attention_scales.view_mut());
         ops::rms_norm(device, w.residual.view(), &layer.attention_norm, self.eps(), normed, scales);
         layer.qkv.forward(device, a.attention_normed.view(), w.qkv.view_mut(), Write::Overwrite);
-        let n_rotated = self.config.n_heads + self.config.n_kv_heads;
-        let (qkv, rotated) = (w.qkv.view(), a.qkv.view_mut());
-        ops::rotate(device, qkv, &w.positions, &self.rope, n_rotated, Direction::Forward, rotated);
+        let (heads, rotated) = (self.config.rotated_heads(), a.qkv.view_mut());
+        ops::rotate(device, w.qkv.view(), &w.rope, heads, Direction::Forward, rotated);
         let (out, lse) = (&mut a.attention_out, &mut a.log_sum_exp);
         context.attend(device, &self.config, layer_idx, &a.qkv, out, lse);
         let residual = w.residual.view_mut();
         layer.attention_out.forward(device, a.attention_out.view(), residual, Write::Accumulate);
     }
 
-    /// `residual += swiglu(norm(residual) W_gate_up) W_down`
+    /// `residual += ffn(norm(residual))`
     fn ffn_part(&self, device: &Device, layer_idx: usize, workspace: &mut Workspace) {
         let layer = &self.layers[layer_idx];
         let w = workspace;
@@ -229,11 +236,7 @@ impl Decoder {
         }
         let (normed, scales) = (a.ffn_normed.view_mut(), a.ffn_scales.view_mut());
         ops::rms_norm(device, w.residual.view(), &layer.ffn_norm, self.eps(), normed, scales);
-        layer.gate_up.forward(device, a.ffn_normed.view(), w.gate_up.view_mut(), Write::Overwrite);
-        let (rounded, activated) = (a.gate_up.view_mut(), w.activated.view_mut());
-        ops::swiglu(device, w.gate_up.view(), rounded, activated);
-        let residual = w.residual.view_mut();
-        layer.down.forward(device, w.activated.view(), residual, Write::Accumulate);
+        experts::run(device, &layer.ffn, slot, w);
     }
 
     fn eps(&self) -> f32 {

@@ -24,8 +24,11 @@ mod backward;
 mod cache;
 mod config;
 mod decoder;
+mod experts;
 mod forward;
+mod load;
 mod parameters;
+mod rope;
 mod workspace;
 
 #[cfg(test)]

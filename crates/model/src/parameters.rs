@@ -1,6 +1,6 @@
 //! One f32 tensor per parameter: masters, gradients and optimiser moments have this shape.
 
-use formats::{LayerPart, WeightName};
+use formats::{FfnPart, LayerPart, WeightName};
 use tensor::{DType, Tensor};
 
 use crate::config::ModelConfig;
@@ -64,8 +64,12 @@ pub struct Parameters {
 
 impl Parameters {
     /// Zeros.
+    ///
+    /// # Panics
+    /// When the model cannot be trained ([`ModelConfig::check_trainable`]).
     #[must_use]
     pub fn zeroed(config: &ModelConfig) -> Self {
+        assert_eq!(config.check_trainable(), Ok(()));
         let vocabulary = || Tensor::zeroed(DType::F32, config.vocab_size, config.hidden_dim);
         Self {
             config: config.clone(),
@@ -169,8 +173,9 @@ impl Parameters {
                     LayerPart::Query | LayerPart::Key | LayerPart::Value => &layer.qkv,
                     LayerPart::AttentionOut => &layer.attention_out,
                     LayerPart::FfnNorm => &layer.ffn_norm,
-                    LayerPart::Gate | LayerPart::Up => &layer.gate_up,
-                    LayerPart::Down => &layer.down,
+                    LayerPart::Ffn(FfnPart::Gate | FfnPart::Up) => &layer.gate_up,
+                    LayerPart::Ffn(FfnPart::Down) => &layer.down,
+                    LayerPart::Router | LayerPart::Expert { .. } => no_experts(),
                 }
             }
         };
@@ -194,13 +199,18 @@ impl Parameters {
                     LayerPart::Query | LayerPart::Key | LayerPart::Value => &mut layer.qkv,
                     LayerPart::AttentionOut => &mut layer.attention_out,
                     LayerPart::FfnNorm => &mut layer.ffn_norm,
-                    LayerPart::Gate | LayerPart::Up => &mut layer.gate_up,
-                    LayerPart::Down => &mut layer.down,
+                    LayerPart::Ffn(FfnPart::Gate | FfnPart::Up) => &mut layer.gate_up,
+                    LayerPart::Ffn(FfnPart::Down) => &mut layer.down,
+                    LayerPart::Router | LayerPart::Expert { .. } => no_experts(),
                 }
             }
         };
         tensor.rows_mut(rows.first..rows.first + rows.n).f32()
     }
+}
+
+fn no_experts() -> ! {
+    panic!("parameters of a model without experts");
 }
 
 /// Where a weight of a file lies within the tensor that holds it.
@@ -218,7 +228,7 @@ impl WeightRows {
         let first = match part {
             LayerPart::Key => config.n_heads * config.head_dim,
             LayerPart::Value => (config.n_heads + config.n_kv_heads) * config.head_dim,
-            LayerPart::Up => config.ffn_dim,
+            LayerPart::Ffn(FfnPart::Up) => config.ffn_dim,
             _ => 0,
         };
         Self { first, n }

@@ -1,6 +1,7 @@
 //! The decoder against independent implementations and against itself.
 
-use formats::{DecoderConfig, WeightFiles, WeightName, read_config};
+use formats::model_dir::ModelDir;
+use formats::{DecoderConfig, Experts, FormatError, QueryScaling, WeightName};
 use kernels::{Compute, Family, detect_features};
 use proptest::prelude::*;
 use tensor::{DType, Device, Passes};
@@ -13,6 +14,7 @@ use crate::{
     TrainingRows, Workspace,
 };
 
+mod architectures;
 mod f64_decoder;
 
 /// Every family that this machine runs, AMX among them: emulated where it is missing.
@@ -65,12 +67,21 @@ fn random_ids(seed: u64, n: usize, vocab_size: usize) -> Vec<u32> {
     (0..n).map(|_| rng.below(vocab_size) as u32).collect()
 }
 
+fn load(device: &Device, dir: &ModelDir, dtype: DType) -> Decoder {
+    let config = ModelConfig::new(dir.config().clone()).unwrap();
+    Decoder::load(device, &config, dtype, |name, rows, out| {
+        dir.weights().weight(name, &config)?.read_rows(rows, out);
+        Ok::<(), FormatError>(())
+    })
+    .unwrap()
+}
+
 #[test]
 fn logits_equal_those_of_transformers() {
     for name in ["tied", "untied", "wide_heads"] {
         let dir = golden::workspace_root().join("golden/logits").join(name);
-        let config = ModelConfig::new(read_config(&dir).unwrap()).unwrap();
-        let files = WeightFiles::open(&dir).unwrap();
+        let model = ModelDir::open(&dir).unwrap();
+        let config = ModelConfig::new(model.config().clone()).unwrap();
         let expected = golden::load(format!("golden/logits/{name}/expected.safetensors"));
         let shape = expected.shape("token_ids").to_vec();
         let token_ids: Vec<u32> = expected.i64("token_ids").iter().map(|&id| id as u32).collect();
@@ -81,10 +92,7 @@ fn logits_equal_those_of_transformers() {
                 (DType::F32, "logits", if is_reference { 1e-4 } else { 1e-3 }),
                 (DType::Bf16, "logits_bf16", 0.1),
             ] {
-                let decoder = Decoder::load(&device, &config, dtype, |name: WeightName, out| {
-                    files.weight(name, &config).map(|weight| weight.read_f32(out))
-                })
-                .unwrap();
+                let decoder = load(&device, &model, dtype);
                 let mut workspace = Workspace::new(&config, dtype, token_ids.len());
                 let logits = decoder.logits(&device, &token_ids, &starts, &mut workspace);
                 assert_close(
@@ -105,7 +113,7 @@ fn cached_logits(
     chunk_len: usize,
 ) -> Vec<f32> {
     let config = decoder.config();
-    let mut cache = KvCache::new(config, decoder.dtype(), token_ids.len());
+    let mut cache = KvCache::new(config, decoder.dtype(), token_ids.len(), chunk_len);
     let mut workspace = Workspace::new(config, decoder.dtype(), chunk_len);
     let (mut all, mut logits) = (Vec::new(), Vec::new());
     for chunk in token_ids.chunks(chunk_len) {
@@ -150,7 +158,7 @@ fn a_sequence_has_the_same_logits_whatever_stands_beside_it() {
     let prompts = [random_ids(5, 9, 32), random_ids(6, 33, 32), random_ids(7, 1, 32)];
     let mut workspace = Workspace::new(&config, DType::Bf16, 43);
     let mut caches: Vec<KvCache> =
-        prompts.iter().map(|_| KvCache::new(&config, DType::Bf16, 40)).collect();
+        prompts.iter().map(|_| KvCache::new(&config, DType::Bf16, 40, 40)).collect();
     let mut rows: Vec<CachedRows<'_>> = prompts
         .iter()
         .zip(&mut caches)
@@ -184,8 +192,13 @@ fn packed_documents_do_not_see_one_another() {
 
 #[test]
 fn gradients_equal_finite_differences() {
-    for tied_embeddings in [true, false] {
-        let config = config(|c| c.tied_embeddings = tied_embeddings);
+    let plain = config(|_| {});
+    let untied = config(|c| c.tied_embeddings = false);
+    let windows = config(|c| {
+        c.sliding_windows = vec![Some(3), None];
+        c.query_scaling = Some(QueryScaling { beta: 0.5, original_context_len: 4 });
+    });
+    for config in [plain, untied, windows] {
         let parameters = parameters(&config, 12);
         let token_ids = random_ids(13, 14, 32);
         let targets = random_ids(14, 14, 32);
@@ -340,8 +353,10 @@ fn configurations_that_cannot_be_computed_are_refused_by_field() {
     assert_eq!(refused(|c| c.ffn_dim = 1 << 32), too_large);
     assert_eq!(refused(|c| c.n_heads = 3), ModelError::Heads { n_heads: 3, n_kv_heads: 2 });
     assert_eq!(refused(|c| c.ffn_dim = 25), ModelError::Odd { field: "ffn_dim", got: 25 });
-    let window = ModelError::SlidingWindow { window: 63, context_len: 64 };
-    assert_eq!(refused(|c| c.sliding_window = Some(63)), window);
+    let window = ModelError::EmptyWindow { pattern: vec![None, Some(0)] };
+    assert_eq!(refused(|c| c.sliding_windows = vec![None, Some(0)]), window);
+    let experts = ModelError::Experts { n_active: 3, n_experts: 2 };
+    assert_eq!(refused(|c| c.experts = Some(Experts { n_experts: 2, n_active: 3 })), experts);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! The planned memory of a forward pass.
 
+use kernels::rope::RopeTable;
 use tensor::{DType, Passes, Tensor};
 
 use crate::config::ModelConfig;
+use crate::experts::ExpertWorkspace;
 
 /// Rows of logits that are in memory at a time.
 pub(crate) const LOGIT_ROWS: usize = 512;
@@ -93,8 +95,12 @@ pub struct Workspace {
     pub(crate) final_normed: Tensor,
     /// f32 `[rows, vocab]`, a chunk of the tokens.
     pub(crate) logits: Tensor,
-    /// Position of each token in its sequence.
+    /// Position of each token in its sequence, and what rotates it.
     pub(crate) positions: Vec<u32>,
+    pub(crate) rope: RopeTable,
+    /// For a model with experts.
+    pub(crate) experts: Option<ExpertWorkspace>,
+    pub(crate) n_active_experts: usize,
     /// Keys and values of packed documents, T `[blocks, key block]`, for one layer at a time.
     pub(crate) key_blocks: Tensor,
 }
@@ -136,6 +142,9 @@ impl Workspace {
             final_normed: Tensor::zeroed(dtype, max_rows, hidden),
             logits: Tensor::zeroed(DType::F32, max_rows.min(LOGIT_ROWS), config.vocab_size),
             positions: Vec::with_capacity(max_rows),
+            rope: RopeTable::with_capacity(max_rows, config.head_dim),
+            experts: ExpertWorkspace::new(config, dtype, max_rows),
+            n_active_experts: config.experts.map_or(0, |experts| experts.n_active),
             key_blocks: Tensor::zeroed(dtype, planned_key_blocks(max_rows), block_len),
         }
     }
@@ -158,6 +167,8 @@ impl Workspace {
             + max_rows.min(LOGIT_ROWS) * config.vocab_size * 4
             + blocks * dtype.bytes()
             + max_rows * size_of::<u32>()
+            + RopeTable::bytes_for(max_rows, config.head_dim)
+            + ExpertWorkspace::bytes_for(config, dtype, max_rows)
     }
 
     /// Tokens that there is room for.

@@ -53,6 +53,12 @@ impl<T: NumberType> PackedWeight<T> {
         }
     }
 
+    fn pack_rows<S: Operand>(&mut self, device: &Device, first_row: usize, values: &[S]) {
+        assert!(self.backward.is_none(), "the weight is packed for training");
+        let source = Source::rows_of_n(values, self.forward.k());
+        self.forward.pack_rows(device.compute(), first_row, source);
+    }
+
     fn n_bytes(&self) -> usize {
         let backward = self.backward.as_ref().map_or(0, |panels| panels.values().len());
         (self.forward.values().len() + backward) * size_of::<T>()
@@ -72,6 +78,12 @@ impl Linear {
             DType::Bf16 => Packed::Bf16(PackedWeight::zeroed(n_out, n_in, passes)),
         };
         Self { n_out, n_in, packed }
+    }
+
+    /// Inputs.
+    #[must_use]
+    pub fn n_in(&self) -> usize {
+        self.n_in
     }
 
     /// Bytes that a weight of this shape takes.
@@ -111,6 +123,31 @@ impl Linear {
             (Packed::F32(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
             (Packed::Bf16(packed), View::F32 { values, .. }) => packed.pack(device, values),
             (Packed::Bf16(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
+        }
+    }
+
+    /// Overwrites the rows of the weight from `first_row` on with `values [rows, n_in]`, for a weight that only the forward pass
+    /// uses. Rows come in whole panels, but for the last.
+    ///
+    /// # Panics
+    /// When the rows are not in the weight, do not fill panels, or the weight is packed for training.
+    pub fn pack_rows(&mut self, device: &Device, first_row: usize, values: View<'_>) {
+        assert_eq!(values.width(), self.n_in, "width of the weight");
+        let end = first_row + values.n_rows();
+        assert!(end <= self.n_out, "rows up to {end} of a weight of {}", self.n_out);
+        match (&mut self.packed, values) {
+            (Packed::F32(packed), View::F32 { values, .. }) => {
+                packed.pack_rows(device, first_row, values);
+            }
+            (Packed::F32(packed), View::Bf16 { values, .. }) => {
+                packed.pack_rows(device, first_row, values);
+            }
+            (Packed::Bf16(packed), View::F32 { values, .. }) => {
+                packed.pack_rows(device, first_row, values);
+            }
+            (Packed::Bf16(packed), View::Bf16 { values, .. }) => {
+                packed.pack_rows(device, first_row, values);
+            }
         }
     }
 

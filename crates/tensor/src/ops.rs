@@ -4,7 +4,8 @@
 
 use half::bf16;
 use kernels::attention::{self, AttentionBackward, HeadShape, SequenceRows};
-use kernels::rope::{self, Direction, RopeTable};
+use kernels::experts::{self, Route};
+use kernels::rope::{self, Direction, RopeTable, RotatedHeads};
 use kernels::{cross_entropy as loss, elementwise, embedding, norm, swiglu as gated};
 
 use crate::Device;
@@ -73,21 +74,39 @@ pub fn rms_norm_backward(
 pub fn rotate(
     device: &Device,
     x: View<'_>,
-    positions: &[u32],
     table: &RopeTable,
-    n_rotated: usize,
+    heads: RotatedHeads,
     direction: Direction,
     out: ViewMut<'_>,
 ) {
     let (compute, x) = (device.compute(), x.f32());
     match out {
         ViewMut::F32 { values, .. } => {
-            rope::rotate(compute, x, positions, table, n_rotated, direction, values);
+            rope::rotate(compute, x, table, heads, direction, values);
         }
         ViewMut::Bf16 { values, .. } => {
-            rope::rotate(compute, x, positions, table, n_rotated, direction, values);
+            rope::rotate(compute, x, table, heads, direction, values);
         }
     }
+}
+
+/// [`experts::gather_rows`].
+pub fn gather_rows(device: &Device, x: View<'_>, rows: &[u32], out: ViewMut<'_>) {
+    let (compute, width) = (device.compute(), x.width());
+    match x {
+        View::F32 { values, .. } => {
+            experts::gather_rows(compute, values, rows, width, out.of::<f32>());
+        }
+        View::Bf16 { values, .. } => {
+            experts::gather_rows(compute, values, rows, width, out.of::<bf16>());
+        }
+    }
+}
+
+/// [`experts::add_weighted_rows`].
+pub fn add_weighted_rows(device: &Device, x: View<'_>, route: &Route, out: ViewMut<'_>) {
+    let width = x.width();
+    experts::add_weighted_rows(device.compute(), x.f32(), route, width, out.f32());
 }
 
 /// [`gated::swiglu`].

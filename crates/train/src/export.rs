@@ -40,7 +40,7 @@ pub fn write_model(
     writer.config(&config)?;
     let sources = WeightName::all(&config).into_iter().map(|name| TensorSource {
         name: name.hf_name(),
-        dtype,
+        dtype: dtype.into(),
         shape: name.shape(&config),
         data: TensorData::F32(parameters.weight(name)),
     });

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use formats::durable::read_bounded;
-use formats::{DecoderConfig, WeightDtype};
+use formats::{DecoderConfig, Rope, WeightDtype};
 use model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
@@ -103,10 +103,12 @@ impl ModelShape {
             head_dim: self.head_dim,
             ffn_dim: self.ffn_dim,
             context_len: self.context_len,
-            rope_theta: self.rope_theta,
+            rope: Rope::plain(self.rope_theta),
+            query_scaling: None,
             rms_norm_eps: 1e-5,
             tied_embeddings: true,
-            sliding_window: None,
+            sliding_windows: Vec::new(),
+            experts: None,
             bos_id: Some(bos_id),
             eos_ids: vec![eos_id],
             dtype: WeightDtype::Bf16,
@@ -288,6 +290,9 @@ impl Recipe {
         if self.format_version != FORMAT_VERSION {
             let expected = format!("{FORMAT_VERSION}, the version that this program reads");
             return wrong("format_version", self.format_version.to_string(), &expected);
+        }
+        if self.dtype == WeightDtype::F16 {
+            return wrong("dtype", "f16".to_owned(), "f32 or bf16");
         }
         let positive = [
             ("n_steps", self.n_steps),

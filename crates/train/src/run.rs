@@ -8,7 +8,8 @@ use std::time::Instant;
 use formats::checkpoint::{self, Checkpoint, CheckpointWriter};
 use formats::durable::{DirLock, open_to_append, write_bytes_atomically};
 use formats::json_lines::truncate_jsonl;
-use formats::{WeightFiles, WeightName, read_config};
+use formats::model_dir::ModelDir;
+use formats::{Layout, ModelWeights, WeightName};
 use kernels::Family;
 use model::{ModelConfig, Parameters, compute_dtype};
 use serde::{Deserialize, Serialize};
@@ -388,19 +389,19 @@ fn initial_parameters(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Paramete
             Ok(Parameters::random(&config, recipe.seed))
         }
         Start::Model(dir) => {
-            let config = ModelConfig::new(read_config(dir)?)?;
-            let files = WeightFiles::open(dir)?;
-            files.check(&config)?;
-            read_parameters(&config, &files)
+            let model = ModelDir::open(dir)?;
+            let config = ModelConfig::new(model.config().clone())?;
+            config.check_trainable()?;
+            read_parameters(&config, model.weights())
         }
         Start::Run(dir) => latest_parameters(dir),
     }
 }
 
-fn read_parameters(config: &ModelConfig, files: &WeightFiles) -> Result<Parameters, TrainError> {
+fn read_parameters(config: &ModelConfig, weights: &ModelWeights) -> Result<Parameters, TrainError> {
     let mut parameters = Parameters::zeroed(config);
     for name in WeightName::all(config) {
-        files.weight(name, config)?.read_f32(parameters.weight_mut(name));
+        weights.weight(name, config)?.read_f32(parameters.weight_mut(name));
     }
     Ok(parameters)
 }
@@ -422,7 +423,7 @@ pub fn latest_parameters(dir: &Path) -> Result<Parameters, TrainError> {
         expected: "a checkpoint".to_owned(),
     })?;
     let config = starting_config(&recipe)?;
-    read_parameters(&config, &checkpoint.model()?)
+    read_parameters(&config, &ModelWeights::new(checkpoint.model()?, Layout::HuggingFace))
 }
 
 /// Runs that may start from one another in a row.
@@ -440,7 +441,9 @@ pub fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
                 let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
                 return shape.config(tokenizer.bos_id(), tokenizer.eos_id());
             }
-            Start::Model(dir) => return Ok(ModelConfig::new(read_config(dir)?)?),
+            Start::Model(dir) => {
+                return Ok(ModelConfig::new(ModelDir::open(dir)?.config().clone())?);
+            }
             Start::Run(dir) => recipe = Recipe::read(&dir.join(RECIPE_FILE))?,
         }
     }

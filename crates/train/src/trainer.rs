@@ -152,7 +152,8 @@ impl Trainer {
 
 #[cfg(test)]
 mod tests {
-    use formats::{WeightFiles, WeightName, read_config};
+    use formats::WeightName;
+    use formats::model_dir::ModelDir;
     use kernels::{Compute, Family, detect_features};
     use testkit::close::{Tolerance, assert_close};
     use testkit::golden;
@@ -177,11 +178,11 @@ mod tests {
     /// Steps on the golden batches, cut into micro-batches of `n_sequences`.
     fn golden_run(device: Device, dtype: DType, n_sequences: usize) -> (Trainer, Vec<StepReport>) {
         let dir = golden::workspace_root().join("golden/train_steps/initial");
-        let config = ModelConfig::new(read_config(&dir).unwrap()).unwrap();
-        let files = WeightFiles::open(&dir).unwrap();
+        let model = ModelDir::open(&dir).unwrap();
+        let config = ModelConfig::new(model.config().clone()).unwrap();
         let mut parameters = Parameters::zeroed(&config);
         for name in WeightName::all(&config) {
-            files.weight(name, &config).unwrap().read_f32(parameters.weight_mut(name));
+            model.weights().weight(name, &config).unwrap().read_f32(parameters.weight_mut(name));
         }
         let expected = golden::load("golden/train_steps/expected.safetensors");
         let schedule = Schedule { peak_learning_rate: 3e-3, warmup_steps: 3, decay_steps: 0 };

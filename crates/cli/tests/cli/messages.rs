@@ -101,7 +101,7 @@ fn failures_exit_with_1_and_say_the_next_step() {
         (&["generate", "--model", "beta", "--prompt", "x"], "no model `beta`"),
         (&["generate", "--model", "beta", "--prompt", "x"], "there are: alpha"),
         (&["generate", "--model", "./beta", "--prompt", "x"], "beta is missing"),
-        (&["model", "inspect", "alpha"], "config.json is missing"),
+        (&["model", "inspect", "alpha"], "is no model: expected config.json"),
         (&["resume", "gamma"], "no run `gamma`"),
         (&["resume", "./empty"], "is not a run"),
         (&["pretrain", "--recipe", "none.toml"], "cannot read recipe none.toml"),

@@ -83,7 +83,7 @@ impl Tiny {
     /// One token at a time through the model itself.
     fn naive(&self, question: &str, max_tokens: usize) -> Vec<u32> {
         let config = self.decoder.config();
-        let mut cache = KvCache::new(config, DType::F32, config.context_len);
+        let mut cache = KvCache::new(config, DType::F32, config.context_len, config.context_len);
         let mut workspace = Workspace::new(config, DType::F32, config.context_len);
         let mut input = render(&self.tokenizer, &ChatTemplate::default(), question).unwrap();
         let (mut logits, mut generated) = (Vec::new(), Vec::new());

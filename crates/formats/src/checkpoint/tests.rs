@@ -1,6 +1,6 @@
 use super::*;
-use crate::config::WeightDtype;
 use crate::weights::TensorData;
+use crate::weights::TensorDtype;
 use serde_json::json;
 use std::process::Command;
 use testkit::failing_writer::FailingWriter;
@@ -8,7 +8,7 @@ use testkit::test_dir::{TestDir, names_in};
 
 fn tensor(values: &[f32]) -> [TensorSource<'_>; 1] {
     let (name, shape) = ("x".to_owned(), vec![values.len()]);
-    [TensorSource { name, dtype: WeightDtype::F32, shape, data: TensorData::F32(values) }]
+    [TensorSource { name, dtype: TensorDtype::F32, shape, data: TensorData::F32(values) }]
 }
 
 fn begin(run_dir: &Path, step: u64, value: f32) -> CheckpointWriter {

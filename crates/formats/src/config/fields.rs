@@ -44,10 +44,6 @@ impl<'a> Fields<'a> {
         self.object.contains_key(field)
     }
 
-    pub(super) fn peek(&self, field: &str) -> Option<&Value> {
-        self.object.get(field)
-    }
-
     pub(super) fn take(&mut self, field: &str) -> Option<Value> {
         self.object.remove(field)
     }
@@ -57,7 +53,7 @@ impl<'a> Fields<'a> {
         self.object.remove(field).filter(|value| !value.is_null())
     }
 
-    fn full_name(&self, field: &str) -> String {
+    pub(super) fn full_name(&self, field: &str) -> String {
         if self.parent.is_empty() { field.to_owned() } else { format!("{}.{field}", self.parent) }
     }
 

@@ -1,6 +1,9 @@
-use super::*;
 use proptest::prelude::*;
+use serde_json::{Value, json};
 use testkit::damage::damaged;
+
+use super::native::{NativeConfig, parse_params, to_native_json};
+use super::*;
 
 pub(crate) fn tiny_config() -> DecoderConfig {
     DecoderConfig {
@@ -12,10 +15,12 @@ pub(crate) fn tiny_config() -> DecoderConfig {
         head_dim: 16,
         ffn_dim: 128,
         context_len: 256,
-        rope_theta: 1e4,
+        rope: Rope::plain(1e4),
+        query_scaling: None,
         rms_norm_eps: 1e-5,
         tied_embeddings: true,
-        sliding_window: None,
+        sliding_windows: Vec::new(),
+        experts: None,
         bos_id: Some(1),
         eos_ids: vec![2],
         dtype: WeightDtype::F32,
@@ -23,7 +28,40 @@ pub(crate) fn tiny_config() -> DecoderConfig {
 }
 
 fn parse(value: &Value) -> Result<DecoderConfig, FormatError> {
-    parse_config(value.to_string().as_bytes())
+    parse_config(value.to_string().as_bytes()).map(|config| config.decoder)
+}
+
+fn parse_native(value: &Value) -> Result<NativeConfig, FormatError> {
+    parse_params(value.to_string().as_bytes())
+}
+
+const YARN: RopeScaling = RopeScaling::Yarn {
+    factor: 16.0,
+    beta_fast: 32.0,
+    beta_slow: 1.0,
+    original_context_len: 64,
+    attention_factor: 1.0,
+    is_truncated: true,
+};
+
+/// One configuration of each architecture that both layouts can hold.
+fn architectures() -> Vec<DecoderConfig> {
+    let tiny = DecoderConfig { n_layers: 4, dtype: WeightDtype::Bf16, ..tiny_config() };
+    vec![
+        tiny.clone(),
+        DecoderConfig { sliding_windows: vec![Some(4096)], head_dim: 32, ..tiny.clone() },
+        DecoderConfig {
+            sliding_windows: vec![None, Some(64), Some(64), Some(64)],
+            tied_embeddings: false,
+            ..tiny.clone()
+        },
+        DecoderConfig {
+            rope: Rope { theta: 1e6, scaling: YARN },
+            query_scaling: Some(QueryScaling { beta: 0.1, original_context_len: 64 }),
+            ..tiny.clone()
+        },
+        DecoderConfig { experts: Some(Experts { n_experts: 8, n_active: 2 }), ..tiny },
+    ]
 }
 
 /// The tiny configuration with one field replaced (`None` removes it).
@@ -43,19 +81,127 @@ fn what_is_written_is_read_back() {
         tiny_config(),
         DecoderConfig {
             tied_embeddings: false,
-            sliding_window: Some(4096),
+            sliding_windows: vec![Some(4096)],
             bos_id: None,
             eos_ids: vec![2, 7, 9],
             dtype: WeightDtype::Bf16,
-            rope_theta: 1e6,
+            rope: Rope { theta: 1e6, scaling: RopeScaling::Linear { factor: 4.0 } },
             head_dim: 32,
             ..tiny_config()
         },
-        DecoderConfig { eos_ids: vec![], ..tiny_config() },
+        DecoderConfig {
+            eos_ids: vec![],
+            dtype: WeightDtype::F16,
+            rope: Rope {
+                theta: 5e5,
+                scaling: RopeScaling::Llama3 {
+                    factor: 8.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_context_len: 64,
+                },
+            },
+            ..tiny_config()
+        },
     ];
-    for config in configs {
+    for config in configs.into_iter().chain(architectures()) {
         assert_eq!(parse(&to_hf_json(&config)).unwrap(), config);
     }
+}
+
+#[test]
+fn both_layouts_describe_the_same_decoder() {
+    for config in architectures() {
+        let native = parse_native(&to_native_json(&config).unwrap()).unwrap();
+        assert_eq!(native.decoder, config);
+        assert_eq!((native.other_part, native.has_fp8), (None, false));
+    }
+    let scaling = RopeScaling::Linear { factor: 2.0 };
+    let config = DecoderConfig { rope: Rope { theta: 1e4, scaling }, ..tiny_config() };
+    assert_eq!(to_native_json(&config), Err("linear rope scaling"));
+}
+
+fn native_with(changes: Value) -> Value {
+    let mut json = to_native_json(&tiny_config()).unwrap();
+    let object = json.as_object_mut().unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        match value {
+            Value::String(word) if word == "absent" => object.remove(key),
+            value => object.insert(key.clone(), value.clone()),
+        };
+    }
+    json
+}
+
+#[test]
+fn an_absent_base_means_that_of_the_first_model_and_nothing_else() {
+    let first = native_with(json!({"rope_theta": "absent", "sliding_window": 4096}));
+    assert_eq!(parse_native(&first).unwrap().decoder.rope, Rope::plain(1e4));
+    for window in [json!(null), json!(8192)] {
+        let later = native_with(json!({"rope_theta": "absent", "sliding_window": window}));
+        let error = parse_native(&later).unwrap_err().to_string();
+        assert!(error.contains("`rope_theta` of params.json is missing"), "{error}");
+    }
+}
+
+#[test]
+fn native_files_of_models_with_more_parts_are_read() {
+    let json = native_with(json!({
+        "_sliding_window": [null, 64], "vision_encoder": {"hidden_size": 1024}, "model_type": "transformer",
+        "quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}, "max_batch_size": 3,
+        "yarn": {"original_max_position_embeddings": 64, "factor": 16, "apply_scale": true, "beta": 32, "alpha": 1}
+    }));
+    let native = parse_native(&json).unwrap();
+    assert_eq!((native.other_part, native.has_fp8), (Some("vision_encoder"), true));
+    assert_eq!(native.decoder.sliding_windows, [None, Some(64)]);
+    let RopeScaling::Yarn { attention_factor, .. } = native.decoder.rope.scaling else {
+        panic!("{:?}", native.decoder.rope);
+    };
+    assert!((attention_factor - 1.277).abs() < 1e-3, "0.1 ln 16 + 1, got {attention_factor}");
+}
+
+#[test]
+fn native_settings_that_change_the_computation_are_refused_by_name() {
+    let cases = [
+        ("model_type", json!("mamba")),
+        ("activation", json!("gelu")),
+        ("use_biases", json!(true)),
+        ("q_lora_rank", json!(1536)),
+        ("sliding_window", json!([4096, 512])),
+        ("sliding_window", json!([1, 1, 1])),
+        ("sliding_window", json!([])),
+        ("moe", json!({"num_experts": 8, "num_experts_per_tok": 9})),
+        ("moe", json!({"num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1})),
+        ("quantization", json!({"qformat_weight": "int4"})),
+        ("yarn", json!({"factor": 4, "original_max_position_embeddings": 64, "gamma": 1})),
+        ("llama_4_scaling", json!({"beta": 0.1, "original_max_position_embeddings": 64})),
+        ("n_kv_heads", json!(3)),
+        ("head_dim", json!(15)),
+        ("head_dim", json!("absent")),
+        ("vocab_size", json!(1)),
+    ];
+    for (field, value) in cases {
+        let error = parse_native(&native_with(json!({field: value}))).unwrap_err().to_string();
+        assert!(error.contains(field), "{field}: {error}");
+    }
+}
+
+#[test]
+fn the_text_part_of_a_larger_model_is_found() {
+    let mut text = to_hf_json(&architectures()[3]);
+    text.as_object_mut().unwrap().remove("dtype");
+    text.as_object_mut().unwrap().remove("torch_dtype");
+    let whole = json!({
+        "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "dtype": "bfloat16",
+        "text_config": text, "vision_config": {"model_type": "pixtral"}, "image_token_index": 10,
+        "quantization_config": {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": null}
+    });
+    let config = parse_config(whole.to_string().as_bytes()).unwrap();
+    assert_eq!(config.decoder, architectures()[3]);
+    assert_eq!(config.text_part_of.as_deref(), Some("mistral3"));
+    assert!(config.fp8.is_some());
+    let error = parse_config(br#"{"model_type": "mistral3"}"#).unwrap_err().to_string();
+    assert!(error.contains("`text_config` of config.json is missing"), "{error}");
 }
 
 #[test]
@@ -71,8 +217,8 @@ fn files_of_transformers_5_are_read() {
         "dtype": "bfloat16", "architectures": ["MistralForCausalLM"]
     });
     let config = parse(&mistral).unwrap();
-    assert_eq!((config.head_dim, config.sliding_window), (64, Some(4096)));
-    assert_eq!((config.rope_theta, config.dtype), (1e4, WeightDtype::Bf16));
+    assert_eq!((config.head_dim, config.sliding_windows), (64, vec![Some(4096)]));
+    assert_eq!((config.rope, config.dtype), (Rope::plain(1e4), WeightDtype::Bf16));
     let llama = json!({
         "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": [2, 3],
         "head_dim": 64, "hidden_act": "silu", "hidden_size": 256, "initializer_range": 0.02,
@@ -83,7 +229,7 @@ fn files_of_transformers_5_are_read() {
         "tie_word_embeddings": true, "transformers_version": "5.23.0", "use_cache": true, "vocab_size": 32000
     });
     let config = parse(&llama).unwrap();
-    assert_eq!((config.rope_theta, config.sliding_window), (5e5, None));
+    assert_eq!((config.rope, config.sliding_windows), (Rope::plain(5e5), vec![]));
     assert_eq!((config.eos_ids, config.tied_embeddings), (vec![2, 3], true));
 }
 
@@ -100,9 +246,9 @@ fn absent_fields_mean_what_transformers_means_by_them() {
         object.remove(field);
     }
     let config = parse(&json).unwrap();
-    assert_eq!((config.head_dim, config.rope_theta, config.rms_norm_eps), (16, 1e4, 1e-6));
+    assert_eq!((config.head_dim, config.rope, config.rms_norm_eps), (16, Rope::plain(1e4), 1e-6));
     assert_eq!((config.bos_id, config.eos_ids), (Some(1), vec![2]));
-    assert_eq!((config.sliding_window, config.tied_embeddings), (Some(4096), false));
+    assert_eq!((config.sliding_windows, config.tied_embeddings), (vec![Some(4096)], false));
 }
 
 #[test]
@@ -122,7 +268,16 @@ fn settings_that_change_the_computation_are_refused_by_name() {
         ("sliding_window", json!([4096, null])),
         ("layer_types", json!(["full_attention"])),
         ("attn_logit_softcapping", json!(50.0)),
-        ("dtype", json!("float16")),
+        ("dtype", json!("float8")),
+        ("rope_scaling", json!({"rope_type": "dynamic", "factor": 8.0})),
+        (
+            "rope_scaling",
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}),
+        ),
+        ("num_local_experts", json!(8)),
+        ("quantization_config", json!({"quant_method": "gptq"})),
+        ("quantization_config", json!({"quant_method": "fp8", "weight_block_size": [128, 128]})),
         ("dtype", json!("bfloat16")),
         ("pretraining_tp", json!(2)),
     ];
@@ -188,7 +343,11 @@ proptest! {
 
 #[test]
 fn damaged_files_never_panic() {
-    let valid = to_hf_json(&tiny_config()).to_string();
+    let config = &architectures()[3];
+    let valid = to_hf_json(config).to_string();
     let n_right = damaged(valid.as_bytes(), 1, 5_000).filter(|b| parse_config(b).is_ok()).count();
+    assert!((1..4_000).contains(&n_right), "{n_right} of 5000 are still right");
+    let valid = to_native_json(config).unwrap().to_string();
+    let n_right = damaged(valid.as_bytes(), 1, 5_000).filter(|b| parse_params(b).is_ok()).count();
     assert!((1..4_000).contains(&n_right), "{n_right} of 5000 are still right");
 }

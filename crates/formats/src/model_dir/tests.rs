@@ -21,7 +21,7 @@ fn fill(writer: &ModelDirWriter) {
         let shape = name.shape(&config);
         let n_elements: usize = shape.iter().product();
         let data = TensorData::F32(&zeros[..n_elements]);
-        TensorSource { name: name.hf_name(), dtype: config.dtype, shape, data }
+        TensorSource { name: name.hf_name(), dtype: config.dtype.into(), shape, data }
     });
     writer.config(&config).unwrap();
     writer.weights(tensors).unwrap();
@@ -107,7 +107,10 @@ fn models_are_listed_and_broken_ones_say_why() {
     let broken: Vec<_> =
         list.broken.iter().map(|(name, e)| (name.as_str(), e.to_string())).collect();
     assert!(broken[0].0 == "b" && broken[0].1.contains("format_version 99"), "{broken:?}");
-    assert!(broken[1].0 == "empty" && broken[1].1.contains("config.json is missing"), "{broken:?}");
+    assert!(
+        broken[1].0 == "empty" && broken[1].1.contains("is no model: expected config.json"),
+        "{broken:?}"
+    );
 }
 
 #[test]

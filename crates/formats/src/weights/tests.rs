@@ -1,5 +1,7 @@
 use super::*;
+use crate::config::DecoderConfig;
 use crate::config::tests::tiny_config;
+use crate::names::{LayerPart, Layout, WeightName};
 use std::fs;
 use std::io::Write;
 use testkit::damage::damaged;
@@ -7,7 +9,7 @@ use testkit::failing_writer::FailingWriter;
 use testkit::test_dir::TestDir;
 
 fn source<'a>(name: &str, shape: &[usize], data: TensorData<'a>) -> TensorSource<'a> {
-    TensorSource { name: name.to_owned(), dtype: WeightDtype::F32, shape: shape.to_vec(), data }
+    TensorSource { name: name.to_owned(), dtype: TensorDtype::F32, shape: shape.to_vec(), data }
 }
 
 fn bytes_of(tensors: Vec<TensorSource<'_>>) -> Vec<u8> {
@@ -19,7 +21,7 @@ fn bytes_of(tensors: Vec<TensorSource<'_>>) -> Vec<u8> {
 fn two_tensors() -> Vec<u8> {
     let numbers = [1.0f32, -2.5, 3.25, f32::MIN_POSITIVE];
     let mut half = source("b", &[4], TensorData::F32(&numbers));
-    half.dtype = WeightDtype::Bf16;
+    half.dtype = TensorDtype::Bf16;
     bytes_of(vec![half, source("a", &[2, 2], TensorData::F32(&numbers))])
 }
 
@@ -34,8 +36,9 @@ fn what_is_written_is_read_back_bit_for_bit() {
     let numbers: Vec<f32> =
         (0..40_000u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435))).collect();
     let halves: Vec<bf16> = (0..300u16).map(|i| bf16::from_bits(i * 211)).collect();
-    let mut as_bf16 = source("half", &[3, 100], TensorData::Bf16(&halves));
-    as_bf16.dtype = WeightDtype::Bf16;
+    let half_bytes: Vec<u8> = halves.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut as_bf16 = source("half", &[3, 100], TensorData::Bytes(&half_bytes));
+    as_bf16.dtype = TensorDtype::Bf16;
     let streamed = source(
         "streamed",
         &[2],
@@ -50,13 +53,13 @@ fn what_is_written_is_read_back_bit_for_bit() {
     write_safetensors(&path, tensors, &metadata).unwrap();
     let files = WeightFiles::open(scratch.path()).unwrap();
     let full = files.get("full").unwrap();
-    assert_eq!((full.shape, full.dtype), (&[200, 200][..], WeightDtype::F32));
+    assert_eq!((full.shape, full.dtype), (&[200, 200][..], TensorDtype::F32));
     let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&full.to_f32()), bits(&numbers));
-    assert_eq!(full.to_bf16(), None);
     let half = files.get("half").unwrap();
-    let half_bits = |numbers: &[bf16]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    assert_eq!(half_bits(&half.to_bf16().unwrap()), half_bits(&halves));
+    assert_eq!((half.dtype, half.bytes), (TensorDtype::Bf16, &half_bytes[..]));
+    let widened: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+    assert_eq!(bits(&half.to_f32()), bits(&widened));
     assert_eq!(files.get("streamed").unwrap().to_f32(), [1.5, 2.5]);
     assert_eq!(files.names().collect::<Vec<_>>(), ["full", "half", "streamed"]);
     assert_eq!(scratch.names(), [SINGLE_FILE]);
@@ -75,7 +78,7 @@ fn the_same_tensors_give_the_same_bytes_and_the_reference_reader_takes_them() {
 fn tensors_are_aligned_to_their_number_type() {
     for n in 1..20 {
         let mut half = source(&"h".repeat(n), &[3], TensorData::F32(&[1.0; 3]));
-        half.dtype = WeightDtype::Bf16;
+        half.dtype = TensorDtype::Bf16;
         let bytes = bytes_of(vec![half, source("f", &[1], TensorData::F32(&[2.0]))]);
         let (header_len, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
         assert_eq!(header_len % 8, 0);
@@ -106,7 +109,7 @@ fn rounding_to_bf16_is_to_nearest_even() {
     // 1 + 2^-8 is half way between 1 and 1 + 2^-7: even is 1. 1 + 3 * 2^-8 goes up to 1 + 2^-6.
     let numbers = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
     let mut tensor = source("x", &[2], TensorData::F32(&numbers));
-    tensor.dtype = WeightDtype::Bf16;
+    tensor.dtype = TensorDtype::Bf16;
     let files = open_bytes(&scratch, &bytes_of(vec![tensor])).unwrap();
     assert_eq!(files.get("x").unwrap().to_f32(), [1.0, 1.0 + 1.0 / 64.0]);
 }
@@ -173,11 +176,11 @@ fn missing_misshapen_and_unused_tensors_are_named() {
     let mut tensors = model_tensors(&config);
     tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), vec![1], vec![0.0]));
     write_model(&path, &tensors);
-    let unused = WeightFiles::open(scratch.path()).unwrap().check(&config).unwrap();
-    assert_eq!(unused, ["model.layers.0.self_attn.rotary_emb.inv_freq"]);
+    let leftovers = ModelWeights::open(scratch.path()).unwrap().check(&config).unwrap();
+    assert_eq!(leftovers.unused, ["model.layers.0.self_attn.rotary_emb.inv_freq"]);
 
     let wide = DecoderConfig { n_kv_heads: 4, ..config.clone() };
-    let error = WeightFiles::open(scratch.path()).unwrap().check(&wide).unwrap_err().to_string();
+    let error = ModelWeights::open(scratch.path()).unwrap().check(&wide).unwrap_err().to_string();
     assert!(error.contains("`model.layers.0.self_attn.k_proj.weight`"), "{error}");
     assert!(
         error.contains("[32, 64], expected [64, 64] (n_kv_heads * head_dim, hidden_dim)"),
@@ -186,7 +189,7 @@ fn missing_misshapen_and_unused_tensors_are_named() {
 
     tensors.remove(7);
     write_model(&path, &tensors);
-    let error = WeightFiles::open(scratch.path()).unwrap().check(&config).unwrap_err().to_string();
+    let error = ModelWeights::open(scratch.path()).unwrap().check(&config).unwrap_err().to_string();
     assert!(error.contains("`model.layers.0.mlp.gate_proj.weight` is missing"), "{error}");
 }
 
@@ -208,9 +211,9 @@ fn sharded_weights_are_read_through_their_index() {
         fs::write(scratch.path().join(INDEX_FILE), index.to_string()).unwrap();
     };
     write_index(&map);
-    let files = WeightFiles::open(scratch.path()).unwrap();
-    assert!(files.check(&config).unwrap().is_empty());
-    assert_eq!(files.paths().count(), 2);
+    let weights = ModelWeights::open(scratch.path()).unwrap();
+    assert_eq!(weights.check(&config).unwrap(), Leftovers::default());
+    assert_eq!(weights.files().paths().count(), 2);
 
     for (tensor, file, expected) in [
         ("lm_head.weight", names[0], "`lm_head.weight` is missing"),
@@ -247,15 +250,12 @@ fn model_directories_of_transformers_are_read_whole() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/logits");
     for (name, is_tied) in [("tied", true), ("untied", false), ("wide_heads", true)] {
         let dir = golden.join(name);
-        let config = crate::read_config(&dir).unwrap();
-        let files = WeightFiles::open(&dir).unwrap();
+        let config = crate::read_config(&dir).unwrap().decoder;
+        let weights = ModelWeights::open(&dir).unwrap();
+        let leftovers = weights.check(&config).unwrap();
+        assert_eq!(leftovers, Leftovers::default(), "{name}: nothing is unused");
         assert_eq!(
-            files.check(&config).unwrap(),
-            Vec::<String>::new(),
-            "{name}: nothing is unused"
-        );
-        assert_eq!(
-            files.n_bytes(),
+            weights.files().n_bytes(),
             4 * config.n_parameters(),
             "{name}: f32, and nothing is missing"
         );
@@ -298,10 +298,10 @@ fn lying_headers_are_refused_with_the_file_name() {
         let error = open_bytes(&scratch, &bytes).unwrap_err().to_string();
         assert!(error.contains("model.safetensors has an invalid safetensors header"), "{error}");
     }
-    let unread = lying_file(r#"{"x":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}"#, 4);
+    let unread = lying_file(r#"{"x":{"dtype":"I16","shape":[2],"data_offsets":[0,4]}}"#, 4);
     let error = open_bytes(&scratch, &unread).unwrap().get("x").unwrap_err().to_string();
     assert!(
-        error.contains("`x`") && error.contains("F16") && error.contains(SINGLE_FILE),
+        error.contains("`x`") && error.contains("I16") && error.contains(SINGLE_FILE),
         "{error}"
     );
 }
@@ -329,4 +329,110 @@ fn damaged_files_never_panic() {
         }
     }
     assert!((1..1_500).contains(&n_right), "{n_right} of 2000 are still right");
+}
+
+#[test]
+fn numbers_of_eight_bits_are_those_of_the_definition() {
+    let f8 = |byte| {
+        let mut out = [0.0];
+        TensorDtype::F8E4M3.read_f32(&[byte], &mut out);
+        out[0]
+    };
+    // Zero, smallest, largest below the normal numbers, smallest normal, one, largest (arXiv 2209.05433, table 1).
+    let cases = [
+        (0x00, 0.0),
+        (0x01, 2.0_f32.powi(-9)),
+        (0x07, 0.875 * 2.0_f32.powi(-6)),
+        (0x08, 2.0_f32.powi(-6)),
+        (0x38, 1.0),
+        (0x7e, 448.0),
+        (0xfe, -448.0),
+        (0xbc, -1.5),
+    ];
+    for (byte, expected) in cases {
+        assert_eq!(f8(byte), expected, "{byte:#x}");
+    }
+    assert!(f8(0x7f).is_nan() && f8(0xff).is_nan());
+}
+
+/// A model whose query projection of the first layer is in 8 bits, under the names of a layout.
+fn write_f8_model(
+    scratch: &TestDir,
+    layout: Layout,
+    scale: Option<(&str, &[f32])>,
+) -> ModelWeights {
+    let config = tiny_config();
+    let zeros = vec![0.0f32; config.vocab_size * config.hidden_dim];
+    let bytes: Vec<u8> = (0..64 * 64).map(|i| (i / 64) as u8).collect();
+    let query = WeightName::Layer { layer_idx: 0, part: LayerPart::Query };
+    let mut sources: Vec<TensorSource<'_>> = WeightName::all(&config)
+        .into_iter()
+        .map(|name| {
+            let n_elements = name.shape(&config).iter().product();
+            let data = TensorData::F32(&zeros[..n_elements]);
+            let mut source = source(&name.name(layout), &name.shape(&config), data);
+            if name == query {
+                (source.dtype, source.data) = (TensorDtype::F8E4M3, TensorData::Bytes(&bytes));
+            }
+            source
+        })
+        .collect();
+    if let Some((name, values)) = scale {
+        sources.push(source(name, &[values.len()], TensorData::F32(values)));
+    }
+    let file = if layout == Layout::Native { NATIVE_FILE } else { SINGLE_FILE };
+    write_safetensors(&scratch.path().join(file), sources, &BTreeMap::new()).unwrap();
+    match layout {
+        Layout::Native => ModelWeights::open_native(scratch.path()).unwrap(),
+        Layout::HuggingFace => ModelWeights::open(scratch.path()).unwrap(),
+    }
+}
+
+#[test]
+fn weights_of_eight_bits_are_scaled_and_rows_reordered() {
+    let config = tiny_config();
+    let query = WeightName::Layer { layer_idx: 0, part: LayerPart::Query };
+    let cases = [
+        (Layout::HuggingFace, "model.layers.0.self_attn.q_proj.weight_scale_inv"),
+        (Layout::Native, "layers.0.attention.wq.qscale_weight"),
+    ];
+    for (layout, scale_name) in cases {
+        let scratch = TestDir::new("f8");
+        let weights = write_f8_model(&scratch, layout, Some((scale_name, &[0.5])));
+        assert_eq!(weights.check(&config).unwrap(), Leftovers::default());
+        let weight = weights.weight(query, &config).unwrap();
+        assert_eq!((weight.dtype(), weight.scale()), (TensorDtype::F8E4M3, Some(0.5)));
+        let mut rows = vec![0.0; 3 * 64];
+        weight.read_rows(15..18, &mut rows);
+        // Heads are 16 rows: row 15 is the second of pair 7, rows 16 and 17 the first of the next head's pairs 0 and 1.
+        let in_file: [u8; 3] = if layout == Layout::Native { [15, 16, 18] } else { [15, 16, 17] };
+        for (row, byte) in rows.chunks(64).zip(in_file) {
+            assert!(row.iter().all(|&x| x == 0.5 * f8_e4m3_to_f32(byte)), "{layout:?} {row:?}");
+        }
+
+        let missing = write_f8_model(&scratch, layout, None).check(&config).unwrap_err();
+        assert!(missing.to_string().contains(&format!("`{scale_name}` is missing")), "{missing}");
+        let weights = write_f8_model(&scratch, layout, Some((scale_name, &[0.5, 0.5])));
+        let error = weights.check(&config).unwrap_err().to_string();
+        assert!(error.contains("has shape [2], expected [] (one scale"), "{error}");
+    }
+}
+
+#[test]
+fn the_text_part_is_found_under_its_prefixes() {
+    let config = tiny_config();
+    let prefixes: [fn(&str) -> String; 2] = [
+        |name| format!("language_model.{name}"),
+        |name| name.replacen("model.", "model.language_model.", 1),
+    ];
+    for prefix in prefixes {
+        let scratch = TestDir::new("text-part");
+        let mut tensors = model_tensors(&config);
+        tensors.iter_mut().for_each(|(name, ..)| *name = prefix(name));
+        tensors.push(("model.vision_tower.patch_conv.weight".to_owned(), vec![1], vec![0.0]));
+        write_model(&scratch.path().join(SINGLE_FILE), &tensors);
+        let weights = ModelWeights::open(scratch.path()).unwrap();
+        let leftovers = Leftovers { unused: Vec::new(), n_of_other_parts: 1 };
+        assert_eq!(weights.check(&config).unwrap(), leftovers);
+    }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use half::bf16;
+use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::FormatError;
-use crate::config::WeightDtype;
 use crate::durable::write_atomically;
+use crate::weights::TensorDtype;
 
 /// Numbers converted to bytes at a time.
 const CHUNK_ELEMENTS: usize = 1 << 14;
@@ -19,7 +19,7 @@ pub struct TensorSource<'a> {
     /// Name in the file.
     pub name: String,
     /// Number type in the file.
-    pub dtype: WeightDtype,
+    pub dtype: TensorDtype,
     /// Axes, slowest first.
     pub shape: Vec<usize>,
     /// The numbers.
@@ -33,10 +33,9 @@ pub type StreamTensor<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + '
 pub enum TensorData<'a> {
     /// Little-endian bytes of the file's type.
     Bytes(&'a [u8]),
-    /// f32 numbers; rounded to nearest even when the file's type is bf16.
+    /// f32 numbers; rounded to nearest even when the file's type has 16 bits. A type of 8 bits, which needs a scale, takes
+    /// bytes only.
     F32(&'a [f32]),
-    /// bf16 numbers; widened when the file's type is f32.
-    Bf16(&'a [bf16]),
     /// Bytes made while they are written, so that no second copy of a large tensor is needed.
     Stream(StreamTensor<'a>),
 }
@@ -51,7 +50,7 @@ impl std::fmt::Debug for TensorSource<'_> {
 
 /// Writes a safetensors file atomically. The same tensors give the same bytes.
 ///
-/// F32 tensors come first, then BF16, each in the order given, so that every tensor is aligned to its number type.
+/// Tensors come in the order of the size of their numbers, the largest first, then in the order given, so that every tensor is aligned to its number type.
 /// The metadata gets `format: pt`, without which some readers refuse the file. Memory: the header and one small buffer.
 ///
 /// # Errors
@@ -123,12 +122,10 @@ fn plan<'a>(
     let mut planned = Vec::with_capacity(tensors.len());
     for tensor in tensors {
         let expected = n_bytes(&tensor);
-        if let TensorData::Bytes(_) | TensorData::F32(_) | TensorData::Bf16(_) = tensor.data {
-            check_length(path, &tensor, expected)?;
-        }
+        check_length(path, &tensor, expected)?;
         let end = offset.saturating_add(expected);
         let info = json!({
-            "dtype": match tensor.dtype { WeightDtype::F32 => "F32", WeightDtype::Bf16 => "BF16" },
+            "dtype": tensor.dtype.name(),
             "shape": tensor.shape,
             "data_offsets": [offset, end],
         });
@@ -155,8 +152,8 @@ fn check_length(path: &Path, tensor: &TensorSource<'_>, expected: u64) -> Result
     let width = tensor.dtype.n_bytes();
     let got = match &tensor.data {
         TensorData::Bytes(bytes) => bytes.len(),
+        TensorData::F32(_) if tensor.dtype == TensorDtype::F8E4M3 => 0,
         TensorData::F32(numbers) => numbers.len() * width,
-        TensorData::Bf16(numbers) => numbers.len() * width,
         TensorData::Stream(_) => return Ok(()),
     } as u64;
     if got == expected {
@@ -189,23 +186,23 @@ fn write_all(
 
 fn write_tensor(
     writer: &mut dyn Write,
-    dtype: WeightDtype,
+    dtype: TensorDtype,
     data: TensorData<'_>,
 ) -> io::Result<()> {
     match (data, dtype) {
         (TensorData::Bytes(bytes), _) => writer.write_all(bytes),
         (TensorData::Stream(write), _) => write(writer),
-        (TensorData::F32(numbers), WeightDtype::F32) => {
+        (TensorData::F32(numbers), TensorDtype::F32) => {
             write_numbers(writer, numbers, |number| number.to_le_bytes())
         }
-        (TensorData::F32(numbers), WeightDtype::Bf16) => {
+        (TensorData::F32(numbers), TensorDtype::F16) => {
+            write_numbers(writer, numbers, |number| f16::from_f32(number).to_le_bytes())
+        }
+        (TensorData::F32(numbers), TensorDtype::Bf16) => {
             write_numbers(writer, numbers, |number| bf16::from_f32(number).to_le_bytes())
         }
-        (TensorData::Bf16(numbers), WeightDtype::Bf16) => {
-            write_numbers(writer, numbers, bf16::to_le_bytes)
-        }
-        (TensorData::Bf16(numbers), WeightDtype::F32) => {
-            write_numbers(writer, numbers, |number| number.to_f32().to_le_bytes())
+        (TensorData::F32(_), TensorDtype::F8E4M3) => {
+            unreachable!("`plan` refused numbers for a type of 8 bits")
         }
     }
 }

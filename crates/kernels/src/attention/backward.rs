@@ -1,5 +1,7 @@
 //! The gradient of attention over packed documents.
 
+use std::ops::Range;
+
 use super::HeadShape;
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
@@ -27,7 +29,7 @@ pub struct AttentionBackward<'a, T> {
     pub segment_starts: &'a [u32],
 }
 
-/// Gradient of causal attention within each document: with `P = exp(scale q.k - lse)`, `dP = d_out.v`,
+/// Gradient of causal attention within each document and window: with `P = exp(scale q.k - lse)`, `dP = d_out.v`,
 /// `delta = d_out.out`, `dS = scale P (dP - delta)`: `d_v = sum_q P d_out`, `d_q = sum_k dS k`, `d_k = sum_q dS q`.
 ///
 /// Shapes: [`AttentionBackward`]; d_qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`. Overwrites `d_qkv`.
@@ -166,7 +168,7 @@ impl<T: Operand> SegmentJob<'_, T> {
                     d_queries: &mut dq[..n * hd],
                 };
                 self.prepare_queries(&mut query);
-                for key_tile in 0..=first / TILE {
+                for key_tile in self.shape.first_visible(first) / TILE..=first / TILE {
                     self.tile_pair(tiles, &mut query, &mut keys, key_tile, &mut score);
                 }
                 for (token, gradient) in query.d_queries.chunks_exact(hd).enumerate() {
@@ -291,7 +293,7 @@ impl<T: Operand> SegmentJob<'_, T> {
                 d_probabilities: &score.d_probabilities[range.clone()],
                 probabilities: &mut score.probabilities[range.clone()],
                 d_scores: &mut score.d_scores[range],
-                n_visible: (query.first + token + 1 - first_key).min(n_keys),
+                visible: self.shape.visible_keys(query.first + token, first_key, n_keys),
                 scale: self.shape.scale,
                 log_sum_exp: self.inputs.log_sum_exp[at],
                 delta: query.delta[token],
@@ -311,7 +313,7 @@ pub(crate) struct GradientRow<'a, T> {
     pub(crate) d_probabilities: &'a [f32],
     pub(crate) probabilities: &'a mut [T],
     pub(crate) d_scores: &'a mut [T],
-    pub(crate) n_visible: usize,
+    pub(crate) visible: Range<usize>,
     pub(crate) scale: f32,
     pub(crate) log_sum_exp: f32,
     pub(crate) delta: f32,
@@ -324,15 +326,17 @@ impl<T: Operand> LaneKernel for GradientRow<'_, T> {
     fn run<L: Lanes>(self, lanes: L) {
         let (scale, delta) = (lanes.splat(self.scale), lanes.splat(self.delta));
         let shift = lanes.splat(-self.log_sum_exp);
-        for i in (0..self.n_visible).step_by(L::N) {
+        for i in (0..self.visible.end).step_by(L::N) {
             let p = lanes.exp(lanes.mul_add(lanes.load(&self.scores[i..]), scale, shift));
             let d_p = lanes.load(&self.d_probabilities[i..]);
             let d_score = lanes.mul(lanes.mul(p, scale), lanes.sub(d_p, delta));
             T::store(lanes, p, &mut self.probabilities[i..]);
             T::store(lanes, d_score, &mut self.d_scores[i..]);
         }
-        self.probabilities[self.n_visible..].fill(T::from_f32(0.0));
-        self.d_scores[self.n_visible..].fill(T::from_f32(0.0));
+        for masked in [0..self.visible.start, self.visible.end..self.probabilities.len()] {
+            self.probabilities[masked.clone()].fill(T::from_f32(0.0));
+            self.d_scores[masked].fill(T::from_f32(0.0));
+        }
     }
 }
 

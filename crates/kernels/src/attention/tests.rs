@@ -6,8 +6,11 @@ use super::*;
 use crate::test_support::{bits, computes, fast_computes, normal, reference};
 
 fn shape(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> HeadShape {
-    HeadShape { n_heads, n_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() }
+    HeadShape { n_heads, n_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None }
 }
+
+/// Of one key, within a block, of whole blocks, beyond most documents.
+const WINDOWS: [Option<usize>; 6] = [None, Some(1), Some(7), Some(32), Some(33), Some(100)];
 
 /// Attention in f64, straight from the formula, for documents of the lengths given.
 fn formula(shape: HeadShape, qkv: &[f64], lens: &[usize]) -> Vec<f64> {
@@ -19,7 +22,8 @@ fn formula(shape: HeadShape, qkv: &[f64], lens: &[usize]) -> Vec<f64> {
             for head in 0..shape.n_heads {
                 let kv_head = head / shape.group_len();
                 let value = |t: usize, head: usize, i: usize| qkv[t * width + head * hd + i];
-                let scores: Vec<f64> = (start..=t)
+                let first = start + shape.first_visible(t - start);
+                let scores: Vec<f64> = (first..=t)
                     .map(|k| {
                         let key = shape.n_heads + kv_head;
                         let dot: f64 = (0..hd).map(|i| value(t, head, i) * value(k, key, i)).sum();
@@ -29,7 +33,7 @@ fn formula(shape: HeadShape, qkv: &[f64], lens: &[usize]) -> Vec<f64> {
                 let sum: f64 = scores.iter().sum();
                 for i in 0..hd {
                     let head = shape.n_heads + shape.n_kv_heads + kv_head;
-                    let mixed = (start..=t).zip(&scores).map(|(k, p)| p * value(k, head, i));
+                    let mixed = (first..=t).zip(&scores).map(|(k, p)| p * value(k, head, i));
                     out.push(mixed.sum::<f64>() / sum);
                 }
             }
@@ -94,14 +98,18 @@ fn attention_equals_the_formula() {
         let lens = [1, 31, 32, 33, 70, 130];
         let qkv = normal(1, lens.iter().sum::<usize>() * shape.qkv_width(), 1.0);
         let rounded: Vec<f32> = qkv.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
-        for compute in computes(2) {
-            let (out, _) = run::<f32>(&compute, shape, &qkv, &lens);
-            let expected = formula(shape, &wide(&qkv), &lens);
-            assert_close(&wide(&out), &expected, Tolerance { absolute: 1e-5, relative: 1e-5 });
-            let (out, _) = run::<bf16>(&compute, shape, &qkv, &lens);
-            let expected = formula(shape, &wide(&rounded), &lens);
-            // p and the output are rounded to 8 bits; values are about 1.
-            assert_close(&wide(&out), &expected, Tolerance { absolute: 0.012, relative: 0.012 });
+        for window in WINDOWS {
+            let shape = HeadShape { window, ..shape };
+            for compute in computes(2) {
+                let (out, _) = run::<f32>(&compute, shape, &qkv, &lens);
+                let expected = formula(shape, &wide(&qkv), &lens);
+                assert_close(&wide(&out), &expected, Tolerance { absolute: 1e-5, relative: 1e-5 });
+                let (out, _) = run::<bf16>(&compute, shape, &qkv, &lens);
+                let expected = formula(shape, &wide(&rounded), &lens);
+                // p and the output are rounded to 8 bits; values are about 1.
+                let tolerance = Tolerance { absolute: 0.012, relative: 0.012 };
+                assert_close(&wide(&out), &expected, tolerance);
+            }
         }
     }
 }
@@ -138,8 +146,9 @@ fn chunks_from_a_cache_have_the_bits_of_one_pass() {
     let len = 100;
     let qkv = normal(4, len * shape.qkv_width(), 1.0);
     let rounded: Vec<bf16> = qkv.iter().map(|&x| bf16::from_f32(x)).collect();
-    for compute in fast_computes(2) {
-        let (all, all_lse) = run::<bf16>(&compute, shape, &qkv, &[len]);
+    for (compute, window) in fast_computes(2).iter().flat_map(|c| WINDOWS.map(|w| (c, w))) {
+        let shape = HeadShape { window, ..shape };
+        let (all, all_lse) = run::<bf16>(compute, shape, &qkv, &[len]);
         for chunk_len in [1, 7, 33, 64] {
             // Scattered block ids, and blocks that hold the values of an earlier owner.
             let table = [5, 2, 7, 0];
@@ -156,9 +165,9 @@ fn chunks_from_a_cache_have_the_bits_of_one_pass() {
                 };
                 let mut chunk_out = vec![bf16::ZERO; n_rows * shape.n_heads * shape.head_dim];
                 let mut chunk_lse = vec![0.0; n_rows * shape.n_heads];
-                append_keys_values(&compute, shape, rows, &[sequence], &mut blocks);
+                append_keys_values(compute, shape, rows, &[sequence], &mut blocks);
                 attention(
-                    &compute,
+                    compute,
                     shape,
                     rows,
                     &[sequence],
@@ -206,15 +215,19 @@ fn the_gradient_equals_finite_differences() {
         let n_tokens = 74;
         let qkv = normal(5, n_tokens * shape.qkv_width(), 1.0);
         let c = normal(6, n_tokens * n_heads * head_dim, 1.0);
-        let loss = |qkv: &[f64]| {
-            formula(shape, qkv, &lens).iter().zip(&c).map(|(o, &c)| o * f64::from(c)).sum::<f64>()
-        };
         // Every 37th value covers queries, keys and values of all heads.
         let some: Vec<usize> = (0..qkv.len()).step_by(37).collect();
-        for compute in computes(2) {
-            let d = backward::<f32>(&compute, shape, &qkv, &lens, &c);
-            let tolerance = Tolerance { absolute: 2e-5, relative: 1e-4 };
-            assert_gradient(&wide(&d), loss, &wide(&qkv), &some, tolerance);
+        for window in [None, Some(7), Some(65)] {
+            let shape = HeadShape { window, ..shape };
+            let loss = |qkv: &[f64]| {
+                let out = formula(shape, qkv, &lens);
+                out.iter().zip(&c).map(|(o, &c)| o * f64::from(c)).sum::<f64>()
+            };
+            for compute in computes(2) {
+                let d = backward::<f32>(&compute, shape, &qkv, &lens, &c);
+                let tolerance = Tolerance { absolute: 2e-5, relative: 1e-4 };
+                assert_gradient(&wide(&d), loss, &wide(&qkv), &some, tolerance);
+            }
         }
     }
 }

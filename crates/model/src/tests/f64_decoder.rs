@@ -1,5 +1,7 @@
 //! The whole decoder in f64, one token and one number at a time, straight from the formulas.
 
+use std::ops::Range;
+
 use formats::{LayerPart, WeightName};
 
 use crate::{ModelConfig, Parameters, TrainingRows};
@@ -19,8 +21,9 @@ pub(super) fn loss(
     let head = if config.tied_embeddings { embedding.clone() } else { read(WeightName::Head) };
     let layers: Vec<Layer> = (0..config.n_layers)
         .map(|layer_idx| {
-            let part = |part| read(WeightName::Layer { layer_idx, part });
-            Layer { weights: LayerPart::ALL.map(part) }
+            let parts = LayerPart::all(config).into_iter();
+            let weights = parts.map(|part| read(WeightName::Layer { layer_idx, part })).collect();
+            Layer { window: config.sliding_window(layer_idx), weights }
         })
         .collect();
     let final_norm = read(WeightName::FinalNorm);
@@ -44,22 +47,31 @@ pub(super) fn loss(
 }
 
 struct Layer {
-    /// In the order of [`LayerPart::ALL`].
-    weights: [Vec<f64>; 9],
+    window: Option<usize>,
+    /// In the order of [`LayerPart::all`], which is that of a dense layer.
+    weights: Vec<Vec<f64>>,
 }
 
 impl Layer {
     fn run(&self, config: &ModelConfig, x: &mut [Vec<f64>]) {
-        let [attention_norm, query, key, value, out, ffn_norm, gate, up, down] = &self.weights;
+        let [attention_norm, query, key, value, out, ffn_norm, gate, up, down] = &self.weights[..]
+        else {
+            panic!("a dense layer has nine weights, got {}", self.weights.len());
+        };
         let normed: Vec<Vec<f64>> = x.iter().map(|x| norm(config, x, attention_norm)).collect();
         let rotated = |weight: &[f64]| -> Vec<Vec<f64>> {
             let rows = normed.iter().enumerate();
             rows.map(|(position, n)| rotate(config, position, &product(weight, n))).collect()
         };
-        let (q, k) = (rotated(query), rotated(key));
+        let (mut q, k) = (rotated(query), rotated(key));
+        for (position, q) in q.iter_mut().enumerate() {
+            let growth = query_growth(config, position);
+            q.iter_mut().for_each(|q| *q *= growth);
+        }
         let v: Vec<Vec<f64>> = normed.iter().map(|n| product(value, n)).collect();
         for t in 0..x.len() {
-            add(&mut x[t], &product(out, &attend(config, t, &q[t], &k, &v)));
+            let first = self.window.map_or(0, |window| (t + 1).saturating_sub(window));
+            add(&mut x[t], &product(out, &attend(config, first..t + 1, &q[t], &k, &v)));
             let normed = norm(config, &x[t], ffn_norm);
             let (gate, up) = (product(gate, &normed), product(up, &normed));
             let gated: Vec<f64> =
@@ -88,7 +100,7 @@ fn rotate(config: &ModelConfig, position: usize, x: &[f64]) -> Vec<f64> {
     let mut out = x.to_vec();
     for head in 0..x.len() / dim {
         for i in 0..half {
-            let angle = position as f64 * config.rope_theta.powf(-2.0 * i as f64 / dim as f64);
+            let angle = position as f64 * config.rope.theta.powf(-2.0 * i as f64 / dim as f64);
             let (x1, x2) = (x[head * dim + i], x[head * dim + half + i]);
             out[head * dim + i] = x1 * angle.cos() - x2 * angle.sin();
             out[head * dim + half + i] = x2 * angle.cos() + x1 * angle.sin();
@@ -97,22 +109,35 @@ fn rotate(config: &ModelConfig, position: usize, x: &[f64]) -> Vec<f64> {
     out
 }
 
-fn attend(config: &ModelConfig, t: usize, q: &[f64], k: &[Vec<f64>], v: &[Vec<f64>]) -> Vec<f64> {
+fn query_growth(config: &ModelConfig, position: usize) -> f64 {
+    config.query_scaling.map_or(1.0, |scaling| {
+        1.0 + scaling.beta * (1.0 + (position / scaling.original_context_len) as f64).ln()
+    })
+}
+
+fn attend(
+    config: &ModelConfig,
+    visible: Range<usize>,
+    q: &[f64],
+    k: &[Vec<f64>],
+    v: &[Vec<f64>],
+) -> Vec<f64> {
     let dim = config.head_dim;
     let mut out = vec![0.0; q.len()];
     for head in 0..config.n_heads {
         let kv = head / (config.n_heads / config.n_kv_heads) * dim;
         let q = &q[head * dim..][..dim];
-        let scores: Vec<f64> = (0..=t)
+        let scores: Vec<f64> = visible
+            .clone()
             .map(|j| {
                 let dot: f64 = q.iter().zip(&k[j][kv..kv + dim]).map(|(q, k)| q * k).sum();
                 (dot / (dim as f64).sqrt()).exp()
             })
             .collect();
         let sum: f64 = scores.iter().sum();
-        for j in 0..=t {
+        for (j, score) in visible.clone().zip(&scores) {
             for i in 0..dim {
-                out[head * dim + i] += scores[j] / sum * v[j][kv + i];
+                out[head * dim + i] += score / sum * v[j][kv + i];
             }
         }
     }

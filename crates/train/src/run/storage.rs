@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use formats::checkpoint::{Checkpoint, CheckpointWriter, MODEL_FILE, OPTIMIZER_FILE};
-use formats::{FormatError, TensorData, TensorSource, WeightDtype, WeightFiles, WeightName};
+use formats::{FormatError, TensorData, TensorDtype, TensorSource, WeightFiles, WeightName};
 use model::{ModelConfig, Parameters};
 
 use crate::error::TrainError;
@@ -30,7 +30,7 @@ fn sources<'a>(
     let config = parameters.config();
     WeightName::all(config).into_iter().map(move |name| TensorSource {
         name: format!("{prefix}{}", name.hf_name()),
-        dtype: WeightDtype::F32,
+        dtype: TensorDtype::F32,
         shape: name.shape(config),
         data: TensorData::F32(parameters.weight(name)),
     })

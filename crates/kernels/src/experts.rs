@@ -1,0 +1,179 @@
+//! Routed experts: which tokens go to which expert, and back.
+
+use crate::compute::Compute;
+use crate::operand::Operand;
+use crate::pool::RowsOut;
+
+/// Rows of one task.
+const TASK_ROWS: usize = 16;
+
+/// The rows of a batch that go to each expert, and their weights.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    experts: Vec<Route>,
+}
+
+/// The rows of one expert, ascending, and the weight of its output in each.
+#[derive(Clone, Debug, Default)]
+pub struct Route {
+    /// Rows of the batch.
+    pub rows: Vec<u32>,
+    /// One for each row.
+    pub weights: Vec<f32>,
+}
+
+impl Routes {
+    /// No routes yet, with room for `max_rows` rows in each expert.
+    #[must_use]
+    pub fn with_capacity(n_experts: usize, max_rows: usize) -> Self {
+        let route =
+            || Route { rows: Vec::with_capacity(max_rows), weights: Vec::with_capacity(max_rows) };
+        Self { experts: (0..n_experts).map(|_| route()).collect() }
+    }
+
+    /// Bytes of [`Routes::with_capacity`].
+    #[must_use]
+    pub fn bytes_for(n_experts: usize, max_rows: usize) -> usize {
+        n_experts * max_rows * (size_of::<u32>() + size_of::<f32>())
+    }
+
+    /// The route of an expert.
+    #[must_use]
+    pub fn expert(&self, expert_idx: usize) -> &Route {
+        &self.experts[expert_idx]
+    }
+
+    /// Sends each row to the `n_active` experts of largest logits, of equal ones to the first; the weights are the softmax over
+    /// the chosen logits.
+    ///
+    /// Shapes: logits `[tokens, n_experts]`. Numerics: f32. Source: arXiv 2401.04088, section 2.1.
+    ///
+    /// # Panics
+    /// When the logits are not whole rows, or more experts are active than there are.
+    pub fn set(&mut self, logits: &[f32], n_active: usize) {
+        let n_experts = self.experts.len();
+        assert!(logits.len().is_multiple_of(n_experts), "{} logits", logits.len());
+        assert!((1..=n_experts).contains(&n_active), "{n_active} of {n_experts} experts");
+        for route in &mut self.experts {
+            route.rows.clear();
+            route.weights.clear();
+        }
+        let mut order: Vec<usize> = Vec::with_capacity(n_experts);
+        for (row, logits) in logits.chunks_exact(n_experts).enumerate() {
+            order.clear();
+            order.extend(0..n_experts);
+            // Stable: of equal logits the first expert comes first.
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            let chosen = &mut order[..n_active];
+            let max = logits[chosen[0]];
+            chosen.sort_unstable();
+            let sum: f32 = chosen.iter().map(|&expert| (logits[expert] - max).exp()).sum();
+            for &expert in &*chosen {
+                let route = &mut self.experts[expert];
+                route.rows.push(row as u32);
+                route.weights.push((logits[expert] - max).exp() / sum);
+            }
+        }
+    }
+}
+
+/// The rows of an expert: `out[i] = x[rows[i]]`.
+///
+/// Shapes: x `[tokens, width]`; out `[rows, width]`. Overwrites.
+///
+/// # Panics
+/// When a slice does not fit the shape or a row is not in `x`.
+pub fn gather_rows<T: Operand>(
+    compute: &Compute,
+    x: &[T],
+    rows: &[u32],
+    width: usize,
+    out: &mut [T],
+) {
+    assert_eq!(out.len(), rows.len() * width, "out is [rows, {width}]");
+    let outputs = (RowsOut::new(out, width), RowsOut::<u8>::none(), RowsOut::<u8>::none());
+    compute.pool().run_rows(rows.len(), TASK_ROWS, outputs, |first, n, (out, ..)| {
+        for (row, out) in rows[first..first + n].iter().zip(out.chunks_exact_mut(width)) {
+            out.copy_from_slice(&x[*row as usize * width..][..width]);
+        }
+    });
+}
+
+/// Adds an expert's output where its rows came from: `out[rows[i]] += weights[i] x[i]`.
+///
+/// Shapes: x `[rows, width]`; out `[tokens, width]`. Accumulates. Numerics: f32, product and sum rounded apart.
+///
+/// # Panics
+/// When a slice does not fit the shape, a row is not in `out`, or rows do not ascend.
+#[expect(unsafe_code, reason = "tasks write disjoint rows")]
+pub fn add_weighted_rows(
+    compute: &Compute,
+    x: &[f32],
+    route: &Route,
+    width: usize,
+    out: &mut [f32],
+) {
+    let n_rows = route.rows.len();
+    assert_eq!(x.len(), n_rows * width, "x is [rows, {width}]");
+    assert!(route.rows.is_sorted_by(|a, b| a < b), "a row is there twice");
+    let n_tokens = out.len() / width.max(1);
+    assert!(route.rows.last().is_none_or(|&row| (row as usize) < n_tokens), "rows of the batch");
+    let parts = crate::pool::SliceParts::new(out);
+    compute.pool().run(n_rows.div_ceil(TASK_ROWS), |task_idx, _| {
+        let first = task_idx * TASK_ROWS;
+        for i in first..n_rows.min(first + TASK_ROWS) {
+            // SAFETY: rows are within `out` and ascend, so no two tasks have the same.
+            let out = unsafe { parts.range(route.rows[i] as usize * width, width) };
+            for (out, x) in out.iter_mut().zip(&x[i * width..][..width]) {
+                *out += route.weights[i] * x;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{computes, normal};
+
+    #[test]
+    fn the_largest_logits_are_chosen_and_weighted_by_their_softmax() {
+        let mut routes = Routes::with_capacity(4, 8);
+        // The second row has equal logits: the first experts of them are taken. NaN does not panic.
+        let logits =
+            [0.0, 3.0, 1.0, 2.0, 5.0, 5.0, 5.0, 5.0, f32::NAN, 1.0, 0.0, f32::NEG_INFINITY];
+        for _ in 0..2 {
+            routes.set(&logits, 2);
+            let e = 1.0_f32.exp();
+            assert_eq!(routes.expert(1).rows, [0, 1, 2]);
+            assert!((routes.expert(1).weights[0] - e / (1.0 + e)).abs() < 1e-6);
+            assert_eq!(routes.expert(3).rows, [0]);
+            assert!((routes.expert(3).weights[0] - 1.0 / (1.0 + e)).abs() < 1e-6);
+            assert_eq!(routes.expert(0).rows, [1, 2]);
+            assert_eq!((routes.expert(0).weights[0], routes.expert(1).weights[1]), (0.5, 0.5));
+            assert!(routes.expert(2).rows.is_empty());
+        }
+    }
+
+    #[test]
+    fn rows_come_back_weighted_to_where_they_were_taken() {
+        let width = 37;
+        let x = normal(1, 50 * width, 1.0);
+        let rows: Vec<u32> = (0..50).filter(|row| row % 3 != 1).collect();
+        let weights = normal(2, rows.len(), 1.0);
+        let route = Route { rows: rows.clone(), weights: weights.clone() };
+        for compute in computes(2) {
+            let mut taken = vec![7.0; rows.len() * width];
+            gather_rows(&compute, &x, &rows, width, &mut taken);
+            let mut out = vec![1.0; x.len()];
+            add_weighted_rows(&compute, &taken, &route, width, &mut out);
+            for row in 0..50 {
+                let weight =
+                    rows.iter().position(|&r| r as usize == row).map_or(0.0, |i| weights[i]);
+                for i in row * width..(row + 1) * width {
+                    assert_eq!(out[i], 1.0 + weight * x[i]);
+                }
+            }
+        }
+    }
+}

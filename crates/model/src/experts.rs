@@ -1,0 +1,182 @@
+//! The feed-forward part of a layer: one block, or routed experts.
+
+use kernels::experts::Routes;
+use kernels::matmul::Write;
+use tensor::{DType, Device, Linear, Passes, Tensor, ops};
+
+use crate::config::ModelConfig;
+use crate::workspace::{LayerActivations, Workspace};
+
+/// `W_down (silu(W_gate x) * W_up x)`; shapes as in the parameters of the same names.
+#[derive(Clone, Debug)]
+pub(crate) struct FeedForward {
+    pub(crate) gate_up: Linear,
+    pub(crate) down: Linear,
+}
+
+impl FeedForward {
+    pub(crate) fn zeroed(config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
+        Self {
+            gate_up: Linear::zeroed(dtype, 2 * config.ffn_dim, config.hidden_dim, passes),
+            down: Linear::zeroed(dtype, config.hidden_dim, config.ffn_dim, passes),
+        }
+    }
+
+    pub(crate) fn bytes_for(config: &ModelConfig, dtype: DType, passes: Passes) -> usize {
+        Linear::bytes_for(dtype, 2 * config.ffn_dim, config.hidden_dim, passes)
+            + Linear::bytes_for(dtype, config.hidden_dim, config.ffn_dim, passes)
+    }
+}
+
+/// The feed-forward part of a layer.
+#[derive(Clone, Debug)]
+pub(crate) enum FfnPart {
+    /// One block for all tokens.
+    Dense(FeedForward),
+    /// Routed experts.
+    Experts {
+        /// `[n_experts, hidden]`.
+        router: Linear,
+        experts: Vec<FeedForward>,
+    },
+}
+
+impl FfnPart {
+    pub(crate) fn zeroed(config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
+        let block = || FeedForward::zeroed(config, dtype, passes);
+        match config.experts {
+            None => Self::Dense(block()),
+            Some(experts) => Self::Experts {
+                router: Linear::zeroed(dtype, experts.n_experts, config.hidden_dim, passes),
+                experts: (0..experts.n_experts).map(|_| block()).collect(),
+            },
+        }
+    }
+
+    pub(crate) fn bytes_for(config: &ModelConfig, dtype: DType, passes: Passes) -> usize {
+        let block = FeedForward::bytes_for(config, dtype, passes);
+        match config.experts {
+            None => block,
+            Some(experts) => {
+                let n_experts = experts.n_experts;
+                Linear::bytes_for(dtype, n_experts, config.hidden_dim, passes) + n_experts * block
+            }
+        }
+    }
+
+    /// The one block.
+    ///
+    /// # Panics
+    /// When there are experts, whose training is not computed.
+    pub(crate) fn dense(&self) -> &FeedForward {
+        match self {
+            Self::Dense(block) => block,
+            Self::Experts { .. } => panic!("experts have no backward pass"),
+        }
+    }
+
+    /// As [`FfnPart::dense`].
+    pub(crate) fn dense_mut(&mut self) -> &mut FeedForward {
+        match self {
+            Self::Dense(block) => block,
+            Self::Experts { .. } => panic!("experts are not packed from parameters"),
+        }
+    }
+}
+
+/// Working memory of routed experts. `T` stands for the decoder's number type.
+#[derive(Debug)]
+pub(crate) struct ExpertWorkspace {
+    /// f32 `[tokens, n_experts]`.
+    router_logits: Tensor,
+    routes: Routes,
+    /// T `[rows of an expert, hidden]`.
+    input: Tensor,
+    /// f32 `[rows of an expert, hidden]`.
+    output: Tensor,
+}
+
+impl ExpertWorkspace {
+    /// `None` for a model without experts.
+    pub(crate) fn new(config: &ModelConfig, dtype: DType, max_rows: usize) -> Option<Self> {
+        let n_experts = config.experts?.n_experts;
+        Some(Self {
+            router_logits: Tensor::zeroed(DType::F32, max_rows, n_experts),
+            routes: Routes::with_capacity(n_experts, max_rows),
+            input: Tensor::zeroed(dtype, max_rows, config.hidden_dim),
+            output: Tensor::zeroed(DType::F32, max_rows, config.hidden_dim),
+        })
+    }
+
+    pub(crate) fn bytes_for(config: &ModelConfig, dtype: DType, max_rows: usize) -> usize {
+        let Some(experts) = config.experts else { return 0 };
+        max_rows * (experts.n_experts * 4 + config.hidden_dim * (dtype.bytes() + 4))
+            + Routes::bytes_for(experts.n_experts, max_rows)
+    }
+}
+
+/// `residual += ffn(ffn_normed)` of the layer whose activations are in `slot`. Experts are added in the order of their
+/// indices.
+pub(crate) fn run(device: &Device, part: &FfnPart, slot: usize, workspace: &mut Workspace) {
+    let w = workspace;
+    let LayerActivations { ffn_normed, gate_up: rounded, .. } = &mut w.layers[slot];
+    let mut block =
+        BlockRun { device, gate_up: &mut w.gate_up, rounded, activated: &mut w.activated };
+    match part {
+        FfnPart::Dense(ffn) => block.run(ffn, ffn_normed, &mut w.residual, Write::Accumulate),
+        FfnPart::Experts { router, experts } => {
+            let e = w.experts.as_mut().expect("a workspace for a model with experts");
+            let n_active = w.n_active_experts;
+            e.router_logits.set_rows(ffn_normed.n_rows());
+            let logits = e.router_logits.view_mut();
+            router.forward(device, ffn_normed.view(), logits, Write::Overwrite);
+            e.routes.set(e.router_logits.f32(), n_active);
+            for (expert_idx, ffn) in experts.iter().enumerate() {
+                let route = e.routes.expert(expert_idx);
+                if route.rows.is_empty() {
+                    continue;
+                }
+                e.input.set_rows(route.rows.len());
+                e.output.set_rows(route.rows.len());
+                ops::gather_rows(device, ffn_normed.view(), &route.rows, e.input.view_mut());
+                block.run(ffn, &e.input, &mut e.output, Write::Overwrite);
+                ops::add_weighted_rows(device, e.output.view(), route, w.residual.view_mut());
+            }
+        }
+    }
+}
+
+/// What a block writes between its two products.
+struct BlockRun<'a> {
+    device: &'a Device,
+    gate_up: &'a mut Tensor,
+    rounded: &'a mut Tensor,
+    activated: &'a mut Tensor,
+}
+
+impl BlockRun<'_> {
+    fn run(&mut self, ffn: &FeedForward, x: &Tensor, out: &mut Tensor, write: Write) {
+        for tensor in [&mut *self.gate_up, self.rounded, self.activated] {
+            tensor.set_rows(x.n_rows());
+        }
+        let device = self.device;
+        ffn.gate_up.forward(device, x.view(), self.gate_up.view_mut(), Write::Overwrite);
+        let (rounded, activated) = (self.rounded.view_mut(), self.activated.view_mut());
+        ops::swiglu(device, self.gate_up.view(), rounded, activated);
+        ffn.down.forward(device, self.activated.view(), out.view_mut(), write);
+    }
+}
+
+#[cfg(test)]
+impl FfnPart {
+    /// Bytes of the buffers that it really holds.
+    pub(crate) fn packed_bytes(&self) -> usize {
+        let of = |block: &FeedForward| block.gate_up.packed_bytes() + block.down.packed_bytes();
+        match self {
+            Self::Dense(block) => of(block),
+            Self::Experts { router, experts } => {
+                router.packed_bytes() + experts.iter().map(of).sum::<usize>()
+            }
+        }
+    }
+}
