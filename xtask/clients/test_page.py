@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""The chat page in headless Chromium. Usage: test_page.py --url http://127.0.0.1:PORT [--screenshot FILE]"""
+"""The chat page in headless Chromium. Usage: test_page.py --url http://127.0.0.1:PORT
+
+With --screenshot FILE and one or more --ask QUESTION it writes a picture of that conversation and tests nothing.
+"""
 
 import argparse
 import json
@@ -265,12 +268,16 @@ def test_the_console_has_no_errors(page):
     expect_equal([entry["message"] for entry in page.console], [], "errors on the console")
 
 
-def take_screenshot(page, path):
+def take_screenshot(page, path, model, questions):
     """A picture of a short conversation, for the README."""
     page.open()
     page.find("#new-chat").click()
-    page.ask("Bonjour ! Qui es-tu ?")
-    page.ask("Tell me a short story.")
+    if model is not None:
+        Select(page.find("#model")).select_by_value(model)
+    for question in questions:
+        page.ask(question)
+    animations = "return document.getAnimations().filter(a => a.playState === 'running').length"
+    page.wait(lambda: page.browser.execute_script(animations) == 0, "nothing moves")
     path.parent.mkdir(parents=True, exist_ok=True)
     page.browser.save_screenshot(str(path))
     print(f"wrote {path}")
@@ -279,7 +286,9 @@ def take_screenshot(page, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", required=True)
-    parser.add_argument("--screenshot", type=pathlib.Path, help="also write a picture of a conversation here")
+    parser.add_argument("--screenshot", type=pathlib.Path, help="write a picture of a conversation here")
+    parser.add_argument("--ask", action="append", default=[], help="a question of the pictured conversation")
+    parser.add_argument("--model", help="the model of the pictured conversation, else the first")
     arguments = parser.parse_args()
     # Selenium looks for newer drivers on the network unless told not to.
     os.environ["SE_OFFLINE"] = "true"
@@ -289,7 +298,7 @@ def main():
         try:
             page = Page(browser, arguments.url.rstrip("/"))
             if arguments.screenshot:
-                take_screenshot(page, arguments.screenshot)
+                return take_screenshot(page, arguments.screenshot, arguments.model, arguments.ask)
             checks.run([(test, (page,)) for test in checks.tests_of(globals())])
         finally:
             browser.quit()

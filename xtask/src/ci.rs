@@ -38,7 +38,6 @@ struct Gate<'a> {
     workspace: &'a Workspace,
     home: Home<'a>,
     missing: Missing,
-    screenshot: bool,
 }
 
 /// How a part ended.
@@ -49,9 +48,9 @@ enum Outcome {
 }
 
 /// Runs the named parts, or all of them, and prints the closing table; the last line has the sums.
-pub(crate) fn run(workspace: &Workspace, names: &[String], screenshot: bool) -> Result<bool> {
+pub(crate) fn run(workspace: &Workspace, names: &[String]) -> Result<bool> {
     let missing = Missing::from_environment();
-    let gate = Gate { workspace, home: Home::new(workspace), missing, screenshot };
+    let gate = Gate { workspace, home: Home::new(workspace), missing };
     let mut total = Counts::default();
     let mut table = Vec::new();
     let all_started = Instant::now();
@@ -140,7 +139,7 @@ fn doc(gate: &Gate<'_>) -> Result<Outcome> {
 
 /// The Python client of OpenAI against a real server.
 fn clients(gate: &Gate<'_>) -> Result<Outcome> {
-    script(gate, "xtask/clients/test_openai.py", &[])
+    script(gate, "xtask/clients/test_openai.py")
 }
 
 /// The chat page in a real browser.
@@ -152,12 +151,11 @@ fn page(gate: &Gate<'_>) -> Result<Outcome> {
     if let Err(names) = outside::programs(&needed, gate.missing)? {
         return Ok(Outcome::Skipped(names));
     }
-    let screenshot = ["--screenshot", "docs/images/chat.png"];
-    script(gate, "xtask/clients/test_page.py", if gate.screenshot { &screenshot } else { &[] })
+    script(gate, "xtask/clients/test_page.py")
 }
 
 /// Runs a test script of `xtask/clients` with the address of a server of its own.
-fn script(gate: &Gate<'_>, path: &str, options: &[&str]) -> Result<Outcome> {
+fn script(gate: &Gate<'_>, path: &str) -> Result<Outcome> {
     let python3 = [Program { name: "python3", package: "python3" }];
     if let Err(names) = outside::programs(&python3, gate.missing)? {
         return Ok(Outcome::Skipped(names));
@@ -171,7 +169,7 @@ fn script(gate: &Gate<'_>, path: &str, options: &[&str]) -> Result<Outcome> {
     };
     let server = Server::start(&gate.home)?;
     let mut command = gate.workspace.command(python, &[path, "--url", server.url()]);
-    let ran = run::echoed(command.args(options))?;
+    let ran = run::echoed(&mut command)?;
     let counts = Counts::of_summary_line(&ran.stdout).unwrap_or_default();
     let mut counts = counts.with_exit(ran.success);
     let stopped = server.stop();

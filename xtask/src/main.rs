@@ -21,9 +21,9 @@ use std::process::ExitCode;
 use workspace::Workspace;
 
 const USAGE: &str = "usage:
-  cargo xtask ci [--part NAME,...] [--screenshot]   the whole gate, or some of its parts
-  cargo xtask oracle [--only NAME,...]              heavy comparisons; writes golden/ORACLE.md
-  cargo xtask tidy [--time]                         house rules; --time also measures a clean release build";
+  cargo xtask ci [--part NAME,...]        the whole gate, or some of its parts
+  cargo xtask oracle [--only NAME,...]    heavy comparisons; writes golden/ORACLE.md
+  cargo xtask tidy [--time]               house rules; --time also measures a clean release build";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 /// What one invocation does.
 #[derive(Debug, PartialEq)]
 enum Task {
-    Ci { parts: Vec<String>, screenshot: bool },
+    Ci { parts: Vec<String> },
     Oracle { only: Vec<String> },
     Tidy { time: bool },
 }
@@ -57,7 +57,7 @@ impl Task {
     fn parse(arguments: &[String]) -> Result<Self, String> {
         let (name, options) = arguments.split_first().ok_or("a command is missing")?;
         let mut task = match name.as_str() {
-            "ci" => Self::Ci { parts: Vec::new(), screenshot: false },
+            "ci" => Self::Ci { parts: Vec::new() },
             "oracle" => Self::Oracle { only: Vec::new() },
             "tidy" => Self::Tidy { time: false },
             other => return Err(format!("no command named `{other}`")),
@@ -65,10 +65,9 @@ impl Task {
         let mut options = options.iter();
         while let Some(option) = options.next() {
             match (&mut task, option.as_str()) {
-                (Self::Ci { parts, .. }, "--part") => {
+                (Self::Ci { parts }, "--part") => {
                     *parts = names(options.next(), &ci::part_names())?;
                 }
-                (Self::Ci { screenshot, .. }, "--screenshot") => *screenshot = true,
                 (Self::Oracle { only }, "--only") => {
                     *only = names(options.next(), &oracle::comparison_names())?;
                 }
@@ -83,7 +82,7 @@ impl Task {
     fn run(self) -> anyhow::Result<bool> {
         let workspace = Workspace::find()?;
         match self {
-            Self::Ci { parts, screenshot } => ci::run(&workspace, &parts, screenshot),
+            Self::Ci { parts } => ci::run(&workspace, &parts),
             Self::Oracle { only } => oracle::run(&workspace, &only),
             Self::Tidy { time } => tidy::run(&workspace, time),
         }
@@ -111,7 +110,7 @@ mod tests {
     #[test]
     fn options_are_read() {
         let parts = vec!["fmt".to_owned(), "doc".to_owned()];
-        assert_eq!(parse("ci --part fmt,doc"), Ok(Task::Ci { parts, screenshot: false }));
+        assert_eq!(parse("ci --part fmt,doc"), Ok(Task::Ci { parts }));
         assert_eq!(parse("tidy --time"), Ok(Task::Tidy { time: true }));
     }
 

@@ -348,6 +348,7 @@ fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
         ),
         sections: vec![("Recipe".to_owned(), format!("```toml\n{}```", recipe.to_toml()))],
         lineage: Lineage { run: Some(name.clone()), parent, ..Lineage::default() },
+        temperature: None,
         name,
     };
     let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;

@@ -21,6 +21,10 @@ use crate::markdown::BlockStream;
 use crate::sse::{self, ClientGone, EventSink};
 use crate::texts::{Language, Texts};
 
+/// Shortest time between the first token and the last that a speed is worked out from: tokens that were there already say
+/// nothing of it.
+const SHORTEST_TIMED_S: f64 = 0.1;
+
 /// Time between two renderings of the open block of an answer.
 const RENDER_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -193,7 +197,7 @@ async fn send_blocks(
                 let seconds = answer.first_token.map(|start| start.elapsed().as_secs_f64());
                 let n_timed = usage.completion_tokens.saturating_sub(1);
                 let tokens_per_s = seconds
-                    .filter(|&seconds| seconds > 0.0 && n_timed > 0)
+                    .filter(|&seconds| seconds >= SHORTEST_TIMED_S && n_timed > 0)
                     .map(|seconds| n_timed as f64 / seconds);
                 return sink
                     .named("done", &Done { finish_reason: reason, usage, tokens_per_s })

@@ -48,6 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         summary: "A very small chat model for tests of servers and clients.".to_owned(),
         sections: Vec::new(),
         lineage: Lineage { run: Some("test-model".to_owned()), ..Lineage::default() },
+        temperature: None,
     };
     let dir = home.join("models/test-model");
     write_model(&dir, run.parameters(), WeightDtype::Bf16, &tokenizer, &notes)?;

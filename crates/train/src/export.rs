@@ -21,6 +21,8 @@ pub struct ModelNotes {
     pub sections: Vec<(String, String)>,
     /// Where it comes from.
     pub lineage: Lineage,
+    /// Sampling temperature that suits it, if any does in particular.
+    pub temperature: Option<f64>,
 }
 
 /// Writes a model directory: `config.json`, weights in `dtype`, tokenizer, generation settings, lineage and card. It appears
@@ -49,8 +51,12 @@ pub fn write_model(
         writer.file(name, |out| out.write_all(text.as_bytes()))?;
     }
     let eos_ids = config.eos_ids.clone();
-    let generation =
-        GenerationConfig { bos_id: config.bos_id, eos_ids, temperature: None, top_p: None };
+    let generation = GenerationConfig {
+        bos_id: config.bos_id,
+        eos_ids,
+        temperature: notes.temperature,
+        top_p: None,
+    };
     writer.generation_config(&generation)?;
     writer.lineage(&notes.lineage)?;
     writer.model_card(&model_card(&config, notes))?;
