@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use half::bf16;
-use kernels::matmul::{Left, Write, matmul};
+use kernels::matmul::{Left, Right, Write, matmul};
 use kernels::panels::panels_len;
 use kernels::{Buffer, Compute, CpuFeatures, Operand, detect_features};
 use serde::Serialize;
@@ -126,7 +126,8 @@ fn matmul_speed<T: Operand>(compute: &Compute) -> f64 {
         .map(|_| {
             let start = Instant::now();
             let left = Left::Rows { values: &values, stride: k };
-            matmul(compute, left, &panels, [m, n, k], &mut out, Write::Overwrite);
+            let right = Right::Panels(&panels[..]);
+            matmul(compute, left, right, [m, n, k], &mut out, Write::Overwrite);
             (2 * m * n * k) as f64 / start.elapsed().as_secs_f64()
         })
         .collect();

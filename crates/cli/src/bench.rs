@@ -9,12 +9,12 @@ use bench::{
 };
 use clap::ValueEnum;
 use model::{Decoder, KvCache, ModelConfig};
-use tensor::{Device, Passes};
+use tensor::{DType, Device, Passes};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::{ModelMemory, OpenModel};
+use crate::open_model::OpenModel;
 use crate::table::table;
 
 /// Prompt lengths of `prefill`, tokens.
@@ -133,7 +133,9 @@ fn decoder(
     }
     let (shape, config) = shape_of(args)?;
     let what = format!("a model of shape {}", shape.name);
-    machine::check_memory(&what, ModelMemory::of(&config).weights_bytes)?;
+    // Packed weights, and the random numbers that they are packed from.
+    let packed = Decoder::bytes_for(&config, DType::Bf16, Passes::Forward) as u64;
+    machine::check_memory(&what, packed + 4 * config.n_parameters())?;
     Ok((shape.name.to_owned(), Arc::new(random_decoder(device, &config))))
 }
 
@@ -162,8 +164,8 @@ fn inference(
             let flops = config.train_flops_per_token(len) / 3.0;
             (prefill(device, &decoder, len), machine.roofline.bf16_flops / flops)
         } else {
-            let weights = Decoder::bytes_for(config, decoder.dtype(), Passes::Forward);
-            let bytes = weights + KvCache::bytes_for(config, decoder.dtype(), len, 1);
+            let bytes =
+                decoder.packed_bytes() + KvCache::bytes_for(config, decoder.dtype(), len, 1);
             (decode(device, &decoder, len), machine.roofline.read_bytes_per_s / bytes as f64)
         };
         let mut result = BenchResult::new(work, &name, len.to_string(), speed);

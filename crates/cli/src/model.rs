@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 
 use crate::context::{Context, Form};
-use crate::open_model::{ModelMemory, locate};
+use crate::open_model::{locate, weights_bytes};
 use crate::table::table;
 
 /// Arguments of `galerne model`.
@@ -56,7 +56,7 @@ fn list(context: &Context) -> anyhow::Result<()> {
                 "parameters": model.config().n_parameters(),
                 "context_len": model.config().context_len,
                 "dtype": dtype_name(model.config().dtype),
-                "weights_bytes": model.weights().files().n_bytes(),
+                "weights_bytes": model.weights().n_bytes(),
             })
         });
         let broken = list.broken.iter();
@@ -76,7 +76,7 @@ fn list(context: &Context) -> anyhow::Result<()> {
             "{} parameters, context {}, {} of {}",
             short(config.n_parameters() as f64),
             config.context_len,
-            bytes(model.weights().files().n_bytes()),
+            bytes(model.weights().n_bytes()),
             dtype_name(config.dtype)
         );
         (name.as_str(), text)
@@ -118,16 +118,16 @@ fn dtype_name(dtype: impl Into<TensorDtype>) -> &'static str {
         TensorDtype::F32 => "f32",
         TensorDtype::F16 => "f16",
         TensorDtype::Bf16 => "bf16",
-        TensorDtype::F8E4M3 => "f8_e4m3",
+        other => other.name(),
     }
 }
 
 /// Name, number type and shape of every tensor, sorted by name.
 fn tensors(dir: &ModelDir) -> anyhow::Result<Vec<(String, &'static str, Vec<usize>)>> {
-    let mut names: Vec<&str> = dir.weights().files().names().collect();
+    let mut names: Vec<&str> = dir.weights().names().collect();
     names.sort_unstable();
     let described = names.into_iter().map(|name| {
-        let view = dir.weights().files().get(name)?;
+        let view = dir.weights().tensor(name)?;
         Ok((name.to_owned(), dtype_name(view.dtype), view.shape.to_vec()))
     });
     described.collect()
@@ -156,7 +156,7 @@ fn as_json(
         "name": name,
         "dir": dir.dir().display().to_string(),
         "parameters": dir.config().n_parameters(),
-        "config": to_hf_json(dir.config()),
+        "config": to_hf_json(dir.config()).ok(),
         "eos_ids": dir.eos_ids(),
         "serving_memory_bytes": serving_bytes(dir),
         "tensors": tensors.collect::<Vec<_>>(),
@@ -171,7 +171,7 @@ fn as_json(
 /// None for a model that this program reads and cannot compute.
 fn serving_bytes(dir: &ModelDir) -> Option<u64> {
     let config = ModelConfig::new(dir.config().clone()).ok()?;
-    Some(ModelMemory::of(&config).weights_bytes)
+    weights_bytes(&config, dir).ok()
 }
 
 fn as_text(

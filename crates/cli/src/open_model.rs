@@ -8,11 +8,10 @@ use std::time::UNIX_EPOCH;
 use anyhow::Context as _;
 use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
-use formats::FormatError;
 use formats::durable::read_bounded;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
 use model::{Decoder, KvCache, ModelConfig, compute_dtype};
-use tensor::{Device, Passes};
+use tensor::Device;
 use tokenizer::{ChatTemplate, Tokenizer};
 use tracing::{info, warn};
 
@@ -113,20 +112,12 @@ impl OpenModel {
         let config = ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
         let dtype = compute_dtype(config.dtype);
-        let memory = ModelMemory::of(&config);
+        let weights_bytes = weights_bytes(&config, dir)?;
         let available = machine::memory().map(|memory| bytes(memory.available_bytes));
-        info!(
-            model = name,
-            weights = bytes(memory.weights_bytes),
-            available,
-            "memory of the model"
-        );
-        machine::check_memory(&format!("model `{name}`"), memory.weights_bytes)?;
+        info!(model = name, weights = bytes(weights_bytes), available, "memory of the model");
+        machine::check_memory(&format!("model `{name}`"), weights_bytes)?;
         let tokenizer = open_tokenizer(&name, dir, &config)?;
-        let decoder = Decoder::load(device, &config, dtype, |weight, rows, out| {
-            dir.weights().weight(weight, &config)?.read_rows(rows, out);
-            Ok::<(), FormatError>(())
-        })?;
+        let decoder = Decoder::load(device, &config, dtype, dir.weights())?;
         let template = tokenizer.as_ref().and_then(|_| chat_template(&name, dir));
         let mut eos_ids = dir.eos_ids();
         if let Some(tokenizer) = &tokenizer
@@ -196,20 +187,13 @@ impl OpenModel {
     }
 }
 
-/// What a model takes in memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ModelMemory {
-    /// Packed weights.
-    pub(crate) weights_bytes: u64,
-}
-
-impl ModelMemory {
-    /// The plan of a model.
-    pub(crate) fn of(config: &ModelConfig) -> Self {
-        let weights_bytes =
-            Decoder::bytes_for(config, compute_dtype(config.dtype), Passes::Forward) as u64;
-        Self { weights_bytes }
-    }
+/// Bytes that the weights of a model take in memory.
+///
+/// # Errors
+/// When a weight cannot be used.
+pub(crate) fn weights_bytes(config: &ModelConfig, dir: &ModelDir) -> anyhow::Result<u64> {
+    let dtype = compute_dtype(config.dtype);
+    Ok(Decoder::loaded_bytes(config, dtype, dir.weights())? as u64)
 }
 
 fn open_tokenizer(

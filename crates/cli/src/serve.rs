@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::{ModelMemory, OpenModel, locate, of_home};
+use crate::open_model::{OpenModel, locate, of_home, weights_bytes};
 use crate::os::StopSignals;
 
 /// Arguments of `galerne serve`.
@@ -99,7 +99,7 @@ fn check_memory_of_all(models: &[(String, ModelDir)]) -> anyhow::Result<()> {
     for (name, dir) in models {
         let config = model::ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
-        needed_bytes += ModelMemory::of(&config).weights_bytes + answer_bytes(&config);
+        needed_bytes += weights_bytes(&config, dir)? + answer_bytes(&config);
     }
     let what = format!("{} models", models.len());
     Ok(machine::check_memory(&what, needed_bytes)?)
@@ -115,10 +115,9 @@ pub(crate) fn add(
     let limits = EngineLimits::default();
     let config = ::model::ModelConfig::new(dir.config().clone())
         .with_context(|| format!("cannot compute model `{name}`"))?;
-    let memory = ModelMemory::of(&config);
     context.say(&format!(
         "loading {name}: {} of weights, up to {} for answers",
-        bytes(memory.weights_bytes),
+        bytes(weights_bytes(&config, dir)?),
         bytes(answer_bytes(&config))
     ));
     let model = OpenModel::load(name.to_owned(), dir, &context.device()?)?;

@@ -83,7 +83,7 @@ pub struct DecoderConfig {
 }
 
 /// How queries and keys are rotated.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rope {
     /// Base of the frequencies: pair `i` of a head turns by `theta^(-2 i / head_dim)` per position.
     pub theta: f64,
@@ -100,7 +100,7 @@ impl Rope {
 }
 
 /// A change of the rotary frequencies.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum RopeScaling {
     /// None.
     None,
@@ -119,6 +119,11 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         /// Positions of the first training.
         original_context_len: usize,
+    },
+    /// Each frequency has a divisor of its own: what GGUF files keep of `Llama3`.
+    Divided {
+        /// `[head_dim / 2]`.
+        divisors: Vec<f32>,
     },
     /// As `Llama3` with a ramp over the pairs, and a factor on queries and keys. Source: arXiv 2309.00071.
     Yarn {

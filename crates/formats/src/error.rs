@@ -121,7 +121,7 @@ pub enum FormatError {
         axes: &'static str,
     },
     /// A tensor has a type that is not read.
-    #[error("tensor `{tensor}` in {} has type {got}, expected F32, F16, BF16 or F8_E4M3", path.display())]
+    #[error("tensor `{tensor}` in {} has type {got}, expected F32, F16, BF16, F8_E4M3 or a kind of GGUF blocks that is read", path.display())]
     TensorDtype {
         /// The file.
         path: PathBuf,
@@ -174,8 +174,26 @@ pub enum FormatError {
         /// What was expected.
         expected: &'static str,
     },
+    /// A setting that a layout cannot say.
+    #[error("{} cannot be written: the {layout} layout has no key for {setting}", path.display())]
+    NotInLayout {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        setting: &'static str,
+        /// The layout.
+        layout: &'static str,
+    },
+    /// Several models where one is expected.
+    #[error("{} holds {n} GGUF files, expected one: name the file itself", dir.display())]
+    ManyModels {
+        /// The folder.
+        dir: PathBuf,
+        /// How many.
+        n: usize,
+    },
     /// A folder is no model of any layout.
-    #[error("{} is no model: expected config.json (Hugging Face) or params.json (Mistral)", dir.display())]
+    #[error("{} is no model: expected config.json (Hugging Face), params.json (Mistral) or a GGUF file", dir.display())]
     NoModel {
         /// The folder.
         dir: PathBuf,

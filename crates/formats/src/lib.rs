@@ -1,4 +1,4 @@
-//! Files that other programs read: safetensors, `config.json`, checkpoints, model directories.
+//! Files that other programs read: safetensors, GGUF, `config.json`, `params.json`, checkpoints, model directories.
 //!
 //! Foreign names (`num_key_value_heads`, `model.layers.0.self_attn.q_proj.weight`) are translated here, once, and
 //! are never seen again. This crate computes nothing and knows no tensor library: weights are bytes with a type and a
@@ -23,6 +23,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod digest;
 pub mod durable;
+pub mod gguf;
 pub mod json_lines;
 pub mod model_dir;
 pub mod names;

@@ -15,6 +15,7 @@ use crate::checkpoint::check_format_version;
 use crate::config::native::{PARAMS_FILE, read_params};
 use crate::config::{DecoderConfig, read_config, to_hf_json};
 use crate::durable::{self, TemporaryDir, read_bounded};
+use crate::gguf::GgufFile;
 use crate::weights::{
     Leftovers, ModelWeights, SINGLE_FILE, TensorSource, is_plain_name, write_safetensors,
 };
@@ -110,12 +111,15 @@ impl ModelDirWriter {
     /// Writes `config.json`.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or has no key for a setting.
     pub fn config(&self, config: &DecoderConfig) -> Result<(), FormatError> {
-        durable::write_json_atomically(
-            &self.temporary.path().join(CONFIG_FILE),
-            &to_hf_json(config),
-        )
+        let path = self.temporary.path().join(CONFIG_FILE);
+        let json = to_hf_json(config).map_err(|setting| FormatError::NotInLayout {
+            path: path.clone(),
+            setting,
+            layout: "Hugging Face",
+        })?;
+        durable::write_json_atomically(&path, &json)
     }
 
     /// Writes `model.safetensors`.
@@ -202,12 +206,15 @@ pub struct ModelDir {
 impl ModelDir {
     /// Opens a model directory: reads the configuration, maps the weights, checks every tensor's presence and shape.
     ///
-    /// A Hugging Face directory has a `config.json`, a native Mistral one a `params.json`; of a folder that holds both
-    /// layouts the first is read.
+    /// A Hugging Face directory has a `config.json`, a native Mistral one a `params.json`, another one GGUF file, which may also be
+    /// given by itself; of a folder that holds several layouts the first of these is read.
     ///
     /// # Errors
     /// When the folder, its configuration or a weight is missing or wrong; the error names file and field or tensor.
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
+        if let Some(path) = gguf_file(dir)? {
+            return Self::open_gguf(dir, &path);
+        }
         if !dir.is_dir() {
             let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned();
             return Err(FormatError::FileMissing { dir: durable::parent_of(dir).to_owned(), name });
@@ -233,6 +240,17 @@ impl ModelDir {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    fn open_gguf(dir: &Path, path: &Path) -> Result<Self, FormatError> {
+        let file = GgufFile::open(path)?;
+        let config = file.decoder_config()?;
+        let weights = ModelWeights::from_gguf(file);
+        let leftovers = weights.check(&config)?;
+        let is_folder = dir != path;
+        let lineage = if is_folder { read_lineage(dir)? } else { None };
+        let dir = dir.to_owned();
+        Ok(Self { dir, config, lineage, generation: None, weights, leftovers, text_part_of: None })
     }
 
     /// The shape of the model.
@@ -293,6 +311,29 @@ impl ModelDir {
             return Ok(path);
         }
         Err(FormatError::FileMissing { dir: self.dir.clone(), name: name.to_owned() })
+    }
+}
+
+/// The GGUF file that a path means: itself, or the only one of a folder without another layout.
+fn gguf_file(path: &Path) -> Result<Option<PathBuf>, FormatError> {
+    let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension == "gguf");
+    if !path.is_dir() {
+        return Ok((is_gguf(path) && path.exists()).then(|| path.to_owned()));
+    }
+    if path.join(CONFIG_FILE).is_file() || path.join(PARAMS_FILE).is_file() {
+        return Ok(None);
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).map_err(FormatError::io("list", path))? {
+        let path = entry.map_err(FormatError::io("list", path))?.path();
+        if is_gguf(&path) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        n => Err(FormatError::ManyModels { dir: path.to_owned(), n }),
     }
 }
 

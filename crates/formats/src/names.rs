@@ -1,4 +1,4 @@
-//! The weights of a decoder and their names in Hugging Face and in native Mistral files.
+//! The weights of a decoder and their names in Hugging Face, native Mistral and GGUF files.
 
 use crate::config::DecoderConfig;
 
@@ -81,8 +81,13 @@ impl FfnPart {
         }
     }
 
-    fn find(name: &str, name_of: impl Fn(Self) -> &'static str) -> Option<Self> {
-        Self::ALL.into_iter().find(|&part| name_of(part) == name)
+    /// Name in GGUF files.
+    const fn gguf_name(self) -> &'static str {
+        match self {
+            Self::Gate => "ffn_gate",
+            Self::Up => "ffn_up",
+            Self::Down => "ffn_down",
+        }
     }
 }
 
@@ -93,17 +98,19 @@ pub enum Layout {
     HuggingFace,
     /// Mistral's own (`consolidated.safetensors`): the two members of a pair are neighbours.
     Native,
+    /// GGUF: pairs as in [`Layout::Native`]; the experts of a layer are one tensor, `[n_experts, out, in]`.
+    Gguf,
 }
 
-/// Names of the parts that are no feed-forward projection: part, Hugging Face, native.
-const LAYER_NAMES: [(LayerPart, &str, &str); 7] = [
-    (LayerPart::AttentionNorm, "input_layernorm", "attention_norm"),
-    (LayerPart::Query, "self_attn.q_proj", "attention.wq"),
-    (LayerPart::Key, "self_attn.k_proj", "attention.wk"),
-    (LayerPart::Value, "self_attn.v_proj", "attention.wv"),
-    (LayerPart::AttentionOut, "self_attn.o_proj", "attention.wo"),
-    (LayerPart::FfnNorm, "post_attention_layernorm", "ffn_norm"),
-    (LayerPart::Router, "block_sparse_moe.gate", "feed_forward.gate"),
+/// Names of the parts that are no feed-forward projection: part, Hugging Face, native, GGUF.
+const LAYER_NAMES: [(LayerPart, &str, &str, &str); 7] = [
+    (LayerPart::AttentionNorm, "input_layernorm", "attention_norm", "attn_norm"),
+    (LayerPart::Query, "self_attn.q_proj", "attention.wq", "attn_q"),
+    (LayerPart::Key, "self_attn.k_proj", "attention.wk", "attn_k"),
+    (LayerPart::Value, "self_attn.v_proj", "attention.wv", "attn_v"),
+    (LayerPart::AttentionOut, "self_attn.o_proj", "attention.wo", "attn_output"),
+    (LayerPart::FfnNorm, "post_attention_layernorm", "ffn_norm", "ffn_norm"),
+    (LayerPart::Router, "block_sparse_moe.gate", "feed_forward.gate", "ffn_gate_inp"),
 ];
 
 impl LayerPart {
@@ -130,65 +137,38 @@ impl LayerPart {
         parts
     }
 
-    /// The name after `layers.N.`.
+    /// The name after the layer's number.
     fn name(self, layout: Layout) -> String {
         match (self, layout) {
             (Self::Ffn(part), Layout::HuggingFace) => format!("mlp.{}.weight", part.hf_name()),
             (Self::Ffn(part), Layout::Native) => {
                 format!("feed_forward.{}.weight", part.native_name())
             }
+            (Self::Ffn(part), Layout::Gguf) => format!("{}.weight", part.gguf_name()),
             (Self::Expert { expert_idx, part }, Layout::HuggingFace) => {
                 format!("block_sparse_moe.experts.{expert_idx}.{}.weight", part.native_name())
             }
             (Self::Expert { expert_idx, part }, Layout::Native) => {
                 format!("feed_forward.experts.{expert_idx}.{}.weight", part.native_name())
             }
+            (Self::Expert { part, .. }, Layout::Gguf) => {
+                format!("{}_exps.weight", part.gguf_name())
+            }
             (other, layout) => {
                 let names = LAYER_NAMES.iter().find(|(part, ..)| *part == other);
-                let (_, hf, native) = names.expect("every other part is in the table");
+                let (_, hf, native, gguf) = names.expect("every other part is in the table");
                 match layout {
                     Layout::HuggingFace => format!("{hf}.weight"),
                     Layout::Native => format!("{native}.weight"),
+                    Layout::Gguf => format!("{gguf}.weight"),
                 }
             }
         }
     }
-
-    /// The part that `name` after `layers.N.` means.
-    fn from_name(name: &str, layout: Layout) -> Option<Self> {
-        let name = name.strip_suffix(".weight")?;
-        let (dense, experts) = match layout {
-            Layout::HuggingFace => ("mlp.", "block_sparse_moe.experts."),
-            Layout::Native => ("feed_forward.", "feed_forward.experts."),
-        };
-        let in_table = LAYER_NAMES.iter().find(|(_, hf, native)| match layout {
-            Layout::HuggingFace => *hf == name,
-            Layout::Native => *native == name,
-        });
-        if let Some((part, ..)) = in_table {
-            return Some(*part);
-        }
-        if let Some(rest) = name.strip_prefix(experts) {
-            let (number, part) = rest.split_once('.')?;
-            let part = FfnPart::find(part, FfnPart::native_name)?;
-            return Some(Self::Expert { expert_idx: parse_index(number)?, part });
-        }
-        let part = name.strip_prefix(dense)?;
-        let part = match layout {
-            Layout::HuggingFace => FfnPart::find(part, FfnPart::hf_name),
-            Layout::Native => FfnPart::find(part, FfnPart::native_name),
-        };
-        part.map(Self::Ffn)
-    }
-}
-
-/// An index as a writer gives it: `+1` and `007` parse too, but are none.
-fn parse_index(number: &str) -> Option<usize> {
-    number.parse::<usize>().ok().filter(|idx| idx.to_string() == number)
 }
 
 impl WeightName {
-    /// The name in files of a layout.
+    /// The name of its tensor in files of a layout; in GGUF files the experts of a layer share one.
     #[must_use]
     pub fn name(self, layout: Layout) -> String {
         let [embedding, layers, final_norm, head] = layout_names(layout);
@@ -204,21 +184,6 @@ impl WeightName {
     #[must_use]
     pub fn hf_name(self) -> String {
         self.name(Layout::HuggingFace)
-    }
-
-    /// The weight that a name means, or `None` when it is not a weight of this family.
-    #[must_use]
-    pub fn from_name(name: &str, layout: Layout) -> Option<Self> {
-        let [embedding, layers, final_norm, head] = layout_names(layout);
-        match name {
-            _ if name == embedding => return Some(Self::Embedding),
-            _ if name == final_norm => return Some(Self::FinalNorm),
-            _ if name == head => return Some(Self::Head),
-            _ => {}
-        }
-        let (number, rest) = name.strip_prefix(layers)?.split_once('.')?;
-        let part = LayerPart::from_name(rest, layout)?;
-        Some(Self::Layer { layer_idx: parse_index(number)?, part })
     }
 
     /// Whether its rows are rotated, so that their order depends on the layout.
@@ -294,6 +259,7 @@ const fn layout_names(layout: Layout) -> [&'static str; 4] {
             ["model.embed_tokens.weight", "model.layers.", "model.norm.weight", "lm_head.weight"]
         }
         Layout::Native => ["tok_embeddings.weight", "layers.", "norm.weight", "output.weight"],
+        Layout::Gguf => ["token_embd.weight", "blk.", "output_norm.weight", "output.weight"],
     }
 }
 
@@ -303,20 +269,23 @@ mod tests {
     use crate::config::Experts;
     use crate::config::tests::tiny_config;
 
-    const LAYOUTS: [Layout; 2] = [Layout::HuggingFace, Layout::Native];
-
     #[test]
-    fn every_name_is_read_back_as_itself() {
+    fn every_weight_has_a_name_of_its_own_in_each_layout() {
         let experts = Some(Experts { n_experts: 3, n_active: 2 });
         for (config, n_per_layer) in
             [(tiny_config(), 9), (DecoderConfig { experts, ..tiny_config() }, 6 + 1 + 3 * 3)]
         {
-            let names = WeightName::all(&config);
-            assert_eq!(names.len(), 1 + n_per_layer * config.n_layers + 1);
-            for name in names {
-                for layout in LAYOUTS {
-                    assert_eq!(WeightName::from_name(&name.name(layout), layout), Some(name));
-                }
+            let weights = WeightName::all(&config);
+            assert_eq!(weights.len(), 1 + n_per_layer * config.n_layers + 1);
+            for layout in [Layout::HuggingFace, Layout::Native, Layout::Gguf] {
+                let mut names: Vec<String> = weights.iter().map(|name| name.name(layout)).collect();
+                names.sort();
+                names.dedup();
+                // In GGUF files three tensors hold the experts of a layer.
+                let shared = if layout == Layout::Gguf && config.experts.is_some() { 6 } else { 0 };
+                assert_eq!(names.len(), weights.len() - shared * config.n_layers, "{layout:?}");
+            }
+            for name in weights {
                 assert_eq!(
                     name.shape(&config).len(),
                     name.axes().split(", ").count(),
@@ -330,25 +299,5 @@ mod tests {
     fn an_untied_model_ends_with_the_head() {
         let config = DecoderConfig { tied_embeddings: false, ..tiny_config() };
         assert_eq!(WeightName::all(&config).last(), Some(&WeightName::Head));
-    }
-
-    #[test]
-    fn names_of_other_weights_are_not_taken_for_ours() {
-        for name in [
-            "",
-            "model.layers.0.self_attn.q_proj.bias",
-            "model.layers.00.mlp.up_proj.weight",
-            "model.layers.+1.mlp.up_proj.weight",
-            "model.layers.-1.mlp.up_proj.weight",
-            "model.layers.99999999999999999999999.mlp.up_proj.weight",
-            "model.layers.0.self_attn.rotary_emb.inv_freq",
-            "model.layers.0.block_sparse_moe.experts.01.w1.weight",
-            "layers.0.feed_forward.experts.0.w4.weight",
-            "layers.0.attention.wq.qscale_weight",
-        ] {
-            for layout in LAYOUTS {
-                assert_eq!(WeightName::from_name(name, layout), None, "{name}");
-            }
-        }
     }
 }

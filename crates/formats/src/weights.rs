@@ -63,8 +63,9 @@ struct Entry {
     end: usize,
 }
 
-/// Number type of a stored tensor.
+/// Number type of a stored tensor, or kind of its blocks, which share scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(non_camel_case_types, reason = "the names of the field")]
 pub enum TensorDtype {
     /// 32-bit float.
     F32,
@@ -74,36 +75,103 @@ pub enum TensorDtype {
     Bf16,
     /// 8-bit float: 4 bits of exponent, 3 of mantissa, no infinity (arXiv 2209.05433). The tensor has a scale beside it.
     F8E4M3,
+    /// 32 numbers of 4 bits, a scale.
+    Q4_0,
+    /// 32 numbers of 4 bits, a scale and a minimum.
+    Q4_1,
+    /// 32 numbers of 5 bits, a scale.
+    Q5_0,
+    /// 32 numbers of 5 bits, a scale and a minimum.
+    Q5_1,
+    /// 32 numbers of 8 bits, a scale.
+    Q8_0,
+    /// 256 numbers of 2 bits.
+    Q2_K,
+    /// 256 numbers of 3 bits.
+    Q3_K,
+    /// 256 numbers of 4 bits.
+    Q4_K,
+    /// 256 numbers of 5 bits.
+    Q5_K,
+    /// 256 numbers of 6 bits.
+    Q6_K,
+    /// 32 numbers of 4 bits that index a table.
+    IQ4_NL,
+    /// 256 numbers of 4 bits that index a table.
+    IQ4_XS,
 }
 
+/// Type, its number in GGUF files, its name, numbers and bytes of a block.
+type DtypeRow = (TensorDtype, Option<u32>, &'static str, usize, usize);
+
+/// Every type, in the order of the enum.
+const DTYPES: [DtypeRow; 16] = [
+    (TensorDtype::F32, Some(0), "F32", 1, 4),
+    (TensorDtype::F16, Some(1), "F16", 1, 2),
+    (TensorDtype::Bf16, Some(30), "BF16", 1, 2),
+    (TensorDtype::F8E4M3, None, "F8_E4M3", 1, 1),
+    (TensorDtype::Q4_0, Some(2), "Q4_0", 32, 18),
+    (TensorDtype::Q4_1, Some(3), "Q4_1", 32, 20),
+    (TensorDtype::Q5_0, Some(6), "Q5_0", 32, 22),
+    (TensorDtype::Q5_1, Some(7), "Q5_1", 32, 24),
+    (TensorDtype::Q8_0, Some(8), "Q8_0", 32, 34),
+    (TensorDtype::Q2_K, Some(10), "Q2_K", 256, 84),
+    (TensorDtype::Q3_K, Some(11), "Q3_K", 256, 110),
+    (TensorDtype::Q4_K, Some(12), "Q4_K", 256, 144),
+    (TensorDtype::Q5_K, Some(13), "Q5_K", 256, 176),
+    (TensorDtype::Q6_K, Some(14), "Q6_K", 256, 210),
+    (TensorDtype::IQ4_NL, Some(20), "IQ4_NL", 32, 18),
+    (TensorDtype::IQ4_XS, Some(23), "IQ4_XS", 256, 136),
+];
+
 impl TensorDtype {
-    /// Bytes of one number.
-    #[must_use]
-    pub const fn n_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::F8E4M3 => 1,
-        }
+    const fn row(self) -> DtypeRow {
+        DTYPES[self as usize]
     }
 
-    /// The name in safetensors files.
+    /// The type that GGUF files number so, if it is one that is read.
+    #[must_use]
+    pub fn from_ggml(number: u32) -> Option<Self> {
+        DTYPES.iter().find(|row| row.1 == Some(number)).map(|row| row.0)
+    }
+
+    /// Numbers of a block; 1 for plain numbers.
+    #[must_use]
+    pub const fn block_len(self) -> usize {
+        self.row().3
+    }
+
+    /// Bytes of a block, or of a plain number.
+    #[must_use]
+    pub const fn block_bytes(self) -> usize {
+        self.row().4
+    }
+
+    /// Whether numbers stand by themselves.
+    #[must_use]
+    pub const fn is_plain(self) -> bool {
+        self.block_len() == 1
+    }
+
+    /// Bytes of `n` numbers, which are whole blocks.
+    #[must_use]
+    pub const fn bytes_of(self, n: usize) -> usize {
+        n / self.block_len() * self.block_bytes()
+    }
+
+    /// The name in safetensors and GGUF files.
     #[must_use]
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::F8E4M3 => "F8_E4M3",
-        }
+        self.row().2
     }
 
     /// Widens little-endian numbers to f32, which holds all of them exactly.
     ///
     /// # Panics
-    /// When `out` has another length than there are numbers.
+    /// When `out` has another length than there are numbers, or they are in blocks, which the kernels read.
     pub fn read_f32(self, bytes: &[u8], out: &mut [f32]) {
-        assert_eq!(bytes.len(), out.len() * self.n_bytes(), "bytes of {} numbers", out.len());
+        assert!(self.is_plain(), "{} is read by the kernels", self.name());
+        assert_eq!(bytes.len(), self.bytes_of(out.len()), "bytes of {} numbers", out.len());
         match self {
             Self::F32 => {
                 for (number, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -125,6 +193,7 @@ impl TensorDtype {
                     *number = f8_e4m3_to_f32(*byte);
                 }
             }
+            _ => unreachable!("only plain numbers came here"),
         }
     }
 }
@@ -165,7 +234,7 @@ impl WeightView<'_> {
     /// Number of elements.
     #[must_use]
     pub fn n_elements(&self) -> usize {
-        self.bytes.len() / self.dtype.n_bytes()
+        self.shape.iter().product()
     }
 
     /// The numbers as f32, which holds every type exactly. Allocates `4 * n_elements` bytes.
@@ -179,7 +248,7 @@ impl WeightView<'_> {
     /// Writes the numbers as f32 into `out`.
     ///
     /// # Panics
-    /// When `out` has another length than the tensor.
+    /// When `out` has another length than the tensor, or the numbers are in blocks.
     pub fn read_f32(&self, out: &mut [f32]) {
         self.dtype.read_f32(self.bytes, out);
     }

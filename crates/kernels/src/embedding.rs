@@ -1,5 +1,6 @@
 //! Token embedding and its gradient.
 
+use crate::blocks::BlockMatrix;
 use crate::compute::Compute;
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
@@ -40,6 +41,28 @@ pub fn gather<T: Operand>(
             for (out, group) in out.chunks_mut(T::GROUP).zip(groups) {
                 out.iter_mut().zip(group).for_each(|(out, value)| *out = value.to_f32());
             }
+        }
+    });
+}
+
+/// As [`gather`], from a table of quantised rows.
+///
+/// # Panics
+/// When a slice does not fit the shape, or an id is not in the vocabulary.
+pub fn gather_blocks(
+    compute: &Compute,
+    token_ids: &[u32],
+    table: BlockMatrix<'_>,
+    out: &mut [f32],
+) {
+    let [vocab_size, hidden] = table.shape();
+    let family = compute.family();
+    let outputs = (RowsOut::new(out, hidden), RowsOut::<u8>::none(), RowsOut::<u8>::none());
+    compute.pool().run_rows(token_ids.len(), TASK_ROWS, outputs, |row, _, (out, ..)| {
+        for (out, &token_id) in out.chunks_exact_mut(hidden).zip(&token_ids[row..]) {
+            let token_id = token_id as usize;
+            assert!(token_id < vocab_size, "token id {token_id} of a vocabulary of {vocab_size}");
+            table.read_row(family, token_id, out);
         }
     });
 }

@@ -18,6 +18,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod blocks;
 mod buffer;
 mod compute;
 mod cpu;

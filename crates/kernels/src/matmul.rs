@@ -9,6 +9,7 @@
 //! How many rows are multiplied together, how tiles are cut and which thread computes one changes none of this,
 //! so a row of `out` has the same bits whatever rows stand beside it.
 
+use crate::blocks::BlockMatrix;
 use crate::compute::{Compute, Family};
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
@@ -55,6 +56,15 @@ pub enum Left<'a, T> {
     },
 }
 
+/// The right operand, `[n, k]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Right<'a, T> {
+    /// Panels ([`crate::panels`]).
+    Panels(&'a [T]),
+    /// Quantised rows, whose numbers are rounded to the operand type ([`crate::blocks`]).
+    Blocks(BlockMatrix<'a>),
+}
+
 /// Whether a product replaces what the output holds or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -93,21 +103,42 @@ impl Block {
 
 /// Matrix product on all threads: `out[m, n] (+)= sum_k a[m, k] * b[n, k]`.
 ///
-/// Shapes: a `[m, k]`; b panels of `[n, k]`; out `[m, n]`. Numerics: module documentation.
+/// Shapes: a `[m, k]`; b `[n, k]`; out `[m, n]`. Numerics: module documentation.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
-#[expect(unsafe_code, reason = "tasks write disjoint tiles of one matrix")]
 pub fn matmul<T: Operand>(
     compute: &Compute,
     a: Left<'_, T>,
-    b: &[T],
+    b: Right<'_, T>,
     [m, n, k]: [usize; 3],
     out: &mut [f32],
     write: Write,
 ) {
-    check_shapes(a, b, [m, n, k]);
     assert_eq!(out.len(), m * n, "out is [{m}, {n}]");
+    matmul_columns(compute, a, b, [m, n, k], out, n, write);
+}
+
+/// As [`matmul`], into some columns of a wider matrix: `out` begins at the first of them, its rows are `out_stride` apart, and
+/// other columns are not touched.
+///
+/// # Panics
+/// When a slice does not fit the shape.
+#[expect(unsafe_code, reason = "tasks write disjoint tiles of one matrix")]
+pub fn matmul_columns<T: Operand>(
+    compute: &Compute,
+    a: Left<'_, T>,
+    b: Right<'_, T>,
+    [m, n, k]: [usize; 3],
+    out: &mut [f32],
+    out_stride: usize,
+    write: Write,
+) {
+    check_shapes(a, b, [m, n, k]);
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(out_stride >= n && out.len() >= (m - 1) * out_stride + n, "out is [{m}, {n}]");
     let [task_rows, task_columns] = match a {
         Left::Columns { .. } => TASK_OF_COLUMNS,
         Left::Rows { .. } if m <= TASK_OF_ROWS[0] / 4 => TASK_OF_FEW_ROWS,
@@ -127,8 +158,8 @@ pub fn matmul<T: Operand>(
         };
         // SAFETY: shapes were checked above; regions of different tasks do not overlap.
         unsafe {
-            let out = parts.pointer(row * n + column);
-            multiply_region(family, &mut scratch.tiles, a, b, k, region, out, n, write);
+            let out = parts.pointer(row * out_stride + column);
+            multiply_region(family, &mut scratch.tiles, a, b, k, region, out, out_stride, write);
         }
     });
 }
@@ -149,6 +180,7 @@ pub(crate) fn matmul_here<T: Operand>(
     out_stride: usize,
     write: Write,
 ) {
+    let b = Right::Panels(b);
     check_shapes(a, b, [m, n, k]);
     if m == 0 || n == 0 {
         return;
@@ -161,8 +193,13 @@ pub(crate) fn matmul_here<T: Operand>(
     }
 }
 
-fn check_shapes<T: Operand>(a: Left<'_, T>, b: &[T], [m, n, k]: [usize; 3]) {
-    assert_eq!(b.len(), panels_len::<T>(n, k), "b is panels of [{n}, {k}]");
+fn check_shapes<T: Operand>(a: Left<'_, T>, b: Right<'_, T>, [m, n, k]: [usize; 3]) {
+    match b {
+        Right::Panels(panels) => {
+            assert_eq!(panels.len(), panels_len::<T>(n, k), "b is panels of [{n}, {k}]");
+        }
+        Right::Blocks(blocks) => assert_eq!(blocks.shape(), [n, k], "shape of b"),
+    }
     match a {
         Left::Rows { values, stride } => {
             assert!(k.is_multiple_of(T::GROUP), "k {k} is no multiple of {}", T::GROUP);
@@ -199,7 +236,7 @@ unsafe fn multiply_region<T: Operand>(
     family: Family,
     scratch: &mut TileScratch,
     a: Left<'_, T>,
-    b: &[T],
+    b: Right<'_, T>,
     k: usize,
     region: Region,
     out: *mut f32,
@@ -211,12 +248,26 @@ unsafe fn multiply_region<T: Operand>(
         return clear_region(region, out, out_stride, write);
     }
     let max_k = K_BLOCK.min(k).next_multiple_of(T::K_STEP);
-    let lens = scratch_lens::<T>(family, a, region.n_rows, max_k);
-    let [transposed, rows, sums] = scratch.floats(lens);
+    let [transposed_len, rows_len, sums_len] = scratch_lens::<T>(family, a, region.n_rows, max_k);
+    let [unpacking_len, panels_floats] = unpacked_lens::<T>(b, region.n_columns, K_BLOCK.min(k));
+    let lens = [transposed_len, rows_len, sums_len, unpacking_len, panels_floats];
+    let [transposed, rows, sums, unpacking, unpacked] = scratch.floats(lens);
     for first_k in (0..k).step_by(K_BLOCK) {
         let block_k = K_BLOCK.min(k - first_k);
         let write = if first_k == 0 { write } else { Write::Accumulate };
-        let b_start = panel_index::<T>(region.column, first_k, k_padded);
+        let (b_start, b_panel_len) = match b {
+            Right::Panels(panels) => {
+                let start = panel_index::<T>(region.column, first_k, k_padded);
+                (panels[start..].as_ptr(), PANEL_WIDTH * k_padded)
+            }
+            Right::Blocks(blocks) => {
+                let len = panels_len::<T>(region.n_columns, block_k);
+                let panels = &mut reinterpret::<T>(unpacked)[..len];
+                let columns = [region.column, region.n_columns];
+                blocks.unpack(family, columns, [first_k, block_k], unpacking, panels);
+                (panels.as_ptr(), PANEL_WIDTH * padded_k::<T>(block_k))
+            }
+        };
         let (a_start, a_stride, n_k) = match a {
             Left::Rows { values, stride } => {
                 (values[region.row * stride + first_k..].as_ptr(), stride, block_k)
@@ -233,8 +284,8 @@ unsafe fn multiply_region<T: Operand>(
         let block = Block {
             a: a_start.cast(),
             a_row_stride: a_stride / T::GROUP,
-            b: b[b_start..].as_ptr().cast(),
-            b_panel_stride: PANEL_WIDTH * k_padded / T::GROUP,
+            b: b_start.cast(),
+            b_panel_stride: b_panel_len / T::GROUP,
             out,
             out_stride,
             n_rows: region.n_rows,
@@ -259,6 +310,16 @@ fn scratch_lens<T: Operand>(
     match (family, T::GROUP) {
         (Family::Amx, 2) => [transposed, n_rows * row_floats, N_SUMS],
         _ => [transposed, 0, 0],
+    }
+}
+
+/// Lengths of the working memory of unpacking quantised rows, and of the panels that come out.
+fn unpacked_lens<T: Operand>(b: Right<'_, T>, n_columns: usize, max_k: usize) -> [usize; 2] {
+    match b {
+        Right::Panels(_) => [0, 0],
+        Right::Blocks(_) => {
+            [BlockMatrix::scratch_len::<T>(max_k), panels_len::<T>(n_columns, max_k) / T::GROUP]
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! The weights of a decoder, packed for the kernels.
 
+use half::bf16;
 use kernels::rope::RopeFrequencies;
 use tensor::{DType, Device, Linear, Passes, Tensor};
 
 use crate::config::ModelConfig;
 use crate::experts::FfnPart;
-use crate::load::round_norm;
 use crate::parameters::{LayerParameters, Parameters};
 
 /// A decoder, ready to compute.
@@ -57,9 +57,14 @@ impl Layer {
     }
 }
 
+/// Norm weights are f32, but hold what the model's number type can hold: a bf16 model is written with bf16 norm weights.
 fn pack_norm(norm: &mut Tensor, parameter: &Tensor, dtype: DType) {
-    norm.f32_mut().copy_from_slice(parameter.f32());
-    round_norm(norm, dtype);
+    for (out, &value) in norm.f32_mut().iter_mut().zip(parameter.f32()) {
+        *out = match dtype {
+            DType::F32 => value,
+            DType::Bf16 => bf16::from_f32(value).to_f32(),
+        };
+    }
 }
 
 impl Decoder {
@@ -126,10 +131,10 @@ impl Decoder {
     }
 }
 
-#[cfg(test)]
 impl Decoder {
-    /// Bytes of the buffers that the decoder really holds.
-    pub(crate) fn packed_bytes(&self) -> usize {
+    /// Bytes of the buffers that the decoder holds: what reading all of its weights reads.
+    #[must_use]
+    pub fn packed_bytes(&self) -> usize {
         let norm = |norm: &Tensor| norm.f32().len() * 4;
         let layers = self.layers.iter().map(|layer| {
             layer.qkv.packed_bytes()

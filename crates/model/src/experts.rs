@@ -167,9 +167,8 @@ impl BlockRun<'_> {
     }
 }
 
-#[cfg(test)]
 impl FfnPart {
-    /// Bytes of the buffers that it really holds.
+    /// Bytes of the buffers that it holds.
     pub(crate) fn packed_bytes(&self) -> usize {
         let of = |block: &FeedForward| block.gate_up.packed_bytes() + block.down.packed_bytes();
         match self {

@@ -1,114 +1,197 @@
 //! Loading a decoder weight by weight, for serving and scoring.
 
-use std::ops::Range;
-
-use formats::{FfnPart as Projection, LayerPart, WeightName};
-use half::bf16;
-use tensor::{DType, Device, Linear, Passes, Tensor, View};
+use formats::weights::StoredWeight;
+use formats::{
+    FfnPart as Projection, FormatError, LayerPart, ModelWeights, TensorDtype, WeightName,
+};
+use kernels::blocks::BlockKind;
+use tensor::{BlockRows, DType, Device, Linear, Passes, Tensor, View};
 
 use crate::config::ModelConfig;
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Layer};
 use crate::experts::{FeedForward, FfnPart};
 
 /// Rows of a matrix that are in memory as f32 at a time; whole panels.
 const ROWS_AT_A_TIME: usize = 512;
 
 impl Decoder {
-    /// A decoder for serving and scoring. `read(name, rows, out)` fills `out` with some rows of a weight, row-major; a vector is
-    /// one row. Beside the decoder, memory holds a few hundred rows.
+    /// A decoder for serving and scoring, whose operands are of `dtype`. Matrices in blocks, and those of half precision, stay as
+    /// they are; others are rounded to `dtype`. Beside the decoder, memory holds a few hundred rows.
     ///
     /// # Errors
-    /// When `read` fails.
-    pub fn load<E>(
+    /// When a weight is missing, or has another shape or type than it should.
+    pub fn load(
         device: &Device,
         config: &ModelConfig,
         dtype: DType,
-        read: impl FnMut(WeightName, Range<usize>, &mut [f32]) -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let mut decoder = Self::zeroed(config, dtype, Passes::Forward);
-        let mut loader = Loader { device, config, dtype, read, rows: Vec::new() };
-        loader.matrix(&mut decoder.embedding, &[WeightName::Embedding])?;
-        for (layer_idx, layer) in decoder.layers.iter_mut().enumerate() {
-            let name = |part| WeightName::Layer { layer_idx, part };
-            loader.norm(&mut layer.attention_norm, name(LayerPart::AttentionNorm))?;
-            let qkv = [LayerPart::Query, LayerPart::Key, LayerPart::Value].map(name);
-            loader.matrix(&mut layer.qkv, &qkv)?;
-            loader.matrix(&mut layer.attention_out, &[name(LayerPart::AttentionOut)])?;
-            loader.norm(&mut layer.ffn_norm, name(LayerPart::FfnNorm))?;
-            match &mut layer.ffn {
-                FfnPart::Dense(ffn) => loader.block(ffn, |part| name(LayerPart::Ffn(part)))?,
-                FfnPart::Experts { router, experts } => {
-                    loader.matrix(router, &[name(LayerPart::Router)])?;
-                    for (expert_idx, ffn) in experts.iter_mut().enumerate() {
-                        loader.block(ffn, |part| name(LayerPart::Expert { expert_idx, part }))?;
-                    }
-                }
-            }
+        weights: &ModelWeights,
+    ) -> Result<Self, FormatError> {
+        let mut loader = Loader { device, config, dtype, weights, rows: Vec::new() };
+        let embedding = loader.matrix(&[WeightName::Embedding])?;
+        let layers = (0..config.n_layers).map(|layer_idx| loader.layer(layer_idx));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let head = match config.tied_embeddings {
+            true => None,
+            false => Some(loader.matrix(&[WeightName::Head])?),
+        };
+        Ok(Self {
+            config: config.clone(),
+            dtype,
+            embedding,
+            layers,
+            final_norm: loader.norm(WeightName::FinalNorm)?,
+            head,
+            rope: crate::rope::frequencies(config),
+        })
+    }
+
+    /// Bytes that [`Decoder::load`] takes for these files.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn loaded_bytes(
+        config: &ModelConfig,
+        dtype: DType,
+        weights: &ModelWeights,
+    ) -> Result<usize, FormatError> {
+        let mut n_bytes = 0;
+        for name in WeightName::all(config) {
+            let weight = weights.weight(name, config)?;
+            n_bytes += match (weight.shape(), kept_kind(weight.dtype())) {
+                (&[n_out, n_in], None) => Linear::bytes_for(dtype, n_out, n_in, Passes::Forward),
+                (&[n_out, n_in], Some(kind)) => n_out * kind.bytes_of(n_in),
+                _ => 4 * weight.shape().iter().product::<usize>(),
+            };
         }
-        loader.norm(&mut decoder.final_norm, WeightName::FinalNorm)?;
-        if let Some(head) = &mut decoder.head {
-            loader.matrix(head, &[WeightName::Head])?;
-        }
-        Ok(decoder)
+        Ok(n_bytes)
     }
 }
 
-struct Loader<'a, R> {
+/// The kind in which a matrix stays in memory; `None` for those that become panels of operands. Half precision has three more
+/// bits than bf16, and half the bytes of f32.
+fn kept_kind(dtype: TensorDtype) -> Option<BlockKind> {
+    match dtype {
+        TensorDtype::F32 | TensorDtype::Bf16 | TensorDtype::F8E4M3 => None,
+        other => Some(block_kind(other)),
+    }
+}
+
+/// The kernels' name of a type without a scale beside it.
+fn block_kind(dtype: TensorDtype) -> BlockKind {
+    match dtype {
+        TensorDtype::F32 => BlockKind::F32,
+        TensorDtype::F16 => BlockKind::F16,
+        TensorDtype::Bf16 => BlockKind::Bf16,
+        TensorDtype::Q4_0 => BlockKind::Q4_0,
+        TensorDtype::Q4_1 => BlockKind::Q4_1,
+        TensorDtype::Q5_0 => BlockKind::Q5_0,
+        TensorDtype::Q5_1 => BlockKind::Q5_1,
+        TensorDtype::Q8_0 => BlockKind::Q8_0,
+        TensorDtype::Q2_K => BlockKind::Q2_K,
+        TensorDtype::Q3_K => BlockKind::Q3_K,
+        TensorDtype::Q4_K => BlockKind::Q4_K,
+        TensorDtype::Q5_K => BlockKind::Q5_K,
+        TensorDtype::Q6_K => BlockKind::Q6_K,
+        TensorDtype::IQ4_NL => BlockKind::IQ4_NL,
+        TensorDtype::IQ4_XS => BlockKind::IQ4_XS,
+        TensorDtype::F8E4M3 => unreachable!("its numbers have a scale beside them"),
+    }
+}
+
+struct Loader<'a> {
     device: &'a Device,
     config: &'a ModelConfig,
     dtype: DType,
-    read: R,
+    weights: &'a ModelWeights,
     rows: Vec<f32>,
 }
 
-impl<R, E> Loader<'_, R>
-where
-    R: FnMut(WeightName, Range<usize>, &mut [f32]) -> Result<(), E>,
-{
+impl Loader<'_> {
+    fn layer(&mut self, layer_idx: usize) -> Result<Layer, FormatError> {
+        let name = |part| WeightName::Layer { layer_idx, part };
+        let qkv = [LayerPart::Query, LayerPart::Key, LayerPart::Value].map(name);
+        Ok(Layer {
+            attention_norm: self.norm(name(LayerPart::AttentionNorm))?,
+            qkv: self.matrix(&qkv)?,
+            attention_out: self.matrix(&[name(LayerPart::AttentionOut)])?,
+            ffn_norm: self.norm(name(LayerPart::FfnNorm))?,
+            ffn: match self.config.experts {
+                None => FfnPart::Dense(self.block(|part| name(LayerPart::Ffn(part)))?),
+                Some(experts) => FfnPart::Experts {
+                    router: self.matrix(&[name(LayerPart::Router)])?,
+                    experts: (0..experts.n_experts)
+                        .map(|expert_idx| {
+                            self.block(|part| name(LayerPart::Expert { expert_idx, part }))
+                        })
+                        .collect::<Result<_, _>>()?,
+                },
+            },
+        })
+    }
+
     fn block(
         &mut self,
-        ffn: &mut FeedForward,
         name: impl Fn(Projection) -> WeightName,
-    ) -> Result<(), E> {
-        self.matrix(&mut ffn.gate_up, &[Projection::Gate, Projection::Up].map(&name))?;
-        self.matrix(&mut ffn.down, &[name(Projection::Down)])
+    ) -> Result<FeedForward, FormatError> {
+        Ok(FeedForward {
+            gate_up: self.matrix(&[Projection::Gate, Projection::Up].map(&name))?,
+            down: self.matrix(&[name(Projection::Down)])?,
+        })
+    }
+
+    fn norm(&self, name: WeightName) -> Result<Tensor, FormatError> {
+        let mut norm = Tensor::zeroed(DType::F32, 1, self.config.hidden_dim);
+        let weight = self.weights.weight(name, self.config)?;
+        if !weight.dtype().is_plain() {
+            return Err(self.weights.unreadable(name, weight.dtype()));
+        }
+        weight.read_f32(norm.f32_mut());
+        Ok(norm)
     }
 
     /// A matrix made of the rows of one or several weights, one after the other.
-    fn matrix(&mut self, out: &mut Linear, parts: &[WeightName]) -> Result<(), E> {
-        let n_rows_of = |name: &WeightName| name.shape(self.config)[0];
-        let lens: Vec<usize> = parts.iter().map(n_rows_of).collect();
-        let (n_rows, width) = (lens.iter().sum::<usize>(), out.n_in());
-        for first in (0..n_rows).step_by(ROWS_AT_A_TIME) {
-            let chunk = first..n_rows.min(first + ROWS_AT_A_TIME);
-            self.rows.resize(chunk.len() * width, 0.0);
-            let mut part_start = 0;
-            for (&name, &len) in parts.iter().zip(&lens) {
-                let part = part_start..part_start + len;
-                let shared = chunk.start.max(part.start)..chunk.end.min(part.end);
-                if !shared.is_empty() {
-                    let out =
-                        (shared.start - chunk.start) * width..(shared.end - chunk.start) * width;
-                    let rows = shared.start - part.start..shared.end - part.start;
-                    (self.read)(name, rows, &mut self.rows[out])?;
-                }
-                part_start = part.end;
-            }
-            out.pack_rows(self.device, first, View::F32 { values: &self.rows, width });
+    fn matrix(&mut self, names: &[WeightName]) -> Result<Linear, FormatError> {
+        let weights: Vec<StoredWeight<'_>> = names
+            .iter()
+            .map(|&name| self.weights.weight(name, self.config))
+            .collect::<Result<_, _>>()?;
+        let n_in = weights[0].shape()[1];
+        if weights.iter().any(|weight| kept_kind(weight.dtype()).is_some()) {
+            return Ok(Linear::of_blocks(n_in, weights.iter().map(block_rows).collect()));
         }
-        Ok(())
-    }
-
-    fn norm(&mut self, out: &mut Tensor, name: WeightName) -> Result<(), E> {
-        (self.read)(name, 0..1, out.f32_mut())?;
-        round_norm(out, self.dtype);
-        Ok(())
+        let n_out = weights.iter().map(|weight| weight.shape()[0]).sum();
+        let mut linear = Linear::zeroed(self.dtype, n_out, n_in, Passes::Forward);
+        for first in (0..n_out).step_by(ROWS_AT_A_TIME) {
+            let n_rows = ROWS_AT_A_TIME.min(n_out - first);
+            self.rows.resize(n_rows * n_in, 0.0);
+            read_rows(&weights, first, &mut self.rows, n_in);
+            linear.pack_rows(self.device, first, View::F32 { values: &self.rows, width: n_in });
+        }
+        Ok(linear)
     }
 }
 
-/// Norm weights are f32, but hold what the model's number type can hold: a bf16 model means bf16 norm weights.
-pub(crate) fn round_norm(norm: &mut Tensor, dtype: DType) {
-    if dtype == DType::Bf16 {
-        norm.f32_mut().iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+/// Rows from `first` on of weights that follow one another.
+fn read_rows(weights: &[StoredWeight<'_>], first: usize, out: &mut [f32], width: usize) {
+    let end = first + out.len() / width;
+    let mut weight_start = 0;
+    for weight in weights {
+        let weight_end = weight_start + weight.shape()[0];
+        let (from, to) = (first.max(weight_start), end.min(weight_end));
+        if from < to {
+            let out = &mut out[(from - first) * width..(to - first) * width];
+            weight.read_rows(from - weight_start..to - weight_start, out);
+        }
+        weight_start = weight_end;
     }
+}
+
+fn block_rows(weight: &StoredWeight<'_>) -> BlockRows {
+    let [n_rows, n_in] = [weight.shape()[0], weight.shape()[1]];
+    let mut rows = BlockRows::zeroed(block_kind(weight.dtype()), n_rows, n_in);
+    let row_len = rows.bytes_mut().len() / n_rows.max(1);
+    for (row, out) in rows.bytes_mut().chunks_exact_mut(row_len.max(1)).enumerate() {
+        out.copy_from_slice(weight.row_bytes(row));
+    }
+    rows
 }

@@ -12,10 +12,15 @@ use crate::config::ModelConfig;
 /// Numerics: f64. Source: [`RopeScaling`] names the papers; for Llama 3 the model card's code, for YaRN the ramp of its section
 /// 3.2 over pairs, whose ends are whole pairs when the configuration says so.
 pub(crate) fn frequencies(config: &ModelConfig) -> RopeFrequencies {
-    let Rope { theta, scaling } = config.rope;
-    let mut frequencies = RopeFrequencies::plain(config.head_dim, theta);
-    match scaling {
+    let Rope { theta, scaling } = &config.rope;
+    let mut frequencies = RopeFrequencies::plain(config.head_dim, *theta);
+    match *scaling {
         RopeScaling::None => {}
+        RopeScaling::Divided { ref divisors } => {
+            for (radians, divisor) in frequencies.radians.iter_mut().zip(divisors) {
+                *radians /= f64::from(*divisor);
+            }
+        }
         RopeScaling::Linear { factor } => {
             frequencies.radians.iter_mut().for_each(|radians| *radians /= factor);
         }

@@ -1,7 +1,7 @@
 //! The decoder against independent implementations and against itself.
 
 use formats::model_dir::ModelDir;
-use formats::{DecoderConfig, Experts, FormatError, QueryScaling, WeightName};
+use formats::{DecoderConfig, Experts, QueryScaling, WeightName};
 use kernels::{Compute, Family, detect_features};
 use proptest::prelude::*;
 use tensor::{DType, Device, Passes};
@@ -69,11 +69,7 @@ fn random_ids(seed: u64, n: usize, vocab_size: usize) -> Vec<u32> {
 
 fn load(device: &Device, dir: &ModelDir, dtype: DType) -> Decoder {
     let config = ModelConfig::new(dir.config().clone()).unwrap();
-    Decoder::load(device, &config, dtype, |name, rows, out| {
-        dir.weights().weight(name, &config)?.read_rows(rows, out);
-        Ok::<(), FormatError>(())
-    })
-    .unwrap()
+    Decoder::load(device, &config, dtype, dir.weights()).unwrap()
 }
 
 #[test]

@@ -21,7 +21,7 @@ mod linear;
 pub mod ops;
 mod tensor;
 
-pub use linear::{Linear, LinearScratch, Passes};
+pub use linear::{BlockRows, Linear, LinearScratch, Passes};
 pub use tensor::{DType, Tensor, View, ViewMut};
 
 use kernels::Compute;

@@ -1,7 +1,8 @@
 //! The weight of a linear layer, packed for its passes.
 
 use half::bf16;
-use kernels::matmul::{Left, Write, matmul};
+use kernels::blocks::{BlockKind, BlockMatrix};
+use kernels::matmul::{Left, Right, Write, matmul, matmul_columns};
 use kernels::panels::{self, Panels, Source, panels_len};
 use kernels::{Buffer, Operand, embedding};
 
@@ -29,6 +30,36 @@ pub struct Linear {
 enum Packed {
     F32(PackedWeight<f32>),
     Bf16(PackedWeight<bf16>),
+    /// Quantised rows, for serving and scoring.
+    Blocks(Vec<BlockRows>),
+}
+
+/// Some rows of a weight, in blocks of one kind.
+#[derive(Clone, Debug)]
+pub struct BlockRows {
+    kind: BlockKind,
+    n_rows: usize,
+    bytes: Buffer<u8>,
+}
+
+impl BlockRows {
+    /// Rows of zero bytes, to be filled.
+    ///
+    /// # Panics
+    /// When a row of `n_in` numbers is not whole blocks.
+    #[must_use]
+    pub fn zeroed(kind: BlockKind, n_rows: usize, n_in: usize) -> Self {
+        Self { kind, n_rows, bytes: Buffer::zeroed(n_rows * kind.bytes_of(n_in)) }
+    }
+
+    /// The bytes, row by row.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    fn matrix(&self, n_in: usize) -> BlockMatrix<'_> {
+        BlockMatrix::new(self.kind, &self.bytes, [self.n_rows, n_in])
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +111,16 @@ impl Linear {
         Self { n_out, n_in, packed }
     }
 
+    /// A weight of quantised rows, in the order given.
+    ///
+    /// # Panics
+    /// When rows are not of `n_in` numbers.
+    #[must_use]
+    pub fn of_blocks(n_in: usize, parts: Vec<BlockRows>) -> Self {
+        let n_out = parts.iter().map(|part| part.matrix(n_in)).zip(&parts).map(|(_, p)| p.n_rows);
+        Self { n_out: n_out.sum(), n_in, packed: Packed::Blocks(parts) }
+    }
+
     /// Inputs.
     #[must_use]
     pub fn n_in(&self) -> usize {
@@ -105,6 +146,7 @@ impl Linear {
         match &self.packed {
             Packed::F32(weight) => weight.n_bytes(),
             Packed::Bf16(weight) => weight.n_bytes(),
+            Packed::Blocks(parts) => parts.iter().map(|part| part.bytes.len()).sum(),
         }
     }
 
@@ -123,6 +165,7 @@ impl Linear {
             (Packed::F32(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
             (Packed::Bf16(packed), View::F32 { values, .. }) => packed.pack(device, values),
             (Packed::Bf16(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
+            (Packed::Blocks(_), _) => panic!("quantised rows are not packed from numbers"),
         }
     }
 
@@ -148,12 +191,13 @@ impl Linear {
             (Packed::Bf16(packed), View::Bf16 { values, .. }) => {
                 packed.pack_rows(device, first_row, values);
             }
+            (Packed::Blocks(_), _) => panic!("quantised rows are not packed from numbers"),
         }
     }
 
     /// `y[t, o] (+)= sum_i x[t, i] W[o, i]`.
     ///
-    /// Shapes: x `[tokens, n_in]` in the weight's number type; y `[tokens, n_out]` f32.
+    /// Shapes: x `[tokens, n_in]` in the weight's number type, for quantised rows in either type; y `[tokens, n_out]` f32.
     ///
     /// # Panics
     /// When a shape or number type does not fit.
@@ -162,6 +206,10 @@ impl Linear {
         match &self.packed {
             Packed::F32(weight) => product::<f32>(device, x, &weight.forward, y, write),
             Packed::Bf16(weight) => product::<bf16>(device, x, &weight.forward, y, write),
+            Packed::Blocks(parts) => match x {
+                View::F32 { .. } => self.block_products::<f32>(device, parts, x, y, write),
+                View::Bf16 { .. } => self.block_products::<bf16>(device, parts, x, y, write),
+            },
         }
     }
 
@@ -180,6 +228,28 @@ impl Linear {
             Packed::Bf16(weight) => {
                 product::<bf16>(device, d_y, weight.backward(), d_x, Write::Overwrite);
             }
+            Packed::Blocks(_) => panic!("quantised rows have no backward pass"),
+        }
+    }
+
+    /// The products of all parts, each into its columns.
+    fn block_products<T: NumberType>(
+        &self,
+        device: &Device,
+        parts: &[BlockRows],
+        x: View<'_>,
+        y: ViewMut<'_>,
+        write: Write,
+    ) {
+        let (n_rows, y) = (x.n_rows(), y.f32());
+        let left = Left::Rows { values: x.of::<T>(), stride: self.n_in };
+        let mut column = 0;
+        for part in parts {
+            let dims = [n_rows, part.n_rows, self.n_in];
+            let right = Right::Blocks(part.matrix(self.n_in));
+            let out = y.get_mut(column..).unwrap_or_default();
+            matmul_columns(device.compute(), left, right, dims, out, self.n_out, write);
+            column += part.n_rows;
         }
     }
 
@@ -197,6 +267,12 @@ impl Linear {
             Packed::Bf16(weight) => {
                 embedding::gather(compute, token_ids, weight.forward.values(), shape, out.f32());
             }
+            Packed::Blocks(parts) => match parts.as_slice() {
+                [rows] => {
+                    embedding::gather_blocks(compute, token_ids, rows.matrix(self.n_in), out.f32());
+                }
+                _ => panic!("an embedding of {} parts", parts.len()),
+            },
         }
     }
 }
@@ -210,7 +286,8 @@ fn product<T: NumberType>(
 ) {
     let left = Left::Rows { values: x.of::<T>(), stride: x.width() };
     let dims = [x.n_rows(), weight.n(), weight.k()];
-    matmul(device.compute(), left, weight.values(), dims, y.f32(), write);
+    let right = Right::Panels(weight.values());
+    matmul(device.compute(), left, right, dims, y.f32(), write);
 }
 
 /// Working memory of [`LinearScratch::backward_weight`]: the layer's input, packed with tokens as the inner dimension.
@@ -282,5 +359,6 @@ fn outer_product<T: NumberType>(
     let right = &mut right[..panels_len::<T>(n_in, n_tokens)];
     panels::pack(compute, Source::rows_of_k(x.of::<T>(), n_in), [n_in, n_tokens], right);
     let left = Left::Columns { values: d_y.of::<T>(), stride: n_out };
-    matmul(compute, left, right, [n_out, n_in, n_tokens], d_weight, Write::Accumulate);
+    let dims = [n_out, n_in, n_tokens];
+    matmul(compute, left, Right::Panels(&*right), dims, d_weight, Write::Accumulate);
 }

@@ -22,6 +22,7 @@ struct Tensor {
 enum Values {
     F32(Vec<f32>),
     I64(Vec<i64>),
+    U8(Vec<u8>),
 }
 
 /// The root of the workspace, where `golden/` is.
@@ -52,7 +53,7 @@ pub fn load(path: impl AsRef<Path>) -> Golden {
     for (name, view) in file.iter() {
         let Some(values) = Values::read(view.dtype(), view.data()) else {
             panic!(
-                "tensor `{name}` in golden file {} has type {:?}, expected F32, F16, BF16, I64 or I32",
+                "tensor `{name}` in golden file {} has type {:?}, expected F32, F16, BF16, I64, I32 or U8",
                 path.display(),
                 view.dtype()
             );
@@ -63,6 +64,14 @@ pub fn load(path: impl AsRef<Path>) -> Golden {
 }
 
 impl Values {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::F32(_) => "f32",
+            Self::I64(_) => "i64",
+            Self::U8(_) => "u8",
+        }
+    }
+
     fn read(dtype: Dtype, bytes: &[u8]) -> Option<Self> {
         let halves = |widen: fn([u8; 2]) -> f32| {
             Self::F32(bytes.as_chunks::<2>().0.iter().map(|&b| widen(b)).collect())
@@ -77,6 +86,7 @@ impl Values {
                 let longs = bytes.as_chunks::<8>().0.iter();
                 Self::I64(longs.map(|&b| i64::from_le_bytes(b)).collect())
             }
+            Dtype::U8 => Self::U8(bytes.to_vec()),
             _ => return None,
         })
     }
@@ -105,7 +115,7 @@ impl Golden {
     pub fn f32(&self, name: &str) -> &[f32] {
         match &self.tensor(name).values {
             Values::F32(values) => values,
-            Values::I64(_) => panic!("tensor `{name}` in {} holds i64", self.path.display()),
+            other => panic!("tensor `{name}` in {} holds {}", self.path.display(), other.kind()),
         }
     }
 
@@ -117,7 +127,19 @@ impl Golden {
     pub fn i64(&self, name: &str) -> &[i64] {
         match &self.tensor(name).values {
             Values::I64(values) => values,
-            Values::F32(_) => panic!("tensor `{name}` in {} holds f32", self.path.display()),
+            other => panic!("tensor `{name}` in {} holds {}", self.path.display(), other.kind()),
+        }
+    }
+
+    /// The bytes of a tensor of bytes.
+    ///
+    /// # Panics
+    /// When there is no such tensor, or it holds numbers.
+    #[track_caller]
+    pub fn u8(&self, name: &str) -> &[u8] {
+        match &self.tensor(name).values {
+            Values::U8(values) => values,
+            other => panic!("tensor `{name}` in {} holds {}", self.path.display(), other.kind()),
         }
     }
 

@@ -12,7 +12,7 @@ mod position;
 
 mod write;
 
-pub(super) use position::magnitude;
+pub(crate) use position::magnitude;
 pub use write::to_hf_json;
 
 /// Largest `config.json` that is read; real ones have a few KiB.
@@ -280,7 +280,7 @@ fn read_sliding_windows(
 }
 
 /// The shortest pattern that gives the same layers when repeated.
-pub(super) fn shortest_pattern(layers: Vec<Option<usize>>) -> Vec<Option<usize>> {
+pub(crate) fn shortest_pattern(layers: Vec<Option<usize>>) -> Vec<Option<usize>> {
     if layers.iter().all(Option::is_none) {
         return Vec::new();
     }

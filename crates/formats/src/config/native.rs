@@ -72,6 +72,7 @@ fn parse_at(path: &Path, bytes: &[u8]) -> Result<NativeConfig, FormatError> {
     let sliding_windows = read_sliding_windows(&mut fields, n_layers)?;
     let context_len = read_context_len(&mut fields)?;
     let scaling = read_yarn(&mut fields)?;
+    let query_scaling = read_query_scaling(&mut fields, &scaling)?;
     let decoder = DecoderConfig {
         vocab_size,
         hidden_dim: fields.count("dim", 1, 1 << 17)?,
@@ -82,7 +83,7 @@ fn parse_at(path: &Path, bytes: &[u8]) -> Result<NativeConfig, FormatError> {
         ffn_dim: fields.count("hidden_dim", 1, 1 << 20)?,
         context_len,
         rope: Rope { theta: read_theta(&mut fields, &sliding_windows)?, scaling },
-        query_scaling: read_query_scaling(&mut fields, scaling)?,
+        query_scaling,
         rms_norm_eps: fields.number("norm_eps", 1e-12, 0.1)?.unwrap_or(1e-5),
         tied_embeddings: fields.flag("tied_embeddings")?.unwrap_or(false),
         experts: read_experts(&mut fields)?,
@@ -217,14 +218,14 @@ fn read_yarn(fields: &mut Fields<'_>) -> Result<RopeScaling, FormatError> {
 
 fn read_query_scaling(
     fields: &mut Fields<'_>,
-    scaling: RopeScaling,
+    scaling: &RopeScaling,
 ) -> Result<Option<QueryScaling>, FormatError> {
     let Some(mut nested) = object_of(fields, "llama_4_scaling")? else { return Ok(None) };
     let beta = nested.number("beta", 0.0, 1e3)?;
     let beta = beta.ok_or_else(|| nested.bad("beta", "missing", "a number 0..=1e3".to_owned()))?;
     let original_context_len = nested.count("original_max_position_embeddings", 1, 1 << 28)?;
     match scaling {
-        RopeScaling::Yarn { original_context_len: yarn, .. } if yarn == original_context_len => {}
+        RopeScaling::Yarn { original_context_len: yarn, .. } if *yarn == original_context_len => {}
         _ => {
             let expected = "the same number in yarn".to_owned();
             let field = "original_max_position_embeddings";
@@ -288,6 +289,7 @@ pub fn to_native_json(config: &DecoderConfig) -> Result<Value, &'static str> {
         RopeScaling::None => {}
         RopeScaling::Linear { .. } => return Err("linear rope scaling"),
         RopeScaling::Llama3 { .. } => return Err("llama3 rope scaling"),
+        RopeScaling::Divided { .. } => return Err("a divisor for each rotary frequency"),
         RopeScaling::Yarn {
             factor,
             beta_fast,

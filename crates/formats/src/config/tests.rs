@@ -66,7 +66,7 @@ fn architectures() -> Vec<DecoderConfig> {
 
 /// The tiny configuration with one field replaced (`None` removes it).
 fn with(field: &str, value: Option<Value>) -> Value {
-    let mut json = to_hf_json(&tiny_config());
+    let mut json = to_hf_json(&tiny_config()).unwrap();
     let object = json.as_object_mut().unwrap();
     match value {
         Some(value) => object.insert(field.to_owned(), value),
@@ -105,7 +105,7 @@ fn what_is_written_is_read_back() {
         },
     ];
     for config in configs.into_iter().chain(architectures()) {
-        assert_eq!(parse(&to_hf_json(&config)).unwrap(), config);
+        assert_eq!(parse(&to_hf_json(&config).unwrap()).unwrap(), config);
     }
 }
 
@@ -188,7 +188,7 @@ fn native_settings_that_change_the_computation_are_refused_by_name() {
 
 #[test]
 fn the_text_part_of_a_larger_model_is_found() {
-    let mut text = to_hf_json(&architectures()[3]);
+    let mut text = to_hf_json(&architectures()[3]).unwrap();
     text.as_object_mut().unwrap().remove("dtype");
     text.as_object_mut().unwrap().remove("torch_dtype");
     let whole = json!({
@@ -235,7 +235,7 @@ fn files_of_transformers_5_are_read() {
 
 #[test]
 fn absent_fields_mean_what_transformers_means_by_them() {
-    let mut json = to_hf_json(&tiny_config());
+    let mut json = to_hf_json(&tiny_config()).unwrap();
     let object = json.as_object_mut().unwrap();
     for field in
         ["head_dim", "rope_theta", "rope_parameters", "sliding_window", "dtype", "torch_dtype"]
@@ -344,7 +344,7 @@ proptest! {
 #[test]
 fn damaged_files_never_panic() {
     let config = &architectures()[3];
-    let valid = to_hf_json(config).to_string();
+    let valid = to_hf_json(config).unwrap().to_string();
     let n_right = damaged(valid.as_bytes(), 1, 5_000).filter(|b| parse_config(b).is_ok()).count();
     assert!((1..4_000).contains(&n_right), "{n_right} of 5000 are still right");
     let valid = to_native_json(config).unwrap().to_string();

@@ -7,13 +7,56 @@ use std::path::Path;
 use super::{TensorDtype, WeightFiles, WeightView};
 use crate::FormatError;
 use crate::config::DecoderConfig;
-use crate::names::{Layout, WeightName};
+use crate::gguf::GgufFile;
+use crate::names::{LayerPart, Layout, WeightName};
 
 /// The weights of a decoder and how their files name them.
 #[derive(Debug)]
 pub struct ModelWeights {
-    files: WeightFiles,
+    files: Files,
     naming: Naming,
+}
+
+#[derive(Debug)]
+enum Files {
+    Safetensors(WeightFiles),
+    Gguf(GgufFile),
+}
+
+impl Files {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Safetensors(files) => files.tensors.contains_key(name),
+            Self::Gguf(file) => file.tensors().contains_key(name),
+        }
+    }
+
+    fn get(&self, name: &str) -> Result<WeightView<'_>, FormatError> {
+        let file = match self {
+            Self::Safetensors(files) => return files.get(name),
+            Self::Gguf(file) => file,
+        };
+        let Some(tensor) = file.tensors().get(name) else {
+            let (path, tensor) = (file.path().to_owned(), name.to_owned());
+            return Err(FormatError::TensorMissing { path, tensor });
+        };
+        Ok(WeightView { dtype: tensor.dtype, shape: &tensor.shape, bytes: file.bytes(tensor) })
+    }
+
+    /// The file of a tensor that is there.
+    fn path_of(&self, name: &str) -> &Path {
+        match self {
+            Self::Safetensors(files) => files.path_of(name),
+            Self::Gguf(file) => file.path(),
+        }
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        match self {
+            Self::Safetensors(files) => Box::new(files.names()),
+            Self::Gguf(file) => Box::new(file.tensors().keys().map(String::as_str)),
+        }
+    }
 }
 
 /// How files name the weights of a decoder that may be the part of something larger.
@@ -35,11 +78,10 @@ enum Prefix {
 
 impl Naming {
     /// The naming under which the files have an embedding.
-    fn find(files: &WeightFiles, layout: Layout) -> Self {
+    fn find(files: &Files, layout: Layout) -> Self {
         let prefixes = [Prefix::None, Prefix::Outer, Prefix::Inner];
         let namings = prefixes.map(|prefix| Self { layout, prefix });
-        let has_embedding =
-            |naming: &Self| files.tensors.contains_key(&naming.name(WeightName::Embedding));
+        let has_embedding = |naming: &Self| files.has(&naming.name(WeightName::Embedding));
         namings.into_iter().find(has_embedding).unwrap_or(namings[0])
     }
 
@@ -60,11 +102,15 @@ impl Naming {
         let stem = name.strip_suffix("weight").unwrap_or(name);
         match self.layout {
             Layout::HuggingFace => ["weight_scale_inv", "activation_scale"],
-            Layout::Native => ["qscale_weight", "qscale_act"],
+            // GGUF files have no such types.
+            Layout::Native | Layout::Gguf => ["qscale_weight", "qscale_act"],
         }
         .map(|scale| format!("{stem}{scale}"))
     }
 }
+
+/// The divisors of rotary frequencies in GGUF files, which the configuration holds.
+const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
 /// Beginnings of the names of other parts, which are not read.
 const OTHER_PARTS: [&str; 9] = [
@@ -147,7 +193,7 @@ impl StoredWeight<'_> {
     /// The bytes of one row, in the file's number type; a vector is one row.
     #[must_use]
     pub fn row_bytes(&self, row: usize) -> &[u8] {
-        let row_len = self.width() * self.view.dtype.n_bytes();
+        let row_len = self.view.dtype.bytes_of(self.width());
         let row = self.order.row_in_file(row);
         &self.view.bytes[row * row_len..][..row_len]
     }
@@ -155,7 +201,7 @@ impl StoredWeight<'_> {
     /// Writes some rows as f32 into `out`, row-major.
     ///
     /// # Panics
-    /// When there are no such rows, or `out` has another length.
+    /// When there are no such rows, `out` has another length, or the numbers are in blocks.
     pub fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let width = self.width();
         assert_eq!(out.len(), rows.len() * width, "length of out against rows {rows:?}");
@@ -197,8 +243,16 @@ impl ModelWeights {
     /// The weights in files that are open already.
     #[must_use]
     pub fn new(files: WeightFiles, layout: Layout) -> Self {
+        let files = Files::Safetensors(files);
         let naming = Naming::find(&files, layout);
         Self { files, naming }
+    }
+
+    /// The weights in a GGUF file.
+    #[must_use]
+    pub fn from_gguf(file: GgufFile) -> Self {
+        let naming = Naming { layout: Layout::Gguf, prefix: Prefix::None };
+        Self { files: Files::Gguf(file), naming }
     }
 
     /// How the files name weights.
@@ -207,10 +261,37 @@ impl ModelWeights {
         self.naming.layout
     }
 
-    /// The files.
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.names()
+    }
+
+    /// A tensor by its name in the files.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::get`].
+    pub fn tensor(&self, name: &str) -> Result<WeightView<'_>, FormatError> {
+        self.files.get(name)
+    }
+
+    /// The bytes of all tensors together.
     #[must_use]
-    pub fn files(&self) -> &WeightFiles {
-        &self.files
+    pub fn n_bytes(&self) -> u64 {
+        match &self.files {
+            Files::Safetensors(files) => files.n_bytes(),
+            Files::Gguf(file) => {
+                file.tensors().values().map(|tensor| file.bytes(tensor).len() as u64).sum()
+            }
+        }
+    }
+
+    /// The GGUF file, when it is one.
+    #[must_use]
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        match &self.files {
+            Files::Safetensors(_) => None,
+            Files::Gguf(file) => Some(file),
+        }
     }
 
     /// The name of a weight in these files.
@@ -228,8 +309,7 @@ impl ModelWeights {
         weight: WeightName,
         config: &DecoderConfig,
     ) -> Result<StoredWeight<'_>, FormatError> {
-        let name = self.naming.name(weight);
-        let view = self.files.get(&name)?;
+        let (name, view) = self.view(weight, config)?;
         let expected = weight.shape(config);
         if view.shape != expected {
             return Err(FormatError::TensorShape {
@@ -245,10 +325,49 @@ impl ModelWeights {
             _ => 1.0,
         };
         let order = match self.naming.layout {
-            Layout::Native if weight.is_rotated() => RowOrder::Pairs { head_dim: config.head_dim },
+            Layout::Native | Layout::Gguf if weight.is_rotated() => {
+                RowOrder::Pairs { head_dim: config.head_dim }
+            }
             _ => RowOrder::Same,
         };
         Ok(StoredWeight { view, scale, order })
+    }
+
+    /// The tensor that holds a weight, or the part of it that does.
+    fn view(
+        &self,
+        weight: WeightName,
+        config: &DecoderConfig,
+    ) -> Result<(String, WeightView<'_>), FormatError> {
+        let name = self.naming.name(weight);
+        let (Layout::Gguf, WeightName::Layer { part: LayerPart::Expert { expert_idx, .. }, .. }) =
+            (self.naming.layout, weight)
+        else {
+            let view = self.files.get(&name)?;
+            return Ok((name, view));
+        };
+        // The first files had a tensor for each expert.
+        let own_name = name.replace("_exps.weight", &format!(".{expert_idx}.weight"));
+        if self.files.has(&own_name) {
+            let view = self.files.get(&own_name)?;
+            return Ok((own_name, view));
+        }
+        let all = self.files.get(&name)?;
+        let n_experts = config.experts.map_or(0, |experts| experts.n_experts);
+        match all.shape {
+            [n, one @ ..] if *n == n_experts && expert_idx < n_experts => {
+                let len = all.bytes.len() / n_experts;
+                let bytes = &all.bytes[expert_idx * len..][..len];
+                Ok((name, WeightView { dtype: all.dtype, shape: one, bytes }))
+            }
+            other => Err(FormatError::TensorShape {
+                path: self.files.path_of(&name).to_owned(),
+                tensor: name,
+                got: other.to_vec(),
+                expected: [vec![n_experts], weight.shape(config)].concat(),
+                axes: "(n_experts, out, in)",
+            }),
+        }
     }
 
     fn scale(&self, name: &str) -> Result<f32, FormatError> {
@@ -269,14 +388,22 @@ impl ModelWeights {
         Ok(scale[0])
     }
 
+    /// Why a weight of a type cannot be used where plain numbers are expected.
+    #[must_use]
+    pub fn unreadable(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
+        let tensor = self.naming.name(weight);
+        let path = self.files.path_of(&tensor).to_owned();
+        FormatError::TensorDtype { path, tensor, got: format!("{} (a norm)", dtype.name()) }
+    }
+
     /// Checks that every weight of the model is there with its shape, and says what else the files hold: the caller reports it.
     ///
     /// # Errors
     /// As [`ModelWeights::weight`], for the first weight in file order that is not right.
     pub fn check(&self, config: &DecoderConfig) -> Result<Leftovers, FormatError> {
-        let mut used = BTreeSet::new();
+        let mut used = BTreeSet::from([ROPE_DIVISORS.to_owned()]);
         for weight in WeightName::all(config) {
-            let name = self.naming.name(weight);
+            let (name, _) = self.view(weight, config)?;
             if self.weight(weight, config)?.scale().is_some() {
                 used.extend(self.naming.scales(&name));
             }

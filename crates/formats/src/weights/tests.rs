@@ -213,7 +213,7 @@ fn sharded_weights_are_read_through_their_index() {
     write_index(&map);
     let weights = ModelWeights::open(scratch.path()).unwrap();
     assert_eq!(weights.check(&config).unwrap(), Leftovers::default());
-    assert_eq!(weights.files().paths().count(), 2);
+    assert_eq!(WeightFiles::open(scratch.path()).unwrap().paths().count(), 2);
 
     for (tensor, file, expected) in [
         ("lm_head.weight", names[0], "`lm_head.weight` is missing"),
@@ -255,7 +255,7 @@ fn model_directories_of_transformers_are_read_whole() {
         let leftovers = weights.check(&config).unwrap();
         assert_eq!(leftovers, Leftovers::default(), "{name}: nothing is unused");
         assert_eq!(
-            weights.files().n_bytes(),
+            weights.n_bytes(),
             4 * config.n_parameters(),
             "{name}: f32, and nothing is missing"
         );
@@ -384,7 +384,7 @@ fn write_f8_model(
     write_safetensors(&scratch.path().join(file), sources, &BTreeMap::new()).unwrap();
     match layout {
         Layout::Native => ModelWeights::open_native(scratch.path()).unwrap(),
-        Layout::HuggingFace => ModelWeights::open(scratch.path()).unwrap(),
+        _ => ModelWeights::open(scratch.path()).unwrap(),
     }
 }
 

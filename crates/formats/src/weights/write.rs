@@ -33,8 +33,7 @@ pub type StreamTensor<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + '
 pub enum TensorData<'a> {
     /// Little-endian bytes of the file's type.
     Bytes(&'a [u8]),
-    /// f32 numbers; rounded to nearest even when the file's type has 16 bits. A type of 8 bits, which needs a scale, takes
-    /// bytes only.
+    /// f32 numbers; rounded to nearest even when the file's type has 16 bits. Types that need scales take bytes only.
     F32(&'a [f32]),
     /// Bytes made while they are written, so that no second copy of a large tensor is needed.
     Stream(StreamTensor<'a>),
@@ -113,7 +112,7 @@ fn plan<'a>(
     metadata: &BTreeMap<String, String>,
 ) -> Result<(Vec<u8>, Vec<Planned<'a>>), FormatError> {
     let mut tensors: Vec<TensorSource<'a>> = tensors.into_iter().collect();
-    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.n_bytes()));
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.block_bytes()));
     let mut header = Map::new();
     let mut all_metadata = metadata.clone();
     all_metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
@@ -121,6 +120,7 @@ fn plan<'a>(
     let mut offset = 0u64;
     let mut planned = Vec::with_capacity(tensors.len());
     for tensor in tensors {
+        assert!(tensor.dtype.is_plain(), "{} in a safetensors file", tensor.dtype.name());
         let expected = n_bytes(&tensor);
         check_length(path, &tensor, expected)?;
         let end = offset.saturating_add(expected);
@@ -144,15 +144,20 @@ fn plan<'a>(
 
 fn n_bytes(tensor: &TensorSource<'_>) -> u64 {
     // A shape that overflows gives a number that no data has.
-    let width = tensor.dtype.n_bytes() as u64;
+    let width = tensor.dtype.block_bytes() as u64;
     tensor.shape.iter().fold(width, |n, &axis| n.saturating_mul(axis as u64))
 }
 
+/// Whether f32 numbers are written in a type by rounding alone.
+fn is_rounded_to(dtype: TensorDtype) -> bool {
+    matches!(dtype, TensorDtype::F32 | TensorDtype::F16 | TensorDtype::Bf16)
+}
+
 fn check_length(path: &Path, tensor: &TensorSource<'_>, expected: u64) -> Result<(), FormatError> {
-    let width = tensor.dtype.n_bytes();
+    let width = tensor.dtype.block_bytes();
     let got = match &tensor.data {
         TensorData::Bytes(bytes) => bytes.len(),
-        TensorData::F32(_) if tensor.dtype == TensorDtype::F8E4M3 => 0,
+        TensorData::F32(_) if !is_rounded_to(tensor.dtype) => 0,
         TensorData::F32(numbers) => numbers.len() * width,
         TensorData::Stream(_) => return Ok(()),
     } as u64;
@@ -201,8 +206,8 @@ fn write_tensor(
         (TensorData::F32(numbers), TensorDtype::Bf16) => {
             write_numbers(writer, numbers, |number| bf16::from_f32(number).to_le_bytes())
         }
-        (TensorData::F32(_), TensorDtype::F8E4M3) => {
-            unreachable!("`plan` refused numbers for a type of 8 bits")
+        (TensorData::F32(_), other) => {
+            unreachable!("`plan` refused numbers for {}", other.name())
         }
     }
 }

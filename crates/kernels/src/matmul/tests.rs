@@ -24,7 +24,7 @@ fn product<T: Operand>(
         Left::Rows { values: &rows, stride: k }
     };
     let mut out = vec![1.0; m * n];
-    matmul(compute, left, panels.values(), dims, &mut out, write);
+    matmul(compute, left, Right::Panels(panels.values()), dims, &mut out, write);
     out
 }
 
@@ -104,7 +104,7 @@ fn an_odd_k_works_from_columns() {
         matmul(
             &compute,
             Left::Columns { values: &columns, stride: m },
-            pb.values(),
+            Right::Panels(pb.values()),
             [m, n, k],
             &mut out,
             Write::Overwrite,

@@ -20,13 +20,13 @@ impl Golden {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        assert_eq!(names.len(), 9, "{names:?}");
+        assert_eq!(names.len(), 9 + 2, "{names:?}");
         names.into_iter().map(|name| Self::open(&root.join(&name), name)).collect()
     }
 
     fn open(dir: &std::path::Path, name: String) -> Self {
         let expected = golden::load(dir.join("expected.safetensors"));
-        let dirs = ["hf", "native"].map(|layout| dir.join(layout));
+        let dirs = ["hf", "native", "gguf"].map(|layout| dir.join(layout));
         Self {
             name,
             token_ids: expected.i64("token_ids").iter().map(|&id| id as u32).collect(),
@@ -50,7 +50,7 @@ fn row_differences(a: &[f32], b: &[f32], vocab_size: usize) -> Vec<f32> {
 #[test]
 fn every_architecture_gives_the_logits_of_transformers() {
     let all = Golden::all();
-    assert_eq!(all.iter().map(|golden| golden.dirs.len()).sum::<usize>(), 9 + 5);
+    assert_eq!(all.iter().map(|golden| golden.dirs.len()).sum::<usize>(), 9 + 5 + 9 + 2);
     for golden in all {
         let dirs: Vec<ModelDir> =
             golden.dirs.iter().map(|dir| ModelDir::open(dir).unwrap()).collect();
@@ -77,7 +77,7 @@ fn check_f32(golden: &Golden, device: &Device, dirs: &[ModelDir]) -> Vec<f32> {
     let (name, family) = (&golden.name, device.compute().family());
     assert!(differences.last().unwrap() < &2e-5, "{name} {family}: {differences:?}");
     for dir in &dirs[1..] {
-        assert_eq!(of_layout(dir), logits, "{name} {family} in the native layout");
+        assert_eq!(of_layout(dir), logits, "{name} {family} from {}", dir.dir().display());
     }
     logits
 }

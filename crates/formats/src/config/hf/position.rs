@@ -133,6 +133,6 @@ fn read_yarn(
 }
 
 /// YaRN's factor of queries and keys: `1 + 0.1 scale ln(factor)`.
-pub(in crate::config) fn magnitude(factor: f64, scale: f64) -> f64 {
+pub(crate) fn magnitude(factor: f64, scale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 }
 }

@@ -9,8 +9,10 @@ use super::Kind;
 ///
 /// Both the new (`dtype`, `rope_parameters`) and the old names (`torch_dtype`, `rope_theta`, `rope_scaling`) are written, with
 /// equal values, so that older readers do not fall back to a default.
-#[must_use]
-pub fn to_hf_json(config: &DecoderConfig) -> Value {
+///
+/// # Errors
+/// Names the setting that the layout has no key for.
+pub fn to_hf_json(config: &DecoderConfig) -> Result<Value, &'static str> {
     let kind = kind_of(config);
     let [model_type, class] = kind.names();
     let eos = match config.eos_ids.as_slice() {
@@ -35,7 +37,7 @@ pub fn to_hf_json(config: &DecoderConfig) -> Value {
         "intermediate_size": config.ffn_dim,
         "max_position_embeddings": config.context_len,
         "rope_theta": config.rope.theta,
-        "rope_parameters": rope_parameters(config, true),
+        "rope_parameters": rope_parameters(config, true)?,
         "rms_norm_eps": config.rms_norm_eps,
         "tie_word_embeddings": config.tied_embeddings,
         "sliding_window": config.sliding_windows.iter().flatten().next(),
@@ -50,7 +52,7 @@ pub fn to_hf_json(config: &DecoderConfig) -> Value {
         "torch_dtype": dtype,
     });
     if config.rope.scaling != RopeScaling::None {
-        object["rope_scaling"] = rope_parameters(config, false);
+        object["rope_scaling"] = rope_parameters(config, false)?;
     }
     if let Some(experts) = config.experts {
         object["num_local_experts"] = json!(experts.n_experts);
@@ -65,7 +67,7 @@ pub fn to_hf_json(config: &DecoderConfig) -> Value {
             (0..config.n_layers).map(|layer_idx| name(config.sliding_window(layer_idx))).collect();
         object["layer_types"] = json!(types);
     }
-    object
+    Ok(object)
 }
 
 fn kind_of(config: &DecoderConfig) -> Kind {
@@ -80,8 +82,9 @@ fn kind_of(config: &DecoderConfig) -> Kind {
     }
 }
 
-fn rope_parameters(config: &DecoderConfig, has_theta: bool) -> Value {
+fn rope_parameters(config: &DecoderConfig, has_theta: bool) -> Result<Value, &'static str> {
     let mut object = match config.rope.scaling {
+        RopeScaling::Divided { .. } => return Err("a divisor for each rotary frequency"),
         RopeScaling::None => json!({"rope_type": "default"}),
         RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_len } => {
@@ -116,5 +119,5 @@ fn rope_parameters(config: &DecoderConfig, has_theta: bool) -> Value {
     if has_theta {
         object["rope_theta"] = json!(config.rope.theta);
     }
-    object
+    Ok(object)
 }

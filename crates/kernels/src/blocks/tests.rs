@@ -1,0 +1,130 @@
+use half::bf16;
+use testkit::golden;
+use testkit::random::Rng;
+
+use super::*;
+use crate::compute::Compute;
+use crate::matmul::{Left, Right, Write, matmul, matmul_columns};
+use crate::panels::{Panels, Source};
+use crate::test_support::{bits, computes, fast_computes, normal};
+
+/// Random blocks whose factors are small numbers, so that nothing is infinite.
+fn random_blocks(kind: BlockKind, n_blocks: usize, seed: u64) -> Vec<u8> {
+    let factors: &[usize] = match kind {
+        BlockKind::F32 | BlockKind::F16 | BlockKind::Bf16 => &[],
+        BlockKind::Q4_1 | BlockKind::Q5_1 | BlockKind::Q4_K | BlockKind::Q5_K => &[0, 2],
+        BlockKind::Q2_K => &[80, 82],
+        BlockKind::Q3_K => &[108],
+        BlockKind::Q6_K => &[208],
+        _ => &[0],
+    };
+    let mut rng = Rng::new(seed);
+    let mut bytes: Vec<u8> = Vec::new();
+    for _ in 0..n_blocks {
+        let mut block: Vec<u8> = (0..kind.block_bytes()).map(|_| rng.below(256) as u8).collect();
+        let number = 0.02 * rng.normal() as f32;
+        match kind {
+            BlockKind::F32 => block = number.to_le_bytes().to_vec(),
+            BlockKind::F16 => block = half::f16::from_f32(number).to_le_bytes().to_vec(),
+            BlockKind::Bf16 => block = bf16::from_f32(number).to_le_bytes().to_vec(),
+            _ => {}
+        }
+        for &at in factors {
+            let factor = half::f16::from_f32(0.01 * rng.normal() as f32);
+            block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
+        }
+        bytes.extend(block);
+    }
+    bytes
+}
+
+#[test]
+fn numbers_are_those_of_the_gguf_package() {
+    let golden = golden::load("golden/blocks/expected.safetensors");
+    for kind in BlockKind::ALL {
+        let name = format!("{kind:?}").to_uppercase();
+        let (blocks, expected) =
+            (golden.u8(&format!("{name}.blocks")), golden.f32(&format!("{name}.numbers")));
+        assert!(expected.len() >= 512, "{name}");
+        let mut out = vec![f32::NAN; expected.len()];
+        kind.decode(blocks, &mut out);
+        assert_eq!(bits(&out), bits(expected), "{name}");
+        for compute in fast_computes(1) {
+            out.fill(f32::NAN);
+            kind.decode_on(compute.family(), blocks, &mut out);
+            assert_eq!(bits(&out), bits(expected), "{name} {}", compute.family());
+        }
+    }
+}
+
+fn product<T: Operand>(compute: &Compute, a: &[T], b: Right<'_, T>, dims: [usize; 3]) -> Vec<f32> {
+    let mut out = vec![7.0; dims[0] * dims[1]];
+    let left = Left::Rows { values: a, stride: dims[2] };
+    matmul(compute, left, b, dims, &mut out, Write::Overwrite);
+    out
+}
+
+fn check_products<T: Operand>(kind: BlockKind, [n, k]: [usize; 2]) {
+    let bytes = random_blocks(kind, n * k / kind.block_len(), 3);
+    let mut numbers = vec![0.0; n * k];
+    kind.decode(&bytes, &mut numbers);
+    let blocks = Right::Blocks(BlockMatrix::new(kind, &bytes, [n, k]));
+    for compute in computes(2) {
+        let panels = Panels::<T>::packed(&compute, Source::rows_of_n(&numbers, k), n, k);
+        for m in [1, 2, 15, 16, 17, 50] {
+            let a: Vec<T> = normal(4, m * k, 1.0).into_iter().map(T::from_f32).collect();
+            let expected = product(&compute, &a, Right::Panels(panels.values()), [m, n, k]);
+            let got = product(&compute, &a, blocks, [m, n, k]);
+            assert_eq!(bits(&got), bits(&expected), "{kind:?} {m} {n} {k} {}", compute.family());
+        }
+    }
+}
+
+/// A product with blocks is the product with panels of their rounded numbers, bit for bit.
+#[test]
+fn products_with_blocks_equal_products_with_their_numbers() {
+    for kind in BlockKind::ALL {
+        // Beyond one block of K, and a width that fills no panel.
+        let shapes =
+            if kind.block_len() == 1 { [[40, 70], [3, 1100]] } else { [[40, 256], [3, 1280]] };
+        for shape in shapes {
+            check_products::<bf16>(kind, shape);
+            check_products::<f32>(kind, shape);
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_among_others_on_any_number_of_threads() {
+    let (n, k) = (96, 1280);
+    let bytes = random_blocks(BlockKind::Q4_K, n * k / 256, 5);
+    let blocks = Right::Blocks(BlockMatrix::new(BlockKind::Q4_K, &bytes, [n, k]));
+    let a: Vec<bf16> = normal(6, 512 * k, 1.0).into_iter().map(bf16::from_f32).collect();
+    for (one, two) in computes(1).iter().zip(&computes(2)) {
+        let all = product(two, &a, blocks, [512, n, k]);
+        assert_eq!(bits(&product(one, &a, blocks, [512, n, k])), bits(&all));
+        for m in [1, 2, 15, 16, 17] {
+            let some = product(two, &a[..m * k], blocks, [m, n, k]);
+            assert_eq!(bits(&some), bits(&all[..m * n]), "{m} rows, {}", one.family());
+        }
+    }
+}
+
+#[test]
+fn columns_of_a_wider_matrix_are_written_and_no_others() {
+    let (m, n, k) = (20, 33, 64);
+    let a = normal(7, m * k, 1.0);
+    for compute in computes(2) {
+        let b = normal(8, n * k, 1.0);
+        let panels = Panels::<f32>::packed(&compute, Source::rows_of_n(&b, k), n, k);
+        let right = Right::Panels(panels.values());
+        let expected = product(&compute, &a, right, [m, n, k]);
+        let mut out = vec![5.0; m * 50];
+        let left = Left::Rows { values: &a[..], stride: k };
+        matmul_columns(&compute, left, right, [m, n, k], &mut out[9..], 50, Write::Overwrite);
+        for (row, expected) in out.chunks(50).zip(expected.chunks(n)) {
+            assert_eq!(bits(&row[9..9 + n]), bits(expected));
+            assert!(row[..9].iter().chain(&row[9 + n..]).all(|&x| x == 5.0));
+        }
+    }
+}
