@@ -5,6 +5,7 @@
 //! computes with. A key that is none of these is refused by name: a setting that is silently dropped is a model that
 //! silently answers something else.
 
+use std::f64::consts::TAU;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -158,6 +159,64 @@ pub struct Experts {
     pub n_experts: usize,
     /// Experts that a token goes through.
     pub n_active: usize,
+}
+
+impl Rope {
+    /// What each frequency is divided by, `[head_dim / 2]`: 1 for those that a scaling keeps.
+    ///
+    /// Numerics: f64. Source: [`RopeScaling`] names the papers; for Llama 3 the code of the model card, for YaRN the ramp of its section
+    /// 3.2 over pairs, whose ends are whole pairs when the configuration says so.
+    #[must_use]
+    pub fn divisors(&self, head_dim: usize) -> Vec<f64> {
+        let n_pairs = head_dim / 2;
+        let radians = |pair: usize| self.theta.powf(-2.0 * pair as f64 / head_dim as f64);
+        // Between dividing by `factor` (0) and keeping (1) the frequency itself is interpolated.
+        let partly = |factor: f64, kept: f64| 1.0 / ((1.0 - kept) / factor + kept);
+        match self.scaling {
+            RopeScaling::None => vec![1.0; n_pairs],
+            RopeScaling::Linear { factor } => vec![factor; n_pairs],
+            RopeScaling::Divided { ref divisors } => {
+                divisors.iter().map(|&divisor| f64::from(divisor)).collect()
+            }
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context_len,
+            } => (0..n_pairs)
+                .map(|pair| {
+                    // Turns within the original context.
+                    let turns = original_context_len as f64 * radians(pair) / TAU;
+                    let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    partly(factor, kept.clamp(0.0, 1.0))
+                })
+                .collect(),
+            RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                original_context_len,
+                is_truncated,
+                ..
+            } => {
+                // The pair that makes this many turns within the original context.
+                let pair_of = |turns: f64| {
+                    let waves = original_context_len as f64 / (turns * TAU);
+                    head_dim as f64 * waves.ln() / (2.0 * self.theta.ln())
+                };
+                let (mut low, mut high) = (pair_of(beta_fast), pair_of(beta_slow));
+                if is_truncated {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let ramp = |pair: usize| ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                (0..n_pairs).map(|pair| partly(factor, 1.0 - ramp(pair))).collect()
+            }
+        }
+    }
 }
 
 impl DecoderConfig {

@@ -13,6 +13,7 @@ use crate::weights::TensorDtype;
 mod config;
 mod cursor;
 mod metadata;
+pub(crate) mod write;
 
 use cursor::Cursor;
 pub use metadata::{Array, Metadata, Value};

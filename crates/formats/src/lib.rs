@@ -21,6 +21,7 @@ mod os;
 
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 pub mod digest;
 pub mod durable;
 pub mod gguf;

@@ -12,12 +12,13 @@ use serde_json::{Map, Value, json};
 
 use crate::FormatError;
 use crate::checkpoint::check_format_version;
-use crate::config::native::{PARAMS_FILE, read_params};
+use crate::config::native::{PARAMS_FILE, read_params, to_native_json};
 use crate::config::{DecoderConfig, read_config, to_hf_json};
 use crate::durable::{self, TemporaryDir, read_bounded};
 use crate::gguf::GgufFile;
 use crate::weights::{
-    Leftovers, ModelWeights, SINGLE_FILE, TensorSource, is_plain_name, write_safetensors,
+    Leftovers, ModelWeights, NATIVE_FILE, SINGLE_FILE, TensorSource, is_plain_name,
+    write_safetensors,
 };
 
 /// The configuration of a Hugging Face directory.
@@ -120,6 +121,31 @@ impl ModelDirWriter {
             layout: "Hugging Face",
         })?;
         durable::write_json_atomically(&path, &json)
+    }
+
+    /// Writes `params.json`.
+    ///
+    /// # Errors
+    /// When it cannot be written, or has no key for a setting.
+    pub fn native_config(&self, config: &DecoderConfig) -> Result<(), FormatError> {
+        let path = self.temporary.path().join(PARAMS_FILE);
+        let json = to_native_json(config).map_err(|setting| FormatError::NotInLayout {
+            path: path.clone(),
+            setting,
+            layout: "native",
+        })?;
+        durable::write_json_atomically(&path, &json)
+    }
+
+    /// Writes `consolidated.safetensors`.
+    ///
+    /// # Errors
+    /// As [`write_safetensors`].
+    pub fn native_weights<'a>(
+        &self,
+        tensors: impl IntoIterator<Item = TensorSource<'a>>,
+    ) -> Result<(), FormatError> {
+        write_safetensors(&self.temporary.path().join(NATIVE_FILE), tensors, &BTreeMap::new())
     }
 
     /// Writes `model.safetensors`.

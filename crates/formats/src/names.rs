@@ -102,6 +102,21 @@ pub enum Layout {
     Gguf,
 }
 
+impl Layout {
+    /// The row, in the order of Hugging Face files, that stands at `row` in files of this layout; of weights whose rows are
+    /// rotated.
+    #[must_use]
+    pub const fn row_of(self, row: usize, head_dim: usize) -> usize {
+        match self {
+            Self::HuggingFace => row,
+            Self::Native | Self::Gguf => {
+                let (head, i) = (row / head_dim, row % head_dim);
+                head * head_dim + i / 2 + i % 2 * (head_dim / 2)
+            }
+        }
+    }
+}
+
 /// Names of the parts that are no feed-forward projection: part, Hugging Face, native, GGUF.
 const LAYER_NAMES: [(LayerPart, &str, &str, &str); 7] = [
     (LayerPart::AttentionNorm, "input_layernorm", "attention_norm", "attn_norm"),

@@ -135,6 +135,12 @@ impl TensorDtype {
         DTYPES.iter().find(|row| row.1 == Some(number)).map(|row| row.0)
     }
 
+    /// The number of the type in GGUF files, which do not have all.
+    #[must_use]
+    pub const fn ggml(self) -> Option<u32> {
+        self.row().1
+    }
+
     /// Numbers of a block; 1 for plain numbers.
     #[must_use]
     pub const fn block_len(self) -> usize {

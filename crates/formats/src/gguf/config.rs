@@ -324,8 +324,12 @@ impl Keys<'_> {
 
     /// The number type to compute in: that of the file's matrices where they are plain numbers of one type, else bf16.
     fn dtype(&self) -> WeightDtype {
-        let matrices = self.file.tensors.values().filter(|tensor| tensor.shape.len() > 1);
-        let mut types: Vec<TensorDtype> = matrices.map(|tensor| tensor.dtype).collect();
+        // Routers are in f32 whatever the others are.
+        let is_matrix =
+            |name: &str, shape: &[usize]| shape.len() > 1 && !name.ends_with("ffn_gate_inp.weight");
+        let matrices =
+            self.file.tensors.iter().filter(|(name, tensor)| is_matrix(name, &tensor.shape));
+        let mut types: Vec<TensorDtype> = matrices.map(|(_, tensor)| tensor.dtype).collect();
         types.dedup();
         match types.as_slice() {
             [TensorDtype::F32] => WeightDtype::F32,

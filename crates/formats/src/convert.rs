@@ -1,0 +1,248 @@
+//! Models from one layout to another, tensor by tensor, without a change of a number.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+
+use crate::FormatError;
+use crate::config::{DecoderConfig, WeightDtype};
+use crate::gguf::write::{GgufSource, write_gguf};
+use crate::model_dir::{Lineage, ModelDir, ModelDirWriter};
+use crate::names::{FfnPart, LayerPart, Layout, WeightName};
+use crate::weights::{
+    ModelWeights, StoredWeight, TensorData, TensorDtype, TensorSource, is_plain_name,
+};
+
+/// Files that belong to a model beside its weights and configuration, and are copied as they are.
+const COMPANIONS: [&str; 13] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tekken.json",
+    "tokenizer.model",
+    "tokenizer.model.v3",
+    "LICENSE",
+    "README.md",
+    "MODEL_CARD.md",
+];
+
+/// Largest companion that is copied.
+const MAX_COMPANION_BYTES: u64 = 1 << 30;
+
+/// Writes a model as a Hugging Face or as a native Mistral directory. The new directory names the old one as its parent.
+///
+/// # Errors
+/// When the place is taken, a setting or a type of tensor has no place in the layout, or a file cannot be read or written.
+pub fn write_directory(
+    model: &ModelDir,
+    layout: Layout,
+    out: &Path,
+) -> Result<ModelDir, FormatError> {
+    let writer = ModelDirWriter::begin(out)?;
+    let sources = directory_sources(model, layout)?;
+    match layout {
+        Layout::Native => {
+            writer.native_config(model.config())?;
+            writer.native_weights(sources)?;
+        }
+        Layout::HuggingFace | Layout::Gguf => {
+            writer.config(model.config())?;
+            writer.weights(sources)?;
+        }
+    }
+    for name in COMPANIONS {
+        let Some(bytes) = companion(model.dir(), name)? else { continue };
+        writer.file(name, |writer| writer.write_all(&bytes))?;
+    }
+    let parent = model.dir().file_name().map(|name| name.to_string_lossy().into_owned());
+    let lineage = model.lineage().cloned().unwrap_or_default();
+    writer.lineage(&Lineage { parent, ..lineage })?;
+    writer.commit()
+}
+
+/// The bytes of a companion of a model in a folder, if it has it.
+fn companion(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, FormatError> {
+    let path = dir.join(name);
+    if !is_plain_name(name) || !path.is_file() {
+        return Ok(None);
+    }
+    crate::durable::read_bounded(&path, MAX_COMPANION_BYTES).map(Some)
+}
+
+fn directory_sources(
+    model: &ModelDir,
+    layout: Layout,
+) -> Result<Vec<TensorSource<'_>>, FormatError> {
+    let (config, weights) = (model.config(), model.weights());
+    let mut sources = Vec::new();
+    for name in WeightName::all(config) {
+        let weight = weights.weight(name, config)?;
+        let dtype = weight.dtype();
+        if !dtype.is_plain() || dtype == TensorDtype::F8E4M3 {
+            return Err(FormatError::NotInLayout {
+                path: PathBuf::from(name.name(layout)),
+                setting: "numbers that share a scale",
+                layout: "safetensors",
+            });
+        }
+        let shape = weight.shape().to_vec();
+        let narrow = narrowed(&weight, name, config.dtype);
+        let (dtype, data) = match narrow {
+            Some(bytes) => (config.dtype.into(), stream(move |out| out.write_all(&bytes))),
+            None => (dtype, stream(move |out| write_rows(out, &weight, name, layout, config))),
+        };
+        sources.push(TensorSource { name: name.name(layout), dtype, shape, data });
+    }
+    Ok(sources)
+}
+
+fn stream<'a>(write: impl FnOnce(&mut dyn Write) -> io::Result<()> + 'a) -> TensorData<'a> {
+    TensorData::Stream(Box::new(write))
+}
+
+/// The numbers of a norm or a router, which GGUF files hold in f32, in the 16 bits that they had before, if they had.
+fn narrowed(weight: &StoredWeight<'_>, name: WeightName, dtype: WeightDtype) -> Option<Vec<u8>> {
+    let is_router = matches!(name, WeightName::Layer { part: LayerPart::Router, .. });
+    let is_widened = weight.dtype() == TensorDtype::F32 && (weight.shape().len() == 1 || is_router);
+    if !is_widened {
+        return None;
+    }
+    let mut numbers = vec![0.0; weight.shape().iter().product()];
+    weight.read_f32(&mut numbers);
+    let exact = |&number: &f32| {
+        let (wide, bytes) = match dtype {
+            WeightDtype::F32 => return None,
+            WeightDtype::F16 => {
+                (f16::from_f32(number).to_f32(), f16::from_f32(number).to_le_bytes())
+            }
+            WeightDtype::Bf16 => {
+                (bf16::from_f32(number).to_f32(), bf16::from_f32(number).to_le_bytes())
+            }
+        };
+        (wide.to_bits() == number.to_bits()).then_some(bytes)
+    };
+    Some(numbers.iter().map(exact).collect::<Option<Vec<_>>>()?.concat())
+}
+
+/// The rows of a weight in the order of a layout.
+fn write_rows(
+    out: &mut dyn Write,
+    weight: &StoredWeight<'_>,
+    name: WeightName,
+    layout: Layout,
+    config: &DecoderConfig,
+) -> io::Result<()> {
+    let n_rows = if let [n_rows, _] = *weight.shape() { n_rows } else { 1 };
+    for row in 0..n_rows {
+        let row = if name.is_rotated() { layout.row_of(row, config.head_dim) } else { row };
+        out.write_all(weight.row_bytes(row))?;
+    }
+    Ok(())
+}
+
+/// Writes a model as one GGUF file, as llama.cpp's converter does: vectors and routers in f32, matrices in their own type, and
+/// those of 8 bits with a scale, which GGUF does not have, in bf16.
+///
+/// # Errors
+/// When the place is taken, a setting has no key, or a file cannot be read or written.
+pub fn write_gguf_file(model: &ModelDir, out: &Path) -> Result<(), FormatError> {
+    if out.symlink_metadata().is_ok() {
+        return Err(FormatError::Exists { path: out.to_owned() });
+    }
+    if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
+    }
+    let (config, weights) = (model.config(), model.weights());
+    let names = WeightName::all(config).into_iter();
+    let parts = names.map(|name| gguf_part(weights, name, config)).collect::<Result<_, _>>()?;
+    write_gguf(out, config, group_experts(parts, config))
+}
+
+/// One weight on its own; experts are put together by [`group_experts`].
+fn gguf_part<'a>(
+    weights: &'a ModelWeights,
+    name: WeightName,
+    config: &'a DecoderConfig,
+) -> Result<GgufSource<'a>, FormatError> {
+    let weight = weights.weight(name, config)?;
+    let shape = weight.shape().to_vec();
+    let is_router = matches!(name, WeightName::Layer { part: LayerPart::Router, .. });
+    let gguf_name = match name {
+        WeightName::Layer { layer_idx, part: LayerPart::Expert { expert_idx, part } } => {
+            expert_key(layer_idx, part, expert_idx)
+        }
+        _ => name.name(Layout::Gguf),
+    };
+    let dtype = match weight.dtype() {
+        _ if shape.len() == 1 || is_router => TensorDtype::F32,
+        TensorDtype::F8E4M3 => TensorDtype::Bf16,
+        other => other,
+    };
+    let data = if dtype == weight.dtype() {
+        stream(move |out| write_rows(out, &weight, name, Layout::Gguf, config))
+    } else {
+        stream(move |out| write_numbers(out, &weight, name, dtype, config))
+    };
+    Ok(GgufSource { name: gguf_name, dtype, shape, parts: vec![data] })
+}
+
+/// The name of an expert among [`group_experts`]' parts; not one that is written.
+fn expert_key(layer_idx: usize, part: FfnPart, expert_idx: usize) -> String {
+    let stacked = WeightName::Layer { layer_idx, part: LayerPart::Expert { expert_idx, part } };
+    format!("{}/{expert_idx}", stacked.name(Layout::Gguf))
+}
+
+/// Puts the parts named `NAME/0`, `NAME/1`, ... together to one tensor with a new slowest axis.
+fn group_experts<'a>(parts: Vec<GgufSource<'a>>, config: &DecoderConfig) -> Vec<GgufSource<'a>> {
+    let mut grouped: Vec<GgufSource<'a>> = Vec::with_capacity(parts.len());
+    for mut part in parts {
+        let Some((name, _)) = part.name.split_once('/') else {
+            grouped.push(part);
+            continue;
+        };
+        match grouped.iter_mut().find(|other| other.name == name) {
+            Some(whole) => whole.parts.append(&mut part.parts),
+            None => {
+                let n_experts = config.experts.map_or(0, |experts| experts.n_experts);
+                part.shape.insert(0, n_experts);
+                part.name = name.to_owned();
+                grouped.push(part);
+            }
+        }
+    }
+    grouped
+}
+
+/// The numbers of a weight in another type, row by row.
+fn write_numbers(
+    out: &mut dyn Write,
+    weight: &StoredWeight<'_>,
+    name: WeightName,
+    dtype: TensorDtype,
+    config: &DecoderConfig,
+) -> io::Result<()> {
+    let (n_rows, width) = match *weight.shape() {
+        [n_rows, width] => (n_rows, width),
+        _ => (1, weight.shape().iter().product()),
+    };
+    let mut numbers = vec![0.0; width];
+    for row in 0..n_rows {
+        let row = if name.is_rotated() { Layout::Gguf.row_of(row, config.head_dim) } else { row };
+        weight.read_rows(row..row + 1, &mut numbers);
+        let bytes: Vec<u8> = match dtype {
+            TensorDtype::F32 => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
+            _ => numbers.iter().flat_map(|&number| bf16::from_f32(number).to_le_bytes()).collect(),
+        };
+        out.write_all(&bytes)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
