@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::FormatError;
 use crate::os::Mapping;
@@ -29,7 +30,7 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
     metadata: Metadata,
     tensors: BTreeMap<String, GgufTensor>,
 }
@@ -51,7 +52,7 @@ impl GgufFile {
     /// # Errors
     /// When it is no GGUF file of a known version, is truncated, or its header contradicts itself or the file's size.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        let mapping = Mapping::open(path)?;
+        let mapping = Arc::new(Mapping::open(path)?);
         let (metadata, tensors) = read_header(path, mapping.bytes())?;
         Ok(Self { path: path.to_owned(), mapping, metadata, tensors })
     }
@@ -78,6 +79,10 @@ impl GgufFile {
     #[must_use]
     pub fn tensors(&self) -> &BTreeMap<String, GgufTensor> {
         &self.tensors
+    }
+
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
     }
 
     /// The bytes of a tensor of this file.

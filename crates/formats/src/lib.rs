@@ -37,7 +37,7 @@ pub use config::{
 };
 pub use error::FormatError;
 pub use names::{FfnPart, LayerPart, Layout, WeightName};
-pub use os::free_disk_bytes;
+pub use os::{SharedBytes, free_disk_bytes};
 pub use weights::{
     ModelWeights, TensorData, TensorDtype, TensorSource, WeightFiles, WeightView,
     write_safetensors, write_safetensors_to,

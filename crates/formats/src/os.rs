@@ -5,8 +5,10 @@
 )]
 
 use std::ffi::CString;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::FormatError;
 
@@ -27,6 +29,28 @@ impl Mapping {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+/// Some bytes of a mapped file, which stays mapped as long as they are used.
+#[derive(Clone, Debug)]
+pub struct SharedBytes {
+    mapping: Arc<Mapping>,
+    range: Range<usize>,
+}
+
+impl SharedBytes {
+    /// The bytes of a slice of the mapping; `None` when it is a slice of something else.
+    pub(crate) fn of(mapping: &Arc<Mapping>, slice: &[u8]) -> Option<Self> {
+        let begin = (slice.as_ptr() as usize).checked_sub(mapping.bytes().as_ptr() as usize)?;
+        let range = begin..begin + slice.len();
+        (range.end <= mapping.bytes().len()).then(|| Self { mapping: Arc::clone(mapping), range })
+    }
+}
+
+impl AsRef<[u8]> for SharedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.mapping.bytes()[self.range.clone()]
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
@@ -50,7 +51,7 @@ pub struct WeightFiles {
 #[derive(Debug)]
 struct MappedFile {
     path: PathBuf,
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
 }
 
 #[derive(Debug)]
@@ -350,7 +351,7 @@ impl WeightFiles {
     }
 
     fn add(&mut self, path: &Path) -> Result<(), FormatError> {
-        let mapping = Mapping::open(path)?;
+        let mapping = Arc::new(Mapping::open(path)?);
         let bytes = mapping.bytes();
         let (header_len, metadata) = SafeTensors::read_metadata(bytes)
             .map_err(|source| FormatError::Header { path: path.to_owned(), source })?;

@@ -1,5 +1,7 @@
 //! Loading a decoder weight by weight, for serving and scoring.
 
+use std::sync::Arc;
+
 use formats::weights::StoredWeight;
 use formats::{
     FfnPart as Projection, FormatError, LayerPart, ModelWeights, TensorDtype, WeightName,
@@ -16,7 +18,7 @@ const ROWS_AT_A_TIME: usize = 512;
 
 impl Decoder {
     /// A decoder for serving and scoring, whose operands are of `dtype`. Matrices in blocks, and those of half precision, stay as
-    /// they are; others are rounded to `dtype`. Beside the decoder, memory holds a few hundred rows.
+    /// they are, in the mapped file where the order of their rows allows it; others are rounded to `dtype`. Beside the decoder, memory holds a few hundred rows.
     ///
     /// # Errors
     /// When a weight is missing, or has another shape or type than it should.
@@ -157,7 +159,8 @@ impl Loader<'_> {
             .collect::<Result<_, _>>()?;
         let n_in = weights[0].shape()[1];
         if weights.iter().any(|weight| kept_kind(weight.dtype()).is_some()) {
-            return Ok(Linear::of_blocks(n_in, weights.iter().map(block_rows).collect()));
+            let parts = weights.iter().map(|weight| self.block_rows(weight)).collect();
+            return Ok(Linear::of_blocks(n_in, parts));
         }
         let n_out = weights.iter().map(|weight| weight.shape()[0]).sum();
         let mut linear = Linear::zeroed(self.dtype, n_out, n_in, Passes::Forward);
@@ -168,6 +171,17 @@ impl Loader<'_> {
             linear.pack_rows(self.device, first, View::F32 { values: &self.rows, width: n_in });
         }
         Ok(linear)
+    }
+
+    /// The rows of a weight in its own blocks: those of the mapped file, or a copy where their order is another.
+    fn block_rows(&self, weight: &StoredWeight<'_>) -> BlockRows {
+        let (kind, shape) = (block_kind(weight.dtype()), [weight.shape()[0], weight.shape()[1]]);
+        if let Some(bytes) = self.weights.shared_bytes(weight) {
+            return BlockRows::shared(kind, shape[0], Arc::new(bytes));
+        }
+        BlockRows::filled(self.device, kind, shape, |row, out| {
+            out.copy_from_slice(weight.row_bytes(row));
+        })
     }
 }
 
@@ -184,14 +198,4 @@ fn read_rows(weights: &[StoredWeight<'_>], first: usize, out: &mut [f32], width:
         }
         weight_start = weight_end;
     }
-}
-
-fn block_rows(weight: &StoredWeight<'_>) -> BlockRows {
-    let [n_rows, n_in] = [weight.shape()[0], weight.shape()[1]];
-    let mut rows = BlockRows::zeroed(block_kind(weight.dtype()), n_rows, n_in);
-    let row_len = rows.bytes_mut().len() / n_rows.max(1);
-    for (row, out) in rows.bytes_mut().chunks_exact_mut(row_len.max(1)).enumerate() {
-        out.copy_from_slice(weight.row_bytes(row));
-    }
-    rows
 }

@@ -1,5 +1,7 @@
 //! The weight of a linear layer, packed for its passes.
 
+use std::sync::Arc;
+
 use half::bf16;
 use kernels::blocks::{BlockKind, BlockMatrix};
 use kernels::matmul::{Left, Right, Write, matmul, matmul_columns};
@@ -39,26 +41,65 @@ enum Packed {
 pub struct BlockRows {
     kind: BlockKind,
     n_rows: usize,
-    bytes: Buffer<u8>,
+    bytes: BlockBytes,
+}
+
+#[derive(Clone)]
+enum BlockBytes {
+    Owned(Buffer<u8>),
+    /// Of someone else, such as a mapped file.
+    Shared(Arc<dyn AsRef<[u8]> + Send + Sync>),
+}
+
+impl std::fmt::Debug for BlockBytes {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} bytes", self.as_slice().len())
+    }
+}
+
+impl BlockBytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Shared(bytes) => (**bytes).as_ref(),
+        }
+    }
 }
 
 impl BlockRows {
-    /// Rows of zero bytes, to be filled.
+    /// Rows whose bytes `fill(row, out)` gives, on all threads.
     ///
     /// # Panics
     /// When a row of `n_in` numbers is not whole blocks.
     #[must_use]
-    pub fn zeroed(kind: BlockKind, n_rows: usize, n_in: usize) -> Self {
-        Self { kind, n_rows, bytes: Buffer::zeroed(n_rows * kind.bytes_of(n_in)) }
+    pub fn filled(
+        device: &Device,
+        kind: BlockKind,
+        [n_rows, n_in]: [usize; 2],
+        fill: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Self {
+        let row_len = kind.bytes_of(n_in).max(1);
+        let mut bytes = Buffer::zeroed(n_rows * row_len);
+        device.compute().pool().run_chunks(&mut bytes, 64 * row_len, |chunk_idx, rows, _| {
+            for (row, out) in rows.chunks_exact_mut(row_len).enumerate() {
+                fill(64 * chunk_idx + row, out);
+            }
+        });
+        Self { kind, n_rows, bytes: BlockBytes::Owned(bytes) }
     }
 
-    /// The bytes, row by row.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
+    /// Rows whose bytes are someone else's, such as a mapped file's.
+    #[must_use]
+    pub fn shared(
+        kind: BlockKind,
+        n_rows: usize,
+        bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    ) -> Self {
+        Self { kind, n_rows, bytes: BlockBytes::Shared(bytes) }
     }
 
     fn matrix(&self, n_in: usize) -> BlockMatrix<'_> {
-        BlockMatrix::new(self.kind, &self.bytes, [self.n_rows, n_in])
+        BlockMatrix::new(self.kind, self.bytes.as_slice(), [self.n_rows, n_in])
     }
 }
 
@@ -117,8 +158,11 @@ impl Linear {
     /// When rows are not of `n_in` numbers.
     #[must_use]
     pub fn of_blocks(n_in: usize, parts: Vec<BlockRows>) -> Self {
-        let n_out = parts.iter().map(|part| part.matrix(n_in)).zip(&parts).map(|(_, p)| p.n_rows);
-        Self { n_out: n_out.sum(), n_in, packed: Packed::Blocks(parts) }
+        for part in &parts {
+            let _checked = part.matrix(n_in);
+        }
+        let n_out = parts.iter().map(|part| part.n_rows).sum();
+        Self { n_out, n_in, packed: Packed::Blocks(parts) }
     }
 
     /// Inputs.
@@ -146,7 +190,7 @@ impl Linear {
         match &self.packed {
             Packed::F32(weight) => weight.n_bytes(),
             Packed::Bf16(weight) => weight.n_bytes(),
-            Packed::Blocks(parts) => parts.iter().map(|part| part.bytes.len()).sum(),
+            Packed::Blocks(parts) => parts.iter().map(|part| part.bytes.as_slice().len()).sum(),
         }
     }
 

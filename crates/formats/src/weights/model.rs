@@ -9,6 +9,7 @@ use crate::FormatError;
 use crate::config::DecoderConfig;
 use crate::gguf::GgufFile;
 use crate::names::{LayerPart, Layout, WeightName};
+use crate::os::SharedBytes;
 
 /// The weights of a decoder and how their files name them.
 #[derive(Debug)]
@@ -386,6 +387,22 @@ impl ModelWeights {
         let mut scale = [0.0];
         view.read_f32(&mut scale);
         Ok(scale[0])
+    }
+
+    /// The bytes of a weight without a copy, where they lie in the file as they are computed with: rows in the order of
+    /// [`StoredWeight::row_bytes`].
+    #[must_use]
+    pub fn shared_bytes(&self, weight: &StoredWeight<'_>) -> Option<SharedBytes> {
+        if weight.order != RowOrder::Same {
+            return None;
+        }
+        match &self.files {
+            Files::Safetensors(files) => {
+                let mut mappings = files.files.iter().map(|file| &file.mapping);
+                mappings.find_map(|mapping| SharedBytes::of(mapping, weight.view.bytes))
+            }
+            Files::Gguf(file) => SharedBytes::of(file.mapping(), weight.view.bytes),
+        }
     }
 
     /// Why a weight of a type cannot be used where plain numbers are expected.
