@@ -70,17 +70,16 @@ pub(crate) enum Failure {
         /// What to do instead.
         hint: String,
     },
-    /// The disk cannot hold what a run will write.
-    #[error(
-        "{} has {} free, the run needs {} (checkpoints and the model)",
-        dir.display(), bytes(*free_bytes), bytes(*needed_bytes)
-    )]
+    /// The disk cannot hold what will be written.
+    #[error("{} has {} free, {what} needs {}", dir.display(), bytes(*free_bytes), bytes(*needed_bytes))]
     DiskSpace {
-        /// Where the run would be.
+        /// The run or the model, and what is counted.
+        what: &'static str,
+        /// Where it would be.
         dir: PathBuf,
         /// Free bytes.
         free_bytes: u64,
-        /// Bytes that the run will take.
+        /// Bytes that it will take.
         needed_bytes: u64,
     },
     /// The machine cannot hold what is to be computed.

@@ -112,7 +112,8 @@ fn check_disk(runs_dir: &Path) -> anyhow::Result<()> {
     let free_bytes = free_disk_bytes(machine::existing_ancestor(runs_dir))?;
     if free_bytes < NEEDED_DISK_BYTES {
         let (dir, needed_bytes) = (runs_dir.to_owned(), NEEDED_DISK_BYTES);
-        return Err(Failure::DiskSpace { dir, free_bytes, needed_bytes }.into());
+        let what = "the run (checkpoints and the model)";
+        return Err(Failure::DiskSpace { what, dir, free_bytes, needed_bytes }.into());
     }
     Ok(())
 }

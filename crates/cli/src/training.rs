@@ -145,7 +145,8 @@ impl RunPlan {
         let needed_bytes = self.needed_disk_bytes();
         if free_bytes < needed_bytes {
             let dir = run_dir.to_owned();
-            return Err(Failure::DiskSpace { dir, free_bytes, needed_bytes }.into());
+            let what = "the run (checkpoints and the model)";
+            return Err(Failure::DiskSpace { what, dir, free_bytes, needed_bytes }.into());
         }
         Ok(machine::check_memory("the run", self.memory.total_bytes())?)
     }

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 
 use crate::FormatError;
+use crate::config::native::PARAMS_FILE;
 use crate::config::{DecoderConfig, WeightDtype};
 use crate::gguf::write::{GgufSource, write_gguf};
-use crate::model_dir::{Lineage, ModelDir, ModelDirWriter};
+use crate::licence::licence_of;
+use crate::model_dir::{CONFIG_FILE, Lineage, ModelDir, ModelDirWriter};
 use crate::names::{FfnPart, LayerPart, Layout, WeightName};
 use crate::weights::{
-    ModelWeights, StoredWeight, TensorData, TensorDtype, TensorSource, is_plain_name,
+    INDEX_FILE, ModelWeights, NATIVE_INDEX_FILE, StoredWeight, TensorData, TensorDtype,
+    TensorSource, is_plain_name,
 };
 
 /// Files that belong to a model beside its weights and configuration, and are copied as they are.
@@ -63,6 +66,46 @@ pub fn write_directory(
     let parent = model.dir().file_name().map(|name| name.to_string_lossy().into_owned());
     let lineage = model.lineage().cloned().unwrap_or_default();
     writer.lineage(&Lineage { parent, ..lineage })?;
+    writer.commit()
+}
+
+/// The files of a model, in the order in which they are copied: configuration, weights, companions.
+///
+/// # Errors
+/// When the folder cannot be looked at.
+pub fn model_files(model: &ModelDir) -> Result<Vec<PathBuf>, FormatError> {
+    let mut files: Vec<PathBuf> = model.weights().paths().map(Path::to_owned).collect();
+    if model.dir().is_dir() {
+        let named = [CONFIG_FILE, PARAMS_FILE, INDEX_FILE, NATIVE_INDEX_FILE];
+        for name in named.into_iter().chain(COMPANIONS) {
+            let path = model.dir().join(name);
+            if path.is_file() {
+                files.push(path);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Copies a model into a new directory as it is, of a folder with several layouts only the one that is read.
+///
+/// # Errors
+/// When the place is taken, or a file cannot be read or written; nothing is left behind.
+pub fn copy_model(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
+    let writer = ModelDirWriter::begin(out)?;
+    let other_layout = match model.weights().layout() {
+        Layout::HuggingFace => [PARAMS_FILE, NATIVE_INDEX_FILE],
+        Layout::Native | Layout::Gguf => [CONFIG_FILE, INDEX_FILE],
+    };
+    for path in model_files(model)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !other_layout.contains(&name.as_ref()) {
+            writer.copy(&path)?;
+        }
+    }
+    let licence = licence_of(model)?.map(|licence| licence.name);
+    let lineage = model.lineage().cloned().unwrap_or_default();
+    writer.lineage(&Lineage { licence: lineage.licence.clone().or(licence), ..lineage })?;
     writer.commit()
 }
 

@@ -260,7 +260,10 @@ pub(crate) fn remove_dead_leftovers(final_dir: &Path) -> Result<(), FormatError>
 }
 
 /// Removes a folder so that a reader never sees a part of it: it is renamed first.
-pub(crate) fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
+///
+/// # Errors
+/// When the system refuses.
+pub fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
     let (grave, ()) = first_free(dir, |grave| fs::create_dir(grave))?;
     fs::rename(dir, &grave).map_err(FormatError::io("remove", dir))?;
     fs::remove_dir_all(&grave).map_err(FormatError::io("remove", &grave))

@@ -26,8 +26,10 @@ pub mod digest;
 pub mod durable;
 pub mod gguf;
 pub mod json_lines;
+pub mod licence;
 pub mod model_dir;
 pub mod names;
+pub mod published;
 pub mod weights;
 
 pub use checkpoint::check_format_version;

@@ -205,6 +205,22 @@ impl ModelDirWriter {
         durable::write_atomically(&self.temporary.path().join(name), write)
     }
 
+    /// Copies a file under its own name.
+    ///
+    /// # Errors
+    /// When its name is not a plain one, or it cannot be read or written.
+    pub fn copy(&self, source: &Path) -> Result<(), FormatError> {
+        let name = source.file_name().unwrap_or_default().to_string_lossy();
+        if !is_plain_name(&name) {
+            let dir = self.temporary.path().to_owned();
+            return Err(FormatError::FileName { dir, name: name.into_owned() });
+        }
+        let mut file = durable::open_regular(source)?;
+        durable::write_atomically(&self.temporary.path().join(name.as_ref()), |out| {
+            io::copy(&mut file, out).map(|_| ())
+        })
+    }
+
     /// Checks the directory as a reader would, makes it visible under its final name, and opens it.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 mod answers;
 mod home;
 mod messages;
+mod models;
 mod runs;
 mod serving;
 mod tokenizers;

@@ -93,3 +93,32 @@ fn what_a_layout_cannot_hold_is_refused_and_nothing_is_overwritten() {
     assert!(tensors(&ModelDir::open(&again).unwrap()) == tensors(&quantised));
     assert!(matches!(write_gguf_file(&quantised, &again), Err(FormatError::Exists { .. })));
 }
+
+#[test]
+fn a_model_is_copied_in_the_layout_that_is_read_and_keeps_its_licence() {
+    let scratch = TestDir::new("convert-copy");
+    let both = scratch.path().join("both");
+    fs::create_dir(&both).unwrap();
+    let architectures = workspace_root().join("golden/architectures/mistral");
+    for file in ["hf/config.json", "hf/model.safetensors", "native/params.json"] {
+        let name = Path::new(file).file_name().unwrap();
+        fs::copy(architectures.join(file), both.join(name)).unwrap();
+    }
+    fs::copy(
+        architectures.join("native/consolidated.safetensors"),
+        both.join("consolidated.safetensors"),
+    )
+    .unwrap();
+    fs::write(both.join("README.md"), "---\nlicense: apache-2.0\n---\n").unwrap();
+    let copy = copy_model(&ModelDir::open(&both).unwrap(), &scratch.path().join("copy")).unwrap();
+    let mut names: Vec<String> = fs::read_dir(copy.dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["README.md", "config.json", "galerne.json", "model.safetensors"]);
+    assert_eq!(copy.lineage().unwrap().licence.as_deref(), Some("apache-2.0"));
+    assert!(tensors(&copy) == tensors(&golden("mistral", "hf")));
+    let again = copy_model(&copy, copy.dir());
+    assert!(matches!(again, Err(FormatError::Exists { .. })));
+}

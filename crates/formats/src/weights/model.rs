@@ -286,6 +286,14 @@ impl ModelWeights {
         }
     }
 
+    /// The files that hold the tensors.
+    pub fn paths(&self) -> Box<dyn Iterator<Item = &Path> + '_> {
+        match &self.files {
+            Files::Safetensors(files) => Box::new(files.paths()),
+            Files::Gguf(file) => Box::new(std::iter::once(file.path())),
+        }
+    }
+
     /// The GGUF file, when it is one.
     #[must_use]
     pub fn gguf(&self) -> Option<&GgufFile> {

@@ -1,0 +1,76 @@
+//! `galerne model export`: a model in another layout.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use formats::Layout;
+use formats::convert::{write_directory, write_gguf_file};
+use formats::model_dir::ModelDir;
+use serde_json::json;
+use tracing::warn;
+
+use crate::context::{Context, Form};
+use crate::failure::Failure;
+use crate::open_model::locate;
+
+/// Arguments of `galerne model export`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Model: a name in the home, or a path (with a slash or a dot)
+    #[arg(value_name = "NAME|PATH")]
+    model: String,
+    /// Layout to write
+    #[arg(long, value_name = "LAYOUT")]
+    to: Target,
+    /// Directory to make, or the file for gguf; it must not exist
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Target {
+    /// Hugging Face: config.json and model.safetensors
+    Hf,
+    /// Mistral's own: params.json and consolidated.safetensors
+    Native,
+    /// One GGUF file, for llama.cpp and its relatives
+    Gguf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the model cannot be read, the place is taken, or the layout cannot hold the model.
+pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
+    let (name, path) = locate(&args.model, context)?;
+    let model = ModelDir::open(&path).with_context(|| format!("cannot open model `{name}`"))?;
+    for tensor in model.unused_tensors() {
+        warn!(model = name, tensor, "the model does not use this tensor: it is left out");
+    }
+    if let Some((whole, n_tensors)) = model.text_part_of() {
+        warn!(model = name, whole, n_tensors, "only the text part of the model is written");
+    }
+    let is_file = args.out.extension().is_some_and(|extension| extension == "gguf");
+    if matches!(args.to, Target::Gguf) != is_file {
+        let problem = format!(
+            "--out {}: expected a name that ends in .gguf for a GGUF file, and another for a directory",
+            args.out.display()
+        );
+        return Err(Failure::Usage { problem }.into());
+    }
+    let failed = || format!("cannot write {}", args.out.display());
+    match args.to {
+        Target::Gguf => write_gguf_file(&model, &args.out).with_context(failed)?,
+        Target::Hf => {
+            write_directory(&model, Layout::HuggingFace, &args.out).with_context(failed)?;
+        }
+        Target::Native => {
+            write_directory(&model, Layout::Native, &args.out).with_context(failed)?;
+        }
+    }
+    match context.form() {
+        Form::Json => context.print_json(&json!({"path": args.out.display().to_string()})),
+        Form::Text => context.print(&format!("{}\n", args.out.display())),
+    }
+}

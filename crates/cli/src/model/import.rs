@@ -1,0 +1,129 @@
+//! `galerne model import` and `galerne model rm`: models into the home and out of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use eval::figures::{bytes, short};
+use formats::convert::{copy_model, model_files};
+use formats::free_disk_bytes;
+use formats::licence::{Licence, licence_of};
+use formats::model_dir::ModelDir;
+use formats::published::published;
+use model::ModelConfig;
+use serde_json::json;
+
+use crate::context::{Context, Form};
+use crate::failure::Failure;
+use crate::machine;
+use crate::open_model::{folder_name, locate_in};
+use crate::table::table;
+
+/// Arguments of `galerne model import`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Directory or GGUF file to copy
+    #[arg(value_name = "PATH")]
+    source: PathBuf,
+    /// Name in the home [default: that of the directory or file]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the source is no model that can be computed, its name is taken, or the disk is too small.
+pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
+    let source = &args.source;
+    let model =
+        ModelDir::open(source).with_context(|| format!("cannot import {}", source.display()))?;
+    ModelConfig::new(model.config().clone())
+        .with_context(|| format!("cannot compute {}", source.display()))?;
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => default_name(source),
+    };
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '.']) {
+        let problem = format!("--name `{name}`: expected a name without slash or dot");
+        return Err(Failure::Usage { problem }.into());
+    }
+    let out = context.models_dir().join(&name);
+    check_disk(&model, &out)?;
+    let licence = licence_of(&model)?;
+    let copy =
+        copy_model(&model, &out).with_context(|| format!("cannot import as model `{name}`"))?;
+    report(&name, &copy, licence.as_ref(), context)
+}
+
+/// The last part of the path, without `.gguf`; dots, which mean a path in a `--model` value, become hyphens.
+fn default_name(source: &Path) -> String {
+    let name = folder_name(source);
+    name.strip_suffix(".gguf").unwrap_or(&name).replace('.', "-")
+}
+
+fn check_disk(model: &ModelDir, out: &Path) -> anyhow::Result<()> {
+    let sizes =
+        model_files(model)?.into_iter().map(|path| fs::metadata(path).map(|file| file.len()));
+    let needed_bytes = sizes.sum::<Result<u64, _>>().context("cannot look at the model's files")?;
+    let free_bytes = free_disk_bytes(machine::existing_ancestor(out))?;
+    if free_bytes < needed_bytes {
+        let dir = out.to_owned();
+        return Err(Failure::DiskSpace { what: "the model", dir, needed_bytes, free_bytes }.into());
+    }
+    Ok(())
+}
+
+fn report(
+    name: &str,
+    model: &ModelDir,
+    licence: Option<&Licence>,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let config = model.config();
+    let shape = published(config).map(|(name, _)| name);
+    if let Some((whole, n_tensors)) = model.text_part_of() {
+        context.say(&format!("only the text part of {whole} is used; {n_tensors} tensors are not"));
+    }
+    match licence {
+        None => context.say("licence: not stated in the files; see where the model came from"),
+        Some(Licence { name, limit: None }) => context.say(&format!("licence: {name}")),
+        Some(Licence { name, limit: Some(limit) }) => {
+            context.say(&format!("warning: the licence, {name}, is {limit}; read it before use"));
+        }
+    }
+    if context.form() == Form::Json {
+        return context.print_json(&json!({
+            "name": name,
+            "dir": model.dir().display().to_string(),
+            "parameters": config.n_parameters(),
+            "published_shape": shape,
+            "licence": licence.map(|licence| &licence.name),
+            "licence_limit": licence.and_then(|licence| licence.limit),
+            "weights_bytes": model.weights().n_bytes(),
+        }));
+    }
+    context.print(&table(&[
+        ("model", name.to_owned()),
+        ("folder", model.dir().display().to_string()),
+        ("parameters", short(config.n_parameters() as f64)),
+        ("shape of", shape.unwrap_or("no published model").to_owned()),
+        ("weights", bytes(model.weights().n_bytes())),
+    ]))
+}
+
+/// Removes a model of the home.
+///
+/// # Errors
+/// When there is no such name, or the folder cannot be removed.
+pub(super) fn remove(name: &str, context: &Context) -> anyhow::Result<()> {
+    if name.contains(['/', '.']) {
+        let problem = format!("`{name}` is a path: expected a name in the home");
+        return Err(Failure::Usage { problem }.into());
+    }
+    let dir = locate_in(&context.models_dir(), "model", name)?;
+    formats::durable::remove_dir_at_once(&dir)
+        .with_context(|| format!("cannot remove model `{name}`"))?;
+    context.say(&format!("removed {}", dir.display()));
+    Ok(())
+}
