@@ -42,12 +42,17 @@ enum Means {
 const COMPARISONS: &[Comparison] = &[
     Comparison { name: "logits", means: Means::Golden("golden/make_logits.py") },
     Comparison { name: "architectures", means: Means::Golden("golden/make_architectures.py") },
+    Comparison { name: "blocks", means: Means::Golden("golden/make_blocks.py") },
+    Comparison { name: "instruct", means: Means::Golden("golden/make_instruct.py") },
     Comparison { name: "train_steps", means: Means::Golden("golden/make_train_steps.py") },
     Comparison {
         name: "tokenizer",
         means: Means::Golden("golden/tokenizer/make_tokenizer_golden.py"),
     },
-    Comparison { name: "tests", means: Means::Tests(&["model", "train", "tokenizer"]) },
+    Comparison {
+        name: "tests",
+        means: Means::Tests(&["kernels", "formats", "model", "train", "tokenizer"]),
+    },
     Comparison { name: "export", means: Means::Model("golden/compare_export.py") },
     Comparison { name: "encoding", means: Means::Model("golden/compare_tokenizer.py") },
     Comparison { name: "speed", means: Means::Galerne(&["bench", "train", "--peer", "--json"]) },

@@ -39,6 +39,7 @@ mod tokenizer;
 mod train;
 mod vocabulary;
 
+pub use chat::instruct;
 pub use chat::{ChatTemplate, Conversation, Ending, Message, Rendered, Role};
 pub use error::Error;
 pub use split::DigitGroup;
