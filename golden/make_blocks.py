@@ -2,6 +2,7 @@
 """Writes golden/blocks/expected.safetensors: random quantised blocks and the numbers that the gguf package reads in them.
 
 For each kind, `KIND.blocks` (u8, whole blocks) and `KIND.numbers` (f32). Factors are small and finite; all else is random.
+`written.numbers` (f32) and, for each kind that the package and this project write alike, `written.KIND` (u8).
 
 Run: target/peers/bin/python golden/make_blocks.py
 """
@@ -33,6 +34,7 @@ KINDS = {
     "IQ4_XS": [0],
 }
 N_NUMBERS = 1024
+WRITTEN = ["F32", "F16", "BF16", "Q8_0"]
 
 
 def random_blocks(kind, rng):
@@ -60,6 +62,16 @@ def main():
         numbers = blocks.view(np.float32) if kind == "F32" else gguf.dequantize(blocks, quant)
         tensors[f"{kind}.blocks"] = blocks.reshape(-1).copy()
         tensors[f"{kind}.numbers"] = numbers.reshape(-1).astype(np.float32).copy()
+    numbers = rng.standard_normal(N_NUMBERS).astype(np.float32)
+    # Halves between two levels, a block of zeros, a block of one size.
+    numbers[:32] = np.arange(32) - 15.5
+    numbers[0] = 127
+    numbers[32:64] = 0
+    numbers[64:96] = 0.3
+    tensors["written.numbers"] = numbers
+    for kind in WRITTEN:
+        blocks = gguf.quantize(numbers, gguf.GGMLQuantizationType[kind])
+        tensors[f"written.{kind}"] = blocks.reshape(-1).view(np.uint8).copy()
     out.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file(tensors, out / "expected.safetensors")
     print(json.dumps({"golden": "blocks", "kinds": len(KINDS), "numbers_per_kind": N_NUMBERS}))

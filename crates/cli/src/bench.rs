@@ -14,7 +14,7 @@ use tensor::{DType, Device, Passes};
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::OpenModel;
+use crate::open_model::{LoadArgs, OpenModel};
 use crate::table::table;
 
 /// Prompt lengths of `prefill`, tokens.
@@ -35,6 +35,8 @@ pub(crate) struct Args {
     /// Model to measure: a name in the home, or a path (with a slash or a dot)
     #[arg(long, value_name = "NAME|DIR", conflicts_with = "shape")]
     model: Option<String>,
+    #[command(flatten)]
+    load: LoadArgs,
     /// Shape with random weights [default: 15.7m]
     #[arg(long, value_name = "SHAPE", value_parser = ["15.7m", "1b", "7b"])]
     shape: Option<String>,
@@ -80,6 +82,9 @@ fn check(args: &Args) -> Result<(), Failure> {
     let problem = match args.what {
         What::Train if args.model.is_some() => "bench train measures shapes: give --shape",
         What::Prefill | What::Decode if args.peer => "--peer is measured by `bench train` only",
+        _ if args.load.quantize.is_some() && args.model.is_none() => {
+            "--quantize is for models: give --model"
+        }
         _ => return Ok(()),
     };
     Err(Failure::Usage { problem: problem.to_owned() })
@@ -128,7 +133,7 @@ fn decoder(
     context: &Context,
 ) -> anyhow::Result<(String, Arc<Decoder>)> {
     if let Some(value) = &args.model {
-        let model = OpenModel::open(value, context)?;
+        let model = OpenModel::open(value, args.load.quantize, context)?;
         return Ok((model.name, model.decoder));
     }
     let (shape, config) = shape_of(args)?;

@@ -13,7 +13,7 @@ use crate::answer::{Ended, Question, answer};
 use crate::context::Context;
 use crate::failure::{Failure, message};
 use crate::generate::SamplingArgs;
-use crate::open_model::OpenModel;
+use crate::open_model::{LoadArgs, OpenModel};
 use crate::os::{StopSignal, StopSignals};
 
 /// What `/help` says.
@@ -29,6 +29,8 @@ pub(crate) struct Args {
     /// Model: a name in the home, or a path (with a slash or a dot)
     #[arg(long, value_name = "NAME|DIR")]
     model: String,
+    #[command(flatten)]
+    load: LoadArgs,
     /// Instructions for the whole conversation [default: none]
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -72,7 +74,7 @@ struct Talk {
 
 impl Talk {
     fn open(value: &str, args: &Args, context: &Context) -> anyhow::Result<Self> {
-        let model = OpenModel::open(value, context)?;
+        let model = OpenModel::open(value, args.load.quantize, context)?;
         let template =
             model.template.ok_or_else(|| Failure::NoTemplate { model: model.name.clone() })?;
         let limits = model.limits_of_one(model.config.context_len);

@@ -14,7 +14,7 @@ use tokenizer::TextStream;
 use crate::answer::{Ended, Question, answer};
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::open_model::OpenModel;
+use crate::open_model::{LoadArgs, OpenModel};
 use crate::os::StopSignals;
 
 /// Arguments of `galerne generate`.
@@ -23,6 +23,8 @@ pub(crate) struct Args {
     /// Model: a name in the home, or a path (with a slash or a dot)
     #[arg(long, value_name = "NAME|DIR")]
     model: String,
+    #[command(flatten)]
+    load: LoadArgs,
     #[command(flatten)]
     prompt: Prompt,
     /// Most new tokens
@@ -88,7 +90,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         let hint = "give the name of a new file".to_owned();
         return Err(Failure::Exists { path: path.clone(), hint }.into());
     }
-    let model = OpenModel::open(&args.model, context)?;
+    let model = OpenModel::open(&args.model, args.load.quantize, context)?;
     let prompt = token_ids(&args.prompt, &model)?;
     check(&prompt, &model)?;
     let device = context.device()?;

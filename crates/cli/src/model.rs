@@ -10,6 +10,7 @@ use crate::table::table;
 mod export;
 mod import;
 mod inspect;
+mod quantize;
 
 use inspect::dtype_name;
 
@@ -34,6 +35,8 @@ enum Command {
     Import(import::Args),
     /// Write a model in another layout, without a change of a number
     Export(export::Args),
+    /// Make a smaller model with quantised matrices, and say how far its predictions are from the original's
+    Quantize(quantize::Args),
     /// Remove a model of the home
     Rm {
         /// Model: a name in the home
@@ -52,6 +55,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         Command::Inspect { model } => inspect::inspect(&model, context),
         Command::Import(args) => import::run(&args, context),
         Command::Export(args) => export::run(&args, context),
+        Command::Quantize(args) => quantize::run(&args, context),
         Command::Rm { model } => import::remove(&model, context),
     }
 }

@@ -10,7 +10,7 @@ use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
 use formats::durable::read_bounded;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
-use model::{Decoder, KvCache, ModelConfig, compute_dtype};
+use model::{Decoder, KvCache, ModelConfig, Quantisation, compute_dtype};
 use tensor::Device;
 use tokenizer::{ChatTemplate, Tokenizer};
 use tracing::{info, warn};
@@ -25,6 +25,14 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Largest chat template that is read.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct LoadArgs {
+    /// Quantise the matrices at load: q8_0 (8.5 bits a number) or q4_k (4.5 bits) [default: as the files have them]
+    #[arg(long, value_name = "KIND")]
+    pub(crate) quantize: Option<Quantisation>,
+}
 
 /// A model in memory with everything that answering needs.
 #[derive(Debug)]
@@ -92,17 +100,26 @@ impl OpenModel {
     ///
     /// # Errors
     /// When it is not there, or its files cannot be used.
-    pub(crate) fn open(value: &str, context: &Context) -> anyhow::Result<Self> {
+    pub(crate) fn open(
+        value: &str,
+        quantisation: Option<Quantisation>,
+        context: &Context,
+    ) -> anyhow::Result<Self> {
         let (name, path) = locate(value, context)?;
         let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
-        Self::load(name, &dir, &context.device()?)
+        Self::load(name, &dir, quantisation, &context.device()?)
     }
 
-    /// Loads the weights of a model directory. The memory is logged before it is taken.
+    /// Loads the weights of a model directory, quantised where that is asked for. The memory is logged before it is taken.
     ///
     /// # Errors
     /// When the weights, the tokenizer or the shape cannot be used.
-    pub(crate) fn load(name: String, dir: &ModelDir, device: &Device) -> anyhow::Result<Self> {
+    pub(crate) fn load(
+        name: String,
+        dir: &ModelDir,
+        quantisation: Option<Quantisation>,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
         if let Some((whole, n_tensors)) = dir.text_part_of() {
             warn!(model = name, whole, n_tensors, "only the text part of the model is read");
         }
@@ -112,12 +129,12 @@ impl OpenModel {
         let config = ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
         let dtype = compute_dtype(config.dtype);
-        let weights_bytes = weights_bytes(&config, dir)?;
+        let weights_bytes = weights_bytes(&config, dir, quantisation)?;
         let available = machine::memory().map(|memory| bytes(memory.available_bytes));
         info!(model = name, weights = bytes(weights_bytes), available, "memory of the model");
         machine::check_memory(&format!("model `{name}`"), weights_bytes)?;
         let tokenizer = open_tokenizer(&name, dir, &config)?;
-        let decoder = Decoder::load(device, &config, dtype, dir.weights())?;
+        let decoder = Decoder::load(device, &config, dtype, dir.weights(), quantisation)?;
         let template = tokenizer.as_ref().and_then(|_| chat_template(&name, dir));
         let mut eos_ids = dir.eos_ids();
         if let Some(tokenizer) = &tokenizer
@@ -191,9 +208,13 @@ impl OpenModel {
 ///
 /// # Errors
 /// When a weight cannot be used.
-pub(crate) fn weights_bytes(config: &ModelConfig, dir: &ModelDir) -> anyhow::Result<u64> {
+pub(crate) fn weights_bytes(
+    config: &ModelConfig,
+    dir: &ModelDir,
+    quantisation: Option<Quantisation>,
+) -> anyhow::Result<u64> {
     let dtype = compute_dtype(config.dtype);
-    Ok(Decoder::loaded_bytes(config, dtype, dir.weights())? as u64)
+    Ok(Decoder::loaded_bytes(config, dtype, dir.weights(), quantisation)? as u64)
 }
 
 fn open_tokenizer(

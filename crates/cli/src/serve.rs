@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::{OpenModel, locate, of_home, weights_bytes};
+use crate::open_model::{LoadArgs, OpenModel, locate, of_home, weights_bytes};
 use crate::os::StopSignals;
 
 /// Arguments of `galerne serve`.
@@ -28,6 +28,8 @@ pub(crate) struct Args {
     /// Models to serve, the first one being the page's default [default: all models of the home]
     #[arg(long, value_name = "NAME|DIR", num_args = 1..)]
     model: Vec<String>,
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 /// Runs the command.
@@ -37,7 +39,7 @@ pub(crate) struct Args {
 /// after a signal.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let models = models_to_serve(&args.model, context)?;
-    check_memory_of_all(&models)?;
+    check_memory_of_all(&models, args.load)?;
     let address = SocketAddr::new(args.host, args.port);
     let mut signals = StopSignals::take_all().context("cannot take signals")?;
     let registry = ModelRegistry::new();
@@ -48,7 +50,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             break;
         }
         registry.set_status(&format!("loading {name}"));
-        add(&registry, name, dir, context)?;
+        add(&registry, name, dir, args.load, context)?;
     }
     let url = format!("http://{}", server.address());
     match context.form() {
@@ -94,12 +96,12 @@ fn answer_bytes(config: &::model::ModelConfig) -> u64 {
 }
 
 /// Refuses models that the machine cannot hold together.
-fn check_memory_of_all(models: &[(String, ModelDir)]) -> anyhow::Result<()> {
+fn check_memory_of_all(models: &[(String, ModelDir)], load: LoadArgs) -> anyhow::Result<()> {
     let mut needed_bytes = 0;
     for (name, dir) in models {
         let config = model::ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
-        needed_bytes += weights_bytes(&config, dir)? + answer_bytes(&config);
+        needed_bytes += weights_bytes(&config, dir, load.quantize)? + answer_bytes(&config);
     }
     let what = format!("{} models", models.len());
     Ok(machine::check_memory(&what, needed_bytes)?)
@@ -110,6 +112,7 @@ pub(crate) fn add(
     registry: &ModelRegistry,
     name: &str,
     dir: &ModelDir,
+    load: LoadArgs,
     context: &Context,
 ) -> anyhow::Result<()> {
     let limits = EngineLimits::default();
@@ -117,10 +120,10 @@ pub(crate) fn add(
         .with_context(|| format!("cannot compute model `{name}`"))?;
     context.say(&format!(
         "loading {name}: {} of weights, up to {} for answers",
-        bytes(weights_bytes(&config, dir)?),
+        bytes(weights_bytes(&config, dir, load.quantize)?),
         bytes(answer_bytes(&config))
     ));
-    let model = OpenModel::load(name.to_owned(), dir, &context.device()?)?;
+    let model = OpenModel::load(name.to_owned(), dir, load.quantize, &context.device()?)?;
     let (temperature, top_p) = model.sampling_defaults();
     let fallback = SamplingDefaults::default();
     let loaded = LoadedModel {

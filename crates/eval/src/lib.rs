@@ -21,6 +21,7 @@ pub mod answers;
 pub mod ask;
 pub mod company;
 mod curve;
+pub mod divergence;
 mod error;
 pub mod figures;
 pub mod intervals;

@@ -35,8 +35,23 @@ const COMPANIONS: [&str; 13] = [
     "MODEL_CARD.md",
 ];
 
+/// The weights of a directory that [`write_quantised`] makes.
+const QUANTISED_FILE: &str = "model.gguf";
+
+/// Rows of a matrix that are in memory at a time.
+const ROWS_AT_A_TIME: usize = 256;
+
 /// Largest companion that is copied.
 const MAX_COMPANION_BYTES: u64 = 1 << 30;
+
+/// Rounds matrices that are written to blocks.
+pub trait Quantiser {
+    /// The type of a weight with rows of `n_in` numbers; `None` for one that keeps its numbers.
+    fn dtype(&self, name: WeightName, n_in: usize) -> Option<TensorDtype>;
+
+    /// Writes whole rows of finite numbers.
+    fn encode(&self, dtype: TensorDtype, numbers: &[f32], out: &mut [u8]);
+}
 
 /// Writes a model as a Hugging Face or as a native Mistral directory. The new directory names the old one as its parent.
 ///
@@ -59,14 +74,35 @@ pub fn write_directory(
             writer.weights(sources)?;
         }
     }
+    write_companions(model, &writer)?;
+    writer.commit()
+}
+
+/// Writes a model as a directory with one quantised GGUF file, and what else belongs to it. The new directory names the old one
+/// as its parent.
+///
+/// # Errors
+/// When the place is taken, the model is quantised already, a number is not finite, or a file cannot be read or written.
+pub fn write_quantised(
+    model: &ModelDir,
+    out: &Path,
+    quantiser: &dyn Quantiser,
+) -> Result<ModelDir, FormatError> {
+    let writer = ModelDirWriter::begin(out)?;
+    write_gguf_parts(model, &writer.path().join(QUANTISED_FILE), Some(quantiser))?;
+    write_companions(model, &writer)?;
+    writer.commit()
+}
+
+/// Copies what belongs to a model beside its weights, and writes where the new one comes from.
+fn write_companions(model: &ModelDir, writer: &ModelDirWriter) -> Result<(), FormatError> {
     for name in COMPANIONS {
         let Some(bytes) = companion(model.dir(), name)? else { continue };
         writer.file(name, |writer| writer.write_all(&bytes))?;
     }
     let parent = model.dir().file_name().map(|name| name.to_string_lossy().into_owned());
     let lineage = model.lineage().cloned().unwrap_or_default();
-    writer.lineage(&Lineage { parent, ..lineage })?;
-    writer.commit()
+    writer.lineage(&Lineage { parent, ..lineage })
 }
 
 /// The files of a model, in the order in which they are copied: configuration, weights, companions.
@@ -201,10 +237,18 @@ pub fn write_gguf_file(model: &ModelDir, out: &Path) -> Result<(), FormatError> 
     if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
     }
+    write_gguf_parts(model, out, None)
+}
+
+fn write_gguf_parts(
+    model: &ModelDir,
+    out: &Path,
+    quantiser: Option<&dyn Quantiser>,
+) -> Result<(), FormatError> {
     let (config, weights) = (model.config(), model.weights());
     let names = WeightName::all(config).into_iter();
-    let parts = names.map(|name| gguf_part(weights, name, config)).collect::<Result<_, _>>()?;
-    write_gguf(out, config, group_experts(parts, config))
+    let parts = names.map(|name| gguf_part(weights, name, config, quantiser));
+    write_gguf(out, config, group_experts(parts.collect::<Result<_, _>>()?, config))
 }
 
 /// One weight on its own; experts are put together by [`group_experts`].
@@ -212,6 +256,7 @@ fn gguf_part<'a>(
     weights: &'a ModelWeights,
     name: WeightName,
     config: &'a DecoderConfig,
+    quantiser: Option<&'a dyn Quantiser>,
 ) -> Result<GgufSource<'a>, FormatError> {
     let weight = weights.weight(name, config)?;
     let shape = weight.shape().to_vec();
@@ -222,15 +267,31 @@ fn gguf_part<'a>(
         }
         _ => name.name(Layout::Gguf),
     };
+    let quantised = quantiser.and_then(|q| Some((q, q.dtype(name, *shape.get(1)?)?)));
+    if quantised.is_some() && !weight.dtype().is_plain() {
+        return Err(weights.quantised(name, weight.dtype()));
+    }
     let dtype = match weight.dtype() {
         _ if shape.len() == 1 || is_router => TensorDtype::F32,
         TensorDtype::F8E4M3 => TensorDtype::Bf16,
         other => other,
     };
-    let data = if dtype == weight.dtype() {
-        stream(move |out| write_rows(out, &weight, name, Layout::Gguf, config))
-    } else {
-        stream(move |out| write_numbers(out, &weight, name, dtype, config))
+    let dtype = quantised.map_or(dtype, |(_, dtype)| dtype);
+    let data = match quantised {
+        None if dtype == weight.dtype() => {
+            stream(move |out| write_rows(out, &weight, name, Layout::Gguf, config))
+        }
+        None => stream(move |out| {
+            write_numbers(out, &weight, name, dtype, config, |numbers, out| match dtype {
+                TensorDtype::F32 => put(numbers, out, f32::to_le_bytes),
+                _ => put(numbers, out, |number| bf16::from_f32(number).to_le_bytes()),
+            })
+        }),
+        Some((quantiser, _)) => stream(move |out| {
+            write_numbers(out, &weight, name, dtype, config, |numbers, out| {
+                quantiser.encode(dtype, numbers, out);
+            })
+        }),
     };
     Ok(GgufSource { name: gguf_name, dtype, shape, parts: vec![data] })
 }
@@ -262,29 +323,44 @@ fn group_experts<'a>(parts: Vec<GgufSource<'a>>, config: &DecoderConfig) -> Vec<
     grouped
 }
 
-/// The numbers of a weight in another type, row by row.
+/// The numbers of a weight in another type, some rows at a time.
 fn write_numbers(
     out: &mut dyn Write,
     weight: &StoredWeight<'_>,
     name: WeightName,
     dtype: TensorDtype,
     config: &DecoderConfig,
+    encode: impl Fn(&[f32], &mut [u8]),
 ) -> io::Result<()> {
     let (n_rows, width) = match *weight.shape() {
         [n_rows, width] => (n_rows, width),
         _ => (1, weight.shape().iter().product()),
     };
-    let mut numbers = vec![0.0; width];
-    for row in 0..n_rows {
-        let row = if name.is_rotated() { Layout::Gguf.row_of(row, config.head_dim) } else { row };
-        weight.read_rows(row..row + 1, &mut numbers);
-        let bytes: Vec<u8> = match dtype {
-            TensorDtype::F32 => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
-            _ => numbers.iter().flat_map(|&number| bf16::from_f32(number).to_le_bytes()).collect(),
-        };
+    let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
+    for first in (0..n_rows).step_by(ROWS_AT_A_TIME) {
+        let rows = first..n_rows.min(first + ROWS_AT_A_TIME);
+        numbers.resize(rows.len() * width, 0.0);
+        for (row, numbers) in rows.zip(numbers.chunks_exact_mut(width.max(1))) {
+            let is_rotated = name.is_rotated();
+            let row = if is_rotated { Layout::Gguf.row_of(row, config.head_dim) } else { row };
+            weight.read_rows(row..row + 1, numbers);
+            if !dtype.is_plain() && numbers.iter().any(|number| !number.is_finite()) {
+                let name = name.name(Layout::HuggingFace);
+                let problem = format!("row {row} of `{name}` has a number that is not finite");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+            }
+        }
+        bytes.resize(dtype.bytes_of(numbers.len()), 0);
+        encode(&numbers, &mut bytes);
         out.write_all(&bytes)?;
     }
     Ok(())
+}
+
+fn put<const N: usize>(numbers: &[f32], out: &mut [u8], bytes_of: impl Fn(f32) -> [u8; N]) {
+    for (number, out) in numbers.iter().zip(out.as_chunks_mut().0) {
+        *out = bytes_of(*number);
+    }
 }
 
 #[cfg(test)]

@@ -184,6 +184,16 @@ pub enum FormatError {
         /// The layout.
         layout: &'static str,
     },
+    /// A model that is quantised already is to be quantised.
+    #[error("`{tensor}` in {} is quantised to {got} already: expected a model of f32, f16, bf16 or f8 numbers, such as the one it was made from", path.display())]
+    Quantised {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        got: &'static str,
+    },
     /// Several models where one is expected.
     #[error("{} holds {n} GGUF files, expected one: name the file itself", dir.display())]
     ManyModels {

@@ -159,6 +159,11 @@ impl ModelDirWriter {
         write_safetensors(&self.temporary.path().join(SINGLE_FILE), tensors, &BTreeMap::new())
     }
 
+    /// Where the files are until the directory is committed.
+    pub(crate) fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
     /// Writes `galerne.json`.
     ///
     /// # Errors
@@ -289,10 +294,13 @@ impl ModelDir {
         let config = file.decoder_config()?;
         let weights = ModelWeights::from_gguf(file);
         let leftovers = weights.check(&config)?;
-        let is_folder = dir != path;
-        let lineage = if is_folder { read_lineage(dir)? } else { None };
+        let (mut lineage, mut generation) = (None, None);
+        if dir != path {
+            lineage = read_lineage(dir)?;
+            generation = read_generation(dir, config.vocab_size)?;
+        }
         let dir = dir.to_owned();
-        Ok(Self { dir, config, lineage, generation: None, weights, leftovers, text_part_of: None })
+        Ok(Self { dir, config, lineage, generation, weights, leftovers, text_part_of: None })
     }
 
     /// The shape of the model.

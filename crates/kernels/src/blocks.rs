@@ -4,7 +4,7 @@
 //! operand type and multiplies as [`crate::matmul`] does: blocks of K are unpacked into panels and used for all rows of a
 //! task, so a row has the same bits whatever rows stand beside it.
 
-use crate::compute::Family;
+use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k};
@@ -12,6 +12,7 @@ use crate::pool::reinterpret;
 use crate::transpose::transpose;
 
 mod decode;
+mod encode;
 
 /// The kinds of blocks, named as in GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,6 +126,25 @@ impl BlockKind {
         decode::decode(self, blocks, out);
     }
 
+    /// Whether [`encode_rows`] writes the kind.
+    #[must_use]
+    pub const fn is_written(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Q8_0 | Self::Q4_K | Self::Q6_K)
+    }
+
+    /// Writes finite numbers as whole blocks. Overwrites; the same bytes for every family.
+    ///
+    /// # Panics
+    /// When the lengths do not fit or the kind is not written.
+    pub fn encode(self, family: Family, numbers: &[f32], out: &mut [u8]) {
+        assert!(self.is_written(), "{self:?} is not written");
+        assert_eq!(out.len(), self.bytes_of(numbers.len()), "bytes of {} numbers", numbers.len());
+        match family {
+            Family::Reference => encode::encode(self, numbers, out),
+            family => dispatch(family, Encode { kind: self, numbers, out }),
+        }
+    }
+
     /// As [`BlockKind::decode`], compiled for the family.
     fn decode_on(self, family: Family, blocks: &[u8], out: &mut [f32]) {
         assert_eq!(blocks.len(), self.bytes_of(out.len()), "bytes of {} numbers", out.len());
@@ -148,6 +168,37 @@ impl LaneKernel for Decode<'_> {
     fn run<L: Lanes>(self, _lanes: L) {
         decode::decode(self.kind, self.blocks, self.out);
     }
+}
+
+struct Encode<'a> {
+    kind: BlockKind,
+    numbers: &'a [f32],
+    out: &'a mut [u8],
+}
+
+impl LaneKernel for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _lanes: L) {
+        encode::encode(self.kind, self.numbers, self.out);
+    }
+}
+
+/// As [`BlockKind::encode`], on all threads.
+///
+/// # Panics
+/// As [`BlockKind::encode`].
+pub fn encode_rows(compute: &Compute, kind: BlockKind, numbers: &[f32], out: &mut [u8]) {
+    // Enough work for a task: some milliseconds of the slowest kind.
+    const NUMBERS_OF_TASK: usize = 1 << 14;
+    assert_eq!(out.len(), kind.bytes_of(numbers.len()), "bytes of {} numbers", numbers.len());
+    let task_bytes = kind.bytes_of(NUMBERS_OF_TASK);
+    compute.pool().run_chunks(out, task_bytes, |task_idx, out, _| {
+        let n = out.len() / kind.block_bytes() * kind.block_len();
+        let numbers = &numbers[task_idx * NUMBERS_OF_TASK..][..n];
+        kind.encode(compute.family(), numbers, out);
+    });
 }
 
 /// A matrix `[n, k]` of blocks, row by row.

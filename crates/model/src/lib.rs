@@ -28,6 +28,7 @@ mod experts;
 mod forward;
 mod load;
 mod parameters;
+mod quantise;
 mod rope;
 mod workspace;
 
@@ -39,4 +40,5 @@ pub use cache::{CachedRows, KvCache};
 pub use config::{ModelConfig, ModelError, compute_dtype};
 pub use decoder::Decoder;
 pub use parameters::{ParameterKind, Parameters};
+pub use quantise::{FileQuantiser, Quantisation};
 pub use workspace::Workspace;

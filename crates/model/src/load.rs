@@ -12,13 +12,15 @@ use tensor::{BlockRows, DType, Device, Linear, Passes, Tensor, View};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
 use crate::experts::{FeedForward, FfnPart};
+use crate::quantise::Quantisation;
 
 /// Rows of a matrix that are in memory as f32 at a time; whole panels.
 const ROWS_AT_A_TIME: usize = 512;
 
 impl Decoder {
     /// A decoder for serving and scoring, whose operands are of `dtype`. Matrices in blocks, and those of half precision, stay as
-    /// they are, in the mapped file where the order of their rows allows it; others are rounded to `dtype`. Beside the decoder, memory holds a few hundred rows.
+    /// they are, in the mapped file where the order of their rows allows it; others are rounded to `dtype`, or quantised
+    /// where that is asked for. Beside the decoder, memory holds a few hundred rows.
     ///
     /// # Errors
     /// When a weight is missing, or has another shape or type than it should.
@@ -27,8 +29,9 @@ impl Decoder {
         config: &ModelConfig,
         dtype: DType,
         weights: &ModelWeights,
+        quantisation: Option<Quantisation>,
     ) -> Result<Self, FormatError> {
-        let mut loader = Loader { device, config, dtype, weights, rows: Vec::new() };
+        let mut loader = Loader { device, config, dtype, weights, quantisation, rows: Vec::new() };
         let embedding = loader.matrix(&[WeightName::Embedding])?;
         let layers = (0..config.n_layers).map(|layer_idx| loader.layer(layer_idx));
         let layers = layers.collect::<Result<_, _>>()?;
@@ -55,13 +58,16 @@ impl Decoder {
         config: &ModelConfig,
         dtype: DType,
         weights: &ModelWeights,
+        quantisation: Option<Quantisation>,
     ) -> Result<usize, FormatError> {
         let mut n_bytes = 0;
         for name in WeightName::all(config) {
             let weight = weights.weight(name, config)?;
-            n_bytes += match (weight.shape(), kept_kind(weight.dtype())) {
-                (&[n_out, n_in], None) => Linear::bytes_for(dtype, n_out, n_in, Passes::Forward),
-                (&[n_out, n_in], Some(kind)) => n_out * kind.bytes_of(n_in),
+            n_bytes += match *weight.shape() {
+                [n_out, n_in] => match memory_kind(name, &weight, quantisation) {
+                    Some(kind) => n_out * kind.bytes_of(n_in),
+                    None => Linear::bytes_for(dtype, n_out, n_in, Passes::Forward),
+                },
                 _ => 4 * weight.shape().iter().product::<usize>(),
             };
         }
@@ -69,17 +75,33 @@ impl Decoder {
     }
 }
 
-/// The kind in which a matrix stays in memory; `None` for those that become panels of operands. Half precision has three more
-/// bits than bf16, and half the bytes of f32.
-fn kept_kind(dtype: TensorDtype) -> Option<BlockKind> {
+/// The kind that a matrix has in memory; `None` for those that become panels of operands.
+fn memory_kind(
+    name: WeightName,
+    weight: &StoredWeight<'_>,
+    quantisation: Option<Quantisation>,
+) -> Option<BlockKind> {
+    let dtype = weight.dtype();
+    if !dtype.is_plain() {
+        return Some(block_kind(dtype));
+    }
+    match quantisation.and_then(|quantisation| quantisation.kind(name, weight.shape()[1])) {
+        // Half precision has three more bits than bf16, and half the bytes of f32.
+        None if dtype == TensorDtype::F16 => Some(BlockKind::F16),
+        kind => kind,
+    }
+}
+
+/// The kind of numbers that share a matrix with blocks.
+fn plain_kind(dtype: TensorDtype) -> BlockKind {
     match dtype {
-        TensorDtype::F32 | TensorDtype::Bf16 | TensorDtype::F8E4M3 => None,
-        other => Some(block_kind(other)),
+        TensorDtype::F8E4M3 => BlockKind::Bf16,
+        other => block_kind(other),
     }
 }
 
 /// The kernels' name of a type without a scale beside it.
-fn block_kind(dtype: TensorDtype) -> BlockKind {
+pub(crate) fn block_kind(dtype: TensorDtype) -> BlockKind {
     match dtype {
         TensorDtype::F32 => BlockKind::F32,
         TensorDtype::F16 => BlockKind::F16,
@@ -105,6 +127,7 @@ struct Loader<'a> {
     config: &'a ModelConfig,
     dtype: DType,
     weights: &'a ModelWeights,
+    quantisation: Option<Quantisation>,
     rows: Vec<f32>,
 }
 
@@ -158,9 +181,15 @@ impl Loader<'_> {
             .map(|&name| self.weights.weight(name, self.config))
             .collect::<Result<_, _>>()?;
         let n_in = weights[0].shape()[1];
-        if weights.iter().any(|weight| kept_kind(weight.dtype()).is_some()) {
-            let parts = weights.iter().map(|weight| self.block_rows(weight)).collect();
-            return Ok(Linear::of_blocks(n_in, parts));
+        let kinds = names.iter().zip(&weights);
+        let kinds = kinds.map(|(&name, weight)| memory_kind(name, weight, self.quantisation));
+        let kinds: Vec<Option<BlockKind>> = kinds.collect();
+        if kinds.iter().any(Option::is_some) {
+            let parts = weights.iter().zip(kinds);
+            let parts = parts.map(|(weight, kind)| {
+                self.block_rows(weight, kind.unwrap_or_else(|| plain_kind(weight.dtype())))
+            });
+            return Ok(Linear::of_blocks(n_in, parts.collect()));
         }
         let n_out = weights.iter().map(|weight| weight.shape()[0]).sum();
         let mut linear = Linear::zeroed(self.dtype, n_out, n_in, Passes::Forward);
@@ -173,9 +202,18 @@ impl Loader<'_> {
         Ok(linear)
     }
 
-    /// The rows of a weight in its own blocks: those of the mapped file, or a copy where their order is another.
-    fn block_rows(&self, weight: &StoredWeight<'_>) -> BlockRows {
-        let (kind, shape) = (block_kind(weight.dtype()), [weight.shape()[0], weight.shape()[1]]);
+    /// The rows of a weight in blocks: where it has this kind in the file, those of the mapped file, or a copy if their order
+    /// is another.
+    fn block_rows(&self, weight: &StoredWeight<'_>, kind: BlockKind) -> BlockRows {
+        let shape = [weight.shape()[0], weight.shape()[1]];
+        if weight.dtype() == TensorDtype::F8E4M3 || block_kind(weight.dtype()) != kind {
+            let family = self.device.compute().family();
+            return BlockRows::filled(self.device, kind, shape, |row, out| {
+                let mut numbers = vec![0.0; shape[1]];
+                weight.read_rows(row..row + 1, &mut numbers);
+                kind.encode(family, &numbers, out);
+            });
+        }
         if let Some(bytes) = self.weights.shared_bytes(weight) {
             return BlockRows::shared(kind, shape[0], Arc::new(bytes));
         }

@@ -16,6 +16,7 @@ use crate::{
 
 mod architectures;
 mod f64_decoder;
+mod quantise;
 
 /// Every family that this machine runs, AMX among them: emulated where it is missing.
 #[expect(unsafe_code, reason = "forces the AMX family where it is emulated")]
@@ -69,7 +70,7 @@ fn random_ids(seed: u64, n: usize, vocab_size: usize) -> Vec<u32> {
 
 fn load(device: &Device, dir: &ModelDir, dtype: DType) -> Decoder {
     let config = ModelConfig::new(dir.config().clone()).unwrap();
-    Decoder::load(device, &config, dtype, dir.weights()).unwrap()
+    Decoder::load(device, &config, dtype, dir.weights(), None).unwrap()
 }
 
 #[test]

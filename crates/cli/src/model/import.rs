@@ -44,16 +44,22 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         Some(name) => name.clone(),
         None => default_name(source),
     };
-    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '.']) {
-        let problem = format!("--name `{name}`: expected a name without slash or dot");
-        return Err(Failure::Usage { problem }.into());
-    }
+    check_name(&name)?;
     let out = context.models_dir().join(&name);
     check_disk(&model, &out)?;
     let licence = licence_of(&model)?;
     let copy =
         copy_model(&model, &out).with_context(|| format!("cannot import as model `{name}`"))?;
     report(&name, &copy, licence.as_ref(), context)
+}
+
+/// Refuses a name that a `--model` value could not say.
+pub(super) fn check_name(name: &str) -> Result<(), Failure> {
+    if name.is_empty() || name.contains(['/', '\\', '.']) {
+        let problem = format!("--name `{name}`: expected a name without slash or dot");
+        return Err(Failure::Usage { problem });
+    }
+    Ok(())
 }
 
 /// The last part of the path, without `.gguf`; dots, which mean a path in a `--model` value, become hyphens.

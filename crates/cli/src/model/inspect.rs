@@ -109,7 +109,7 @@ fn as_json(
 /// None for a model that this program reads and cannot compute.
 fn serving_bytes(dir: &ModelDir) -> Option<u64> {
     let config = ModelConfig::new(dir.config().clone()).ok()?;
-    weights_bytes(&config, dir).ok()
+    weights_bytes(&config, dir, None).ok()
 }
 
 fn as_text(

@@ -9,7 +9,7 @@ use server::{ModelRegistry, RunningServer, ServerConfig};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::open_model::folder_name;
+use crate::open_model::{LoadArgs, folder_name};
 use crate::os::StopSignals;
 use crate::serve;
 
@@ -49,7 +49,7 @@ impl Serving {
             let path = Path::new(&model.directory);
             let dir = ModelDir::open(path)
                 .with_context(|| format!("cannot open model {}", path.display()))?;
-            serve::add(&self.registry, &folder_name(path), &dir, context)?;
+            serve::add(&self.registry, &folder_name(path), &dir, LoadArgs::default(), context)?;
         }
         let url = format!("http://{}", self.server.address());
         match context.form() {

@@ -85,3 +85,46 @@ fn what_is_no_model_is_not_imported() {
     home.run(&["model", "import", "./empty", "--name", "../x"]).expect(1);
     assert!(!home.inside("models").exists(), "nothing is left behind");
 }
+
+#[test]
+fn a_quantised_model_says_how_far_it_is_from_the_original() {
+    let home = Home::new("quantize");
+    home.make_model();
+    let made =
+        home.run(&["model", "quantize", "tiny-1", "--to", "q8_0", "--json"]).expect(0).json();
+    assert_eq!(made["name"], "tiny-1-q8_0");
+    assert!(made["tensors"]["Q8_0"].as_u64().unwrap() > 0, "{made}");
+    let (before, after) = (&made["original_weights_bytes"], &made["weights_bytes"]);
+    assert!(after.as_u64() < before.as_u64(), "{made}");
+    let divergence = &made["divergence"];
+    assert_eq!(divergence["n_tokens"], 4096);
+    let mean = divergence["mean_nats"].as_f64().unwrap();
+    assert!(mean > 0.0 && mean < 0.01, "{divergence}");
+    // The new model has a tokenizer and answers, and the old one does so when it is quantised at load.
+    let ask = |model: &str, more: &[&str]| {
+        let arguments = ["generate", "--model", model, "--prompt", "the", "--max-tokens", "8"];
+        home.run(&[&arguments[..], more].concat()).expect(0).stdout
+    };
+    assert_eq!(ask("tiny-1-q8_0", &[]), ask("tiny-1", &["--quantize", "q8_0"]));
+
+    let again = home.run(&["model", "quantize", "tiny-1", "--to", "q8_0"]).expect(1);
+    assert!(again.stderr.contains("already exists"), "{}", again.stderr);
+    let twice = home.run(&["model", "quantize", "tiny-1-q8_0", "--to", "q4_k"]).expect(1);
+    assert!(twice.stderr.contains("quantised to Q8_0 already"), "{}", twice.stderr);
+    assert_eq!(names_in(&home.inside("models")), ["tiny-1", "tiny-1-q8_0"]);
+    home.run(&["model", "quantize", "tiny-1", "--to", "q5_k"]).expect(2);
+    home.run(&["model", "quantize", "tiny-1", "--to", "q4_k", "--name", "a/b"]).expect(2);
+    home.run(&["bench", "decode", "--quantize", "q8_0"]).expect(2);
+
+    fs::write(home.path("words.txt"), "the words of a text").unwrap();
+    let arguments = ["model", "quantize", "tiny-1", "--to", "q4_k", "--text", "words.txt"];
+    let shown = home.run(&arguments).expect(0).stdout;
+    assert!(shown.contains("nats a token; half below"), "{shown}");
+    // Without a tokenizer there is nothing to compare on.
+    let source = golden("mistral/hf");
+    let arguments = ["model", "quantize", &source, "--to", "q8_0", "--name", "bare"];
+    let refused = home.run(&[&arguments[..], &["--text", "words.txt"]].concat()).expect(1);
+    assert!(refused.stderr.contains("tokenizer"), "{}", refused.stderr);
+    let bare = home.run(&arguments).expect(0);
+    assert!(bare.stderr.contains("not compared"), "{}", bare.stderr);
+}

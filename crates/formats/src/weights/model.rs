@@ -421,6 +421,14 @@ impl ModelWeights {
         FormatError::TensorDtype { path, tensor, got: format!("{} (a norm)", dtype.name()) }
     }
 
+    /// Why a weight cannot be quantised.
+    #[must_use]
+    pub(crate) fn quantised(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
+        let tensor = self.naming.name(weight);
+        let path = self.files.path_of(&tensor).to_owned();
+        FormatError::Quantised { path, tensor, got: dtype.name() }
+    }
+
     /// Checks that every weight of the model is there with its shape, and says what else the files hold: the caller reports it.
     ///
     /// # Errors
