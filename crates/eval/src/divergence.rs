@@ -66,7 +66,10 @@ pub fn divergence(
     }
     divergences.sort_unstable_by(f64::total_cmp);
     let n_tokens = divergences.len();
-    let share = |share: f64| divergences[((n_tokens - 1) as f64 * share) as usize];
+    let share = |share: f64| {
+        let n_below = (n_tokens as f64 * share).ceil() as usize;
+        divergences[n_below.clamp(1, n_tokens) - 1]
+    };
     (n_tokens > 0).then(|| Divergence {
         n_tokens,
         mean_nats: divergences.iter().sum::<f64>() / n_tokens as f64,
@@ -100,8 +103,9 @@ impl<'a> LogProbabilities<'a> {
     /// `KL(self || other)`, nats.
     fn divergence_from(&self, other: &Self) -> f64 {
         let term = |id| self.at(id).exp() * (self.at(id) - other.at(id));
-        // Rounding may leave a sum below zero, which the divergence never is.
-        (0..self.logits.len()).map(term).sum::<f64>().max(0.0)
+        let sum: f64 = (0..self.logits.len()).map(term).sum();
+        // Rounding may leave a sum below zero, which the divergence never is; what is no number stays so.
+        if sum < 0.0 { 0.0 } else { sum }
     }
 
     fn at(&self, id: usize) -> f64 {

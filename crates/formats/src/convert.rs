@@ -11,7 +11,7 @@ use crate::config::native::PARAMS_FILE;
 use crate::config::{DecoderConfig, WeightDtype};
 use crate::gguf::write::{GgufSource, write_gguf};
 use crate::licence::licence_of;
-use crate::model_dir::{CONFIG_FILE, Lineage, ModelDir, ModelDirWriter};
+use crate::model_dir::{CONFIG_FILE, GenerationConfig, Lineage, ModelDir, ModelDirWriter};
 use crate::names::{FfnPart, LayerPart, Layout, WeightName};
 use crate::weights::{
     INDEX_FILE, ModelWeights, NATIVE_INDEX_FILE, StoredWeight, TensorData, TensorDtype,
@@ -91,6 +91,11 @@ pub fn write_quantised(
     let writer = ModelDirWriter::begin(out)?;
     write_gguf_parts(model, &writer.path().join(QUANTISED_FILE), Some(quantiser))?;
     write_companions(model, &writer)?;
+    if model.generation().is_none() {
+        // GGUF files have keys for two end tokens only.
+        let (bos_id, eos_ids) = (model.config().bos_id, model.eos_ids());
+        writer.generation_config(&GenerationConfig { bos_id, eos_ids, ..Default::default() })?;
+    }
     writer.commit()
 }
 
@@ -171,10 +176,13 @@ fn directory_sources(
             });
         }
         let shape = weight.shape().to_vec();
-        let narrow = narrowed(&weight, name, config.dtype);
-        let (dtype, data) = match narrow {
-            Some(bytes) => (config.dtype.into(), stream(move |out| out.write_all(&bytes))),
-            None => (dtype, stream(move |out| write_rows(out, &weight, name, layout, config))),
+        // Made twice, so that not all of them are in memory until they are written.
+        let narrow = move || narrowed(&weight, name, config.dtype);
+        let (dtype, data) = if narrow().is_some() {
+            let write = move |out: &mut dyn Write| out.write_all(&narrow().unwrap_or_default());
+            (config.dtype.into(), stream(write))
+        } else {
+            (dtype, stream(move |out| write_rows(out, &weight, name, layout, config)))
         };
         sources.push(TensorSource { name: name.name(layout), dtype, shape, data });
     }
@@ -248,7 +256,8 @@ fn write_gguf_parts(
     let (config, weights) = (model.config(), model.weights());
     let names = WeightName::all(config).into_iter();
     let parts = names.map(|name| gguf_part(weights, name, config, quantiser));
-    write_gguf(out, config, group_experts(parts.collect::<Result<_, _>>()?, config))
+    let parts = group_experts(parts.collect::<Result<_, _>>()?, config);
+    write_gguf(out, config, parts.map_err(|setting| not_in_gguf(out, setting))?)
 }
 
 /// One weight on its own; experts are put together by [`group_experts`].
@@ -268,15 +277,15 @@ fn gguf_part<'a>(
         _ => name.name(Layout::Gguf),
     };
     let quantised = quantiser.and_then(|q| Some((q, q.dtype(name, *shape.get(1)?)?)));
-    if quantised.is_some() && !weight.dtype().is_plain() {
-        return Err(weights.quantised(name, weight.dtype()));
-    }
     let dtype = match weight.dtype() {
         _ if shape.len() == 1 || is_router => TensorDtype::F32,
         TensorDtype::F8E4M3 => TensorDtype::Bf16,
         other => other,
     };
     let dtype = quantised.map_or(dtype, |(_, dtype)| dtype);
+    if (quantised.is_some() || dtype != weight.dtype()) && !weight.dtype().is_plain() {
+        return Err(weights.quantised(name, weight.dtype()));
+    }
     let data = match quantised {
         None if dtype == weight.dtype() => {
             stream(move |out| write_rows(out, &weight, name, Layout::Gguf, config))
@@ -302,8 +311,15 @@ fn expert_key(layer_idx: usize, part: FfnPart, expert_idx: usize) -> String {
     format!("{}/{expert_idx}", stacked.name(Layout::Gguf))
 }
 
+fn not_in_gguf(path: &Path, setting: &'static str) -> FormatError {
+    FormatError::NotInLayout { path: path.to_owned(), setting, layout: "GGUF" }
+}
+
 /// Puts the parts named `NAME/0`, `NAME/1`, ... together to one tensor with a new slowest axis.
-fn group_experts<'a>(parts: Vec<GgufSource<'a>>, config: &DecoderConfig) -> Vec<GgufSource<'a>> {
+fn group_experts<'a>(
+    parts: Vec<GgufSource<'a>>,
+    config: &DecoderConfig,
+) -> Result<Vec<GgufSource<'a>>, &'static str> {
     let mut grouped: Vec<GgufSource<'a>> = Vec::with_capacity(parts.len());
     for mut part in parts {
         let Some((name, _)) = part.name.split_once('/') else {
@@ -311,6 +327,9 @@ fn group_experts<'a>(parts: Vec<GgufSource<'a>>, config: &DecoderConfig) -> Vec<
             continue;
         };
         match grouped.iter_mut().find(|other| other.name == name) {
+            Some(whole) if whole.dtype != part.dtype => {
+                return Err("experts of one layer in several number types");
+            }
             Some(whole) => whole.parts.append(&mut part.parts),
             None => {
                 let n_experts = config.experts.map_or(0, |experts| experts.n_experts);
@@ -320,7 +339,7 @@ fn group_experts<'a>(parts: Vec<GgufSource<'a>>, config: &DecoderConfig) -> Vec<
             }
         }
     }
-    grouped
+    Ok(grouped)
 }
 
 /// The numbers of a weight in another type, some rows at a time.

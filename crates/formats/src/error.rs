@@ -194,6 +194,14 @@ pub enum FormatError {
         /// Its type.
         got: &'static str,
     },
+    /// A number that cannot be quantised.
+    #[error("`{tensor}` in {} has a number that is not finite: it cannot be quantised", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
     /// Several models where one is expected.
     #[error("{} holds {n} GGUF files, expected one: name the file itself", dir.display())]
     ManyModels {

@@ -92,6 +92,21 @@ impl GgufFile {
     }
 }
 
+/// A value in an error message, shortened.
+fn describe(value: Value<'_>) -> String {
+    match value {
+        // A character has at most four bytes.
+        Value::Text(text) => {
+            String::from_utf8_lossy(&text[..text.len().min(320)]).chars().take(80).collect()
+        }
+        Value::Unsigned(number) => number.to_string(),
+        Value::Signed(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+        Value::Array(array) => format!("{array:?}"),
+    }
+}
+
 fn read_header(
     path: &Path,
     bytes: &[u8],
@@ -118,7 +133,7 @@ fn read_header(
         }
         Some(other) => {
             let expected = "a power of two from 8 to 1048576".to_owned();
-            return Err(cursor.bad("general.alignment", format!("{other:?}"), expected));
+            return Err(cursor.bad("general.alignment", describe(other), expected));
         }
     };
     let mut tensors = BTreeMap::new();
@@ -139,7 +154,25 @@ fn read_header(
         let tensor = tensors.get_mut(&name).expect("every name was put in above");
         place(&cursor, &name, tensor, data_begin.saturating_add(offset))?;
     }
+    check_apart(&cursor, &tensors)?;
     Ok((metadata, tensors))
+}
+
+/// Bytes that several tensors share would let a small file become a large model.
+fn check_apart(
+    cursor: &Cursor<'_>,
+    tensors: &BTreeMap<String, GgufTensor>,
+) -> Result<(), FormatError> {
+    let mut placed: Vec<_> =
+        tensors.iter().filter(|(_, tensor)| tensor.begin < tensor.end).collect();
+    placed.sort_by_key(|(_, tensor)| tensor.begin);
+    match placed.array_windows().find(|[(_, one), (_, next)]| next.begin < one.end) {
+        None => Ok(()),
+        Some([(one, _), (next, tensor)]) => {
+            let got = format!("bytes from {} on, which `{one}` has", tensor.begin);
+            Err(cursor.bad(&format!("tensor `{next}`"), got, "bytes of its own".to_owned()))
+        }
+    }
 }
 
 /// Name, type and shape; the range is filled in once the header's end is known.

@@ -10,6 +10,9 @@ use crate::model_dir::ModelDir;
 /// Largest `README.md` whose head is read.
 const MAX_README_BYTES: u64 = 4 << 20;
 
+/// Longest name of a licence, bytes.
+const MAX_NAME_BYTES: usize = 200;
+
 /// Words in a licence's name that mean it does not allow every use, and what they mean.
 const LIMITED: [(&str, &str); 8] = [
     ("mnpl", "not for production"),
@@ -51,7 +54,9 @@ pub fn licence_of(model: &ModelDir) -> Result<Option<Licence>, FormatError> {
         return Ok(Some(Licence::named(&name)));
     }
     let of_gguf = match model.weights().gguf().and_then(|file| file.get("general.license")) {
-        Some(Value::Text(name)) => std::str::from_utf8(name).ok().map(Licence::named),
+        Some(Value::Text(name)) if name.len() <= MAX_NAME_BYTES => {
+            std::str::from_utf8(name).ok().map(Licence::named)
+        }
         _ => None,
     };
     Ok(of_gguf)
@@ -72,7 +77,7 @@ fn of_readme(path: &Path) -> Result<Option<String>, FormatError> {
     let value = |key: &str| {
         let line = head.iter().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         let value = line.map(|value| value.trim().trim_matches(['"', '\'']).to_owned());
-        value.filter(|value| !value.is_empty() && value.len() <= 200)
+        value.filter(|value| !value.is_empty() && value.len() <= MAX_NAME_BYTES)
     };
     // `license: other` stands beside a name.
     Ok(value("license_name").or_else(|| value("license")))

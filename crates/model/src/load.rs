@@ -1,6 +1,7 @@
 //! Loading a decoder weight by weight, for serving and scoring.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::weights::StoredWeight;
 use formats::{
@@ -185,11 +186,11 @@ impl Loader<'_> {
         let kinds = kinds.map(|(&name, weight)| memory_kind(name, weight, self.quantisation));
         let kinds: Vec<Option<BlockKind>> = kinds.collect();
         if kinds.iter().any(Option::is_some) {
-            let parts = weights.iter().zip(kinds);
-            let parts = parts.map(|(weight, kind)| {
-                self.block_rows(weight, kind.unwrap_or_else(|| plain_kind(weight.dtype())))
+            let parts = names.iter().zip(weights.iter().zip(kinds));
+            let parts = parts.map(|(&name, (weight, kind))| {
+                self.block_rows(name, weight, kind.unwrap_or_else(|| plain_kind(weight.dtype())))
             });
-            return Ok(Linear::of_blocks(n_in, parts.collect()));
+            return Ok(Linear::of_blocks(n_in, parts.collect::<Result<_, _>>()?));
         }
         let n_out = weights.iter().map(|weight| weight.shape()[0]).sum();
         let mut linear = Linear::zeroed(self.dtype, n_out, n_in, Passes::Forward);
@@ -204,22 +205,35 @@ impl Loader<'_> {
 
     /// The rows of a weight in blocks: where it has this kind in the file, those of the mapped file, or a copy if their order
     /// is another.
-    fn block_rows(&self, weight: &StoredWeight<'_>, kind: BlockKind) -> BlockRows {
+    fn block_rows(
+        &self,
+        name: WeightName,
+        weight: &StoredWeight<'_>,
+        kind: BlockKind,
+    ) -> Result<BlockRows, FormatError> {
         let shape = [weight.shape()[0], weight.shape()[1]];
         if weight.dtype() == TensorDtype::F8E4M3 || block_kind(weight.dtype()) != kind {
             let family = self.device.compute().family();
-            return BlockRows::filled(self.device, kind, shape, |row, out| {
+            let is_finite = AtomicBool::new(true);
+            let rows = BlockRows::filled(self.device, kind, shape, |row, out| {
                 let mut numbers = vec![0.0; shape[1]];
                 weight.read_rows(row..row + 1, &mut numbers);
+                if numbers.iter().any(|number| !number.is_finite()) {
+                    is_finite.store(false, Ordering::Relaxed);
+                }
                 kind.encode(family, &numbers, out);
             });
+            return match is_finite.into_inner() {
+                true => Ok(rows),
+                false => Err(self.weights.not_finite(name)),
+            };
         }
         if let Some(bytes) = self.weights.shared_bytes(weight) {
-            return BlockRows::shared(kind, shape[0], Arc::new(bytes));
+            return Ok(BlockRows::shared(kind, shape[0], Arc::new(bytes)));
         }
-        BlockRows::filled(self.device, kind, shape, |row, out| {
+        Ok(BlockRows::filled(self.device, kind, shape, |row, out| {
             out.copy_from_slice(weight.row_bytes(row));
-        })
+        }))
     }
 }
 

@@ -11,8 +11,9 @@ use formats::convert::write_quantised;
 use formats::durable::read_bounded;
 use formats::free_disk_bytes;
 use formats::model_dir::ModelDir;
-use model::{Decoder, FileQuantiser, ModelConfig, Quantisation, compute_dtype};
+use model::{Decoder, FileQuantiser, ModelConfig, Quantisation, Workspace, compute_dtype};
 use serde_json::json;
+use tensor::Passes;
 use tokenizer::Tokenizer;
 
 use super::import::check_name;
@@ -111,8 +112,15 @@ fn compare(
         return Ok(None);
     }
     let config = ModelConfig::new(original.config().clone())?;
-    let needed_bytes =
-        weights_bytes(&config, original, None)? + weights_bytes(&config, quantised, None)?;
+    let piece_len = PIECE_LEN.min(config.context_len);
+    let computing_bytes = ["of the original", "of the quantised"].map(|_| {
+        let dtype = compute_dtype(config.dtype);
+        let workspace = Workspace::bytes_for(&config, dtype, piece_len, Passes::Forward);
+        (workspace + 4 * piece_len * config.vocab_size) as u64
+    });
+    let needed_bytes = weights_bytes(&config, original, None)?
+        + weights_bytes(&config, quantised, None)?
+        + computing_bytes.iter().sum::<u64>();
     if let Err(error) = machine::check_memory("comparing both models", needed_bytes) {
         context.say(&format!("not compared: {error}"));
         return Ok(None);
@@ -123,7 +131,6 @@ fn compare(
     let tokenizer = original.tokenizer()?;
     let token_ids = token_ids(tokenizer, text, args.tokens as usize);
     context.say(&format!("comparing on {} tokens", grouped(token_ids.len() as u64)));
-    let piece_len = PIECE_LEN.min(config.context_len);
     let (one, other) = (&original.decoder, &quantised.decoder);
     let compared = divergence(&device, one, other, &token_ids, tokenizer.bos_id(), piece_len);
     if compared.is_none() {

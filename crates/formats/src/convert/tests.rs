@@ -122,3 +122,20 @@ fn a_model_is_copied_in_the_layout_that_is_read_and_keeps_its_licence() {
     let again = copy_model(&copy, copy.dir());
     assert!(matches!(again, Err(FormatError::Exists { .. })));
 }
+
+#[test]
+fn experts_of_several_number_types_do_not_fit_one_tensor() {
+    let scratch = TestDir::new("convert-experts");
+    let source = workspace_root().join("golden/architectures/mixtral/hf");
+    let mut bytes = fs::read(source.join("model.safetensors")).unwrap();
+    let name = b"layers.0.block_sparse_moe.experts.1.w1.weight\":{\"dtype\":\"";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+    assert_eq!(&bytes[at..at + 5], b"BF16\"");
+    bytes[at..at + 5].copy_from_slice(b"F16\" ");
+    fs::write(scratch.path().join("model.safetensors"), bytes).unwrap();
+    fs::copy(source.join("config.json"), scratch.path().join("config.json")).unwrap();
+    let model = ModelDir::open(scratch.path()).unwrap();
+    let error = write_gguf_file(&model, &scratch.path().join("out.gguf")).unwrap_err().to_string();
+    assert!(error.contains("experts of one layer in several number types"), "{error}");
+    assert!(!scratch.path().join("out.gguf").exists());
+}

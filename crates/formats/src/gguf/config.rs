@@ -5,7 +5,7 @@ use crate::config::hf::{magnitude, shortest_pattern};
 use crate::config::{DecoderConfig, Experts, QueryScaling, Rope, RopeScaling, WeightDtype};
 use crate::weights::TensorDtype;
 
-use super::{GgufFile, Value};
+use super::{GgufFile, Value, describe};
 
 /// Architectures whose tensors and keys are those of this family. `llama` files hold Mistral, Mixtral and Llama models.
 const ARCHITECTURES: [&str; 2] = ["llama", "mistral3"];
@@ -20,28 +20,23 @@ impl GgufFile {
     /// When it is of another architecture, or an entry is missing or has a value that this family does not compute; the
     /// error names the key.
     pub fn decoder_config(&self) -> Result<DecoderConfig, FormatError> {
-        let architecture = match self.get("general.architecture") {
-            Some(Value::Text(name)) => String::from_utf8_lossy(name).into_owned(),
-            other => return Err(self.bad("general.architecture", other, "a text".to_owned())),
-        };
-        if !ARCHITECTURES.contains(&architecture.as_str()) {
+        let found = self.get("general.architecture");
+        let is_found = |name: &&str| found == Some(Value::Text(name.as_bytes()));
+        let Some(architecture) = ARCHITECTURES.into_iter().find(is_found) else {
             let expected = format!("one of {}", ARCHITECTURES.join(", "));
-            let got = Some(Value::Text(architecture.as_bytes()));
-            return Err(self.bad("general.architecture", got, expected));
+            return Err(self.bad("general.architecture", found, expected));
+        };
+        // There is no key for biases: the tensors are the only sign.
+        if let Some(name) = self.tensors.keys().find(|name| name.ends_with(".bias")) {
+            let (path, field) = (self.path.clone(), format!("tensor `{name}`"));
+            let (got, expected) = ("a bias".to_owned(), "a model without biases".to_owned());
+            return Err(FormatError::Field { path, field, got, expected });
         }
-        Keys { file: self, architecture: &architecture }.config()
+        Keys { file: self, architecture }.config()
     }
 
     pub(super) fn bad(&self, key: &str, got: Option<Value<'_>>, expected: String) -> FormatError {
-        let got = match got {
-            None => "missing".to_owned(),
-            Some(Value::Text(text)) => String::from_utf8_lossy(text).chars().take(80).collect(),
-            Some(Value::Unsigned(number)) => number.to_string(),
-            Some(Value::Signed(number)) => number.to_string(),
-            Some(Value::Float(number)) => number.to_string(),
-            Some(Value::Bool(flag)) => flag.to_string(),
-            Some(Value::Array(array)) => format!("{array:?}"),
-        };
+        let got = got.map_or_else(|| "missing".to_owned(), describe);
         let (path, field) = (self.path.clone(), key.chars().take(120).collect());
         FormatError::Field { path, field, got, expected }
     }
@@ -88,15 +83,17 @@ impl Keys<'_> {
 
     /// A number in `min..=max`, if it is there. Rounded in the file to f32.
     fn number(&self, name: &str, min: f64, max: f64) -> Result<Option<f64>, FormatError> {
-        match self.get(name) {
-            None => Ok(None),
+        let Some(found) = self.get(name) else { return Ok(None) };
+        let number = match found {
             // The decimal that was meant: 1e-5 and not 9.99999974e-6.
-            Some(Value::Float(number)) if (min..=max).contains(&number) => {
-                Ok(Some((number as f32).to_string().parse().unwrap_or(number)))
-            }
-            other => {
+            Value::Float(number) => (number as f32).to_string().parse().ok(),
+            _ => None,
+        };
+        match number.filter(|number| (min..=max).contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => {
                 let expected = format!("a number {min:e}..={max:e}");
-                Err(self.file.bad(&self.key(name), other, expected))
+                Err(self.file.bad(&self.key(name), Some(found), expected))
             }
         }
     }
@@ -175,9 +172,9 @@ impl Keys<'_> {
     fn positions(&self, head_dim: usize) -> Result<(Rope, Option<QueryScaling>), FormatError> {
         let theta = self.number("rope.freq_base", 1.0, 1e12)?.unwrap_or(1e4);
         let kind = match self.get("rope.scaling.type") {
-            None => "none",
             Some(Value::Text(b"none")) => "none",
-            Some(Value::Text(b"linear")) => "linear",
+            // A factor without a type is a linear one.
+            None | Some(Value::Text(b"linear")) => "linear",
             Some(Value::Text(b"yarn")) => "yarn",
             other => {
                 let expected = "none, linear or yarn".to_owned();
@@ -188,8 +185,7 @@ impl Keys<'_> {
         let factor = self.number("rope.scaling.factor", 1e-3, 1e6)?.or(old_factor);
         let scaling = match (kind, factor) {
             ("yarn", factor) => self.yarn(factor)?,
-            // A factor without a type is a linear one.
-            (_, Some(factor)) if factor != 1.0 && factor != 0.0 => RopeScaling::Linear { factor },
+            ("linear", Some(factor)) if factor != 1.0 => RopeScaling::Linear { factor },
             _ => RopeScaling::None,
         };
         let scaling = match self.divisors(head_dim)? {

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::FormatError;
 
 /// Longest name.
-const MAX_NAME: u64 = 1 << 16;
+const MAX_NAME: u64 = 1024;
 
 /// A position in the bytes of a file.
 pub(super) struct Cursor<'a> {

@@ -234,3 +234,60 @@ fn a_folder_of_one_file_is_a_model_and_of_two_is_not() {
     let error = ModelDir::open(&dir).unwrap_err().to_string();
     assert!(error.contains("holds 2 GGUF files"), "{error}");
 }
+
+/// The place behind a key or name and `skipped` more bytes.
+fn behind(bytes: &[u8], name: &[u8], skipped: usize) -> usize {
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    at + name.len() + skipped
+}
+
+#[test]
+fn tensors_that_share_bytes_are_refused() {
+    let scratch = TestDir::new("gguf-overlap");
+    let header = Header::new(3, 2, 0).tensor("a", 24, 0, 0).tensor("b", 8, 0, 64);
+    let error = open(&scratch, &header.padded(96)).unwrap_err().to_string();
+    assert!(error.contains("tensor `b`") && error.contains("which `a` has"), "{error}");
+    let apart = Header::new(3, 2, 0).tensor("a", 16, 0, 0).tensor("b", 8, 0, 64);
+    open(&scratch, &apart.padded(96)).unwrap();
+}
+
+#[test]
+fn biases_are_refused() {
+    let scratch = TestDir::new("gguf-bias");
+    let header = Header::new(3, 1, 1).text(b"general.architecture").u32(8).text(b"llama");
+    let bytes = header.tensor("blk.0.attn_q.bias", 8, 0, 0).padded(32);
+    let error = open(&scratch, &bytes).unwrap().decoder_config().unwrap_err().to_string();
+    assert!(error.contains("attn_q.bias") && error.contains("without biases"), "{error}");
+}
+
+#[test]
+fn a_factor_counts_unless_the_scaling_is_called_none() {
+    let scratch = TestDir::new("gguf-none");
+    let mut bytes = golden("linear");
+    let scaling = |bytes: &[u8]| {
+        let file = open(&scratch, bytes).unwrap();
+        file.decoder_config().unwrap().rope.scaling
+    };
+    assert!(matches!(scaling(&bytes), RopeScaling::Linear { .. }));
+    let file = open(&scratch, &bytes).unwrap();
+    let data_begin = file.tensors().values().map(|tensor| tensor.begin).min().unwrap();
+    // Two bytes less of text, two bytes more before the tensors.
+    bytes.splice(data_begin..data_begin, [0, 0]);
+    let at = behind(&bytes, b"llama.rope.scaling.type", 4);
+    bytes.splice(at..at + 14, [&4_u64.to_le_bytes()[..], b"none"].concat());
+    assert_eq!(scaling(&bytes), RopeScaling::None);
+}
+
+#[test]
+fn a_norm_in_blocks_is_not_written_again() {
+    let scratch = TestDir::new("gguf-norm");
+    let mut bytes = golden("quantised_a");
+    let at = behind(&bytes, b"output_norm.weight", 4 + 8);
+    assert_eq!(bytes[at..at + 4], 0_u32.to_le_bytes());
+    bytes[at..at + 4].copy_from_slice(&8_u32.to_le_bytes());
+    open(&scratch, &bytes).unwrap();
+    let model = ModelDir::open(&scratch.path().join("model.gguf")).unwrap();
+    let error = crate::convert::write_gguf_file(&model, &scratch.path().join("again.gguf"));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("`output_norm.weight`") && error.contains("Q8_0"), "{error}");
+}

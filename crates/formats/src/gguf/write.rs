@@ -139,8 +139,9 @@ fn describe(entries: &mut Entries, config: &DecoderConfig) -> Result<(), &'stati
     if let Some(bos_id) = config.bos_id {
         entries.u32("tokenizer.ggml.bos_token_id", bos_id as usize);
     }
-    if let Some(&eos_id) = config.eos_ids.first() {
-        entries.u32("tokenizer.ggml.eos_token_id", eos_id as usize);
+    let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
+    for (key, &eos_id) in keys.into_iter().zip(&config.eos_ids) {
+        entries.u32(key, eos_id as usize);
     }
     Ok(())
 }
@@ -230,7 +231,11 @@ fn write_all(out: &mut dyn Write, header: &[u8], tensors: Vec<GgufSource<'_>>) -
                 TensorData::F32(_) => unreachable!("the converter writes bytes"),
             }
         }
-        assert_eq!(counted.n_written, n_bytes, "bytes of `{}`", tensor.name);
+        if counted.n_written != n_bytes {
+            let problem =
+                format!("`{}` has {} bytes, not {n_bytes}", tensor.name, counted.n_written);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
         let padding = n_bytes.next_multiple_of(ALIGNMENT) - n_bytes;
         out.write_all(&[0; ALIGNMENT as usize][..padding as usize])?;
     }

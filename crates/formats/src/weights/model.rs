@@ -421,7 +421,15 @@ impl ModelWeights {
         FormatError::TensorDtype { path, tensor, got: format!("{} (a norm)", dtype.name()) }
     }
 
-    /// Why a weight cannot be quantised.
+    /// Why a weight cannot be quantised: it has a number that is not finite.
+    #[must_use]
+    pub fn not_finite(&self, weight: WeightName) -> FormatError {
+        let tensor = self.naming.name(weight);
+        let path = self.files.path_of(&tensor).to_owned();
+        FormatError::NotFinite { path, tensor }
+    }
+
+    /// Why a weight cannot be quantised: it is already.
     #[must_use]
     pub(crate) fn quantised(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
         let tensor = self.naming.name(weight);

@@ -134,6 +134,10 @@ fn what_cannot_be_quantised_is_refused_and_leaves_nothing() {
     let error = write_quantised(&broken, &out, &quantiser).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("row 0 of `model.embed_tokens.weight`"), "{cause}");
+    let config = ModelConfig::new(broken.config().clone()).unwrap();
+    let kind = Some(Quantisation::Q8_0);
+    let error = Decoder::load(&device, &config, DType::F32, broken.weights(), kind).unwrap_err();
+    assert!(error.to_string().contains("not finite"), "{error}");
     assert_eq!(scratch.names(), ["wide"]);
 
     let quantised = golden::workspace_root().join("golden/architectures/quantised_a/gguf");
