@@ -89,7 +89,7 @@ fn blocks_that_are_written_are_those_of_the_gguf_package() {
     }
 }
 
-/// Measured: 0.53 %, 7.17 % and 1.78 % on normal numbers.
+/// Measured: 0.53 %, 7.07 % and 1.78 % on normal numbers; ggml leaves 0.54 %, 7.19 % and 1.78 % on others.
 #[test]
 fn errors_of_written_blocks_are_small() {
     let numbers = normal(11, 64 * 256, 0.02);
