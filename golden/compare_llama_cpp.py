@@ -67,6 +67,7 @@ def main():
     for path in arguments.models:
         theirs = greedy(path, N_GREEDY, arguments.end_id)
         found = ours(arguments.galerne, path, PROMPT, N_GREEDY)
+        found = found[: found.index(arguments.end_id)] if arguments.end_id in found else found
         n_same = next((i for i, pair in enumerate(zip(theirs, found)) if pair[0] != pair[1]), min(len(theirs), len(found)))
         model = open_llama(path)
         token_ids = [1] + rng.integers(3, min(model.n_vocab(), 4096), N_RANDOM - 1).tolist()
