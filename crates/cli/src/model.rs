@@ -87,9 +87,9 @@ fn list(context: &Context) -> anyhow::Result<()> {
 fn inspect(value: &str, context: &Context) -> anyhow::Result<()> {
     let (name, path) = locate(value, context)?;
     let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
-    let tokenizer = match dir.file("tokenizer.json") {
-        Ok(path) => Some(Tokenizer::open(&path)?),
-        Err(_) => None,
+    let tokenizer = match Tokenizer::open(dir.dir()) {
+        Err(tokenizer::Error::NoTokenizer { .. }) => None,
+        opened => Some(opened?),
     };
     let files = files_of(dir.dir())?;
     match context.form() {

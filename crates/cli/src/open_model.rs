@@ -20,8 +20,6 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::machine;
 
-/// The file of the tokenizer in a model directory.
-const TOKENIZER_FILE: &str = "tokenizer.json";
 /// The file of the chat template in a model directory.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Largest chat template that is read.
@@ -217,12 +215,11 @@ fn open_tokenizer(
     dir: &ModelDir,
     config: &ModelConfig,
 ) -> anyhow::Result<Option<Arc<Tokenizer>>> {
-    let path = dir.dir().join(TOKENIZER_FILE);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let tokenizer =
-        Tokenizer::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let tokenizer = match Tokenizer::open(dir.dir()) {
+        Err(tokenizer::Error::NoTokenizer { .. }) => return Ok(None),
+        opened => opened
+            .with_context(|| format!("cannot read the tokenizer of {}", dir.dir().display()))?,
+    };
     if tokenizer.vocab_size() > config.vocab_size {
         anyhow::bail!(
             "the tokenizer of model `{name}` has {} ids, expected at most {} (vocab_size)",

@@ -22,10 +22,13 @@ impl TextStream {
         TextStream::default()
     }
 
-    /// A stream for tokens that go on after a text: a space that they begin with belongs to the text, where
-    /// [`TextStream::new`] takes it for the one that encoding with SentencePiece adds.
-    pub fn within_text() -> TextStream {
-        TextStream { assembler: Assembler::within_text(), prefix: None }
+    /// A stream for tokens that go on after those of a prompt. Where the prompt ends with text, a space that follows
+    /// belongs to the text; [`TextStream::new`] takes it for the one that SentencePiece puts before every text.
+    pub fn after(tokenizer: &Tokenizer, prompt: &[u32]) -> TextStream {
+        let is_within_text = prompt.last().is_some_and(|&id| !tokenizer.is_control(id));
+        let assembler =
+            if is_within_text { Assembler::within_text() } else { Assembler::default() };
+        TextStream { assembler, prefix: None }
     }
 
     /// A stream for an answer, without what the template puts before every answer (see

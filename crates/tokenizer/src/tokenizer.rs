@@ -170,6 +170,17 @@ impl Tokenizer {
         token_ids
     }
 
+    /// Token ids of a text that a model is to go on with: BOS, unless the tokenizer's file says that none stands there,
+    /// and the text.
+    pub fn encode_prompt(&self, text: &str) -> Vec<u32> {
+        let mut token_ids = Vec::with_capacity(1 + text.len() / 3);
+        if self.adds_bos != Some(false) {
+            token_ids.push(self.bos_id());
+        }
+        self.encode_into(text, &mut token_ids);
+        token_ids
+    }
+
     /// As [`Tokenizer::encode`], appending to `out`.
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
         self.encode_at(text, Place::Beginning, out);

@@ -124,6 +124,17 @@ fn properties_of_the_files_are_read() {
 }
 
 #[test]
+fn bos_stands_before_a_prompt_unless_the_file_says_otherwise() {
+    for (name, tokenizer) in TOKENIZERS.iter() {
+        let mut expected = tokenizer.encode("wind");
+        if *name != "gpt2.tokenizer.json" {
+            expected.insert(0, tokenizer.bos_id());
+        }
+        assert_eq!(tokenizer.encode_prompt("wind"), expected, "{name}");
+    }
+}
+
+#[test]
 fn files_are_written_as_they_were_read() {
     for (name, tokenizer) in TOKENIZERS.iter() {
         let files = tokenizer.files();
@@ -146,13 +157,14 @@ fn a_space_goes_before_the_beginning_only_where_the_scheme_says_first() {
 }
 
 #[test]
-fn a_stream_within_a_text_keeps_its_first_space() {
+fn a_stream_after_text_keeps_its_first_space() {
     let tokenizer = open("tiny.model");
     let ids = tokenizer.encode("wind");
-    let mut stream = TextStream::within_text();
-    let text: String = ids.iter().map(|&id| stream.push(&tokenizer, id)).collect();
-    assert_eq!(text, " wind");
-    assert_eq!(streamed(&tokenizer, &ids), "wind");
+    for (prompt, expected) in [("", "wind"), ("the", " wind")] {
+        let mut stream = TextStream::after(&tokenizer, &tokenizer.encode_prompt(prompt));
+        let text: String = ids.iter().map(|&id| stream.push(&tokenizer, id)).collect();
+        assert_eq!(text, expected);
+    }
 }
 
 /// Pieces of text that are hard on one kind or another.
