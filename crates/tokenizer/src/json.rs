@@ -11,7 +11,7 @@ mod write;
 use crate::added::AddedTokens;
 use crate::encode::{Merge, WordCaches, WordEncoder};
 use crate::error::Error;
-use crate::split::{DigitGroup, SpaceCut, Split};
+use crate::split::{DigitGroup, Neighbours, Split};
 use crate::symbols::{Characters, Symbols};
 use crate::text::Decoding;
 use crate::tokenizer::{Origin, Prefix, Tokenizer};
@@ -106,7 +106,8 @@ struct ProbeModel {
 /// What the parts of the file say, beside the vocabulary and the merges.
 struct Rules {
     spelling: Spelling,
-    split: Split,
+    /// `None` if only the merges restrict where words end.
+    split: Option<Split>,
     prefix: Prefix,
     decoding: Decoding,
     /// Whether a word that is a token is that token, whatever the merges say.
@@ -144,9 +145,9 @@ impl Tokenizer {
         let merges = entries.merges(&file.model.merges)?;
         let vocabulary = entries.vocabulary(rules.spelling)?;
         let results = merges.iter().filter_map(|merge| vocabulary.get(merge.result));
-        let split = match rules.split {
-            Split::Spaces(SpaceCut::Runs) => Split::Spaces(SpaceCut::for_tokens(results)),
-            other => other,
+        let split = match &rules.split {
+            Some(split) => split.clone(),
+            None => Split::Unmerged(Neighbours::in_tokens(results)),
         };
         if let Some(digits) = own_digits(&file.post_processor, &file.added_tokens, &rules)
             && has_own_controls(&vocabulary)
@@ -189,7 +190,7 @@ fn rules(file: &FileIn) -> Result<Rules, Error> {
         parts::check_byte_level_decoder(&file.decoder)?;
         return Ok(Rules {
             spelling: Spelling::ByteLevel,
-            split,
+            split: Some(split),
             prefix: Prefix::Never,
             decoding: Decoding::Joined,
             takes_whole_words,
@@ -203,7 +204,7 @@ fn rules(file: &FileIn) -> Result<Rules, Error> {
     let first = parts::piece_decoder(&file.decoder)?;
     Ok(Rules {
         spelling: Spelling::Pieces,
-        split: Split::Spaces(split),
+        split,
         prefix,
         decoding: Decoding::Pieces(first),
         takes_whole_words,
@@ -251,7 +252,9 @@ fn encoder(
 fn own_digits(post_processor: &Value, added: &[AddedToken], rules: &Rules) -> Option<DigitGroup> {
     let is_plain = post_processor.is_null() && !rules.takes_whole_words;
     match rules.split {
-        Split::Plain(digits) if is_plain && added.iter().all(|token| token.special) => Some(digits),
+        Some(Split::Plain(digits)) if is_plain && added.iter().all(|token| token.special) => {
+            Some(digits)
+        }
         _ => None,
     }
 }

@@ -13,7 +13,7 @@ use crate::added::AddedTokens;
 use crate::encode::{WordCaches, WordEncoder};
 use crate::error::Error;
 use crate::implied::{self, MAX_TOKEN_BYTES, Ranked, Unit};
-use crate::split::{SPACE_SIGN, SpaceCut, Split};
+use crate::split::{Neighbours, SPACE_SIGN, Split};
 use crate::symbols::{Characters, Symbols};
 use crate::text::{Decoding, FirstSpace};
 use crate::tokenizer::{Origin, Prefix, Tokenizer};
@@ -36,7 +36,7 @@ impl Tokenizer {
         let controls =
             Controls::find(&vocabulary, Some(model.bos), Some(model.eos)).map_err(missing)?;
         let normal = (0..).zip(&model.pieces).filter(|(_, piece)| piece.kind == PieceKind::Normal);
-        let cut = SpaceCut::for_tokens(normal.filter_map(|(id, _)| vocabulary.get(id)));
+        let neighbours = Neighbours::in_tokens(normal.filter_map(|(id, _)| vocabulary.get(id)));
         let (prefix, first) = if model.adds_space {
             (Prefix::Text, FirstSpace::Dropped)
         } else {
@@ -46,7 +46,7 @@ impl Tokenizer {
             words: encoder(&vocabulary, &model.pieces)?,
             vocabulary,
             controls,
-            split: Split::Spaces(cut),
+            split: Split::Unmerged(neighbours),
             prefix,
             decoding: Decoding::Pieces(first),
             added: AddedTokens::new(user_defined(&model.pieces)?),

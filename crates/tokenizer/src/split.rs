@@ -23,7 +23,7 @@ mod unicode_ranges;
 pub(crate) use cased::CasedWords;
 use classes::{Class, class_of};
 pub(crate) use gpt2::Gpt2Words;
-pub(crate) use spaces::{SPACE_SIGN, SpaceCut, SpaceWords, begins_with_space};
+pub(crate) use spaces::{Neighbours, SPACE_SIGN, SpacedWords, UnmergedWords, begins_with_space};
 
 /// How many digits at most make one word.
 ///
@@ -69,7 +69,7 @@ impl DigitGroup {
 }
 
 /// A rule that cuts a text into words.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Split {
     /// The rule above.
     Plain(DigitGroup),
@@ -79,8 +79,10 @@ pub(crate) enum Split {
     Gpt2,
     /// The rule of Tekken.
     Cased,
-    /// Before spaces: SentencePiece.
-    Spaces(SpaceCut),
+    /// Before every space.
+    Spaced,
+    /// No rule: a cut only where it changes nothing.
+    Unmerged(Neighbours),
 }
 
 impl Split {
@@ -102,7 +104,7 @@ impl Split {
     }
 
     /// The regular expression.
-    pub(crate) fn pattern(self) -> Option<String> {
+    pub(crate) fn pattern(&self) -> Option<String> {
         match self {
             Split::Plain(digits) => Some(digits.pattern().to_string()),
             Split::Contractions(digits) => {
@@ -110,7 +112,7 @@ impl Split {
             }
             Split::Gpt2 => Some(gpt2::PATTERN.to_string()),
             Split::Cased => Some(cased::PATTERN.to_string()),
-            Split::Spaces(_) => None,
+            Split::Spaced | Split::Unmerged(_) => None,
         }
     }
 }

@@ -5,7 +5,8 @@ use crate::encode::{Merge, WordCache, WordCaches, WordEncoder};
 use crate::error::Error;
 use crate::json;
 use crate::split::{
-    CasedWords, Contractions, DigitGroup, Gpt2Words, SpaceWords, Split, Words, begins_with_space,
+    CasedWords, Contractions, DigitGroup, Gpt2Words, SpacedWords, Split, UnmergedWords, Words,
+    begins_with_space,
 };
 use crate::symbols::Symbols;
 use crate::text::{Assembler, Decoding};
@@ -218,23 +219,36 @@ impl Tokenizer {
             Prefix::SegmentsWithoutSpace => is_bare,
             Prefix::FirstWithoutSpace => is_bare && place == Place::Beginning,
         };
-        match self.split {
-            Split::Plain(digits) => self.encode_words(text, Words::new(text, digits), cache, out),
+        if is_prefixed {
+            // Only the first word is copied.
+            let n = self.first_word_end(text);
+            self.words.encode(format!(" {}", &text[..n]).as_bytes(), out);
+            return self.encode_split(&text[n..], cache, out);
+        }
+        self.encode_split(text, cache, out);
+    }
+
+    /// Where the word ends that a space before the text begins.
+    fn first_word_end(&self, text: &str) -> usize {
+        match &self.split {
+            Split::Unmerged(neighbours) => UnmergedWords::new(text, neighbours).next_after_space(),
+            _ if begins_with_space(text) => 0,
+            _ => SpacedWords::new(text).next().map_or(0, |(_, end)| end),
+        }
+    }
+
+    fn encode_split(&self, text: &str, cache: &mut WordCache, out: &mut Vec<u32>) {
+        match &self.split {
+            Split::Plain(digits) => self.encode_words(text, Words::new(text, *digits), cache, out),
             Split::Contractions(digits) => {
-                let words = Words::with(text, digits, Contractions::Apart);
+                let words = Words::with(text, *digits, Contractions::Apart);
                 self.encode_words(text, words, cache, out);
             }
             Split::Gpt2 => self.encode_words(text, Gpt2Words::new(text), cache, out),
             Split::Cased => self.encode_words(text, CasedWords::new(text), cache, out),
-            Split::Spaces(cut) => {
-                let mut words = SpaceWords::new(text, cut);
-                if is_prefixed {
-                    // Only the first word is copied: a space before it makes no other cut.
-                    let (_, end) = words.next().unwrap_or_default();
-                    let first = format!(" {}", &text[..end]);
-                    cache.encode(&self.words, first.as_bytes(), (0, first.len()), out);
-                }
-                self.encode_words(text, words, cache, out);
+            Split::Spaced => self.encode_words(text, SpacedWords::new(text), cache, out),
+            Split::Unmerged(neighbours) => {
+                self.encode_words(text, UnmergedWords::new(text, neighbours), cache, out);
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use super::{expect, unsupported};
 use crate::error::Error;
-use crate::split::{SPACE_SIGN, SpaceCut, Split};
+use crate::split::{SPACE_SIGN, Split};
 use crate::text::FirstSpace;
 use crate::tokenizer::Prefix;
 use serde_json::{Map, Value, json};
@@ -87,11 +87,11 @@ pub(super) fn check_byte_level_decoder(value: &Value) -> Result<(), Error> {
 }
 
 /// How spaces are treated by a tokeniser of SentencePiece's kind: either the normaliser or the pre-tokeniser replaces
-/// them and puts one before the text.
+/// them and puts one before the text. Without a split words end where merges must.
 pub(super) fn spaces(
     normalizer: &Value,
     pre_tokenizer: &Value,
-) -> Result<(SpaceCut, Prefix), Error> {
+) -> Result<(Option<Split>, Prefix), Error> {
     if normalizer.is_null() {
         return metaspace(pre_tokenizer).ok_or_else(|| {
             let expected = "Metaspace with the replacement U+2581, or a normalizer that does it";
@@ -109,10 +109,10 @@ pub(super) fn spaces(
         }
     };
     expect("pre_tokenizer", pre_tokenizer, &Value::Null)?;
-    Ok((SpaceCut::Runs, prefix))
+    Ok((None, prefix))
 }
 
-fn metaspace(value: &Value) -> Option<(SpaceCut, Prefix)> {
+fn metaspace(value: &Value) -> Option<(Option<Split>, Prefix)> {
     let object = of_type(value, "Metaspace")?;
     let known = ["type", "replacement", "prepend_scheme", "split", "add_prefix_space"];
     if !object.keys().all(|key| known.contains(&key.as_str())) {
@@ -134,8 +134,8 @@ fn metaspace(value: &Value) -> Option<(SpaceCut, Prefix)> {
         return None;
     }
     let cut = match object.get("split").map_or(Some(true), Value::as_bool)? {
-        true => SpaceCut::Every,
-        false => SpaceCut::Runs,
+        true => Some(Split::Spaced),
+        false => None,
     };
     Some((cut, prefix))
 }
