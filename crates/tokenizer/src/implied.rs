@@ -5,8 +5,9 @@ use crate::encode::Merge;
 use crate::symbols::symbol_without_token;
 use std::collections::HashMap;
 
-/// The longest token that takes part in merges: looking at all its halves takes quadratic time.
-pub(crate) const MAX_TOKEN_BYTES: usize = 1024;
+/// The longest token that text may become where a file is not trusted: looking at all halves of a token takes quadratic
+/// time. The longest one of Tekken has 76 bytes.
+pub(crate) const MAX_TOKEN_BYTES: usize = 256;
 
 /// A token that text may become.
 #[derive(Clone, Copy, Debug)]

@@ -11,6 +11,7 @@ mod write;
 use crate::added::AddedTokens;
 use crate::encode::{Merge, WordCaches, WordEncoder};
 use crate::error::Error;
+use crate::implied::MAX_TOKEN_BYTES;
 use crate::split::{DigitGroup, Neighbours, Split};
 use crate::symbols::{Characters, Symbols};
 use crate::text::Decoding;
@@ -278,8 +279,10 @@ fn check_added_tokens(tokens: &[AddedToken], is_normalizing: bool) -> Result<(),
                 return Err(unsupported(&field, &json!(got), "false".to_string()));
             }
         }
-        if token.content.is_empty() {
-            return Err(inconsistent(format!("added_tokens[{i}]"), "the token is empty"));
+        let n_bytes = token.content.len();
+        if n_bytes == 0 || (!token.special && n_bytes > MAX_TOKEN_BYTES) {
+            let problem = format!("the token has {n_bytes} bytes, expected 1 to {MAX_TOKEN_BYTES}");
+            return Err(inconsistent(format!("added_tokens[{i}]"), problem));
         }
     }
     Ok(())

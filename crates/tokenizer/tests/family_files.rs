@@ -80,6 +80,8 @@ fn json_files_of_pieces_are_refused_by_the_name_of_the_field() {
         ("/post_processor/special_tokens/<s>/ids", json!([3]), "`post_processor`"),
         ("/added_tokens/5/normalized", json!(true), "`added_tokens[5].normalized`"),
         ("/added_tokens/5/lstrip", json!(true), "`added_tokens[5].lstrip`"),
+        ("/added_tokens/5/content", json!(""), "`added_tokens[5]`"),
+        ("/added_tokens/5/content", json!("a".repeat(257)), "`added_tokens[5]`"),
         ("/model/ignore_merges", json!(true), "`model.ignore_merges`"),
         ("/model/byte_fallback", json!(false), "`normalizer`"),
         ("/model/merges/0", json!(["<0x41>", "a"]), "is not in model.vocab"),
@@ -154,7 +156,7 @@ fn model_error(number: u8, message: &[u8]) -> String {
 
 #[test]
 fn sentencepiece_models_are_refused_by_the_name_of_the_field() {
-    let long = "a".repeat(1025);
+    let long = "a".repeat(257);
     let long = field(1, long.as_bytes());
     let cases: [(u8, &[u8], &str); 18] = [
         (2, &[3 << 3, 1], "`trainer_spec.model_type` of tokenizer.model is 1, expected 2 (BPE)"),
@@ -174,7 +176,7 @@ fn sentencepiece_models_are_refused_by_the_name_of_the_field() {
         (1, &[10, 2, b'x', b'?', 3 << 3, 6], "does not name a byte"),
         (1, &[10, 2, b' ', b'?', 3 << 3, 4], "no space in such a piece"),
         (1, &[10, 2, b'x', b'?', 2 << 3 | 5, 0, 0, 0xC0, 0x7F], "the score is NaN"),
-        (1, &long, "more than 1024 bytes"),
+        (1, &long, "more than 256 bytes"),
     ];
     for (number, message, expected) in cases {
         let message = model_error(number, message);
