@@ -10,7 +10,14 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 OUT = pathlib.Path("crates/tokenizer/src/split/unicode_ranges.rs")
-CLASSES = [("LETTERS", r"\p{L}", "Letters"), ("NUMBERS", r"\p{N}", "Numbers"), ("SPACES", r"\s", "White space")]
+CLASSES = [
+    ("LETTERS", r"\p{L}", "Letters"),
+    ("NUMBERS", r"\p{N}", "Numbers"),
+    ("SPACES", r"\s", "White space"),
+    ("UPPER", r"[\p{Lu}\p{Lt}]", "Capital and title-case letters"),
+    ("LOWER", r"\p{Ll}", "Small letters"),
+    ("MARKS", r"\p{M}", "Marks"),
+]
 
 
 def ranges(pattern):

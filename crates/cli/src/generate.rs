@@ -104,13 +104,17 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         model.tokenizer()?;
     }
     let engine = model.start_engine(device, limits)?;
+    let text = model.tokenizer.clone().map(|tokenizer| {
+        let stream = TextStream::after(&tokenizer, &prompt);
+        (tokenizer, stream)
+    });
     let question = Question {
         prompt,
         max_tokens: args.max_tokens,
         sampling: args.sampling.resolve(&model),
         stop_ids: model.eos_ids.clone(),
         stop_texts: args.stop,
-        text: model.tokenizer.clone().map(|tokenizer| (tokenizer, TextStream::new())),
+        text,
     };
     let form = context.form();
     // While the model was loading there was nothing to end in good order.
@@ -144,9 +148,7 @@ fn token_ids(prompt: &Prompt, model: &OpenModel) -> anyhow::Result<Vec<u32>> {
         return Ok(prompt.token_ids.clone().unwrap_or_default());
     };
     let tokenizer = model.tokenizer()?;
-    let mut ids = vec![tokenizer.bos_id()];
-    tokenizer.encode_into(text, &mut ids);
-    Ok(ids)
+    Ok(tokenizer.encode_prompt(text))
 }
 
 /// The engine checks the same; the logits are computed before it is asked.

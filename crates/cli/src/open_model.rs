@@ -19,8 +19,6 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::machine;
 
-/// The file of the tokenizer in a model directory.
-const TOKENIZER_FILE: &str = "tokenizer.json";
 /// The file of the chat template in a model directory.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Largest chat template that is read.
@@ -222,12 +220,11 @@ fn open_tokenizer(
     dir: &ModelDir,
     config: &ModelConfig,
 ) -> anyhow::Result<Option<Arc<Tokenizer>>> {
-    let path = dir.dir().join(TOKENIZER_FILE);
-    if !path.is_file() {
+    if !Tokenizer::is_in(dir.dir()) {
         return Ok(None);
     }
-    let tokenizer =
-        Tokenizer::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let failed = || format!("cannot read the tokenizer of {}", dir.dir().display());
+    let tokenizer = Tokenizer::open(dir.dir()).with_context(failed)?;
     if tokenizer.vocab_size() > config.vocab_size {
         anyhow::bail!(
             "the tokenizer of model `{name}` has {} ids, expected at most {} (vocab_size)",

@@ -55,7 +55,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Used {
-    /// Tokenizer: a tokenizer.json, or a folder with one
+    /// Tokenizer: a tokenizer.json, tekken.json or tokenizer.model, or a folder with one
     #[arg(long, value_name = "FILE|DIR")]
     tokenizer: PathBuf,
 }
@@ -212,7 +212,7 @@ fn render(tokenizer: &Tokenizer, line: &str, form: Form) -> anyhow::Result<Strin
 fn inspect(tokenizer: &Tokenizer, context: &Context) -> anyhow::Result<()> {
     let controls: Vec<(&str, Option<u32>)> =
         CONTROL_TOKENS.iter().map(|&name| (name, tokenizer.control_id(name))).collect();
-    let digits = format!("{:?}", tokenizer.digits()).to_lowercase();
+    let digits = tokenizer.digits().map(|digits| format!("{digits:?}").to_lowercase());
     match context.form() {
         Form::Json => {
             let controls: Map<String, Value> =
@@ -228,7 +228,7 @@ fn inspect(tokenizer: &Tokenizer, context: &Context) -> anyhow::Result<()> {
             let mut rows = vec![
                 ("vocabulary", tokenizer.vocab_size().to_string()),
                 ("digest", tokenizer.digest()),
-                ("digits per word", digits),
+                ("digits per word", digits.unwrap_or_else(|| "as its file says".to_owned())),
             ];
             for (name, id) in controls {
                 rows.push((name, id.map_or_else(|| "none".to_owned(), |id| id.to_string())));

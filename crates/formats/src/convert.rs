@@ -19,7 +19,7 @@ use crate::weights::{
 };
 
 /// Files that belong to a model beside its weights and configuration, and are copied as they are.
-const COMPANIONS: [&str; 13] = [
+const COMPANIONS: [&str; 17] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -29,7 +29,11 @@ const COMPANIONS: [&str; 13] = [
     "chat_template.json",
     "tekken.json",
     "tokenizer.model",
+    "tokenizer.model.v1",
+    "tokenizer.model.v2",
     "tokenizer.model.v3",
+    "tokenizer.model.v7",
+    "tokenizer.model.v7m1",
     "LICENSE",
     "README.md",
     "MODEL_CARD.md",

@@ -111,17 +111,15 @@ pub(crate) fn recent_chat_prompt(
     Ok((without(enough)?, 2 * enough))
 }
 
-/// Encodes the prompt of a text completion: text gets the token that begins a document, ids are used as given.
+/// Encodes the prompt of a text completion: text gets the token that begins a document where the tokenizer has it so,
+/// ids are used as given.
 pub(crate) fn text_prompt(model: &LoadedModel, input: PromptInput) -> Prompt {
     let token_ids = match input {
         PromptInput::TokenIds(token_ids) => token_ids,
-        PromptInput::Text(text) => {
-            let mut token_ids = vec![model.tokenizer.bos_id()];
-            model.tokenizer.encode_into(&text, &mut token_ids);
-            token_ids
-        }
+        PromptInput::Text(text) => model.tokenizer.encode_prompt(&text),
     };
-    Prompt { token_ids, text_stream: TextStream::new() }
+    let text_stream = TextStream::after(&model.tokenizer, &token_ids);
+    Prompt { token_ids, text_stream }
 }
 
 /// Hands a prompt to the engine; `param` is the field it came from.

@@ -15,12 +15,33 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Not JSON, or not of the form of a `tokenizer.json`.
-    #[error("tokenizer.json: {0}")]
-    Json(#[from] serde_json::Error),
+    /// A folder without any file of a tokenizer.
+    #[error("{path} holds no tokenizer, expected tokenizer.json, tekken.json or tokenizer.model")]
+    NoTokenizer {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Not JSON, or not of the form of the file.
+    #[error("{file}: {source}")]
+    Json {
+        /// Which kind of file.
+        file: &'static str,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Not the binary form of a SentencePiece model.
+    #[error("tokenizer.model: at byte {offset}: {problem}")]
+    Protobuf {
+        /// Where in the file.
+        offset: usize,
+        /// What is wrong there.
+        problem: &'static str,
+    },
     /// A field asks for something that is not supported.
-    #[error("field `{field}` of tokenizer.json is {got}, expected {expected}")]
+    #[error("field `{field}` of {file} is {got}, expected {expected}")]
     Unsupported {
+        /// Which kind of file.
+        file: &'static str,
         /// Dotted path of the field.
         field: String,
         /// What is supported.
@@ -28,13 +49,21 @@ pub enum Error {
         /// What the file says, shortened.
         got: String,
     },
-    /// An entry of the vocabulary, of the merges or of the added tokens contradicts the rest.
-    #[error("field `{field}` of tokenizer.json: {problem}")]
+    /// An entry of the vocabulary, of the merges or of the special tokens contradicts the rest.
+    #[error("field `{field}` of {file}: {problem}")]
     Inconsistent {
+        /// Which kind of file.
+        file: &'static str,
         /// Dotted path of the entry.
         field: String,
         /// What is wrong with it.
         problem: String,
+    },
+    /// A chat template needs a control token that the vocabulary does not have.
+    #[error("the tokenizer has no control token `{name}`, which the chat template needs")]
+    MissingControl {
+        /// Its name.
+        name: &'static str,
     },
     /// The vocabulary asked of training cannot hold the control tokens and the 256 bytes.
     #[error(

@@ -1,4 +1,5 @@
-//! Text to token ids and back: byte-level BPE, its training, `tokenizer.json`, chat templates with loss masks.
+//! Text to token ids and back: byte-level BPE and its training; the files of the Mistral and Llama family
+//! (SentencePiece models, Tekken, `tokenizer.json`); chat templates with loss masks.
 //!
 //! One object, [`Tokenizer`], encodes ordinary text; what looks like a control token in it stays ordinary text. Control
 //! tokens come from [`ChatTemplate`] alone, which renders a [`Conversation`] for training and for serving.
@@ -25,16 +26,23 @@
 //! # }
 //! ```
 
+mod added;
+mod base64;
 mod chat;
 mod directory;
 mod encode;
 mod error;
+mod implied;
 mod json;
 mod pairs;
+mod sentencepiece;
 mod short_word;
 mod split;
 mod stop;
 mod stream;
+mod symbols;
+mod tekken;
+mod text;
 mod tokenizer;
 mod train;
 mod vocabulary;

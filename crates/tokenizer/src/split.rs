@@ -14,10 +14,18 @@
 //!
 //! Here it is a state machine over bytes: linear time, no allocation, at most two passes over a run of white space.
 
+mod cased;
 mod classes;
+mod gpt2;
+mod rule;
+mod spaces;
 mod unicode_ranges;
 
+pub(crate) use cased::CasedWords;
 use classes::{Class, class_of};
+pub(crate) use gpt2::Gpt2Words;
+pub(crate) use rule::Split;
+pub(crate) use spaces::{Neighbours, SPACE_SIGN, SpacedWords, UnmergedWords, begins_with_space};
 
 /// How many digits at most make one word.
 ///
@@ -62,37 +70,34 @@ impl DigitGroup {
     }
 }
 
+/// Whether words such as `'ll` are words of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Contractions {
+    Ignored,
+    Apart,
+}
+
 /// The words of a text as half-open byte ranges: contiguous, none empty, all of the text.
 pub(crate) struct Words<'a> {
     text: &'a [u8],
     position: usize,
     n_digits: usize,
+    contractions: Contractions,
 }
 
 impl<'a> Words<'a> {
     pub(crate) fn new(text: &'a str, digits: DigitGroup) -> Words<'a> {
-        Words { text: text.as_bytes(), position: 0, n_digits: digits.n_digits() }
+        Words::with(text, digits, Contractions::Ignored)
+    }
+
+    pub(crate) fn with(text: &'a str, digits: DigitGroup, contractions: Contractions) -> Words<'a> {
+        Words { text: text.as_bytes(), position: 0, n_digits: digits.n_digits(), contractions }
     }
 
     /// Class and length in bytes of the character that starts at `at`; the text is valid UTF-8.
     #[inline]
     fn class_at(&self, at: usize) -> (Class, usize) {
-        match self.text.get(at) {
-            None => (Class::End, 0),
-            Some(&first) if first.is_ascii() => (class_of(u32::from(first)), 1),
-            Some(&first) => self.class_beyond_ascii(at, u32::from(first)),
-        }
-    }
-
-    fn class_beyond_ascii(&self, at: usize, first: u32) -> (Class, usize) {
-        let tail = |i: usize| u32::from(self.text[at + i]) & 0x3F;
-        if first < 0xE0 {
-            (class_of((first & 0x1F) << 6 | tail(1)), 2)
-        } else if first < 0xF0 {
-            (class_of((first & 0x0F) << 12 | tail(1) << 6 | tail(2)), 3)
-        } else {
-            (class_of((first & 0x07) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3)), 4)
-        }
+        class_at(self.text, at)
     }
 
     /// The end of the word that starts at `start`.
@@ -104,6 +109,11 @@ impl<'a> Words<'a> {
             Class::Number => self.digits_end(start + n),
             Class::Newline => self.white_space_end(start),
             Class::Other | Class::Space => {
+                if self.contractions == Contractions::Apart
+                    && let Some(n) = contraction(&self.text[start..])
+                {
+                    return start + n;
+                }
                 let (next, n_next) = self.class_at(start + n);
                 match (class, next) {
                     (_, Class::Letter) => self.run_end(start + n + n_next, Class::Letter),
@@ -146,24 +156,82 @@ impl<'a> Words<'a> {
     }
 
     fn white_space_end(&self, start: usize) -> usize {
-        let (mut end, mut last, mut after_newline) = (start, start, None);
-        loop {
-            let (class, n) = self.class_at(end);
-            match class {
-                Class::Space => (last, end) = (end, end + n),
-                Class::Newline => {
-                    end += n;
-                    after_newline = Some(end);
-                }
-                _ => break,
-            }
-        }
-        match after_newline {
-            Some(end) => end,
-            None if end == self.text.len() || last == start => end,
-            None => last,
+        white_space_end(self.text, start, |at| match self.class_at(at) {
+            (Class::Space, n) => Some((false, n)),
+            (Class::Newline, n) => Some((true, n)),
+            _ => None,
+        })
+    }
+}
+
+/// Class and length in bytes of the character at `at`, in valid UTF-8.
+#[inline]
+fn class_at(text: &[u8], at: usize) -> (Class, usize) {
+    match char_at(text, at) {
+        Some((point, n)) => (class_of(point), n),
+        None => (Class::End, 0),
+    }
+}
+
+/// Code point and length in bytes of the character at `at`, in valid UTF-8; `None` at the end.
+#[inline]
+fn char_at(text: &[u8], at: usize) -> Option<(u32, usize)> {
+    let &first = text.get(at)?;
+    if first.is_ascii() { Some((u32::from(first), 1)) } else { Some(char_beyond_ascii(text, at)) }
+}
+
+fn char_beyond_ascii(text: &[u8], at: usize) -> (u32, usize) {
+    let first = u32::from(text[at]);
+    let tail = |i: usize| u32::from(text[at + i]) & 0x3F;
+    if first < 0xE0 {
+        ((first & 0x1F) << 6 | tail(1), 2)
+    } else if first < 0xF0 {
+        ((first & 0x0F) << 12 | tail(1) << 6 | tail(2), 3)
+    } else {
+        ((first & 0x07) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3), 4)
+    }
+}
+
+/// The end of the white space that starts at `start` by the last three alternatives. `space_at` tells of a white-space
+/// character whether it is a newline, and its length.
+#[inline]
+fn white_space_end(
+    text: &[u8],
+    start: usize,
+    space_at: impl Fn(usize) -> Option<(bool, usize)>,
+) -> usize {
+    let (mut end, mut last, mut after_newline) = (start, start, None);
+    while let Some((is_newline, n)) = space_at(end) {
+        (last, end) = (end, end + n);
+        if is_newline {
+            after_newline = Some(end);
         }
     }
+    match after_newline {
+        Some(end) => end,
+        None if end == text.len() || last == start => end,
+        None => last,
+    }
+}
+
+/// Bytes of the English contraction that a text begins with, if it does. Case does not matter; U+017F is a small s.
+fn contraction(text: &[u8]) -> Option<usize> {
+    let (&first, rest) = text.split_first()?;
+    if first != b'\'' {
+        return None;
+    }
+    let lower = |i: usize| rest.get(i).map_or(0, u8::to_ascii_lowercase);
+    match (lower(0), lower(1)) {
+        (b's' | b't' | b'm' | b'd', _) => Some(2),
+        (b'r' | b'v', b'e') | (b'l', b'l') => Some(3),
+        (0xC5, 0xBF) => Some(3),
+        _ => None,
+    }
+}
+
+fn contains(ranges: &[(u32, u32)], code_point: u32) -> bool {
+    let after = ranges.partition_point(|&(first, _)| first <= code_point);
+    after > 0 && code_point <= ranges[after - 1].1
 }
 
 impl Iterator for Words<'_> {
@@ -246,6 +314,17 @@ mod tests {
     fn digit_groups_have_the_length_asked_for() {
         assert_eq!(words("1234", DigitGroup::One), ["1", "2", "3", "4"]);
         assert_eq!(words("1234", DigitGroup::Three), ["123", "4"]);
+    }
+
+    #[test]
+    fn contractions_are_words_where_the_rule_says_so() {
+        let words = |text| {
+            Words::with(text, DigitGroup::Three, Contractions::Apart)
+                .map(|(start, end)| &text[start..end])
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(words("I'll DON'T 'sea'"), ["I", "'ll", " DON", "'T", " '", "sea", "'"]);
+        assert_eq!(words("'ſo 're'R"), ["'ſ", "o", " '", "re", "'R"]);
     }
 
     proptest! {

@@ -2,7 +2,8 @@
 
 use crate::chat::ChatTemplate;
 use crate::stop::StopScanner;
-use crate::tokenizer::Tokenizer;
+use crate::text::Assembler;
+use crate::tokenizer::{ControlText, Tokenizer};
 
 /// Decodes tokens one by one; what [`push`](TextStream::push) and [`finish`](TextStream::finish) return, put end to end,
 /// is what [`Tokenizer::decode`] returns for all of them.
@@ -10,50 +11,43 @@ use crate::tokenizer::Tokenizer;
 /// A character that is not complete is held back: at most three bytes.
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
-    /// The beginning of a character.
-    pending: Vec<u8>,
+    assembler: Assembler,
     /// What is cut off the beginning of the text, until the text has begun.
     prefix: Option<&'static str>,
 }
 
 impl TextStream {
-    /// A stream for a completion.
+    /// A stream for a text of its own.
     pub fn new() -> TextStream {
         TextStream::default()
+    }
+
+    /// A stream for tokens that go on after those of a prompt. Where the prompt ends with text, a space that follows
+    /// belongs to the text; [`TextStream::new`] takes it for the one that SentencePiece puts before every text.
+    pub fn after(tokenizer: &Tokenizer, prompt: &[u32]) -> TextStream {
+        let is_within_text = prompt.last().is_some_and(|&id| !tokenizer.is_control(id));
+        let assembler =
+            if is_within_text { Assembler::within_text() } else { Assembler::default() };
+        TextStream { assembler, prefix: None }
     }
 
     /// A stream for an answer, without what the template puts before every answer (see
     /// [`ChatTemplate::answer_prefix`]).
     pub fn answer(template: &ChatTemplate) -> TextStream {
-        TextStream { pending: Vec::new(), prefix: Some(template.answer_prefix()) }
+        TextStream { prefix: Some(template.answer_prefix()), ..TextStream::default() }
     }
 
     /// The text that the token completes, empty if none. Control tokens are skipped.
     pub fn push(&mut self, tokenizer: &Tokenizer, token_id: u32) -> String {
-        if tokenizer.is_control(token_id) {
-            return String::new();
-        }
-        self.pending.extend_from_slice(tokenizer.bytes_or_replacement(token_id));
         let mut text = String::new();
-        let mut n_done = 0;
-        for chunk in self.pending.utf8_chunks() {
-            text.push_str(chunk.valid());
-            n_done += chunk.valid().len();
-            let invalid = chunk.invalid();
-            let is_last = n_done + invalid.len() == self.pending.len();
-            if invalid.is_empty() || (is_last && may_go_on(invalid)) {
-                continue;
-            }
-            text.push(char::REPLACEMENT_CHARACTER);
-            n_done += invalid.len();
-        }
-        self.pending.drain(..n_done);
+        self.assembler.push(tokenizer, token_id, ControlText::Skip, &mut text);
         self.without_prefix(text)
     }
 
     /// The rest: U+FFFD if the last character is not complete, else nothing.
     pub fn finish(mut self) -> String {
-        let rest = String::from_utf8_lossy(&self.pending).into_owned();
+        let mut rest = String::new();
+        self.assembler.flush(&mut rest);
         self.without_prefix(rest)
     }
 
@@ -66,12 +60,6 @@ impl TextStream {
         }
         text
     }
-}
-
-/// Whether bytes that are not UTF-8 are the beginning of a character.
-fn may_go_on(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes)
-        .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
 }
 
 /// The text of an answer as far as it can be shown, up to the first stop string: tokens in, text out.

@@ -52,9 +52,9 @@ fn training_gives_the_committed_files() {
         let options = TrainOptions { vocab_size: 600, n_threads, ..TrainOptions::default() };
         let mut trainer = BpeTrainer::new(options);
         trainer.feed(&text);
-        for (name, text) in trainer.train().unwrap().files() {
-            let expected = fs::read_to_string(folder().join("model").join(name)).unwrap();
-            assert_eq!(text, expected, "{name}");
+        for (name, contents) in trainer.train().unwrap().files() {
+            let expected = fs::read(folder().join("model").join(&name)).unwrap();
+            assert_eq!(contents, expected, "{name}");
         }
     }
 }
@@ -62,7 +62,10 @@ fn training_gives_the_committed_files() {
 #[test]
 fn encoding_equals_the_library() {
     let (tokenizer, golden) = (committed(), golden());
-    assert_eq!(golden.special, [tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()]);
+    assert_eq!(
+        golden.special,
+        [tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id().unwrap()]
+    );
     assert!(golden.encoded.len() >= 400);
     for case in golden.encoded {
         assert_eq!(tokenizer.encode(&case.text), case.ids, "{:?}", case.text);

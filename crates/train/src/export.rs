@@ -47,8 +47,8 @@ pub fn write_model(
         data: TensorData::F32(parameters.weight(name)),
     });
     writer.weights(sources)?;
-    for (name, text) in tokenizer.files() {
-        writer.file(name, |out| out.write_all(text.as_bytes()))?;
+    for (name, contents) in tokenizer.files() {
+        writer.file(&name, |out| out.write_all(&contents))?;
     }
     let eos_ids = config.eos_ids.clone();
     let generation = GenerationConfig {
@@ -64,14 +64,14 @@ pub fn write_model(
 }
 
 /// Writes the files of a tokenizer into a folder, which is made when missing. Each appears whole or not at all, and
-/// `tokenizer.json` last.
+/// the tokenizer's own file last.
 ///
 /// # Errors
 /// When the folder cannot be made or a file not be written.
 pub fn write_tokenizer(dir: &Path, tokenizer: &Tokenizer) -> Result<(), TrainError> {
     std::fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
-    for (name, text) in tokenizer.files() {
-        write_bytes_atomically(&dir.join(name), text.as_bytes())?;
+    for (name, contents) in tokenizer.files() {
+        write_bytes_atomically(&dir.join(name), &contents)?;
     }
     Ok(())
 }

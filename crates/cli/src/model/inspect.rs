@@ -24,10 +24,8 @@ use crate::table::table;
 pub(super) fn inspect(value: &str, context: &Context) -> anyhow::Result<()> {
     let (name, path) = locate(value, context)?;
     let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
-    let tokenizer = match dir.file("tokenizer.json") {
-        Ok(path) => Some(Tokenizer::open(&path)?),
-        Err(_) => None,
-    };
+    let is_there = Tokenizer::is_in(dir.dir());
+    let tokenizer = is_there.then(|| Tokenizer::open(dir.dir())).transpose()?;
     let files = files_of(dir.dir())?;
     match context.form() {
         Form::Json => context.print_json(&as_json(&name, &dir, tokenizer.as_ref(), &files)?),

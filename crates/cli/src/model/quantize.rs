@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let config = ModelConfig::new(original.config().clone())
         .with_context(|| format!("cannot compute model `{name}`"))?;
     let text = args.text.as_deref().map(read_text).transpose()?;
-    if text.is_some() && original.file("tokenizer.json").is_err() {
+    if text.is_some() && !Tokenizer::is_in(original.dir()) {
         return Err(Failure::NoTokenizer { model: name }.into());
     }
     let new_name = match &args.name {
@@ -107,8 +107,8 @@ fn compare(
     text: Option<String>,
     context: &Context,
 ) -> anyhow::Result<Option<Divergence>> {
-    if original.file("tokenizer.json").is_err() {
-        context.say(&format!("not compared: model `{name}` has no tokenizer.json"));
+    if !Tokenizer::is_in(original.dir()) {
+        context.say(&format!("not compared: model `{name}` has no tokenizer"));
         return Ok(None);
     }
     let config = ModelConfig::new(original.config().clone())?;

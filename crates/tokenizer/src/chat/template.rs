@@ -59,8 +59,18 @@ impl Writer<'_> {
         self.trained.push(loss == Loss::Trained);
     }
 
+    /// Masked content between two control tokens.
+    fn block(&mut self, names: [&'static str; 2], text: &str) -> Result<(), Error> {
+        let id = |name| self.tokenizer.control_id(name).ok_or(Error::MissingControl { name });
+        let [begin, end] = [id(names[0])?, id(names[1])?];
+        self.control(begin, Loss::Masked);
+        self.content(text, Loss::Masked);
+        self.control(end, Loss::Masked);
+        Ok(())
+    }
+
     fn content(&mut self, text: &str, loss: Loss) {
-        self.tokenizer.encode_into(text, &mut self.token_ids);
+        self.tokenizer.encode_after_control(text, &mut self.token_ids);
         self.trained.resize(self.token_ids.len(), loss == Loss::Trained);
     }
 }
@@ -69,7 +79,8 @@ impl ChatTemplate {
     /// Renders a conversation.
     ///
     /// # Errors
-    /// Those of [`Conversation::validate`]; [`Error::UnexpectedEnd`] if the last message does not suit the ending.
+    /// Those of [`Conversation::validate`]; [`Error::UnexpectedEnd`] if the last message does not suit the ending;
+    /// [`Error::MissingControl`].
     pub fn render(
         &self,
         tokenizer: &Tokenizer,
@@ -85,25 +96,16 @@ impl ChatTemplate {
         if messages.last().is_some_and(|message| message.role != last_role) {
             return Err(Error::UnexpectedEnd { n_messages: messages.len(), expected });
         }
-        let controls = tokenizer.controls;
         let mut writer = Writer { tokenizer, token_ids: Vec::new(), trained: Vec::new() };
-        writer.control(controls.bos, Loss::Masked);
+        writer.control(tokenizer.bos_id(), Loss::Masked);
         for message in messages {
             let content = format!(" {}", message.content);
             match message.role {
-                Role::System => {
-                    writer.control(controls.system_prompt, Loss::Masked);
-                    writer.content(&content, Loss::Masked);
-                    writer.control(controls.end_system_prompt, Loss::Masked);
-                }
-                Role::User => {
-                    writer.control(controls.instruction, Loss::Masked);
-                    writer.content(&content, Loss::Masked);
-                    writer.control(controls.end_instruction, Loss::Masked);
-                }
+                Role::System => writer.block(["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"], &content)?,
+                Role::User => writer.block(["[INST]", "[/INST]"], &content)?,
                 Role::Assistant => {
                     writer.content(&content, Loss::Trained);
-                    writer.control(controls.eos, Loss::Trained);
+                    writer.control(tokenizer.eos_id(), Loss::Trained);
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! The class of a code point: a table below U+3000, binary search above.
 
+use super::contains;
 use super::unicode_ranges::{LETTERS, NUMBERS, SPACES};
 
 /// What the split needs to know of a character.
@@ -66,11 +67,6 @@ fn class_by_search(code_point: u32) -> Class {
     } else {
         Class::Other
     }
-}
-
-fn contains(ranges: &[(u32, u32)], code_point: u32) -> bool {
-    let after = ranges.partition_point(|&(first, _)| first <= code_point);
-    after > 0 && code_point <= ranges[after - 1].1
 }
 
 #[cfg(test)]

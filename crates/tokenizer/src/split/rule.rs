@@ -1,0 +1,65 @@
+//! The choice among the ways of cutting text, by the regular expression that a file gives.
+
+use super::{DigitGroup, Neighbours, cased, gpt2};
+
+/// A rule that cuts a text into words.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Split {
+    /// The rule at the head of [`super`].
+    Plain(DigitGroup),
+    /// That rule, English contractions first: GPT-4, Llama 3.
+    Contractions(DigitGroup),
+    /// The rule of GPT-2.
+    Gpt2,
+    /// The rule of Tekken.
+    Cased,
+    /// Before every space.
+    Spaced,
+    /// No rule: a cut only where it changes nothing.
+    Unmerged(Neighbours),
+}
+
+impl Split {
+    /// The rules that are regular expressions.
+    const PATTERNS: [Split; 8] = [
+        Split::Plain(DigitGroup::One),
+        Split::Plain(DigitGroup::Two),
+        Split::Plain(DigitGroup::Three),
+        Split::Contractions(DigitGroup::One),
+        Split::Contractions(DigitGroup::Two),
+        Split::Contractions(DigitGroup::Three),
+        Split::Gpt2,
+        Split::Cased,
+    ];
+
+    /// The rule that a regular expression defines, if it is one of those known here, letter for letter.
+    pub(crate) fn of_pattern(pattern: &str) -> Option<Split> {
+        Split::PATTERNS.into_iter().find(|split| split.pattern().as_deref() == Some(pattern))
+    }
+
+    /// The regular expression.
+    pub(crate) fn pattern(&self) -> Option<String> {
+        match self {
+            Split::Plain(digits) => Some(digits.pattern().to_string()),
+            Split::Contractions(digits) => {
+                Some(format!("(?i:'s|'t|'re|'ve|'m|'ll|'d)|{}", digits.pattern()))
+            }
+            Split::Gpt2 => Some(gpt2::PATTERN.to_string()),
+            Split::Cased => Some(cased::PATTERN.to_string()),
+            Split::Spaced | Split::Unmerged(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_name_their_rules() {
+        for split in Split::PATTERNS {
+            assert_eq!(Split::of_pattern(&split.pattern().unwrap()), Some(split));
+        }
+        assert_eq!(Split::of_pattern(r"\w+"), None);
+    }
+}

@@ -1,0 +1,252 @@
+//! Tokenizers of the Mistral and Llama family against the Python packages that define them: `golden/tokenizer/family`
+//! holds tiny ones of every kind and what the packages make of adversarial texts.
+//! `golden/tokenizer/make_family_golden.py` remakes it.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use proptest::prelude::*;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use testkit::damage::damaged;
+use tokenizer::{TextStream, Tokenizer};
+
+#[derive(Deserialize)]
+struct Expected {
+    /// For each text; null where the package finds a special token in it.
+    ids: Vec<Option<Vec<u32>>>,
+    decoded: Vec<Decoded>,
+}
+
+#[derive(Deserialize)]
+struct Decoded {
+    ids: Vec<u32>,
+    text: String,
+}
+
+const NAMES: [&str; 12] = [
+    "tiny.model",
+    "equal_scores.model",
+    "v3.tekken.json",
+    "v13.tekken.json",
+    "llama2.tokenizer.json",
+    "first.tokenizer.json",
+    "always.tokenizer.json",
+    "never.tokenizer.json",
+    "llama3.tokenizer.json",
+    "nemo.tokenizer.json",
+    "plain.tokenizer.json",
+    "gpt2.tokenizer.json",
+];
+
+static TOKENIZERS: LazyLock<Vec<(&str, Tokenizer)>> =
+    LazyLock::new(|| NAMES.iter().map(|&name| (name, open(name))).collect());
+
+static TEXTS: LazyLock<Vec<String>> = LazyLock::new(|| read("texts.json"));
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/family").join(name)
+}
+
+fn read<T: DeserializeOwned>(name: &str) -> T {
+    serde_json::from_slice(&fs::read(path(name)).unwrap()).unwrap()
+}
+
+fn open(name: &str) -> Tokenizer {
+    Tokenizer::open(&path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Only these kinds put a space before texts, whatever they begin with.
+fn keeps_every_text(name: &str) -> bool {
+    !["first.tokenizer.json", "always.tokenizer.json"].contains(&name)
+}
+
+fn is_pieces(name: &str) -> bool {
+    name.ends_with(".model")
+        || ["llama2", "first", "always", "never"].iter().any(|kind| name.starts_with(kind))
+}
+
+#[test]
+fn encoding_equals_the_packages() {
+    for (name, tokenizer) in TOKENIZERS.iter() {
+        let expected: Expected = read(&format!("{name}.expected.json"));
+        assert_eq!(expected.ids.len(), TEXTS.len());
+        let mut n_compared = 0;
+        for (text, ids) in TEXTS.iter().zip(&expected.ids) {
+            let Some(ids) = ids else { continue };
+            assert_eq!(&tokenizer.encode(text), ids, "{name}: {text:?}");
+            n_compared += 1;
+        }
+        assert!(n_compared > 120, "{name}: {n_compared} texts");
+    }
+}
+
+#[test]
+fn decoding_equals_the_packages_whole_and_in_a_stream() {
+    for (name, tokenizer) in TOKENIZERS.iter() {
+        let expected: Expected = read(&format!("{name}.expected.json"));
+        for Decoded { ids, text } in expected.decoded {
+            assert_eq!(tokenizer.decode(&ids), text, "{name}: {ids:?}");
+            assert_eq!(streamed(tokenizer, &ids), text, "{name}: {ids:?}");
+        }
+    }
+}
+
+fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    let mut stream = TextStream::new();
+    let mut text: String = ids.iter().map(|&id| stream.push(tokenizer, id)).collect();
+    text.push_str(&stream.finish());
+    text
+}
+
+#[test]
+fn properties_of_the_files_are_read() {
+    let find = |wanted: &str| &TOKENIZERS.iter().find(|(name, _)| *name == wanted).unwrap().1;
+    let tiny = find("tiny.model");
+    assert_eq!((tiny.bos_id(), tiny.eos_id(), tiny.pad_id()), (1, 2, None));
+    assert_eq!(tiny.control_id("[INST]"), Some(3));
+    assert_eq!(tiny.control_id("[REF]"), None);
+    assert_eq!((tiny.adds_bos(), tiny.version(), tiny.digits()), (Some(true), None, None));
+    let v13 = find("v13.tekken.json");
+    assert_eq!((v13.version(), v13.pad_id()), (Some(13), Some(7)));
+    assert_eq!(v13.control_id("<SPECIAL_19>"), Some(19));
+    assert_eq!(v13.control_id("[TOOL_CALLS]"), None);
+    let v3 = find("v3.tekken.json");
+    assert_eq!(v3.control_id("[TOOL_CALLS]"), Some(9));
+    assert_eq!(v3.token_bytes(40 + 65), Some(&b"A"[..]));
+    let llama3 = find("llama3.tokenizer.json");
+    assert_eq!(Some(llama3.bos_id()), llama3.control_id("<|begin_of_text|>"));
+    assert_eq!(llama3.adds_bos(), Some(true));
+    assert_eq!(find("gpt2.tokenizer.json").adds_bos(), Some(false));
+    assert_eq!(find("plain.tokenizer.json").adds_bos(), None);
+}
+
+#[test]
+fn bos_stands_before_a_prompt_unless_the_file_says_otherwise() {
+    for (name, tokenizer) in TOKENIZERS.iter() {
+        let mut expected = tokenizer.encode("wind");
+        if *name != "gpt2.tokenizer.json" {
+            expected.insert(0, tokenizer.bos_id());
+        }
+        assert_eq!(tokenizer.encode_prompt("wind"), expected, "{name}");
+    }
+}
+
+#[test]
+fn files_are_written_as_they_were_read() {
+    for (name, tokenizer) in TOKENIZERS.iter() {
+        let files = tokenizer.files();
+        let (written, contents) = files.last().unwrap();
+        assert_eq!(files.len(), 1, "{name}");
+        assert!(name.ends_with(written) || written == "tokenizer.model", "{name}: {written}");
+        assert_eq!(*contents, fs::read(path(name)).unwrap(), "{name}");
+        assert_eq!(tokenizer.to_json().is_some(), name.ends_with(".tokenizer.json"));
+        assert_eq!(tokenizer.digest().len(), 64);
+    }
+}
+
+#[test]
+fn a_space_goes_before_the_beginning_only_where_the_scheme_says_first() {
+    for (name, tokenizer) in TOKENIZERS.iter().filter(|(name, _)| is_pieces(name)) {
+        let (begin, mut after) = (tokenizer.encode("wind"), Vec::new());
+        tokenizer.encode_after_control("wind", &mut after);
+        assert_eq!(begin == after, *name != "first.tokenizer.json", "{name}");
+    }
+}
+
+#[test]
+fn a_stream_after_text_keeps_its_first_space() {
+    let tokenizer = open("tiny.model");
+    let ids = tokenizer.encode("wind");
+    for (prompt, expected) in [("", "wind"), ("the", " wind")] {
+        let mut stream = TextStream::after(&tokenizer, &tokenizer.encode_prompt(prompt));
+        let text: String = ids.iter().map(|&id| stream.push(&tokenizer, id)).collect();
+        assert_eq!(text, expected);
+    }
+}
+
+/// Pieces of text that are hard on one kind or another.
+fn text() -> impl Strategy<Value = String> {
+    let known = prop::sample::select(TEXTS.clone())
+        .prop_map(|text| text.chars().take(20).filter(|&c| c != '\u{2581}').collect::<String>());
+    let sign = prop::sample::select(vec![
+        " ",
+        "  ",
+        "\n",
+        "[INST]",
+        "</s>",
+        "<s>",
+        "<0x0A>",
+        "<tool>",
+        "[REF]",
+        "<|eot_id|>",
+        "wind",
+        "é",
+        "\u{301}",
+        "漢",
+        "🙂",
+        "'ll",
+        "12345",
+    ]);
+    let piece = prop_oneof![known, sign.prop_map(str::to_string), "\\PC{0,8}"];
+    proptest::collection::vec(piece, 0..10)
+        .prop_map(|pieces| pieces.concat().replace('\u{2581}', ""))
+}
+
+proptest! {
+    #[test]
+    fn decoding_what_was_encoded_gives_the_text(text in text()) {
+        for (name, tokenizer) in TOKENIZERS.iter() {
+            // A space that such a text begins with takes the place of the added one.
+            if !keeps_every_text(name) && text.starts_with(' ') {
+                continue;
+            }
+            // There a segment between added tokens gets a space too, which decoding does not take away.
+            let is_whole = !text.contains("tool>") || !is_pieces(name);
+            if is_whole {
+                prop_assert_eq!(&tokenizer.decode(&tokenizer.encode(&text)), &text, "{}", name);
+            }
+        }
+    }
+
+    #[test]
+    fn ordinary_text_never_yields_a_control_token(text in text()) {
+        for (name, tokenizer) in TOKENIZERS.iter() {
+            let ids = tokenizer.encode(&text);
+            prop_assert!(ids.iter().all(|&id| !tokenizer.is_control(id)), "{}", name);
+        }
+    }
+
+    #[test]
+    fn stream_gives_the_text_of_the_whole(ids in proptest::collection::vec(0u32..640, 0..40)) {
+        for (name, tokenizer) in TOKENIZERS.iter() {
+            prop_assert_eq!(streamed(tokenizer, &ids), tokenizer.decode(&ids), "{}", name);
+        }
+    }
+}
+
+/// Damaged copies of each file are refused, or give a tokenizer that works.
+#[test]
+fn damaged_files_are_errors_or_sound_tokenizers() {
+    for name in NAMES {
+        let valid = fs::read(path(name)).unwrap();
+        let (mut n_sound, n) = (0, 300);
+        for file in damaged(&valid, 3, n) {
+            let opened = if name.ends_with(".model") {
+                Tokenizer::from_sentencepiece(&file)
+            } else if name.ends_with(".tekken.json") {
+                Tokenizer::from_tekken(&file)
+            } else {
+                Tokenizer::from_json(&file)
+            };
+            let Ok(tokenizer) = opened else { continue };
+            n_sound += 1;
+            let ids = tokenizer.encode("the wind of the sea 漢\u{301} [REF] 123 🙂\n");
+            assert!(ids.iter().all(|&id| !tokenizer.is_control(id)), "{name}");
+            assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids), "{name}");
+        }
+        assert!(n_sound < n * 9 / 10, "{name}: {n_sound} of {n} are still sound");
+    }
+}

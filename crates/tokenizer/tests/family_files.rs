@@ -1,0 +1,240 @@
+//! What is refused in the files of the family, by which name, and which file of a folder is read.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use testkit::test_dir::TestDir;
+use tokenizer::{ChatTemplate, Conversation, Ending, Error, Message, Role, Tokenizer};
+
+fn family(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/family").join(name)
+}
+
+fn contents(name: &str) -> Vec<u8> {
+    fs::read(family(name)).unwrap()
+}
+
+/// The message of the error that a change to a good JSON file gives.
+fn json_error(name: &str, change: impl FnOnce(&mut Value)) -> String {
+    let mut file: Value = serde_json::from_slice(&contents(name)).unwrap();
+    change(&mut file);
+    let file = file.to_string();
+    let opened = if name.contains("tekken") {
+        Tokenizer::from_tekken(file.as_bytes())
+    } else {
+        Tokenizer::from_json(file.as_bytes())
+    };
+    opened.map(|_| ()).unwrap_err().to_string()
+}
+
+fn set(pointer: &'static str, value: Value) -> impl FnOnce(&mut Value) {
+    move |file| *file.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer}")) = value
+}
+
+#[test]
+fn tekken_files_are_refused_by_the_name_of_the_field() {
+    let cases = [
+        ("/config/pattern", json!(r"\w+|\W+"), r"`config.pattern` of tekken.json is \w+|\W+"),
+        ("/config/version", json!("v8"), "`config.version`"),
+        ("/config/default_vocab_size", json!(19), "`config.default_vocab_size`"),
+        ("/config/default_vocab_size", json!(1_u64 << 40), "`config.default_vocab_size`"),
+        ("/config/default_num_special_tokens", json!(1_u64 << 40), "default_num_special_tokens"),
+        ("/special_tokens", Value::Null, "files of version 13 must have it"),
+        ("/special_tokens/1/token_str", json!("<bos>"), "the control token `<s>` is missing"),
+        ("/special_tokens/3/token_str", json!("</s>"), "`special_tokens[3]`"),
+        ("/special_tokens/3/rank", json!(4), "`special_tokens[3]`"),
+        ("/vocab/300/rank", json!(301), "`vocab[300]`"),
+        ("/vocab/300/token_bytes", json!("a"), "`vocab[300]`"),
+        ("/vocab/300/token_bytes", json!(""), "`vocab[300]`"),
+        ("/vocab/300/token_bytes", json!("QQ=="), "`vocab[300]` of tekken.json: another token"),
+        ("/vocab/65/token_bytes", json!("QUFBQUFB"), "no token for the byte 0x41"),
+        ("/vocab/65", json!({"rank": 65}), "missing field"),
+    ];
+    for (pointer, value, expected) in cases {
+        let message = json_error("v13.tekken.json", set(pointer, value));
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
+    let message = json_error("v13.tekken.json", |file| {
+        set("/config/default_num_special_tokens", json!(8))(file);
+        set("/config/default_vocab_size", json!(600))(file);
+    });
+    assert!(message.contains("there are 9 of them, more than 8"), "{message}");
+    let message = json_error("v3.tekken.json", |file| file["prefix_space"] = json!(true));
+    assert!(message.contains("unknown field `prefix_space`"), "{message}");
+}
+
+#[test]
+fn json_files_of_pieces_are_refused_by_the_name_of_the_field() {
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "_"});
+    let cases = [
+        ("/normalizer/normalizers/1", replace, "`normalizer`"),
+        ("/normalizer/normalizers/0/prepend", json!("_"), "`normalizer`"),
+        ("/normalizer", Value::Null, "`pre_tokenizer`"),
+        ("/pre_tokenizer", json!({"type": "Whitespace"}), "`pre_tokenizer`"),
+        ("/decoder/decoders/1", json!({"type": "Fuse"}), "`decoder`"),
+        ("/decoder", json!({"type": "ByteLevel"}), "`decoder`"),
+        ("/post_processor/single/0/SpecialToken/id", json!("[INST]"), "`post_processor`"),
+        ("/post_processor/single", json!([]), "`post_processor`"),
+        ("/post_processor/special_tokens/<s>/ids", json!([3]), "`post_processor`"),
+        ("/added_tokens/5/normalized", json!(true), "`added_tokens[5].normalized`"),
+        ("/added_tokens/5/lstrip", json!(true), "`added_tokens[5].lstrip`"),
+        ("/added_tokens/5/content", json!(""), "`added_tokens[5]`"),
+        ("/added_tokens/5/content", json!("a".repeat(257)), "`added_tokens[5]`"),
+        ("/model/ignore_merges", json!(true), "`model.ignore_merges`"),
+        ("/model/byte_fallback", json!(false), "`normalizer`"),
+        ("/model/merges/0", json!(["<0x41>", "a"]), "is not in model.vocab"),
+    ];
+    for (pointer, value, expected) in cases {
+        let message = json_error("llama2.tokenizer.json", set(pointer, value));
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
+    for (pointer, value) in [
+        ("/pre_tokenizer/replacement", json!("_")),
+        ("/pre_tokenizer/prepend_scheme", json!("sometimes")),
+        ("/pre_tokenizer/split", json!("no")),
+    ] {
+        let message = json_error("first.tokenizer.json", set(pointer, value));
+        assert!(message.contains("`pre_tokenizer`"), "{message}");
+    }
+    let message = json_error("llama2.tokenizer.json", |file| {
+        file["model"]["vocab"]["<0x41>a"] = json!(621);
+        file["model"]["merges"][0] = json!(["<0x41>", "a"]);
+    });
+    assert!(message.contains("a merge of a byte token"), "{message}");
+    let message = json_error("llama2.tokenizer.json", |file| {
+        let vocabulary = file["model"]["vocab"].as_object_mut().unwrap();
+        let id = vocabulary.remove("<0x41>").unwrap();
+        vocabulary.insert("<0x4>".to_string(), id);
+    });
+    assert!(message.contains("no token for the byte 0x41"), "{message}");
+}
+
+#[test]
+fn json_files_of_bytes_are_refused_by_the_name_of_the_field() {
+    let cases = [
+        ("/pre_tokenizer/pretokenizers/0/pattern", json!({"Regex": "."}), "`pre_tokenizer`"),
+        ("/pre_tokenizer/pretokenizers/0/pattern", json!({"String": " "}), "`pre_tokenizer`"),
+        ("/pre_tokenizer/pretokenizers/0/behavior", json!("Removed"), "`pre_tokenizer`"),
+        ("/pre_tokenizer/pretokenizers/1/add_prefix_space", json!(true), "`pre_tokenizer`"),
+        ("/pre_tokenizer/pretokenizers/1/use_regex", json!(true), "`pre_tokenizer`"),
+        ("/pre_tokenizer", Value::Null, "`pre_tokenizer`"),
+        ("/normalizer", json!({"type": "NFC"}), "`normalizer`"),
+        ("/post_processor", json!({"type": "BertProcessing"}), "`post_processor`"),
+        ("/post_processor/processors/1/single/1", json!({}), "`post_processor`"),
+        ("/model/continuing_subword_prefix", json!("##"), "`model.continuing_subword_prefix`"),
+    ];
+    for (pointer, value, expected) in cases {
+        let message = json_error("llama3.tokenizer.json", set(pointer, value));
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
+    // What is matched is kept by both behaviours.
+    let mut file: Value = serde_json::from_slice(&contents("llama3.tokenizer.json")).unwrap();
+    set("/pre_tokenizer/pretokenizers/0/behavior", json!("Removed"))(&mut file);
+    set("/pre_tokenizer/pretokenizers/0/invert", json!(true))(&mut file);
+    assert!(Tokenizer::from_json(file.to_string().as_bytes()).is_ok());
+}
+
+/// A field of Protocol Buffers with a length.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut message = vec![number << 3 | 2];
+    if bytes.len() > 127 {
+        message.push(bytes.len() as u8 & 0x7F | 0x80);
+    }
+    message.push((bytes.len() >> if bytes.len() > 127 { 7 } else { 0 }) as u8);
+    message.extend_from_slice(bytes);
+    message
+}
+
+/// The model with a message at its end: it counts as a part of the one before it.
+fn model_error(number: u8, message: &[u8]) -> String {
+    let mut file = contents("tiny.model");
+    file.extend(field(number, message));
+    Tokenizer::from_sentencepiece(&file).map(|_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn sentencepiece_models_are_refused_by_the_name_of_the_field() {
+    let long = "a".repeat(257);
+    let long = field(1, long.as_bytes());
+    let cases: [(u8, &[u8], &str); 18] = [
+        (2, &[3 << 3, 1], "`trainer_spec.model_type` of tokenizer.model is 1, expected 2 (BPE)"),
+        (2, &[0x98, 2, 0], "`trainer_spec.byte_fallback` of tokenizer.model is 0"),
+        (2, &[0xC0, 1, 1], "`trainer_spec.treat_whitespace_as_suffix`"),
+        (2, &[0xF2, 2, 1, b'x'], "the control piece `x` is missing"),
+        (3, &[4 << 3, 1], "`normalizer_spec.remove_extra_whitespaces`"),
+        (3, &[5 << 3, 0], "`normalizer_spec.escape_whitespaces`"),
+        (3, &[2 << 3 | 2, 1, 7], "`normalizer_spec.precompiled_charsmap`"),
+        (3, &[9 << 3, 1], "`normalizer_spec.9`"),
+        (5, &[2 << 3 | 2, 1, 7], "`denormalizer_spec.precompiled_charsmap`"),
+        (7, &[], "field `7`"),
+        (1, &[], "the piece is empty"),
+        (1, &[10, 1, b'a', 3 << 3, 5], "pieces[620].type` of tokenizer.model is 5"),
+        (1, &[10, 1, b'a'], "the piece \"a\" is there twice"),
+        (1, &[10, 1, 0xFF], "a string is not UTF-8"),
+        (1, &[10, 2, b'x', b'?', 3 << 3, 6], "does not name a byte"),
+        (1, &[10, 2, b' ', b'?', 3 << 3, 4], "no space in such a piece"),
+        (1, &[10, 2, b'x', b'?', 2 << 3 | 5, 0, 0, 0xC0, 0x7F], "the score is NaN"),
+        (1, &long, "more than 256 bytes"),
+    ];
+    for (number, message, expected) in cases {
+        let message = model_error(number, message);
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
+    let text = Tokenizer::from_sentencepiece(b"{}").map(|_| ()).unwrap_err().to_string();
+    assert!(text.starts_with("tokenizer.model: at byte "), "{text}");
+}
+
+#[test]
+fn a_long_run_of_one_character_is_encoded_in_time() {
+    for name in ["tiny.model", "v13.tekken.json", "llama2.tokenizer.json"] {
+        let tokenizer = Tokenizer::open(&family(name)).unwrap();
+        for unit in ["a", "-", " ", "漢", "\u{301}"] {
+            let text = unit.repeat(300_000);
+            assert_eq!(tokenizer.decode(&tokenizer.encode(&text)), text, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_folder_is_searched_in_the_order_of_its_layout() {
+    let folder = TestDir::new("tokenizer-folder");
+    let open = || Tokenizer::open(folder.path());
+    assert!(matches!(open(), Err(Error::NoTokenizer { .. })));
+    let put = |from: &str, name: &str| {
+        fs::write(folder.path().join(name), contents(from)).unwrap();
+    };
+    put("tiny.model", "tokenizer.model");
+    assert_eq!(open().unwrap().version(), None);
+    put("tiny.model", "tokenizer.model.v3");
+    put("equal_scores.model", "tokenizer.model.v11m1");
+    put("tiny.model", "tokenizer.model.bak");
+    let found = open().unwrap();
+    assert_eq!(found.version(), Some(11));
+    assert_eq!(found.files()[0].1, contents("equal_scores.model"));
+    put("v3.tekken.json", "tekken.json");
+    assert_eq!(open().unwrap().version(), Some(3));
+    put("llama3.tokenizer.json", "tokenizer.json");
+    assert!(open().unwrap().to_json().is_some());
+    fs::write(folder.path().join("params.json"), "{}").unwrap();
+    assert_eq!(open().unwrap().version(), Some(3));
+    fs::write(folder.path().join("config.json"), "{}").unwrap();
+    assert!(open().unwrap().to_json().is_some());
+}
+
+#[test]
+fn a_template_names_the_control_token_that_is_missing() {
+    let render = |name: &str, roles: &[Role]| {
+        let tokenizer = Tokenizer::open(&family(name)).unwrap();
+        let messages = roles.iter().map(|&role| Message::new(role, "the wind")).collect();
+        let conversation = Conversation { messages };
+        ChatTemplate::V7.render(&tokenizer, &conversation, Ending::AwaitAnswer)
+    };
+    assert_eq!(render("v3.tekken.json", &[Role::System, Role::User]).unwrap().token_ids[1], 17);
+    assert_eq!(render("tiny.model", &[Role::User]).unwrap().token_ids[..2], [1, 3]);
+    let error = render("tiny.model", &[Role::System, Role::User]).unwrap_err();
+    assert!(matches!(error, Error::MissingControl { name: "[SYSTEM_PROMPT]" }));
+    let error = render("llama3.tokenizer.json", &[Role::User]).unwrap_err().to_string();
+    assert!(error.contains("no control token `[INST]`"), "{error}");
+}
