@@ -8,6 +8,7 @@ use eval::figures::bytes;
 use formats::model_dir::ModelDir;
 use serde_json::json;
 use server::{LoadedModel, ModelRegistry, SamplingDefaults, ServerConfig};
+use tokenizer::Tokenizer;
 use tracing::warn;
 
 use crate::context::{Context, Form};
@@ -66,7 +67,7 @@ fn models_to_serve(named: &[String], context: &Context) -> anyhow::Result<Vec<(S
     for value in named {
         let (name, path) = locate(value, context)?;
         let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
-        if dir.file("tokenizer.json").is_err() {
+        if !Tokenizer::is_in(dir.dir()) {
             return Err(Failure::NoTokenizer { model: name }.into());
         }
         models.push((name, dir));
@@ -75,10 +76,10 @@ fn models_to_serve(named: &[String], context: &Context) -> anyhow::Result<Vec<(S
         return Ok(models);
     }
     for (name, dir) in of_home(context)? {
-        if dir.file("tokenizer.json").is_ok() {
+        if Tokenizer::is_in(dir.dir()) {
             models.push((name, dir));
         } else {
-            warn!(model = name, "not served: it has no tokenizer.json");
+            warn!(model = name, "not served: it has no tokenizer");
         }
     }
     if models.is_empty() {

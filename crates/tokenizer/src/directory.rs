@@ -46,6 +46,11 @@ impl Tokenizer {
         }
     }
 
+    /// Whether a folder holds a file that [`Tokenizer::open`] would read.
+    pub fn is_in(folder: &Path) -> bool {
+        matches!(find_file(folder), Ok(Some(_)))
+    }
+
     /// Names and contents of the tokenizer's files of a model directory; the tokenizer's own file is the last one. A
     /// tokenizer that was trained here also has `chat_template.jinja` (the default template) and
     /// `tokenizer_config.json`; of others the file is given as it was read.
