@@ -10,6 +10,8 @@
 | Tekken | `*.tekken.json` | mistral-common |
 | tokenizer.json | `*.tokenizer.json` | tokenizers |
 
+`family/words.json` has the words that the regular expressions cut out of texts, by tokenizers.
+
 Needs sentencepiece==0.2.3, mistral-common==1.13.1, tiktoken==0.14.0, tokenizers==0.23.3. Run from the root of the
 repository.
 """
@@ -39,6 +41,7 @@ LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PLAIN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 WRITTEN = [
     "", " ", "  ", "a", " a", "▁", "▁a", " ▁ a", "[REF]", "[REF] a", " [REF][REF]b", "a[REF", "\n", "\x00\x01", "é", "漢",
@@ -55,7 +58,7 @@ def training_lines(source):
 def texts_of(source):
     """The texts that every tokenizer encodes."""
     letters = [*WORDS, *SPACES, *EMOJI, *MARKS, *CONTROL_LIKE]
-    found = WRITTEN + [random_text(source, letters) for _ in range(140)]
+    found = WRITTEN + [random_text(source, letters) for _ in range(128)]
     return [text for text in found if len(text) <= 500]
 
 
@@ -138,6 +141,18 @@ def text_or_none(token):
         return token.decode()
     except UnicodeDecodeError:
         return None
+
+
+def write_words(source):
+    """What the regular expressions cut: tokens show it only where some token reaches across a cut."""
+    signs = ["a", "b", "A", "B", "É", "é", "ǅ", "漢", "ª", "ʰ", "\u0301", "\u093f", "1", "٣", "½", " ", " ", "  ", "\t", "\u00a0",
+             "\u2003", "\u2028", "\n", "\r\n", "!", "-", "/", "//", "'", "'s", "'ll", "'VE", "'ſ", "'D", "🙂", "\u200d", "_", "\x00"]
+    texts = ["".join(source.choice(signs) for _ in range(source.randint(1, 14))) for _ in range(300)]
+    cut = {}
+    for pattern in [TEKKEN, LLAMA_3, PLAIN, GPT_2]:
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+        cut[pattern] = [[word for word, _ in split.pre_tokenize_str(text)] for text in texts]
+    write("words.json", cut)
 
 
 def train_byte_level(lines, pattern, vocab_size):
@@ -284,6 +299,7 @@ def main():
     paths = sorted(FOLDER.iterdir())
     texts = texts_of(source)
     write("texts.json", texts)
+    write_words(source)
     for path in paths:
         print(json.dumps(record(path, texts, source)))
 

@@ -51,7 +51,7 @@ pub(crate) enum Failure {
         dir: PathBuf,
     },
     /// Text is asked of a model that knows no text.
-    #[error("model `{model}` has no tokenizer.json: it takes and gives token ids only")]
+    #[error("model `{model}` has no tokenizer: it takes and gives token ids only")]
     NoTokenizer {
         /// The model.
         model: String,

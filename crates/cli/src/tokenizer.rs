@@ -7,8 +7,10 @@ use anyhow::Context as _;
 use data::reader::FolderReader;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use tokenizer::instruct::{InstructRequest, InstructVersion};
 use tokenizer::{
-    BpeTrainer, CONTROL_TOKENS, ChatTemplate, Conversation, Ending, Role, Tokenizer, TrainOptions,
+    BpeTrainer, CONTROL_TOKENS, ChatTemplate, Conversation, Ending, Rendered, Role, Tokenizer,
+    TrainOptions, instruct,
 };
 use train::export::write_tokenizer;
 
@@ -45,9 +47,10 @@ enum Command {
     Render {
         #[command(flatten)]
         used: Used,
-        /// Version of the chat template
-        #[arg(long, value_name = "VERSION", default_value = "v7", value_parser = ["v7"])]
-        version: String,
+        /// Version of Mistral's instruct template: v1, v2, v3, v7, v11 or v13 [default: the one of the tokenizer's file,
+        /// else the chat template of tokenizers that are trained here]
+        #[arg(long, value_name = "VERSION", value_parser = parse_version)]
+        version: Option<InstructVersion>,
     },
     /// Show what a tokenizer holds
     Inspect(Used),
@@ -82,12 +85,25 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             let tokenizer = used.open()?;
             for_lines(context, |line, form| decode(&tokenizer, line, form))
         }
-        Command::Render { used, version: _ } => {
+        Command::Render { used, version } => {
             let tokenizer = used.open()?;
-            for_lines(context, |line, form| render(&tokenizer, line, form))
+            let version = match (version, tokenizer.version()) {
+                (None, Some(number)) => Some(
+                    InstructVersion::of_number(number)
+                        .with_context(|| format!("templates of version {number} are not known"))?,
+                ),
+                (version, _) => version,
+            };
+            for_lines(context, |line, form| render(&tokenizer, version, line, form))
         }
         Command::Inspect(used) => inspect(&used.open()?, context),
     }
+}
+
+fn parse_version(text: &str) -> Result<InstructVersion, String> {
+    let names = InstructVersion::ALL.map(InstructVersion::name);
+    let found = InstructVersion::ALL.into_iter().find(|version| version.name() == text);
+    found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
 }
 
 fn train(text: &Path, vocab_size: usize, out: &Path, context: &Context) -> anyhow::Result<()> {
@@ -184,18 +200,20 @@ const OTHER_MEMBERS: [&str; 9] = [
     "random_seed",
 ];
 
-fn render(tokenizer: &Tokenizer, line: &str, form: Form) -> anyhow::Result<String> {
-    let mut request: Map<String, Value> =
-        serde_json::from_str(line).context("expected a chat request")?;
-    let messages = request.remove("messages").context("`messages` is missing")?;
-    if let Some(member) = request.keys().find(|key| !OTHER_MEMBERS.contains(&key.as_str())) {
-        anyhow::bail!("`{member}` is not supported");
-    }
-    let conversation: Conversation = serde_json::from_value(json!({"messages": messages}))?;
-    let is_complete =
-        conversation.messages.last().is_some_and(|message| message.role == Role::Assistant);
-    let ending = if is_complete { Ending::Complete } else { Ending::AwaitAnswer };
-    let rendered = ChatTemplate::default().render(tokenizer, &conversation, ending)?;
+fn render(
+    tokenizer: &Tokenizer,
+    version: Option<InstructVersion>,
+    line: &str,
+    form: Form,
+) -> anyhow::Result<String> {
+    let rendered = match version {
+        None => rendered_by_template(tokenizer, line)?,
+        Some(version) => {
+            let request: InstructRequest =
+                serde_json::from_str(line).context("expected a chat request")?;
+            tokenizer.encode_pieces(&instruct::pieces(version, &request)?)?
+        }
+    };
     match form {
         Form::Text => Ok(rendered.text),
         Form::Json => {
@@ -207,6 +225,21 @@ fn render(tokenizer: &Tokenizer, line: &str, form: Form) -> anyhow::Result<Strin
             }))
         }
     }
+}
+
+/// With the chat template of tokenizers that are trained here.
+fn rendered_by_template(tokenizer: &Tokenizer, line: &str) -> anyhow::Result<Rendered> {
+    let mut request: Map<String, Value> =
+        serde_json::from_str(line).context("expected a chat request")?;
+    let messages = request.remove("messages").context("`messages` is missing")?;
+    if let Some(member) = request.keys().find(|key| !OTHER_MEMBERS.contains(&key.as_str())) {
+        anyhow::bail!("`{member}` is not supported");
+    }
+    let conversation: Conversation = serde_json::from_value(json!({"messages": messages}))?;
+    let is_complete =
+        conversation.messages.last().is_some_and(|message| message.role == Role::Assistant);
+    let ending = if is_complete { Ending::Complete } else { Ending::AwaitAnswer };
+    Ok(ChatTemplate::default().render(tokenizer, &conversation, ending)?)
 }
 
 fn inspect(tokenizer: &Tokenizer, context: &Context) -> anyhow::Result<()> {

@@ -46,9 +46,9 @@ impl Tokenizer {
         }
     }
 
-    /// Whether a folder has a tokenizer's file that [`Tokenizer::open`] reads.
+    /// Whether a folder holds a file that [`Tokenizer::open`] would read.
     pub fn is_in(folder: &Path) -> bool {
-        folder.is_dir() && find_file(folder).is_ok_and(|file| file.is_some())
+        matches!(find_file(folder), Ok(Some(_)))
     }
 
     /// Names and contents of the tokenizer's files of a model directory; the tokenizer's own file is the last one. A

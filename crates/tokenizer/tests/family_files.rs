@@ -202,11 +202,13 @@ fn a_folder_is_searched_in_the_order_of_its_layout() {
     let folder = TestDir::new("tokenizer-folder");
     let open = || Tokenizer::open(folder.path());
     assert!(matches!(open(), Err(Error::NoTokenizer { .. })));
+    assert!(!Tokenizer::is_in(folder.path()));
     let put = |from: &str, name: &str| {
         fs::write(folder.path().join(name), contents(from)).unwrap();
     };
     put("tiny.model", "tokenizer.model");
     assert_eq!(open().unwrap().version(), None);
+    assert!(Tokenizer::is_in(folder.path()));
     put("tiny.model", "tokenizer.model.v3");
     put("equal_scores.model", "tokenizer.model.v11m1");
     put("tiny.model", "tokenizer.model.bak");

@@ -1,5 +1,7 @@
 //! `tokenizer`: lines in, lines out.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::home::Home;
@@ -31,6 +33,27 @@ fn plain_lines_are_encoded_without_json() {
     assert_eq!(home.run_with_input(&decode, &ids).expect(0).stdout, "le vent\nmer\n");
 }
 
+/// What the Python packages make of the texts is compared in the tokenizer's own tests; here, that files are recognised.
+#[test]
+fn files_of_the_mistral_family_are_recognised_by_their_names() {
+    let home = Home::new("family");
+    let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/family");
+    for name in ["tiny.model", "v13.tekken.json", "llama2.tokenizer.json"] {
+        let path = family.join(name);
+        let path = path.to_str().unwrap();
+        let text = "[INST] the wind </s> 漢🙂\n";
+        let encode = ["tokenizer", "encode", "--tokenizer", path, "--json"];
+        let ids = home.run_with_input(&encode, &format!("{}\n", json!(text))).expect(0).stdout;
+        let decode = ["tokenizer", "decode", "--tokenizer", path, "--json"];
+        let back = home.run_with_input(&decode, &ids).expect(0).stdout;
+        assert_eq!(back, format!("{}\n", json!(text)), "{name}");
+        let shown =
+            home.run(&["tokenizer", "inspect", "--tokenizer", path, "--json"]).expect(0).json();
+        assert_eq!(shown["digits_per_word"], Value::Null);
+        assert_eq!(shown["control_tokens"]["<s>"], 1, "{name}");
+    }
+}
+
 #[test]
 fn a_wrong_line_is_named_by_its_number() {
     let home = Home::new("wrong-line");
@@ -57,7 +80,7 @@ fn render_marks_the_answer_as_trained() {
     let lines = r#"{"messages": [{"role": "user", "content": "mer"}], "model": "m", "temperature": 0}
 {"messages": [{"role": "user", "content": "mer"}, {"role": "assistant", "content": "vent"}]}
 "#;
-    let render = ["tokenizer", "render", "--tokenizer", "tokenizer", "--version", "v7", "--json"];
+    let render = ["tokenizer", "render", "--tokenizer", "tokenizer", "--json"];
     let rendered = home.run_with_input(&render, lines).expect(0).stdout;
     let lines: Vec<Value> =
         rendered.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -5,6 +5,7 @@
 //! which every version is compared on generated requests.
 
 mod check;
+mod encode;
 mod normalise;
 pub mod python_json;
 mod render;

@@ -54,6 +54,35 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::split::{CasedWords, Contractions, Gpt2Words, Words};
+    use std::collections::HashMap;
+
+    fn words<'a>(split: &Split, text: &'a str) -> Vec<&'a str> {
+        let ranges: Vec<(usize, usize)> = match split {
+            Split::Plain(digits) => Words::new(text, *digits).collect(),
+            Split::Contractions(digits) => {
+                Words::with(text, *digits, Contractions::Apart).collect()
+            }
+            Split::Gpt2 => Gpt2Words::new(text).collect(),
+            Split::Cased => CasedWords::new(text).collect(),
+            Split::Spaced | Split::Unmerged(_) => panic!("no regular expression"),
+        };
+        ranges.into_iter().map(|(start, end)| &text[start..end]).collect()
+    }
+
+    /// `golden/tokenizer/make_family_golden.py` wrote the words that the `tokenizers` package cuts.
+    #[test]
+    fn words_are_those_of_the_regular_expression() {
+        let file = include_str!("../../../../golden/tokenizer/family/words.json");
+        let cut: HashMap<String, Vec<Vec<String>>> = serde_json::from_str(file).unwrap();
+        assert_eq!(cut.len(), 4);
+        for (pattern, texts) in cut {
+            let split = Split::of_pattern(&pattern).unwrap();
+            for expected in texts {
+                assert_eq!(words(&split, &expected.concat()), expected, "{split:?}");
+            }
+        }
+    }
 
     #[test]
     fn patterns_name_their_rules() {
