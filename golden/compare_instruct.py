@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Compares `galerne tokenizer render` with mistral-common, token for token, on the requests of golden/instruct.
+
+Each tokenizer file is used with the template version that it states; `tekken.json` files also with later ones whose control
+tokens they have. Prints one JSON line per file and version; exits with 1 if anything differs. Needs
+mistral-common[sentencepiece]==1.13.1.
+
+Run: python golden/compare_instruct.py --galerne PROGRAM FILE ...
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+from make_instruct import CLASSES
+from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.instruct.normalize import get_normalizer
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.base import TokenizerVersion
+from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+REQUESTS = pathlib.Path(__file__).parent / "instruct"
+
+
+def open_tokenizer(path):
+    if ".model" in path.name:
+        return SentencePieceTokenizer(path)
+    return Tekkenizer.from_file(path)
+
+
+def expected(version, tokenizer, made):
+    number = TokenizerVersion(version)
+    normal = get_normalizer(number).from_chat_completion_request(ChatCompletionRequest(**made))
+    return CLASSES[version](tokenizer).encode_instruct(normal).tokens
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--galerne", required=True)
+    parser.add_argument("files", nargs="+", type=pathlib.Path)
+    arguments = parser.parse_args()
+    n_different = 0
+    for path in arguments.files:
+        tokenizer = open_tokenizer(path)
+        own = tokenizer.version.value
+        versions = [own] if ".model" in path.name else [v for v in CLASSES if int(v[1:]) >= int(own[1:].split("m")[0])]
+        for version in versions:
+            lines = [line for line in (REQUESTS / f"{version}.jsonl").open(encoding="utf-8") if not line.endswith(',"pieces":null}\n')]
+            requests, tokens, n_left_out = [], [], 0
+            for line in lines:
+                made = json.loads(line)["request"]
+                try:
+                    tokens.append(expected(version, tokenizer, made))
+                except (MistralCommonException, KeyError, ValueError):
+                    # A control token that the file does not have.
+                    n_left_out += 1
+                    continue
+                requests.append(line[len('{"request":') : line.rindex(',"pieces":')])
+            command = [arguments.galerne, "tokenizer", "render", "--tokenizer", path, "--version", version, "--json"]
+            run = subprocess.run(command, input="\n".join(requests) + "\n", capture_output=True, text=True, check=False)
+            got = [json.loads(answer)["token_ids"] for answer in run.stdout.split("\n") if answer]
+            differing = [i for i, pair in enumerate(zip(tokens, got)) if pair[0] != pair[1]]
+            n_missing = len(tokens) - len(got)
+            print(json.dumps({
+                "file": path.name, "version": version, "requests": len(tokens), "left_out": n_left_out,
+                "different": len(differing), "missing": n_missing,
+            }))
+            if differing:
+                i = differing[0]
+                print(requests[i], tokens[i], got[i], sep="\n")
+            if n_missing:
+                print(run.stderr, requests[len(got)], sep="\n")
+            n_different += len(differing) + n_missing
+    sys.exit(n_different > 0)
+
+
+if __name__ == "__main__":
+    main()
