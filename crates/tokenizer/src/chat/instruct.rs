@@ -1,6 +1,6 @@
 //! Mistral's instruct templates, version 1 to 13: a request in, pieces out, control tokens apart from text.
 //!
-//! A request is brought into the form that its version knows ([`normalise`]), checked, and written down ([`render`]). Text is
+//! A request is brought into the form that its version knows (`normalise.rs`), checked, and written down (`render.rs`). Text is
 //! ordinary text, whatever it looks like; each piece is encoded by itself. Source: the `mistral-common` package, with
 //! which every version is compared on generated requests.
 
