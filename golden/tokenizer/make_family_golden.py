@@ -51,8 +51,9 @@ WRITTEN = [
 
 
 def training_lines(source):
-    """Words of many scripts in random order: no text of anybody."""
-    return [" ".join(source.choice(WORDS) for _ in range(source.randint(3, 12))) for _ in range(600)]
+    """Words of many scripts in random order, now and then with runs of spaces: no text of anybody."""
+    joints = [" ", " ", " ", "  ", "    "]
+    return [source.choice(joints).join(source.choice(WORDS) for _ in range(source.randint(3, 12))) for _ in range(600)]
 
 
 def texts_of(source):
