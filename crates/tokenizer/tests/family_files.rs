@@ -206,12 +206,14 @@ fn a_folder_is_searched_in_the_order_of_its_layout() {
     let put = |from: &str, name: &str| {
         fs::write(folder.path().join(name), contents(from)).unwrap();
     };
+    put("equal_scores.model", "tokenizer.model.bak");
+    assert!(!Tokenizer::is_in(folder.path()));
     put("tiny.model", "tokenizer.model");
     assert_eq!(open().unwrap().version(), None);
+    assert_eq!(open().unwrap().files()[0].1, contents("tiny.model"));
     assert!(Tokenizer::is_in(folder.path()));
     put("tiny.model", "tokenizer.model.v3");
     put("equal_scores.model", "tokenizer.model.v11m1");
-    put("tiny.model", "tokenizer.model.bak");
     let found = open().unwrap();
     assert_eq!(found.version(), Some(11));
     assert_eq!(found.files()[0].1, contents("equal_scores.model"));
