@@ -228,7 +228,7 @@ mod tests {
     #[should_panic(expected = "tensor `flags` in golden file")]
     fn another_type_is_refused_by_name() {
         let file = TemporaryFile::new("types");
-        file.write(&[("flags", Dtype::U8, &[1], &[1])]);
+        file.write(&[("flags", Dtype::BOOL, &[1], &[1])]);
         load(&file.0);
     }
 

@@ -83,6 +83,7 @@ proptest! {
         first in 0u64..200,
         n_rows in 1usize..8,
     ) {
+        prop_assume!(lengths.iter().any(|&len| len > 1));
         let rows = pretraining(&lengths, seq_len, seed);
         let batch = rows.batch(first, n_rows);
         check_batch(&batch, &lengths);
