@@ -49,7 +49,8 @@ pub fn divergence(
     let (mut n_same, mut losses) = (0, [0.0; 2]);
     for piece in token_ids.chunks(piece_len) {
         let n = piece.len();
-        let inputs: Vec<u32> = std::iter::once(first_id).chain(piece[..n - 1].to_vec()).collect();
+        let inputs: Vec<u32> =
+            std::iter::once(first_id).chain(piece[..n - 1].iter().copied()).collect();
         let segment_starts = [0, n as u32];
         let mut logits_of = |model: &Decoder, idx: usize| {
             model.logits(device, &inputs, &segment_starts, &mut workspaces[idx])

@@ -19,7 +19,7 @@ use crate::weights::{
 };
 
 /// Files that belong to a model beside its weights and configuration, and are copied as they are.
-const COMPANIONS: [&str; 17] = [
+const COMPANIONS: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -28,12 +28,6 @@ const COMPANIONS: [&str; 17] = [
     "chat_template.jinja",
     "chat_template.json",
     "tekken.json",
-    "tokenizer.model",
-    "tokenizer.model.v1",
-    "tokenizer.model.v2",
-    "tokenizer.model.v3",
-    "tokenizer.model.v7",
-    "tokenizer.model.v7m1",
     "LICENSE",
     "README.md",
     "MODEL_CARD.md",
@@ -44,6 +38,9 @@ const QUANTISED_FILE: &str = "model.gguf";
 
 /// Rows of a matrix that are in memory at a time.
 const ROWS_AT_A_TIME: usize = 256;
+
+/// Beginning of the names of SentencePiece models, which may end in a version, such as `tokenizer.model.v3`.
+const SENTENCEPIECE: &str = "tokenizer.model";
 
 /// Largest companion that is copied.
 const MAX_COMPANION_BYTES: u64 = 1 << 30;
@@ -105,9 +102,9 @@ pub fn write_quantised(
 
 /// Copies what belongs to a model beside its weights, and writes where the new one comes from.
 fn write_companions(model: &ModelDir, writer: &ModelDirWriter) -> Result<(), FormatError> {
-    for name in COMPANIONS {
-        let Some(bytes) = companion(model.dir(), name)? else { continue };
-        writer.file(name, |writer| writer.write_all(&bytes))?;
+    for name in companions(model.dir())? {
+        let bytes = crate::durable::read_bounded(&model.dir().join(&name), MAX_COMPANION_BYTES)?;
+        writer.file(&name, |writer| writer.write_all(&bytes))?;
     }
     let parent = model.dir().file_name().map(|name| name.to_string_lossy().into_owned());
     let lineage = model.lineage().cloned().unwrap_or_default();
@@ -122,12 +119,8 @@ pub fn model_files(model: &ModelDir) -> Result<Vec<PathBuf>, FormatError> {
     let mut files: Vec<PathBuf> = model.weights().paths().map(Path::to_owned).collect();
     if model.dir().is_dir() {
         let named = [CONFIG_FILE, PARAMS_FILE, INDEX_FILE, NATIVE_INDEX_FILE];
-        for name in named.into_iter().chain(COMPANIONS) {
-            let path = model.dir().join(name);
-            if path.is_file() {
-                files.push(path);
-            }
-        }
+        let named = named.map(str::to_owned).into_iter().chain(companions(model.dir())?);
+        files.extend(named.map(|name| model.dir().join(name)).filter(|path| path.is_file()));
     }
     Ok(files)
 }
@@ -154,13 +147,21 @@ pub fn copy_model(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError>
     writer.commit()
 }
 
-/// The bytes of a companion of a model in a folder, if it has it.
-fn companion(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, FormatError> {
-    let path = dir.join(name);
-    if !is_plain_name(name) || !path.is_file() {
-        return Ok(None);
+/// The names of the companions in a model's folder, sorted; none of a model that is a file by itself.
+fn companions(dir: &Path) -> Result<Vec<String>, FormatError> {
+    let mut names = Vec::new();
+    if dir.is_dir() {
+        for entry in fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
+            let entry = entry.map_err(FormatError::io("list", dir))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_known = COMPANIONS.contains(&name.as_str()) || name.starts_with(SENTENCEPIECE);
+            if is_known && is_plain_name(&name) && entry.path().is_file() {
+                names.push(name);
+            }
+        }
     }
-    crate::durable::read_bounded(&path, MAX_COMPANION_BYTES).map(Some)
+    names.sort();
+    Ok(names)
 }
 
 fn directory_sources(

@@ -129,14 +129,8 @@ impl<'a> Words<'a> {
     }
 
     #[inline]
-    fn run_end(&self, mut at: usize, wanted: Class) -> usize {
-        loop {
-            let (class, n) = self.class_at(at);
-            if class != wanted {
-                return at;
-            }
-            at += n;
-        }
+    fn run_end(&self, at: usize, wanted: Class) -> usize {
+        run_end(self.text, at, wanted)
     }
 
     fn digits_end(&self, mut at: usize) -> usize {
@@ -161,6 +155,18 @@ impl<'a> Words<'a> {
             (Class::Newline, n) => Some((true, n)),
             _ => None,
         })
+    }
+}
+
+/// The end of the characters of one class from `at` on.
+#[inline]
+fn run_end(text: &[u8], mut at: usize, wanted: Class) -> usize {
+    loop {
+        let (class, n) = class_at(text, at);
+        if class != wanted {
+            return at;
+        }
+        at += n;
     }
 }
 

@@ -113,14 +113,12 @@ fn compare(
     }
     let config = ModelConfig::new(original.config().clone())?;
     let piece_len = PIECE_LEN.min(config.context_len);
-    let computing_bytes = ["of the original", "of the quantised"].map(|_| {
-        let dtype = compute_dtype(config.dtype);
-        let workspace = Workspace::bytes_for(&config, dtype, piece_len, Passes::Forward);
-        (workspace + 4 * piece_len * config.vocab_size) as u64
-    });
+    let workspace =
+        Workspace::bytes_for(&config, compute_dtype(config.dtype), piece_len, Passes::Forward);
+    let computing_bytes = workspace + 4 * piece_len * config.vocab_size;
     let needed_bytes = weights_bytes(&config, original, None)?
         + weights_bytes(&config, quantised, None)?
-        + computing_bytes.iter().sum::<u64>();
+        + 2 * computing_bytes as u64;
     if let Err(error) = machine::check_memory("comparing both models", needed_bytes) {
         context.say(&format!("not compared: {error}"));
         return Ok(None);

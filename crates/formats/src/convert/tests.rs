@@ -110,13 +110,16 @@ fn a_model_is_copied_in_the_layout_that_is_read_and_keeps_its_licence() {
     )
     .unwrap();
     fs::write(both.join("README.md"), "---\nlicense: apache-2.0\n---\n").unwrap();
+    fs::write(both.join("tokenizer.model.v11"), "pieces").unwrap();
+    fs::write(both.join("notes.txt"), "not of the model").unwrap();
     let copy = copy_model(&ModelDir::open(&both).unwrap(), &scratch.path().join("copy")).unwrap();
     let mut names: Vec<String> = fs::read_dir(copy.dir())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["README.md", "config.json", "galerne.json", "model.safetensors"]);
+    let of_weights = ["README.md", "config.json", "galerne.json", "model.safetensors"];
+    assert_eq!(names, [&of_weights[..], &["tokenizer.model.v11"]].concat());
     assert_eq!(copy.lineage().unwrap().licence.as_deref(), Some("apache-2.0"));
     assert!(tensors(&copy) == tensors(&golden("mistral", "hf")));
     let again = copy_model(&copy, copy.dir());

@@ -7,6 +7,7 @@
 //! | ` ?[^\s\p{L}\p{N}]+[\r\n/]*` | signs, with one leading space and the newlines and slashes after them |
 //! | the rest | white space, as in the other splits |
 
+use super::classes::fill;
 use super::unicode_ranges::{LETTERS, LOWER, MARKS, NUMBERS, SPACES, UPPER};
 use super::{char_at, contains, white_space_end};
 
@@ -46,19 +47,6 @@ const fn low_table() -> [Class; N_LOW] {
     table[b'\r' as usize] = SPACE | NEWLINE;
     table[b'\n' as usize] = SPACE | NEWLINE;
     table
-}
-
-/// `for` loops are not yet constant: hence `while`.
-const fn fill(table: &mut [Class; N_LOW], ranges: &[(u32, u32)], class: Class) {
-    let mut i = 0;
-    while i < ranges.len() {
-        let mut point = ranges[i].0 as usize;
-        while point <= ranges[i].1 as usize && point < N_LOW {
-            table[point] = class;
-            point += 1;
-        }
-        i += 1;
-    }
 }
 
 #[inline]

@@ -36,11 +36,15 @@ const fn low_table() -> [Class; N_LOW] {
 }
 
 /// `for` loops are not yet constant: hence `while`.
-const fn fill(table: &mut [Class; N_LOW], ranges: &[(u32, u32)], class: Class) {
+pub(super) const fn fill<C: Copy, const N: usize>(
+    table: &mut [C; N],
+    ranges: &[(u32, u32)],
+    class: C,
+) {
     let mut i = 0;
     while i < ranges.len() {
         let mut point = ranges[i].0 as usize;
-        while point <= ranges[i].1 as usize && point < N_LOW {
+        while point <= ranges[i].1 as usize && point < N {
             table[point] = class;
             point += 1;
         }

@@ -1,7 +1,7 @@
 //! The split of GPT-2: the `ByteLevel` pre-tokenizer of `tokenizer.json` by itself.
 
-use super::class_at;
 use super::classes::Class;
+use super::{class_at, run_end, white_space_end};
 
 /// The regular expression, which the file does not write.
 pub(crate) const PATTERN: &str =
@@ -35,28 +35,13 @@ impl<'a> Gpt2Words<'a> {
             }
         }
         match class {
-            Class::Space | Class::Newline => self.white_space_end(start),
-            _ => self.run_end(start + n, class),
+            // All white space, but for the one character that leads the next word: newlines are not told apart.
+            Class::Space | Class::Newline => white_space_end(self.text, start, |at| {
+                let (class, n) = class_at(self.text, at);
+                matches!(class, Class::Space | Class::Newline).then_some((false, n))
+            }),
+            _ => run_end(self.text, start + n, class),
         }
-    }
-
-    fn run_end(&self, mut at: usize, wanted: Class) -> usize {
-        loop {
-            let (class, n) = class_at(self.text, at);
-            if class != wanted {
-                return at;
-            }
-            at += n;
-        }
-    }
-
-    /// White space, but for the one character that leads the next word.
-    fn white_space_end(&self, start: usize) -> usize {
-        let (mut end, mut last) = (start, start);
-        while let (Class::Space | Class::Newline, n) = class_at(self.text, end) {
-            (last, end) = (end, end + n);
-        }
-        if end == self.text.len() || last == start { end } else { last }
     }
 }
 
