@@ -75,8 +75,10 @@ struct Talk {
 impl Talk {
     fn open(value: &str, args: &Args, context: &Context) -> anyhow::Result<Self> {
         let model = OpenModel::open(value, args.load.quantize, context)?;
-        let template =
-            model.template.ok_or_else(|| Failure::NoTemplate { model: model.name.clone() })?;
+        let template = model
+            .template
+            .clone()
+            .ok_or_else(|| Failure::NoTemplate { model: model.name.clone() })?;
         let limits = model.limits_of_one(model.config.context_len);
         let engine = model.start_engine(context.device()?, limits)?;
         let sampling = args.sampling.resolve(&model);

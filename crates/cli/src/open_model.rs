@@ -8,7 +8,6 @@ use std::time::UNIX_EPOCH;
 use anyhow::Context as _;
 use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
-use formats::durable::read_bounded;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
 use model::{Decoder, KvCache, ModelConfig, Quantisation, compute_dtype};
 use tensor::Device;
@@ -18,11 +17,6 @@ use tracing::{info, warn};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::machine;
-
-/// The file of the chat template in a model directory.
-const TEMPLATE_FILE: &str = "chat_template.jinja";
-/// Largest chat template that is read.
-const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -133,7 +127,8 @@ impl OpenModel {
         machine::check_memory(&format!("model `{name}`"), weights_bytes)?;
         let tokenizer = open_tokenizer(&name, dir, &config)?;
         let decoder = Decoder::load(device, &config, dtype, dir.weights(), quantisation)?;
-        let template = tokenizer.as_ref().and_then(|_| chat_template(&name, dir));
+        let template =
+            tokenizer.as_ref().and_then(|tokenizer| chat_template(&name, dir, tokenizer));
         let mut eos_ids = dir.eos_ids();
         if let Some(tokenizer) = &tokenizer
             && (template.is_some() || eos_ids.is_empty())
@@ -235,25 +230,15 @@ fn open_tokenizer(
     Ok(Some(Arc::new(tokenizer)))
 }
 
-/// The template of the model, where it is one that this program renders.
-fn chat_template(name: &str, dir: &ModelDir) -> Option<ChatTemplate> {
-    let path = dir.dir().join(TEMPLATE_FILE);
-    if !path.exists() {
-        return None;
-    }
-    let template = ChatTemplate::default();
-    let text = match read_bounded(&path, MAX_TEMPLATE_BYTES) {
-        Ok(text) => text,
+/// The template of the model. A model whose template cannot be used still continues text.
+fn chat_template(name: &str, dir: &ModelDir, tokenizer: &Tokenizer) -> Option<ChatTemplate> {
+    match ChatTemplate::open(dir.dir(), tokenizer) {
+        Ok(template) => template,
         Err(error) => {
-            warn!(model = name, %error, "the chat template cannot be read: no chat");
-            return None;
+            warn!(model = name, %error, "the chat template cannot be used: no chat");
+            None
         }
-    };
-    if text.trim_ascii_end() == template.jinja().trim_end().as_bytes() {
-        return Some(template);
     }
-    warn!(model = name, "chat_template.jinja is not one that this program renders: no chat");
-    None
 }
 
 /// The models of the home that can be opened; those that cannot are logged.

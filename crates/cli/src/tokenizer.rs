@@ -48,7 +48,7 @@ enum Command {
         #[command(flatten)]
         used: Used,
         /// Version of Mistral's instruct template: v1, v2, v3, v7, v11 or v13 [default: the one of the tokenizer's file,
-        /// else the chat template of tokenizers that are trained here]
+        /// else the chat template of the folder, else that of tokenizers that are trained here]
         #[arg(long, value_name = "VERSION", value_parser = parse_version)]
         version: Option<InstructVersion>,
     },
@@ -67,6 +67,19 @@ impl Used {
     fn open(&self) -> anyhow::Result<Tokenizer> {
         Tokenizer::open(&self.tokenizer)
             .with_context(|| format!("cannot use the tokenizer of {}", self.tokenizer.display()))
+    }
+
+    /// The template of the folder, or the one that the tokenizer's file alone stands for.
+    fn template(&self, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
+        let found = match self.tokenizer.is_dir() {
+            true => ChatTemplate::open(&self.tokenizer, tokenizer)?,
+            false => ChatTemplate::choose(None, tokenizer)?,
+        };
+        match (found, tokenizer.version()) {
+            (Some(template), _) => Ok(template),
+            (None, Some(number)) => anyhow::bail!("templates of version {number} are not known"),
+            (None, None) => Ok(ChatTemplate::default()),
+        }
     }
 }
 
@@ -87,14 +100,11 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         }
         Command::Render { used, version } => {
             let tokenizer = used.open()?;
-            let version = match (version, tokenizer.version()) {
-                (None, Some(number)) => Some(
-                    InstructVersion::of_number(number)
-                        .with_context(|| format!("templates of version {number} are not known"))?,
-                ),
-                (version, _) => version,
+            let template = match version {
+                Some(version) => ChatTemplate::Instruct(version),
+                None => used.template(&tokenizer)?,
             };
-            for_lines(context, |line, form| render(&tokenizer, version, line, form))
+            for_lines(context, |line, form| render(&tokenizer, &template, line, form))
         }
         Command::Inspect(used) => inspect(&used.open()?, context),
     }
@@ -112,7 +122,7 @@ fn train(text: &Path, vocab_size: usize, out: &Path, context: &Context) -> anyho
         let hint = "give another --out".to_owned();
         return Err(Failure::Exists { path, hint }.into());
     }
-    let options = TrainOptions { vocab_size, n_threads: context.n_threads(), ..Default::default() };
+    let options = TrainOptions { vocab_size, n_threads: context.n_threads() };
     let mut trainer = BpeTrainer::new(options);
     let mut reader = FolderReader::open(text)?;
     for document in reader.by_ref() {
@@ -202,17 +212,17 @@ const OTHER_MEMBERS: [&str; 9] = [
 
 fn render(
     tokenizer: &Tokenizer,
-    version: Option<InstructVersion>,
+    template: &ChatTemplate,
     line: &str,
     form: Form,
 ) -> anyhow::Result<String> {
-    let rendered = match version {
-        None => rendered_by_template(tokenizer, line)?,
-        Some(version) => {
+    let rendered = match template {
+        ChatTemplate::Instruct(version) => {
             let request: InstructRequest =
                 serde_json::from_str(line).context("expected a chat request")?;
-            tokenizer.encode_pieces(&instruct::pieces(version, &request)?)?
+            tokenizer.encode_pieces(&instruct::pieces(*version, &request, request.ending())?)?
         }
+        _ => rendered_conversation(tokenizer, template, line)?,
     };
     match form {
         Form::Text => Ok(rendered.text),
@@ -227,8 +237,12 @@ fn render(
     }
 }
 
-/// With the chat template of tokenizers that are trained here.
-fn rendered_by_template(tokenizer: &Tokenizer, line: &str) -> anyhow::Result<Rendered> {
+/// With a template that knows no tools.
+fn rendered_conversation(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    line: &str,
+) -> anyhow::Result<Rendered> {
     let mut request: Map<String, Value> =
         serde_json::from_str(line).context("expected a chat request")?;
     let messages = request.remove("messages").context("`messages` is missing")?;
@@ -239,13 +253,12 @@ fn rendered_by_template(tokenizer: &Tokenizer, line: &str) -> anyhow::Result<Ren
     let is_complete =
         conversation.messages.last().is_some_and(|message| message.role == Role::Assistant);
     let ending = if is_complete { Ending::Complete } else { Ending::AwaitAnswer };
-    Ok(ChatTemplate::default().render(tokenizer, &conversation, ending)?)
+    Ok(template.render(tokenizer, &conversation, ending)?)
 }
 
 fn inspect(tokenizer: &Tokenizer, context: &Context) -> anyhow::Result<()> {
     let controls: Vec<(&str, Option<u32>)> =
         CONTROL_TOKENS.iter().map(|&name| (name, tokenizer.control_id(name))).collect();
-    let digits = tokenizer.digits().map(|digits| format!("{digits:?}").to_lowercase());
     match context.form() {
         Form::Json => {
             let controls: Map<String, Value> =
@@ -253,7 +266,6 @@ fn inspect(tokenizer: &Tokenizer, context: &Context) -> anyhow::Result<()> {
             context.print_json(&json!({
                 "vocab_size": tokenizer.vocab_size(),
                 "digest": tokenizer.digest(),
-                "digits_per_word": digits,
                 "control_tokens": controls,
             }))
         }
@@ -261,7 +273,6 @@ fn inspect(tokenizer: &Tokenizer, context: &Context) -> anyhow::Result<()> {
             let mut rows = vec![
                 ("vocabulary", tokenizer.vocab_size().to_string()),
                 ("digest", tokenizer.digest()),
-                ("digits per word", digits.unwrap_or_else(|| "as its file says".to_owned())),
             ];
             for (name, id) in controls {
                 rows.push((name, id.map_or_else(|| "none".to_owned(), |id| id.to_string())));

@@ -62,7 +62,7 @@ pub(crate) fn chat_prompt(
     model: &LoadedModel,
     messages: Vec<ChatMessage>,
 ) -> Result<Prompt, Failure> {
-    let Some(template) = model.template else {
+    let Some(template) = &model.template else {
         return Err(Failure::NoChatTemplate { name: name.to_owned() });
     };
     let messages = messages.into_iter().map(|message| {
@@ -77,7 +77,7 @@ pub(crate) fn chat_prompt(
     let rendered = template
         .render(&model.tokenizer, &conversation, Ending::AwaitAnswer)
         .map_err(|error| Failure::Conversation { detail: error.to_string() })?;
-    let text_stream = TextStream::answer(&template);
+    let text_stream = TextStream::answer(template);
     Ok(Prompt { token_ids: rendered.token_ids, text_stream })
 }
 

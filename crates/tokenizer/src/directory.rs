@@ -1,48 +1,60 @@
 //! Tokenizer files in a model directory.
 
-use crate::chat::ChatTemplate;
+use crate::chat::instruct::InstructVersion;
+use crate::chat::{ChatTemplate, GALERNE_JINJA, JinjaTemplate};
 use crate::error::Error;
 use crate::json::TOKENIZER_FILE;
 use crate::sentencepiece::MODEL_FILE;
 use crate::tekken::TEKKEN_FILE;
 use crate::tokenizer::{Origin, Tokenizer};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 256 << 20;
 
+/// A chat template by itself, and the JSON files that may hold one.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+const CONFIG_FILE: &str = "tokenizer_config.json";
+const TEMPLATE_IN_JSON: [&str; 2] = ["chat_template.json", CONFIG_FILE];
+
 impl Tokenizer {
-    /// Reads a tokenizer's file, or the one in a folder: `tokenizer.json`, else `tekken.json`, else the
-    /// `tokenizer.model.vN` with the highest N, else `tokenizer.model`. In a folder of Mistral's own layout
-    /// (`params.json` without `config.json`) `tokenizer.json` comes last.
+    /// Reads a tokenizer's file, or the one in a folder: Mistral's own, which say their version (`tekken.json`, else the
+    /// `tokenizer.model.vN` with the highest N), else `tokenizer.json`, else `tokenizer.model`. In a folder of Mistral's
+    /// own layout (`params.json` without `config.json`) `tokenizer.model` comes before `tokenizer.json` and is of version 1.
     ///
-    /// What a file is, its name says: SentencePiece with `.model` in it, Tekken with `tekken`, else `tokenizer.json`.
+    /// What a file is, its name says: SentencePiece with `.model` in it, Tekken with `tekken`, else `tokenizer.json`, of
+    /// which the `tokenizer_config.json` beside it may name BOS and EOS.
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::NoTokenizer`], and those of [`Tokenizer::from_json`], [`Tokenizer::from_tekken`] and
     /// [`Tokenizer::from_sentencepiece`].
     pub fn open(path: &Path) -> Result<Tokenizer, Error> {
         let failed = |source| Error::Read { path: path.to_path_buf(), source };
-        let path = match path.is_dir() {
-            true => find_file(path)
+        let folder = path.is_dir().then_some(path);
+        let path = match folder {
+            Some(folder) => find_file(folder)
                 .map_err(failed)?
                 .ok_or_else(|| Error::NoTokenizer { path: path.to_path_buf() })?,
-            false => path.to_path_buf(),
+            None => path.to_path_buf(),
         };
         let contents =
             read_bounded(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.contains(".model") {
             let mut tokenizer = Tokenizer::from_sentencepiece(&contents)?;
-            tokenizer.version = model_version(&name);
+            let is_first = || folder.is_some_and(is_native) && name == MODEL_FILE;
+            tokenizer.version = model_version(&name).or_else(|| is_first().then_some(1));
             Ok(tokenizer)
         } else if name.contains("tekken") {
             Tokenizer::from_tekken(&contents)
         } else {
-            Tokenizer::from_json(&contents)
+            let config = folder.map(read_config).transpose()?.flatten().unwrap_or_default();
+            let name = |key| token_name(&config, key);
+            Tokenizer::from_json_with(&contents, name("bos_token"), name("eos_token"))
         }
     }
 
@@ -55,36 +67,114 @@ impl Tokenizer {
     /// tokenizer that was trained here also has `chat_template.jinja` (the default template) and
     /// `tokenizer_config.json`; of others the file is given as it was read.
     pub fn files(&self) -> Vec<(String, Vec<u8>)> {
-        let (merges, digits) = match &self.origin {
-            Origin::Own { merges, digits } => (merges, *digits),
+        let merges = match &self.origin {
+            Origin::Own { merges } => merges,
             Origin::File { name, contents } => {
                 let version = self.version.filter(|_| *name == MODEL_FILE);
                 let suffix = version.map(|version| format!(".v{version}")).unwrap_or_default();
                 return vec![(format!("{name}{suffix}"), contents.clone())];
             }
         };
-        let jinja = ChatTemplate::default().jinja();
         let name = |id: u32| self.decode_with(&[id], crate::ControlText::Show);
         let config = json!({
             "bos_token": name(self.bos_id()),
-            "chat_template": jinja,
+            "chat_template": GALERNE_JINJA,
             "clean_up_tokenization_spaces": false,
             "eos_token": name(self.eos_id()),
             "pad_token": self.pad_id().map(name),
             "tokenizer_class": "PreTrainedTokenizerFast",
         });
         let files = [
-            ("chat_template.jinja", jinja.to_string()),
-            ("tokenizer_config.json", format!("{config:#}\n")),
-            (TOKENIZER_FILE, self.own_json(merges, digits)),
+            (TEMPLATE_FILE, GALERNE_JINJA.to_string()),
+            (CONFIG_FILE, format!("{config:#}\n")),
+            (TOKENIZER_FILE, self.own_json(merges)),
         ];
         files.map(|(name, text)| (name.to_string(), text.into_bytes())).into()
     }
 }
 
+impl ChatTemplate {
+    /// The template of a model's folder: our own where its files have that; Mistral's where the tokenizer's file says
+    /// its version; else the model's own, from `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`.
+    /// `None` if there is none: the model only continues text.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Json`], [`Error::Jinja`].
+    pub fn open(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, Error> {
+        let source = read_template(folder)?;
+        ChatTemplate::choose(source.as_deref(), tokenizer)
+    }
+
+    /// As [`ChatTemplate::open`], for a template that is not in a file of its own.
+    ///
+    /// # Errors
+    /// [`Error::Jinja`].
+    pub fn choose(
+        source: Option<&str>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<ChatTemplate>, Error> {
+        if source.is_some_and(|source| source.trim_end() == GALERNE_JINJA.trim_end()) {
+            return Ok(Some(ChatTemplate::Galerne));
+        }
+        if let Some(version) = tokenizer.version().and_then(InstructVersion::of_number) {
+            return Ok(Some(ChatTemplate::Instruct(version)));
+        }
+        let template = source.map(JinjaTemplate::new).transpose()?;
+        Ok(template.map(|template| ChatTemplate::Jinja(Arc::new(template))))
+    }
+}
+
+/// The text of the chat template of a folder.
+fn read_template(folder: &Path) -> Result<Option<String>, Error> {
+    if let Some(bytes) = read_if_there(&folder.join(TEMPLATE_FILE))? {
+        return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    for file in TEMPLATE_IN_JSON {
+        let Some(bytes) = read_if_there(&folder.join(file))? else { continue };
+        let config: Value =
+            serde_json::from_slice(&bytes).map_err(|source| Error::Json { file, source })?;
+        // A list holds templates for several uses by name.
+        let is_default = |entry: &&Value| entry.get("name").is_some_and(|name| name == "default");
+        let source = match config.get("chat_template") {
+            Some(Value::Array(entries)) => {
+                entries.iter().find(is_default).and_then(|entry| entry.get("template"))
+            }
+            other => other,
+        };
+        if let Some(source) = source.and_then(Value::as_str) {
+            return Ok(Some(source.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn read_config(folder: &Path) -> Result<Option<Value>, Error> {
+    let bytes = read_if_there(&folder.join(CONFIG_FILE))?;
+    let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+    parsed.map_err(|source| Error::Json { file: CONFIG_FILE, source })
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match read_bounded(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Read { path: path.to_path_buf(), source }),
+    }
+}
+
+/// A token of the configuration, which is a name or an object that holds one.
+fn token_name<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
+    let token = config.get(key)?;
+    token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+/// Whether a folder has Mistral's own layout.
+fn is_native(folder: &Path) -> bool {
+    folder.join("params.json").is_file() && !folder.join("config.json").is_file()
+}
+
 /// The tokenizer's file of a folder, if there is one.
 fn find_file(folder: &Path) -> io::Result<Option<PathBuf>> {
-    let is_native = folder.join("params.json").is_file() && !folder.join("config.json").is_file();
     let mut models = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -92,9 +182,10 @@ fn find_file(folder: &Path) -> io::Result<Option<PathBuf>> {
             models.push((model_version(&name), name));
         }
     }
-    let model = models.into_iter().max().map(|(_, name)| name);
+    let (version, model) = models.into_iter().max().unzip();
     let (json, tekken) = (Some(TOKENIZER_FILE.to_string()), Some(TEKKEN_FILE.to_string()));
-    let order = if is_native { [tekken, model, json] } else { [json, tekken, model] };
+    let is_before_json = is_native(folder) || version.flatten().is_some();
+    let order = if is_before_json { [tekken, model, json] } else { [tekken, json, model] };
     let paths = order.into_iter().flatten().map(|name| folder.join(name));
     Ok(paths.into_iter().find(|path| path.is_file()))
 }

@@ -1,6 +1,7 @@
 //! What can go wrong.
 
 use crate::chat::Role;
+use crate::chat::instruct::InstructError;
 use std::path::PathBuf;
 
 /// Errors of this crate.
@@ -110,6 +111,23 @@ pub enum Error {
         /// Index of the message, from 0.
         message_idx: usize,
     },
+    /// A conversation that Mistral's template does not know.
+    #[error(transparent)]
+    Instruct(#[from] InstructError),
+    /// A model's own chat template does not compile, or refuses the conversation.
+    #[error("chat template{}: {problem}", line.map(|line| format!(", line {line}")).unwrap_or_default())]
+    Jinja {
+        /// Line of the template.
+        line: Option<usize>,
+        /// What is wrong; where the template refuses, its own words.
+        problem: String,
+    },
+    /// A model's own chat template does not say which tokens are answers.
+    #[error("the model's own chat template cannot be trained with: it does not mark answers")]
+    NoLossMask,
+    /// A conversation that holds all characters of private use.
+    #[error("the conversation leaves no character for private use free, expected at least a few")]
+    NoPrivateCharacter,
     /// A conversation that ends too early, or with the wrong role for its use.
     #[error("the conversation ends after {n_messages} messages, expected {expected}")]
     UnexpectedEnd {

@@ -12,7 +12,7 @@ use crate::added::AddedTokens;
 use crate::encode::{Merge, WordCaches, WordEncoder};
 use crate::error::Error;
 use crate::implied::MAX_TOKEN_BYTES;
-use crate::split::{DigitGroup, Neighbours, Split};
+use crate::split::{Neighbours, OWN_SPLIT, Split};
 use crate::symbols::{Characters, Symbols};
 use crate::text::Decoding;
 use crate::tokenizer::{Origin, Prefix, Tokenizer};
@@ -121,6 +121,16 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Json`], [`Error::Unsupported`], [`Error::Inconsistent`]; never a panic.
     pub fn from_json(json: &[u8]) -> Result<Tokenizer, Error> {
+        Tokenizer::from_json_with(json, None, None)
+    }
+
+    /// As [`Tokenizer::from_json`], with the names of BOS and EOS where another file gives them. What the file itself puts
+    /// before a text goes before the name that is given.
+    pub(crate) fn from_json_with(
+        json: &[u8],
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Result<Tokenizer, Error> {
         let probe: Probe = serde_json::from_slice(json).map_err(not_json)?;
         expect("model.type", &probe.model.model_type, &json!("BPE"))?;
         let file: FileIn = serde_json::from_slice(json).map_err(not_json)?;
@@ -150,17 +160,18 @@ impl Tokenizer {
             Some(split) => split.clone(),
             None => Split::Unmerged(Neighbours::in_tokens(results)),
         };
-        if let Some(digits) = own_digits(&file.post_processor, &file.added_tokens, &rules)
+        if has_own_rules(&file.post_processor, &file.added_tokens, &rules)
             && has_own_controls(&vocabulary)
         {
-            return Tokenizer::new(vocabulary, merges, digits);
+            return Tokenizer::new(vocabulary, merges);
         }
         let words = encoder(&rules, &vocabulary, &entries, merges)?;
         let bos_name = match &before {
             Before::Token { name, .. } => Some(name.as_str()),
             Before::Unsaid | Before::Nothing => None,
         };
-        let controls = Controls::find(&vocabulary, bos_name, None).map_err(missing_control)?;
+        let controls =
+            Controls::find(&vocabulary, bos_name.or(bos), eos).map_err(missing_control)?;
         if let Before::Token { name, id } = &before
             && controls.bos != *id
         {
@@ -249,15 +260,12 @@ fn encoder(
     Ok(words)
 }
 
-/// How digits are cut, if nothing in the file is beyond what training here makes.
-fn own_digits(post_processor: &Value, added: &[AddedToken], rules: &Rules) -> Option<DigitGroup> {
-    let is_plain = post_processor.is_null() && !rules.takes_whole_words;
-    match rules.split {
-        Some(Split::Plain(digits)) if is_plain && added.iter().all(|token| token.special) => {
-            Some(digits)
-        }
-        _ => None,
-    }
+/// Whether nothing in the file is beyond what training here makes, but for the vocabulary.
+fn has_own_rules(post_processor: &Value, added: &[AddedToken], rules: &Rules) -> bool {
+    rules.split == Some(OWN_SPLIT)
+        && post_processor.is_null()
+        && !rules.takes_whole_words
+        && added.iter().all(|token| token.special)
 }
 
 fn has_own_controls(vocabulary: &Vocabulary) -> bool {

@@ -48,9 +48,10 @@ mod train;
 mod vocabulary;
 
 pub use chat::instruct;
-pub use chat::{ChatTemplate, Conversation, Ending, Message, Rendered, Role};
+pub use chat::{
+    ChatTemplate, Conversation, Ending, JinjaTemplate, Message, Rendered, Role, strftime,
+};
 pub use error::Error;
-pub use split::DigitGroup;
 pub use stream::{AnswerText, TextStream};
 pub use tokenizer::{ControlText, Tokenizer};
 pub use train::{BpeTrainer, TrainOptions};

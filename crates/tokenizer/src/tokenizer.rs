@@ -5,7 +5,7 @@ use crate::encode::{Merge, WordCache, WordCaches, WordEncoder};
 use crate::error::Error;
 use crate::json;
 use crate::split::{
-    CasedWords, Contractions, DigitGroup, Gpt2Words, SpacedWords, Split, UnmergedWords, Words,
+    CasedWords, Contractions, Gpt2Words, OWN_SPLIT, SpacedWords, Split, UnmergedWords, Words,
     begins_with_space,
 };
 use crate::symbols::Symbols;
@@ -38,7 +38,7 @@ pub struct Tokenizer {
 #[derive(Debug)]
 pub(crate) enum Origin {
     /// Trained here: these are all that distinguishes it, beside the vocabulary.
-    Own { merges: Vec<Merge>, digits: DigitGroup },
+    Own { merges: Vec<Merge> },
     /// A file of others, kept to be written as it was read.
     File { name: &'static str, contents: Vec<u8> },
 }
@@ -78,11 +78,7 @@ pub enum ControlText {
 impl Tokenizer {
     /// A tokenizer of the kind that is trained here. Checks that the vocabulary holds all control tokens and bytes and
     /// that no pair is merged in two ways.
-    pub(crate) fn new(
-        vocabulary: Vocabulary,
-        merges: Vec<Merge>,
-        digits: DigitGroup,
-    ) -> Result<Tokenizer, Error> {
+    pub(crate) fn new(vocabulary: Vocabulary, merges: Vec<Merge>) -> Result<Tokenizer, Error> {
         let controls = Controls::find(&vocabulary, None, None).map_err(json::missing_control)?;
         if let Some(name) = CONTROL_TOKENS.into_iter().find(|name| controls.id(name).is_none()) {
             return Err(json::missing_control(name.to_string()));
@@ -94,14 +90,14 @@ impl Tokenizer {
         Ok(Tokenizer {
             vocabulary,
             controls,
-            split: Split::Plain(digits),
+            split: OWN_SPLIT,
             prefix: Prefix::Never,
             decoding: Decoding::Joined,
             words,
             added: None,
             adds_bos: None,
             version: None,
-            origin: Origin::Own { merges, digits },
+            origin: Origin::Own { merges },
             caches: WordCaches::default(),
         })
     }
@@ -152,14 +148,6 @@ impl Tokenizer {
     /// vocabulary. The sign U+2581 of SentencePiece is a space here.
     pub fn token_bytes(&self, token_id: u32) -> Option<&[u8]> {
         self.vocabulary.get(token_id)
-    }
-
-    /// How digits are cut by a tokenizer of the kind that is trained here; `None` for others.
-    pub fn digits(&self) -> Option<DigitGroup> {
-        match self.origin {
-            Origin::Own { digits, .. } => Some(digits),
-            Origin::File { .. } => None,
-        }
     }
 
     /// Token ids of ordinary text: no BOS, no EOS, never a control token, whatever the text looks like.
@@ -239,9 +227,12 @@ impl Tokenizer {
 
     fn encode_split(&self, text: &str, cache: &mut WordCache, out: &mut Vec<u32>) {
         match &self.split {
-            Split::Plain(digits) => self.encode_words(text, Words::new(text, *digits), cache, out),
+            Split::Plain(digits) => {
+                let words = Words::new(text, *digits, Contractions::Ignored);
+                self.encode_words(text, words, cache, out);
+            }
             Split::Contractions(digits) => {
-                let words = Words::with(text, *digits, Contractions::Apart);
+                let words = Words::new(text, *digits, Contractions::Apart);
                 self.encode_words(text, words, cache, out);
             }
             Split::Gpt2 => self.encode_words(text, Gpt2Words::new(text), cache, out),
@@ -305,7 +296,7 @@ impl Tokenizer {
     /// does not depend on how its file was written; of the file for others.
     pub fn digest(&self) -> String {
         let hash = match &self.origin {
-            Origin::Own { merges, digits } => Sha256::digest(self.own_json(merges, *digits)),
+            Origin::Own { merges } => Sha256::digest(self.own_json(merges)),
             Origin::File { contents, .. } => Sha256::digest(contents),
         };
         let mut text = String::with_capacity(64);

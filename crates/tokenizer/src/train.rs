@@ -4,7 +4,7 @@ mod count;
 mod learn;
 
 use crate::error::Error;
-use crate::split::{DigitGroup, parts};
+use crate::split::parts;
 use crate::tokenizer::Tokenizer;
 use crate::vocabulary::{CONTROL_TOKENS, Kind, Vocabulary};
 use count::WordCounts;
@@ -14,15 +14,13 @@ use count::WordCounts;
 pub struct TrainOptions {
     /// Entries in all: control tokens, 256 bytes, merges.
     pub vocab_size: usize,
-    /// How digits are cut.
-    pub digits: DigitGroup,
     /// Threads that count words; the result does not depend on it. At least one is used.
     pub n_threads: usize,
 }
 
 impl Default for TrainOptions {
     fn default() -> TrainOptions {
-        TrainOptions { vocab_size: 8192, digits: DigitGroup::default(), n_threads: 1 }
+        TrainOptions { vocab_size: 8192, n_threads: 1 }
     }
 }
 
@@ -69,7 +67,7 @@ impl BpeTrainer {
     /// Counts the words of a text. Texts are apart: no word reaches from one into the next.
     pub fn feed(&mut self, text: &str) {
         if let [counts] = &mut *self.counts {
-            return counts.add(text, self.options.digits);
+            return counts.add(text);
         }
         self.gathered.push_str(text);
         self.ends.push(self.gathered.len());
@@ -79,7 +77,7 @@ impl BpeTrainer {
     }
 
     fn count_gathered(&mut self) {
-        let (digits, n_threads) = (self.options.digits, self.counts.len());
+        let n_threads = self.counts.len();
         let (total, mut start) = (self.gathered.len(), 0);
         let mut shares: Vec<Vec<&str>> = vec![Vec::new(); n_threads];
         for &end in &self.ends {
@@ -93,7 +91,7 @@ impl BpeTrainer {
         }
         std::thread::scope(|scope| {
             for (share, counts) in shares.iter().zip(&mut self.counts) {
-                let count = move || share.iter().for_each(|text| counts.add(text, digits));
+                let count = move || share.iter().for_each(|text| counts.add(text));
                 std::thread::Builder::new()
                     .name("tokenizer-count".to_string())
                     .spawn_scoped(scope, count)
@@ -136,6 +134,6 @@ impl BpeTrainer {
             let bytes = [part(merge.left), part(merge.right)].concat();
             vocabulary.push(&bytes, Kind::Ordinary);
         }
-        Tokenizer::new(vocabulary, merges, self.options.digits)
+        Tokenizer::new(vocabulary, merges)
     }
 }

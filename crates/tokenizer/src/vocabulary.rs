@@ -111,6 +111,12 @@ impl Controls {
         Ok(Controls { ids, bos, eos, pad })
     }
 
+    /// All that have a name.
+    pub(crate) fn by_name(&self) -> HashMap<String, u32> {
+        let named = self.ids.iter().filter(|(name, _)| !name.is_empty());
+        named.map(|(name, id)| (name.clone(), *id)).collect()
+    }
+
     pub(crate) fn id(&self, name: &str) -> Option<u32> {
         self.ids.get(name).copied()
     }

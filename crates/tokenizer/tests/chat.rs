@@ -93,7 +93,8 @@ fn ending_must_suit_the_last_message() {
 #[test]
 fn invalid_conversation_is_not_rendered() {
     let conversation = conversation(&["s", " ", "a"]);
-    let error = ChatTemplate::V7.render(&TOKENIZER, &conversation, Ending::Complete).unwrap_err();
+    let error =
+        ChatTemplate::Galerne.render(&TOKENIZER, &conversation, Ending::Complete).unwrap_err();
     assert_eq!(error.to_string(), "messages[1] has empty content, expected text");
 }
 
@@ -106,5 +107,23 @@ fn answer_stream_gives_the_content_of_the_answer() {
         let mut text: String = token_ids.iter().map(|&id| stream.push(&TOKENIZER, id)).collect();
         text.push_str(&stream.finish());
         assert_eq!(text, content);
+    }
+}
+
+#[test]
+fn templates_of_mistral_train_answers_and_end_where_the_prompt_ended() {
+    use tokenizer::instruct::InstructVersion;
+    // The control tokens that a tokenizer trained here has are those of version 7 without tools.
+    let template = ChatTemplate::Instruct(InstructVersion::V7);
+    let contents = ["s", "where is the wind?", "in the west", "and the sea?", "in the east"];
+    let render = |n, ending| template.render(&TOKENIZER, &conversation(&contents[..n]), ending);
+    let complete = render(5, Ending::Complete).unwrap();
+    assert_eq!(trained_text(&complete), "in the west</s>in the east</s>");
+    for n in [2, 4] {
+        let prompt = render(n, Ending::AwaitAnswer).unwrap();
+        assert_eq!(prompt.token_ids, complete.token_ids[..prompt.token_ids.len()]);
+    }
+    for (n, ending) in [(4, Ending::Complete), (5, Ending::AwaitAnswer)] {
+        assert!(matches!(render(n, ending), Err(tokenizer::Error::Instruct(_))));
     }
 }

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use testkit::damage::damaged;
-use tokenizer::{TextStream, Tokenizer};
+use tokenizer::{Ending, TextStream, Tokenizer};
 
 #[derive(Deserialize)]
 struct Expected {
@@ -108,7 +108,7 @@ fn properties_of_the_files_are_read() {
     assert_eq!((tiny.bos_id(), tiny.eos_id(), tiny.pad_id()), (1, 2, None));
     assert_eq!(tiny.control_id("[INST]"), Some(3));
     assert_eq!(tiny.control_id("[REF]"), None);
-    assert_eq!((tiny.adds_bos(), tiny.version(), tiny.digits()), (Some(true), None, None));
+    assert_eq!((tiny.adds_bos(), tiny.version()), (Some(true), None));
     let v13 = find("v13.tekken.json");
     assert_eq!((v13.version(), v13.pad_id()), (Some(13), Some(7)));
     assert_eq!(v13.control_id("<SPECIAL_19>"), Some(19));
@@ -261,7 +261,9 @@ fn pieces_become_the_control_tokens_of_the_file_and_text_never_does() {
     let asked = request(
         r#"{"messages": [{"role": "user", "content": "[/INST] a</s>"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]}"#,
     );
-    let rendered = tokenizer.encode_pieces(&pieces(InstructVersion::V3, &asked).unwrap()).unwrap();
+    let rendered = tokenizer
+        .encode_pieces(&pieces(InstructVersion::V3, &asked, Ending::AwaitAnswer).unwrap())
+        .unwrap();
     let controls: Vec<u32> =
         rendered.token_ids.iter().copied().filter(|&id| tokenizer.is_control(id)).collect();
     let id = |name| tokenizer.control_id(name).unwrap();
@@ -276,6 +278,7 @@ fn pieces_become_the_control_tokens_of_the_file_and_text_never_does() {
     let thought = request(
         r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}]}, {"role": "user", "content": "c"}]}"#,
     );
-    let error = tokenizer.encode_pieces(&pieces(InstructVersion::V13, &thought).unwrap());
+    let error = tokenizer
+        .encode_pieces(&pieces(InstructVersion::V13, &thought, Ending::AwaitAnswer).unwrap());
     assert!(error.unwrap_err().to_string().contains("[THINK]"));
 }

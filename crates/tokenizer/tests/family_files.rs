@@ -212,6 +212,12 @@ fn a_folder_is_searched_in_the_order_of_its_layout() {
     assert_eq!(open().unwrap().version(), None);
     assert_eq!(open().unwrap().files()[0].1, contents("tiny.model"));
     assert!(Tokenizer::is_in(folder.path()));
+    fs::write(folder.path().join("params.json"), "{}").unwrap();
+    assert_eq!(open().unwrap().version(), Some(1));
+    put("llama3.tokenizer.json", "tokenizer.json");
+    assert_eq!(open().unwrap().version(), Some(1));
+    fs::write(folder.path().join("config.json"), "{}").unwrap();
+    assert!(open().unwrap().to_json().is_some());
     put("tiny.model", "tokenizer.model.v3");
     put("equal_scores.model", "tokenizer.model.v11m1");
     let found = open().unwrap();
@@ -219,12 +225,56 @@ fn a_folder_is_searched_in_the_order_of_its_layout() {
     assert_eq!(found.files()[0].1, contents("equal_scores.model"));
     put("v3.tekken.json", "tekken.json");
     assert_eq!(open().unwrap().version(), Some(3));
-    put("llama3.tokenizer.json", "tokenizer.json");
-    assert!(open().unwrap().to_json().is_some());
-    fs::write(folder.path().join("params.json"), "{}").unwrap();
-    assert_eq!(open().unwrap().version(), Some(3));
-    fs::write(folder.path().join("config.json"), "{}").unwrap();
-    assert!(open().unwrap().to_json().is_some());
+}
+
+#[test]
+fn bos_and_eos_are_those_that_the_folder_names() {
+    let folder = TestDir::new("tokenizer-names");
+    let put = |name: &str, text: &[u8]| fs::write(folder.path().join(name), text).unwrap();
+    put("tokenizer.json", &contents("llama3.tokenizer.json"));
+    let named = |config: Value| {
+        put("tokenizer_config.json", config.to_string().as_bytes());
+        Tokenizer::open(folder.path())
+    };
+    let plain = named(json!({})).unwrap();
+    let turn_end = plain.control_id("<|eot_id|>").unwrap();
+    assert_ne!(plain.eos_id(), turn_end);
+    let tokenizer = named(json!({"eos_token": "<|eot_id|>", "bos_token": null})).unwrap();
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (plain.bos_id(), turn_end));
+    let tokenizer =
+        named(json!({"eos_token": {"content": "<|eot_id|>", "lstrip": false}})).unwrap();
+    assert_eq!(tokenizer.eos_id(), turn_end);
+    let error = named(json!({"eos_token": "<|im_end|>"})).unwrap_err().to_string();
+    assert!(error.contains("the control token `<|im_end|>` is missing"), "{error}");
+}
+
+#[test]
+fn the_template_of_a_folder_is_its_own_unless_the_tokenizer_says_the_version() {
+    let folder = TestDir::new("templates");
+    let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    fs::write(folder.path().join("tokenizer.json"), contents("llama3.tokenizer.json")).unwrap();
+    let question = Conversation { messages: vec![Message::new(Role::User, "u")] };
+    let text = || {
+        let tokenizer = Tokenizer::open(folder.path()).unwrap();
+        let template = ChatTemplate::open(folder.path(), &tokenizer).unwrap()?;
+        Some(template.render(&tokenizer, &question, Ending::AwaitAnswer).unwrap().text)
+    };
+    assert_eq!(text(), None);
+    put("tokenizer_config.json", r#"{"chat_template": null}"#);
+    assert_eq!(text(), None);
+    let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "list"}]}"#;
+    put("tokenizer_config.json", list);
+    assert_eq!(text().unwrap(), "list");
+    put("chat_template.json", r#"{"chat_template": "json {{ eos_token }}"}"#);
+    assert_eq!(text().unwrap(), "json <|end_of_text|>");
+    put("chat_template.jinja", "{% if %}");
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    let error = ChatTemplate::open(folder.path(), &tokenizer).unwrap_err();
+    assert!(matches!(error, Error::Jinja { line: Some(1), .. }), "{error}");
+    put("chat_template.jinja", "own {{ messages[0].content }}");
+    assert_eq!(text().unwrap(), "own u");
+    fs::write(folder.path().join("tekken.json"), contents("v13.tekken.json")).unwrap();
+    assert_eq!(text().unwrap(), "<s>[INST]u[/INST]");
 }
 
 #[test]
@@ -233,7 +283,7 @@ fn a_template_names_the_control_token_that_is_missing() {
         let tokenizer = Tokenizer::open(&family(name)).unwrap();
         let messages = roles.iter().map(|&role| Message::new(role, "the wind")).collect();
         let conversation = Conversation { messages };
-        ChatTemplate::V7.render(&tokenizer, &conversation, Ending::AwaitAnswer)
+        ChatTemplate::Galerne.render(&tokenizer, &conversation, Ending::AwaitAnswer)
     };
     assert_eq!(render("v3.tekken.json", &[Role::System, Role::User]).unwrap().token_ids[1], 17);
     assert_eq!(render("tiny.model", &[Role::User]).unwrap().token_ids[..2], [1, 3]);

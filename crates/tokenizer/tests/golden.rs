@@ -91,7 +91,7 @@ fn template_equals_its_jinja_text_in_transformers() {
     for case in golden().rendered {
         let conversation = Conversation { messages: case.messages };
         let ending = if case.awaits_answer { Ending::AwaitAnswer } else { Ending::Complete };
-        let rendered = ChatTemplate::V7.render(&tokenizer, &conversation, ending).unwrap();
+        let rendered = ChatTemplate::Galerne.render(&tokenizer, &conversation, ending).unwrap();
         assert_eq!(rendered.text, case.text);
         assert_eq!(rendered.token_ids, case.ids, "{}", case.text);
     }

@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use std::sync::LazyLock;
 use testkit::damage::damaged;
 use tokenizer::{
-    BpeTrainer, CONTROL_TOKENS, ControlText, DigitGroup, Error, TextStream, Tokenizer, TrainOptions,
+    BpeTrainer, CONTROL_TOKENS, ControlText, Error, TextStream, Tokenizer, TrainOptions,
 };
 
 const TEXT: &str = include_str!("../../../golden/tokenizer/training_text.txt");
 
-static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| trained(500, DigitGroup::Two));
+static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| trained(500));
 
-fn trained(vocab_size: usize, digits: DigitGroup) -> Tokenizer {
-    let mut trainer = BpeTrainer::new(TrainOptions { vocab_size, digits, n_threads: 1 });
+fn trained(vocab_size: usize) -> Tokenizer {
+    let mut trainer = BpeTrainer::new(TrainOptions { vocab_size, n_threads: 1 });
     trainer.feed(TEXT);
     trainer.train().unwrap()
 }
@@ -51,20 +51,19 @@ proptest! {
     }
 
     #[test]
-    fn json_round_trip_keeps_everything(vocab_size in 264usize..500, digits in 0usize..3) {
-        let tokenizer = trained(vocab_size, DigitGroup::ALL[digits]);
+    fn json_round_trip_keeps_everything(vocab_size in 264usize..500) {
+        let tokenizer = trained(vocab_size);
         let json = tokenizer.to_json().unwrap();
         let again = Tokenizer::from_json(json.as_bytes()).unwrap();
         prop_assert_eq!(again.to_json().unwrap(), json);
         prop_assert_eq!(again.digest(), tokenizer.digest());
         prop_assert_eq!(again.encode(TEXT), tokenizer.encode(TEXT));
-        prop_assert_eq!(again.digits(), tokenizer.digits());
     }
 }
 
 #[test]
 fn damaged_json_is_an_error_or_a_sound_tokenizer() {
-    let valid = trained(264, DigitGroup::Two).to_json().unwrap();
+    let valid = trained(264).to_json().unwrap();
     let mut n_sound = 0;
     for json in damaged(valid.as_bytes(), 1, 1_000) {
         if let Ok(tokenizer) = Tokenizer::from_json(&json) {
@@ -158,8 +157,7 @@ fn a_megabyte_of_one_sign_is_encoded_as_fast_as_any_other_text() {
 
 /// The message of the error that a change to a good file gives.
 fn error_after(change: impl FnOnce(&mut Value)) -> String {
-    let mut file: Value =
-        serde_json::from_str(&trained(264, DigitGroup::Two).to_json().unwrap()).unwrap();
+    let mut file: Value = serde_json::from_str(&trained(264).to_json().unwrap()).unwrap();
     change(&mut file);
     Tokenizer::from_json(file.to_string().as_bytes()).unwrap_err().to_string()
 }
@@ -214,7 +212,7 @@ fn contradictions_are_errors_that_name_the_entry() {
     for (expected, message) in cases {
         assert!(message.contains(expected), "{message}\nexpected: {expected}");
     }
-    let json = trained(264, DigitGroup::Two).to_json().unwrap();
+    let json = trained(264).to_json().unwrap();
     let twice = json.replacen("\"a\": 105,", "\"a\": 105, \"a\": 264,", 1);
     let message = Tokenizer::from_json(twice.as_bytes()).unwrap_err().to_string();
     assert!(message.contains("the token is there twice"), "{message}");
@@ -225,7 +223,7 @@ fn contradictions_are_errors_that_name_the_entry() {
 
 #[test]
 fn merges_may_be_written_in_either_form() {
-    let expected = trained(300, DigitGroup::Two);
+    let expected = trained(300);
     let mut file: Value = serde_json::from_str(&expected.to_json().unwrap()).unwrap();
     for merge in file["model"]["merges"].as_array_mut().unwrap() {
         let (left, right) = merge.as_str().unwrap().split_once(' ').unwrap();

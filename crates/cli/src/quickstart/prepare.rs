@@ -7,7 +7,7 @@ use anyhow::{Context as _, anyhow};
 use data::shard::ShardWriter;
 use data::sheet::{DataSheet, Origin, SheetBuilder};
 use data::{Document, Language, bundled, chat_set, company, reader};
-use tokenizer::{BpeTrainer, DigitGroup, Tokenizer, TrainOptions};
+use tokenizer::{BpeTrainer, Tokenizer, TrainOptions};
 use train::export::write_tokenizer;
 
 use super::settings::Settings;
@@ -170,7 +170,7 @@ fn train_tokenizer(
     vocab_size: usize,
     n_threads: usize,
 ) -> anyhow::Result<Tokenizer> {
-    let options = TrainOptions { vocab_size, digits: DigitGroup::default(), n_threads };
+    let options = TrainOptions { vocab_size, n_threads };
     let mut trainer = BpeTrainer::new(options);
     documents.iter().for_each(|document| trainer.feed(&document.text));
     Ok(trainer.train()?)

@@ -4,6 +4,8 @@
 //! ordinary text, whatever it looks like; each piece is encoded by itself. Source: the `mistral-common` package, with
 //! which every version is compared on generated requests.
 
+use super::template::Ending;
+
 mod check;
 mod encode;
 mod normalise;
@@ -111,15 +113,16 @@ pub enum InstructError {
     },
 }
 
-/// Renders a request for the next answer; BOS first.
+/// Renders a request, up to the place of the next answer or to the end of the last one; BOS first.
 ///
 /// # Errors
 /// When the request is not one that the version knows.
 pub fn pieces(
     version: InstructVersion,
     request: &InstructRequest,
+    ending: Ending,
 ) -> Result<Vec<Piece>, InstructError> {
-    check::check(version, request)?;
+    check::check(version, request, ending)?;
     let normal = normalise::normalise(version, request)?;
     render::render(version, &normal, request)
 }

@@ -3,7 +3,7 @@
 
 use super::{expect, unsupported};
 use crate::error::Error;
-use crate::split::{SPACE_SIGN, Split};
+use crate::split::{OWN_SPLIT, SPACE_SIGN, Split};
 use crate::text::FirstSpace;
 use crate::tokenizer::Prefix;
 use serde_json::{Map, Value, json};
@@ -58,7 +58,7 @@ pub(super) fn byte_level_split(value: &Value) -> Result<Split, Error> {
         (Some(ByteLevel { splits: false, .. }), Some(split)) => {
             let pattern = split_pattern(split).ok_or_else(|| refused(form()))?;
             Split::of_pattern(pattern).ok_or_else(|| {
-                let known = [Split::Plain(Default::default()), Split::Cased];
+                let known = [OWN_SPLIT, Split::Cased];
                 let known = known.map(|split| split.pattern().unwrap_or_default());
                 refused(format!("a known pattern, such as {} or {}", known[0], known[1]))
             })

@@ -3,7 +3,7 @@
 use super::entries::char_of_byte;
 use super::{AddedToken, TOKENIZER_FILE};
 use crate::encode::Merge;
-use crate::split::DigitGroup;
+use crate::split::OWN_SPLIT;
 use crate::tokenizer::{Origin, Tokenizer};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -14,7 +14,7 @@ impl Tokenizer {
     /// the file that they were read from. `None` for those that come from another kind of file.
     pub fn to_json(&self) -> Option<String> {
         match &self.origin {
-            Origin::Own { merges, digits } => Some(self.own_json(merges, *digits)),
+            Origin::Own { merges } => Some(self.own_json(merges)),
             Origin::File { name, contents } if *name == TOKENIZER_FILE => {
                 Some(String::from_utf8_lossy(contents).into_owned())
             }
@@ -22,7 +22,7 @@ impl Tokenizer {
         }
     }
 
-    pub(crate) fn own_json(&self, merges: &[Merge], digits: DigitGroup) -> String {
+    pub(crate) fn own_json(&self, merges: &[Merge]) -> String {
         let added_tokens: Vec<AddedToken> = (0..self.vocab_size() as u32)
             .filter(|&id| self.is_control(id))
             .map(|id| AddedToken {
@@ -41,7 +41,7 @@ impl Tokenizer {
             padding: (),
             added_tokens,
             normalizer: (),
-            pre_tokenizer: pre_tokenizer(digits),
+            pre_tokenizer: pre_tokenizer(),
             post_processor: (),
             decoder: decoder(),
             model: ModelOut {
@@ -117,9 +117,10 @@ impl Serialize for VocabOut<'_> {
     }
 }
 
-fn pre_tokenizer(digits: DigitGroup) -> Value {
+fn pre_tokenizer() -> Value {
+    let pattern = OWN_SPLIT.pattern();
     json!({"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": digits.pattern()}, "behavior": "Isolated", "invert": false},
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
         {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
     ]})
 }

@@ -1,13 +1,13 @@
 //! The choice among the ways of cutting text, by the regular expression that a file gives.
 
-use super::{DigitGroup, Neighbours, cased, gpt2};
+use super::{Contractions, DigitGroup, Neighbours, Words, cased, gpt2};
 
 /// A rule that cuts a text into words.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Split {
-    /// The rule at the head of [`super`].
+    /// The rule at the head of [`super`], without contractions.
     Plain(DigitGroup),
-    /// That rule, English contractions first: GPT-4, Llama 3.
+    /// That rule: GPT-4, Llama 3, Qwen2.
     Contractions(DigitGroup),
     /// The rule of GPT-2.
     Gpt2,
@@ -17,6 +17,14 @@ pub(crate) enum Split {
     Spaced,
     /// No rule: a cut only where it changes nothing.
     Unmerged(Neighbours),
+}
+
+/// The rule of tokenizers that are trained here.
+pub(crate) const OWN_SPLIT: Split = Split::Contractions(DigitGroup::One);
+
+/// Words by the rule of tokenizers that are trained here.
+pub(crate) fn own_words(text: &str) -> Words<'_> {
+    Words::new(text, DigitGroup::One, Contractions::Apart)
 }
 
 impl Split {
@@ -54,15 +62,13 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::split::{CasedWords, Contractions, Gpt2Words, Words};
+    use crate::split::{CasedWords, Gpt2Words};
     use std::collections::HashMap;
 
     fn words<'a>(split: &Split, text: &'a str) -> Vec<&'a str> {
         let ranges: Vec<(usize, usize)> = match split {
-            Split::Plain(digits) => Words::new(text, *digits).collect(),
-            Split::Contractions(digits) => {
-                Words::with(text, *digits, Contractions::Apart).collect()
-            }
+            Split::Plain(digits) => Words::new(text, *digits, Contractions::Ignored).collect(),
+            Split::Contractions(digits) => Words::new(text, *digits, Contractions::Apart).collect(),
             Split::Gpt2 => Gpt2Words::new(text).collect(),
             Split::Cased => CasedWords::new(text).collect(),
             Split::Spaced | Split::Unmerged(_) => panic!("no regular expression"),

@@ -1,7 +1,7 @@
 //! Counting words.
 
 use crate::short_word;
-use crate::split::{DigitGroup, Words};
+use crate::split::own_words;
 use std::collections::HashMap;
 
 /// Distinct words and how often each was seen.
@@ -19,9 +19,9 @@ impl WordCounts {
     }
 
     /// Counts the words of a text.
-    pub(super) fn add(&mut self, text: &str, digits: DigitGroup) {
+    pub(super) fn add(&mut self, text: &str) {
         let bytes = text.as_bytes();
-        for (start, end) in Words::new(text, digits) {
+        for (start, end) in own_words(text) {
             match short_word::key(bytes, start, end) {
                 Some(key) => self.add_short(key, 1),
                 None => self.add_long(&bytes[start..end], 1),
@@ -132,11 +132,11 @@ mod tests {
             let mut expected: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
             let mut counts = Vec::new();
             for text in &texts {
-                for (start, end) in Words::new(text, DigitGroup::Two).filter(|(a, b)| b - a > 1) {
+                for (start, end) in own_words(text).filter(|(a, b)| b - a > 1) {
                     *expected.entry(text.as_bytes()[start..end].to_vec()).or_default() += 1;
                 }
                 let mut part = WordCounts::new();
-                part.add(text, DigitGroup::Two);
+                part.add(text);
                 counts.push(part);
             }
             let all = all(counts);

@@ -1,14 +1,15 @@
 //! Which requests a version knows.
 
 use super::request::{Call, Chunk, Content, InstructRequest, RequestMessage};
-use super::{InstructError, InstructVersion};
+use super::{Ending, InstructError, InstructVersion};
 
 /// Checks the order of messages, names, ids and the parts of each message.
 pub(super) fn check(
     version: InstructVersion,
     request: &InstructRequest,
+    ending: Ending,
 ) -> Result<(), InstructError> {
-    check_order(request)?;
+    check_order(request, ending)?;
     if version >= InstructVersion::V11 {
         check_results_by_id(request)?;
     } else {
@@ -32,7 +33,7 @@ enum Problem {
     Message(&'static str),
 }
 
-fn check_order(request: &InstructRequest) -> Result<(), InstructError> {
+fn check_order(request: &InstructRequest, ending: Ending) -> Result<(), InstructError> {
     let messages = &request.messages;
     let Some(last) = messages.last() else { return Err(InstructError::Empty) };
     let wrong = |message_idx: usize, expected| {
@@ -42,8 +43,13 @@ fn check_order(request: &InstructRequest) -> Result<(), InstructError> {
     if messages.len() == 1 && !matches!(last.role(), "user" | "system") {
         return wrong(0, "user or system in a conversation of one message");
     }
-    if let RequestMessage::Assistant { prefix: false, .. } = last {
-        return wrong(messages.len() - 1, "user, tool, or an assistant prefix last");
+    match (ending, last) {
+        (Ending::AwaitAnswer, RequestMessage::Assistant { prefix: false, .. }) => {
+            return wrong(messages.len() - 1, "user, tool, or an assistant prefix last");
+        }
+        (Ending::Complete, RequestMessage::Assistant { prefix: false, .. })
+        | (Ending::AwaitAnswer, _) => {}
+        (Ending::Complete, _) => return wrong(messages.len() - 1, "a whole answer last"),
     }
     for (i, pair) in messages.windows(2).enumerate() {
         let allowed = match (pair[0].role(), pair[1].role()) {

@@ -5,6 +5,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::python_json::{self, Json};
+use crate::chat::conversation::{Conversation, Role};
+use crate::chat::template::Ending;
 
 /// A conversation and the tools that may be called in it.
 #[derive(Clone, PartialEq, Debug, Default, Deserialize)]
@@ -15,6 +17,16 @@ pub struct InstructRequest {
     /// The tools.
     #[serde(default)]
     pub tools: Vec<Tool>,
+}
+
+impl InstructRequest {
+    /// Complete if an answer that is not to be continued stands last.
+    pub fn ending(&self) -> Ending {
+        match self.messages.last() {
+            Some(RequestMessage::Assistant { prefix: false, .. }) => Ending::Complete,
+            _ => Ending::AwaitAnswer,
+        }
+    }
 }
 
 /// One message.
@@ -54,6 +66,23 @@ pub enum RequestMessage {
         #[serde(default)]
         name: Option<String>,
     },
+}
+
+impl From<&Conversation> for InstructRequest {
+    fn from(conversation: &Conversation) -> InstructRequest {
+        let messages = conversation.messages.iter().map(|message| {
+            let content = Content::Text(message.content.clone());
+            match message.role {
+                Role::System => RequestMessage::System { content },
+                Role::User => RequestMessage::User { content },
+                Role::Assistant => {
+                    let content = Some(content);
+                    RequestMessage::Assistant { content, tool_calls: None, prefix: false }
+                }
+            }
+        });
+        InstructRequest { messages: messages.collect(), tools: Vec::new() }
+    }
 }
 
 impl RequestMessage {

@@ -35,7 +35,7 @@ fn requests_are_rendered_as_by_mistral_common() {
                     })
                     .collect()
             };
-            let got = pieces(version, &request);
+            let got = pieces(version, &request, Ending::AwaitAnswer);
             match (&expected.pieces, got) {
                 (Some(expected), Ok(got)) => {
                     n_rendered += 1;
@@ -60,7 +60,7 @@ fn only_what_the_assistant_writes_is_trained() {
     )
     .unwrap();
     for version in [InstructVersion::V7, InstructVersion::V11, InstructVersion::V13] {
-        let trained: Vec<PieceKind> = pieces(version, &request)
+        let trained: Vec<PieceKind> = pieces(version, &request, Ending::AwaitAnswer)
             .unwrap()
             .into_iter()
             .filter(|piece| piece.is_trained)
@@ -102,7 +102,8 @@ fn json_is_written_as_python_writes_it() {
 #[test]
 fn what_is_wrong_with_a_request_is_said() {
     let error = |json: &str, version| {
-        pieces(version, &serde_json::from_str(json).unwrap()).unwrap_err().to_string()
+        let request = serde_json::from_str(json).unwrap();
+        pieces(version, &request, Ending::AwaitAnswer).unwrap_err().to_string()
     };
     let v7 = InstructVersion::V7;
     assert_eq!(
@@ -115,7 +116,8 @@ fn what_is_wrong_with_a_request_is_said() {
     let bad_id = r#"{"messages": [{"role": "user", "content": "u"}, {"role": "assistant",
         "tool_calls": [{"id": "x", "function": {"name": "f", "arguments": ""}}], "prefix": true}]}"#;
     assert!(error(bad_id, v7).contains("9 letters and digits"), "{}", error(bad_id, v7));
-    assert!(pieces(InstructVersion::V13, &serde_json::from_str(bad_id).unwrap()).is_ok());
+    let request = serde_json::from_str(bad_id).unwrap();
+    assert!(pieces(InstructVersion::V13, &request, Ending::AwaitAnswer).is_ok());
     let unknown = r#"{"messages": [{"role": "user", "content": "u", "audio": 1}]}"#;
     assert!(serde_json::from_str::<InstructRequest>(unknown).is_err());
 }
