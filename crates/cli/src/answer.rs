@@ -56,7 +56,7 @@ pub(crate) fn answer(
 ) -> anyhow::Result<Answer> {
     let mut events = engine.submit(GenerationRequest {
         prompt: question.prompt,
-        max_tokens: question.max_tokens,
+        max_tokens: Some(question.max_tokens),
         sampling: question.sampling,
         stop: Box::new(StopAtIds(question.stop_ids)),
     })?;

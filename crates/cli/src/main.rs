@@ -9,6 +9,7 @@ mod context;
 mod doctor;
 mod failure;
 mod generate;
+mod gguf_vocabulary;
 mod machine;
 mod model;
 mod open_model;

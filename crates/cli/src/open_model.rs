@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::gguf_vocabulary;
 use crate::machine;
 
 /// How a model is loaded.
@@ -125,10 +126,9 @@ impl OpenModel {
         let available = machine::memory().map(|memory| bytes(memory.available_bytes));
         info!(model = name, weights = bytes(weights_bytes), available, "memory of the model");
         machine::check_memory(&format!("model `{name}`"), weights_bytes)?;
-        let tokenizer = open_tokenizer(&name, dir, &config)?;
+        let (tokenizer, template) = open_tokenizer(&name, dir)?.unzip();
+        let template = template.flatten();
         let decoder = Decoder::load(device, &config, dtype, dir.weights(), quantisation)?;
-        let template =
-            tokenizer.as_ref().and_then(|tokenizer| chat_template(&name, dir, tokenizer));
         let mut eos_ids = dir.eos_ids();
         if let Some(tokenizer) = &tokenizer
             && (template.is_some() || eos_ids.is_empty())
@@ -142,7 +142,7 @@ impl OpenModel {
             template,
             config,
             decoder: Arc::new(decoder),
-            tokenizer,
+            tokenizer: tokenizer.map(Arc::new),
             eos_ids,
             lineage: dir.lineage().cloned(),
             generation: dir.generation().cloned(),
@@ -210,35 +210,44 @@ pub(crate) fn weights_bytes(
     Ok(Decoder::loaded_bytes(config, dtype, dir.weights(), quantisation)? as u64)
 }
 
-fn open_tokenizer(
-    name: &str,
-    dir: &ModelDir,
-    config: &ModelConfig,
-) -> anyhow::Result<Option<Arc<Tokenizer>>> {
-    if !Tokenizer::is_in(dir.dir()) {
-        return Ok(None);
-    }
-    let failed = || format!("cannot read the tokenizer of {}", dir.dir().display());
-    let tokenizer = Tokenizer::open(dir.dir()).with_context(failed)?;
-    if tokenizer.vocab_size() > config.vocab_size {
-        anyhow::bail!(
-            "the tokenizer of model `{name}` has {} ids, expected at most {} (vocab_size)",
-            tokenizer.vocab_size(),
-            config.vocab_size
-        );
-    }
-    Ok(Some(Arc::new(tokenizer)))
+/// Whether there is a tokenizer among the model's files or in its GGUF file.
+pub(crate) fn has_tokenizer(dir: &ModelDir) -> bool {
+    Tokenizer::is_in(dir.dir()) || matches!(dir.vocabulary(), Ok(Some(_)))
 }
 
-/// The template of the model. A model whose template cannot be used still continues text.
-fn chat_template(name: &str, dir: &ModelDir, tokenizer: &Tokenizer) -> Option<ChatTemplate> {
-    match ChatTemplate::open(dir.dir(), tokenizer) {
-        Ok(template) => template,
-        Err(error) => {
-            warn!(model = name, %error, "the chat template cannot be used: no chat");
-            None
-        }
+/// The tokenizer of a model and its chat template: of the files beside the weights, else of the GGUF file. A model whose
+/// template cannot be used still continues text.
+///
+/// # Errors
+/// When the tokenizer cannot be used, or has more ids than the model.
+pub(crate) fn open_tokenizer(
+    name: &str,
+    dir: &ModelDir,
+) -> anyhow::Result<Option<(Tokenizer, Option<ChatTemplate>)>> {
+    let failed = || format!("cannot read the tokenizer of {}", dir.dir().display());
+    let (tokenizer, template) = if Tokenizer::is_in(dir.dir()) {
+        let tokenizer = Tokenizer::open(dir.dir()).with_context(failed)?;
+        let template = ChatTemplate::open(dir.dir(), &tokenizer);
+        (tokenizer, template)
+    } else if let Some(vocabulary) = dir.vocabulary().with_context(failed)? {
+        let tokenizer = gguf_vocabulary::tokenizer(&vocabulary).with_context(failed)?;
+        let template = ChatTemplate::choose(vocabulary.chat_template.as_deref(), &tokenizer);
+        (tokenizer, template)
+    } else {
+        return Ok(None);
+    };
+    let vocab_size = dir.config().vocab_size;
+    if tokenizer.vocab_size() > vocab_size {
+        anyhow::bail!(
+            "the tokenizer of model `{name}` has {} ids, expected at most {vocab_size} (vocab_size)",
+            tokenizer.vocab_size(),
+        );
     }
+    let template = template.unwrap_or_else(|error| {
+        warn!(model = name, %error, "the chat template cannot be used: no chat");
+        None
+    });
+    Ok(Some((tokenizer, template)))
 }
 
 /// The models of the home that can be opened; those that cannot are logged.

@@ -8,13 +8,12 @@ use eval::figures::bytes;
 use formats::model_dir::ModelDir;
 use serde_json::json;
 use server::{LoadedModel, ModelRegistry, SamplingDefaults, ServerConfig};
-use tokenizer::Tokenizer;
 use tracing::warn;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::{LoadArgs, OpenModel, locate, of_home, weights_bytes};
+use crate::open_model::{LoadArgs, OpenModel, has_tokenizer, locate, of_home, weights_bytes};
 use crate::os::StopSignals;
 
 /// Arguments of `galerne serve`.
@@ -69,7 +68,7 @@ fn models_to_serve(named: &[String], context: &Context) -> anyhow::Result<Vec<(S
     for value in named {
         let (name, path) = locate(value, context)?;
         let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
-        if !Tokenizer::is_in(dir.dir()) {
+        if !has_tokenizer(&dir) {
             return Err(Failure::NoTokenizer { model: name }.into());
         }
         models.push((name, dir));
@@ -78,7 +77,7 @@ fn models_to_serve(named: &[String], context: &Context) -> anyhow::Result<Vec<(S
         return Ok(models);
     }
     for (name, dir) in of_home(context)? {
-        if Tokenizer::is_in(dir.dir()) {
+        if has_tokenizer(&dir) {
             models.push((name, dir));
         } else {
             warn!(model = name, "not served: it has no tokenizer");

@@ -65,6 +65,17 @@ impl CachePlan {
     fn bytes(&self, n_tokens: usize) -> usize {
         KvCache::bytes_for(&self.config, self.dtype, n_tokens, self.step_tokens)
     }
+
+    /// Most tokens, up to the context, of a cache within some bytes.
+    fn n_tokens(&self, limit_bytes: usize) -> usize {
+        // The first number of tokens that does not fit, found by halving: bytes never fall with tokens.
+        let (mut fitting, mut too_many) = (0, self.config.context_len + 1);
+        while fitting + 1 < too_many {
+            let middle = fitting.midpoint(too_many);
+            if self.bytes(middle) <= limit_bytes { fitting = middle } else { too_many = middle }
+        }
+        fitting
+    }
 }
 
 /// Starts engines.
@@ -185,16 +196,20 @@ impl EngineHandle {
             return Err(EngineError::UnknownToken { position, token_id, vocab_size });
         }
         request.sampling.check()?;
-        let max_tokens = request.max_tokens.min(config.context_len - n_prompt_tokens);
-        let n_cache_tokens = n_prompt_tokens + max_tokens;
-        let cache_bytes = self.0.plan.bytes(n_cache_tokens);
-        if cache_bytes > self.0.limits.cache_bytes {
-            let (needed_bytes, limit_bytes) = (cache_bytes, self.0.limits.cache_bytes);
+        let (plan, limit_bytes) = (&self.0.plan, self.0.limits.cache_bytes);
+        let room = config.context_len - n_prompt_tokens;
+        let max_tokens = match request.max_tokens {
+            Some(max_tokens) => max_tokens.min(room),
+            // At least one, so that what is refused below is the prompt.
+            None => plan.n_tokens(limit_bytes).saturating_sub(n_prompt_tokens).clamp(1, room),
+        };
+        let needed_bytes = plan.bytes(n_prompt_tokens + max_tokens);
+        if needed_bytes > limit_bytes {
             return Err(EngineError::CacheTooSmall { needed_bytes, limit_bytes });
         }
-        let request = GenerationRequest { max_tokens, ..request };
         let (events, receiver) = channel(max_tokens + 1);
-        self.0.queue.push(Pending { request, n_cache_tokens, cache_bytes, events })?;
+        let cache_bytes = needed_bytes;
+        self.0.queue.push(Pending { request, max_tokens, cache_bytes, events })?;
         Ok(receiver)
     }
 

@@ -30,7 +30,7 @@
 //! let engine = Engine::start(Arc::new(decoder), device, EngineLimits::default())?;
 //! let mut events = engine.submit(GenerationRequest {
 //!     prompt: vec![1, 15, 9],
-//!     max_tokens: 4,
+//!     max_tokens: Some(4),
 //!     sampling: Sampling { temperature: 0.7, top_k: None, top_p: 0.9, seed: 42 },
 //!     stop: Box::new(StopAtIds(vec![2])),
 //! })?;

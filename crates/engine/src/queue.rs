@@ -10,8 +10,8 @@ use crate::request::GenerationRequest;
 /// A checked request with its way back.
 pub(crate) struct Pending {
     pub(crate) request: GenerationRequest,
-    /// Tokens of cache it may fill: prompt and answer.
-    pub(crate) n_cache_tokens: usize,
+    /// Most tokens to generate.
+    pub(crate) max_tokens: usize,
     pub(crate) cache_bytes: usize,
     pub(crate) events: EventSender,
 }

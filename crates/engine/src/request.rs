@@ -6,8 +6,9 @@ use crate::EngineError;
 pub struct GenerationRequest {
     /// The prompt, control tokens included; at least one token.
     pub prompt: Vec<u32>,
-    /// Most tokens to generate. The answer also ends where the model's context does.
-    pub max_tokens: usize,
+    /// Most tokens to generate. The answer also ends where the model's context does. `None` takes what context and cache
+    /// have room for.
+    pub max_tokens: Option<usize>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// Says after each token whether to go on.

@@ -110,7 +110,7 @@ where
             let Some(pending) = self.queue.pop_if(|first| first.cache_bytes <= free_bytes) else {
                 break;
             };
-            if pending.request.max_tokens == 0 {
+            if pending.max_tokens == 0 {
                 finish(&pending.events, FinishReason::Length, pending.request.prompt.len(), 0);
                 continue;
             }
@@ -122,15 +122,15 @@ where
     }
 
     fn sequence(&self, pending: Pending) -> Sequence {
-        let Pending { request, n_cache_tokens, cache_bytes, events } = pending;
+        let Pending { request, max_tokens, cache_bytes, events } = pending;
         debug!(n_prompt_tokens = request.prompt.len(), cache_bytes, "generation admitted");
         Sequence {
             n_cached: 0,
             n_step: 0,
             n_prompt_tokens: request.prompt.len(),
             n_generated: 0,
-            max_tokens: request.max_tokens,
-            cache: self.plan.cache(n_cache_tokens),
+            max_tokens,
+            cache: self.plan.cache(request.prompt.len() + max_tokens),
             cache_bytes,
             sampler: Sampler::new(request.sampling),
             stop: request.stop,

@@ -43,7 +43,7 @@ fn decoder() -> Decoder {
 
 fn request(prompt: Vec<u32>, max_tokens: usize, sampling: Sampling) -> GenerationRequest {
     let stop = Box::new(StopAtIds(Vec::new()));
-    GenerationRequest { prompt, max_tokens, sampling, stop }
+    GenerationRequest { prompt, max_tokens: Some(max_tokens), sampling, stop }
 }
 
 fn greedy(prompt: &[u32], max_tokens: usize) -> GenerationRequest {
@@ -152,6 +152,31 @@ fn an_answer_ends_at_its_limit_at_the_context_or_at_a_stop_token() {
     let (stopped, last) = drain(engine.submit(stopping).unwrap());
     assert_eq!(stopped, token_ids[..n_expected]);
     assert!(matches!(last, Event::Finished { reason: FinishReason::Stop, .. }), "{last:?}");
+}
+
+#[test]
+fn without_a_limit_an_answer_takes_what_cache_and_context_have_room_for() {
+    let decoder = Arc::new(decoder());
+    let unlimited = |prompt: &[u32]| GenerationRequest { max_tokens: None, ..greedy(prompt, 0) };
+    let n_answered = |cache_bytes, prompt: &[u32]| {
+        let limits = EngineLimits { cache_bytes, ..EngineLimits::default() };
+        let engine = Engine::start(Arc::clone(&decoder), device(), limits).unwrap();
+        engine.submit(unlimited(prompt)).map(|receiver| drain(receiver).0.len())
+    };
+    let bytes_of = |n_tokens| {
+        KvCache::bytes_for(
+            decoder.config(),
+            decoder.dtype(),
+            n_tokens,
+            EngineLimits::default().step_tokens,
+        )
+    };
+    let prompt = [4; 20];
+    assert_eq!(n_answered(bytes_of(160), &prompt).unwrap(), 140);
+    // The cache grows in blocks; at least what was asked for is there, and less than another block more.
+    let n = n_answered(bytes_of(90), &prompt).unwrap();
+    assert!((70..140).contains(&n), "{n}");
+    assert!(matches!(n_answered(bytes_of(1), &[4; 159]), Err(EngineError::CacheTooSmall { .. })));
 }
 
 #[test]

@@ -101,7 +101,7 @@ pub fn answer_questions(
         loop {
             let request = GenerationRequest {
                 prompt: prompt.clone(),
-                max_tokens,
+                max_tokens: Some(max_tokens),
                 sampling: Sampling::GREEDY,
                 stop: Box::new(StopAtIds(model.eos_ids.to_vec())),
             };

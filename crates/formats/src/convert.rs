@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use crate::FormatError;
 use crate::config::native::PARAMS_FILE;
 use crate::config::{DecoderConfig, WeightDtype};
+use crate::gguf::GgufVocabulary;
 use crate::gguf::write::{GgufSource, write_gguf};
 use crate::licence::licence_of;
 use crate::model_dir::{CONFIG_FILE, GenerationConfig, Lineage, ModelDir, ModelDirWriter};
@@ -88,9 +89,11 @@ pub fn write_quantised(
     model: &ModelDir,
     out: &Path,
     quantiser: &dyn Quantiser,
+    vocabulary: Option<&GgufVocabulary>,
 ) -> Result<ModelDir, FormatError> {
     let writer = ModelDirWriter::begin(out)?;
-    write_gguf_parts(model, &writer.path().join(QUANTISED_FILE), Some(quantiser))?;
+    let path = writer.path().join(QUANTISED_FILE);
+    write_gguf_parts(model, &path, Some(quantiser), vocabulary)?;
     write_companions(model, &writer)?;
     if model.generation().is_none() {
         // GGUF files have keys for two end tokens only.
@@ -243,26 +246,31 @@ fn write_rows(
 ///
 /// # Errors
 /// When the place is taken, a setting has no key, or a file cannot be read or written.
-pub fn write_gguf_file(model: &ModelDir, out: &Path) -> Result<(), FormatError> {
+pub fn write_gguf_file(
+    model: &ModelDir,
+    out: &Path,
+    vocabulary: Option<&GgufVocabulary>,
+) -> Result<(), FormatError> {
     if out.symlink_metadata().is_ok() {
         return Err(FormatError::Exists { path: out.to_owned() });
     }
     if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
     }
-    write_gguf_parts(model, out, None)
+    write_gguf_parts(model, out, None, vocabulary)
 }
 
 fn write_gguf_parts(
     model: &ModelDir,
     out: &Path,
     quantiser: Option<&dyn Quantiser>,
+    vocabulary: Option<&GgufVocabulary>,
 ) -> Result<(), FormatError> {
     let (config, weights) = (model.config(), model.weights());
     let names = WeightName::all(config).into_iter();
     let parts = names.map(|name| gguf_part(weights, name, config, quantiser));
     let parts = group_experts(parts.collect::<Result<_, _>>()?, config);
-    write_gguf(out, config, parts.map_err(|setting| not_in_gguf(out, setting))?)
+    write_gguf(out, config, vocabulary, parts.map_err(|setting| not_in_gguf(out, setting))?)
 }
 
 /// One weight on its own; experts are put together by [`group_experts`].

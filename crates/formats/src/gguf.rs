@@ -14,10 +14,12 @@ use crate::weights::TensorDtype;
 mod config;
 mod cursor;
 mod metadata;
+mod vocabulary;
 pub(crate) mod write;
 
 use cursor::Cursor;
 pub use metadata::{Array, Metadata, Value};
+pub use vocabulary::{GgufTokenKind, GgufVocabulary};
 
 /// Most tensors and most entries of metadata; real files have some thousands.
 const MAX_COUNT: u64 = 1 << 17;

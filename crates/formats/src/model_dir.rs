@@ -15,7 +15,7 @@ use crate::checkpoint::check_format_version;
 use crate::config::native::{PARAMS_FILE, read_params, to_native_json};
 use crate::config::{DecoderConfig, read_config, to_hf_json};
 use crate::durable::{self, TemporaryDir, read_bounded};
-use crate::gguf::GgufFile;
+use crate::gguf::{GgufFile, GgufVocabulary};
 use crate::weights::{
     Leftovers, ModelWeights, NATIVE_FILE, SINGLE_FILE, TensorSource, is_plain_name,
     write_safetensors,
@@ -301,6 +301,14 @@ impl ModelDir {
         }
         let dir = dir.to_owned();
         Ok(Self { dir, config, lineage, generation, weights, leftovers, text_part_of: None })
+    }
+
+    /// The vocabulary in the model's GGUF file; `None` in another layout, or without one.
+    ///
+    /// # Errors
+    /// As [`GgufFile::vocabulary`].
+    pub fn vocabulary(&self) -> Result<Option<GgufVocabulary>, FormatError> {
+        self.weights.gguf().map_or(Ok(None), GgufFile::vocabulary)
     }
 
     /// The shape of the model.

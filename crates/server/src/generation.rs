@@ -143,7 +143,7 @@ pub(crate) fn start(
     };
     let request = GenerationRequest {
         prompt: prompt.token_ids,
-        max_tokens: fields.max_tokens.unwrap_or(context_len),
+        max_tokens: fields.max_tokens,
         sampling: sampling(model, fields),
         stop: Box::new(matcher),
     };

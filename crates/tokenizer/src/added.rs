@@ -32,6 +32,10 @@ impl AddedTokens {
         (!ids.is_empty()).then_some(AddedTokens { ids, lengths, may_begin })
     }
 
+    pub(crate) fn has_id(&self, id: u32) -> bool {
+        self.ids.values().any(|&other| other == id)
+    }
+
     /// The first token in `text[from..]`.
     pub(crate) fn find(&self, text: &str, from: usize) -> Option<Found> {
         let candidates = text.as_bytes()[from..].iter().enumerate();

@@ -101,8 +101,36 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Read`], [`Error::Json`], [`Error::Jinja`].
     pub fn open(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, Error> {
-        let source = read_template(folder)?;
+        let source = ChatTemplate::source_in(folder)?;
         ChatTemplate::choose(source.as_deref(), tokenizer)
+    }
+
+    /// The text of the template that a folder's files hold, in Jinja.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Json`].
+    pub fn source_in(folder: &Path) -> Result<Option<String>, Error> {
+        if let Some(bytes) = read_if_there(&folder.join(TEMPLATE_FILE))? {
+            return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
+        }
+        for file in TEMPLATE_IN_JSON {
+            let Some(bytes) = read_if_there(&folder.join(file))? else { continue };
+            let config: Value =
+                serde_json::from_slice(&bytes).map_err(|source| Error::Json { file, source })?;
+            // A list holds templates for several uses by name.
+            let is_default =
+                |entry: &&Value| entry.get("name").is_some_and(|name| name == "default");
+            let source = match config.get("chat_template") {
+                Some(Value::Array(entries)) => {
+                    entries.iter().find(is_default).and_then(|entry| entry.get("template"))
+                }
+                other => other,
+            };
+            if let Some(source) = source.and_then(Value::as_str) {
+                return Ok(Some(source.to_owned()));
+            }
+        }
+        Ok(None)
     }
 
     /// As [`ChatTemplate::open`], for a template that is not in a file of its own.
@@ -122,30 +150,6 @@ impl ChatTemplate {
         let template = source.map(JinjaTemplate::new).transpose()?;
         Ok(template.map(|template| ChatTemplate::Jinja(Arc::new(template))))
     }
-}
-
-/// The text of the chat template of a folder.
-fn read_template(folder: &Path) -> Result<Option<String>, Error> {
-    if let Some(bytes) = read_if_there(&folder.join(TEMPLATE_FILE))? {
-        return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
-    }
-    for file in TEMPLATE_IN_JSON {
-        let Some(bytes) = read_if_there(&folder.join(file))? else { continue };
-        let config: Value =
-            serde_json::from_slice(&bytes).map_err(|source| Error::Json { file, source })?;
-        // A list holds templates for several uses by name.
-        let is_default = |entry: &&Value| entry.get("name").is_some_and(|name| name == "default");
-        let source = match config.get("chat_template") {
-            Some(Value::Array(entries)) => {
-                entries.iter().find(is_default).and_then(|entry| entry.get("template"))
-            }
-            other => other,
-        };
-        if let Some(source) = source.and_then(Value::as_str) {
-            return Ok(Some(source.to_owned()));
-        }
-    }
-    Ok(None)
 }
 
 fn read_config(folder: &Path) -> Result<Option<Value>, Error> {

@@ -60,6 +60,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A tokenizer that the vocabulary of a GGUF file cannot describe.
+    #[error("the tokenizer cannot be written into a GGUF file: {problem}")]
+    NotListed {
+        /// Why not.
+        problem: String,
+    },
     /// A chat template needs a control token that the vocabulary does not have.
     #[error("the tokenizer has no control token `{name}`, which the chat template needs")]
     MissingControl {

@@ -17,11 +17,14 @@ use crate::symbols::{Characters, Symbols};
 use crate::text::Decoding;
 use crate::tokenizer::{Origin, Prefix, Tokenizer};
 use crate::vocabulary::{CONTROL_TOKENS, Controls, Kind, Vocabulary};
+pub(crate) use entries::char_of_byte;
 use entries::{Entries, Spelling, VocabIn};
 use parts::Before;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+pub(crate) use write::{byte_level_decoder, byte_level_pre_tokenizer};
 
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 
@@ -192,6 +195,26 @@ impl Tokenizer {
             caches: WordCaches::default(),
         })
     }
+}
+
+/// The merges of a byte-level file that was read before, with a space between; refused where it takes whole words otherwise
+/// than asked.
+pub(crate) fn listed_merges(json: &[u8], takes_whole_words: bool) -> Result<Vec<String>, Error> {
+    let file: FileIn = serde_json::from_slice(json).map_err(not_json)?;
+    let refused = |problem: &str| Err(Error::NotListed { problem: problem.to_string() });
+    if file.model.byte_fallback == Some(true) {
+        return refused("its pieces have no scores, give the model's tokenizer.model");
+    }
+    if (file.model.ignore_merges == Some(true)) != takes_whole_words {
+        return refused(
+            "llama.cpp treats words that are tokens otherwise than model.ignore_merges",
+        );
+    }
+    let joined = |merge| match merge {
+        MergeIn::Joined(text) => text,
+        MergeIn::Parts(left, right) => format!("{left} {right}"),
+    };
+    Ok(file.model.merges.into_iter().map(joined).collect())
 }
 
 fn rules(file: &FileIn) -> Result<Rules, Error> {

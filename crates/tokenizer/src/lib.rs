@@ -34,6 +34,7 @@ mod encode;
 mod error;
 mod implied;
 mod json;
+mod listing;
 mod pairs;
 mod sentencepiece;
 mod short_word;
@@ -52,6 +53,7 @@ pub use chat::{
     ChatTemplate, Conversation, Ending, JinjaTemplate, Message, Rendered, Role, strftime,
 };
 pub use error::Error;
+pub use listing::{Encoding, ListedKind, VocabularyListing};
 pub use stream::{AnswerText, TextStream};
 pub use tokenizer::{ControlText, Tokenizer};
 pub use train::{BpeTrainer, TrainOptions};

@@ -8,11 +8,15 @@
 
 mod model;
 mod protobuf;
+mod write;
+
+pub(crate) use write::write;
 
 use crate::added::AddedTokens;
 use crate::encode::{WordCaches, WordEncoder};
 use crate::error::Error;
 use crate::implied::{self, MAX_TOKEN_BYTES, Ranked, Unit};
+use crate::listing::ListedKind;
 use crate::split::{Neighbours, SPACE_SIGN, Split};
 use crate::symbols::{Characters, Symbols};
 use crate::text::{Decoding, FirstSpace};
@@ -56,6 +60,15 @@ impl Tokenizer {
             caches: WordCaches::default(),
         })
     }
+}
+
+/// The tokens of a file that was read before, their scores, and whether a space stands before a text.
+#[expect(clippy::type_complexity, reason = "three parts of one list, taken apart at once")]
+pub(crate) fn list(file: &[u8]) -> Result<(Vec<(String, ListedKind)>, Vec<f32>, bool), Error> {
+    let model = Model::read(file)?;
+    let token = |piece: &Piece<'_>| (piece.text.to_string(), piece.kind.into());
+    let scores = model.pieces.iter().map(|piece| piece.score).collect();
+    Ok((model.pieces.iter().map(token).collect(), scores, model.adds_space))
 }
 
 /// The byte that a piece such as `<0x0A>` stands for.

@@ -282,3 +282,53 @@ fn pieces_become_the_control_tokens_of_the_file_and_text_never_does() {
         .encode_pieces(&pieces(InstructVersion::V13, &thought, Ending::AwaitAnswer).unwrap());
     assert!(error.unwrap_err().to_string().contains("[THINK]"));
 }
+
+#[test]
+fn a_listed_vocabulary_encodes_as_its_file() {
+    for (name, tokenizer) in TOKENIZERS.iter() {
+        let listing = match tokenizer.listing() {
+            Ok(listing) => listing,
+            Err(error) => {
+                // The second one does not take whole words, as llama.cpp does with its split.
+                let others = ["plain.tokenizer.json", "nemo.tokenizer.json"];
+                assert!(is_pieces(name) || others.contains(name), "{name}: {error}");
+                continue;
+            }
+        };
+        assert!(!name.starts_with("plain"), "{name}: no rule of llama.cpp is this one");
+        assert_eq!(listing.tokens.len(), tokenizer.vocab_size());
+        let again = Tokenizer::from_listing(&listing).unwrap();
+        let ids = [Tokenizer::bos_id, Tokenizer::eos_id];
+        assert_eq!(ids.map(|id| id(&again)), ids.map(|id| id(tokenizer)), "{name}");
+        for text in TEXTS.iter() {
+            let ids = tokenizer.encode(text);
+            assert_eq!(again.encode(text), ids, "{name}: {text:?}");
+            assert_eq!(again.decode(&ids), tokenizer.decode(&ids), "{name}: {text:?}");
+            assert_eq!(again.encode_prompt(text).first(), tokenizer.encode_prompt(text).first());
+        }
+        let twice = again.listing().unwrap();
+        assert_eq!((&twice.tokens, twice.bos_id), (&listing.tokens, listing.bos_id), "{name}");
+    }
+}
+
+#[test]
+fn a_list_that_cannot_be_a_vocabulary_is_refused() {
+    use tokenizer::Encoding;
+    let listing = open("llama3.tokenizer.json").listing().unwrap();
+    let error = |change: &dyn Fn(&mut tokenizer::VocabularyListing)| {
+        let mut listing = listing.clone();
+        change(&mut listing);
+        Tokenizer::from_listing(&listing).unwrap_err().to_string()
+    };
+    let bytes = |split: &str, merges: &[&str]| Encoding::Bytes {
+        split: split.to_owned(),
+        merges: merges.iter().map(|&merge| merge.to_owned()).collect(),
+    };
+    assert!(error(&|list| list.encoding = bytes("qwen9", &[])).contains("qwen2, llama-bpe"));
+    assert!(error(&|list| list.encoding = bytes("llama-bpe", &["a"])).contains("merges[0]"));
+    assert!(error(&|list| list.tokens[5].0 = list.tokens[6].0.clone()).contains("there twice"));
+    assert!(error(&|list| list.tokens[5].0 = String::new()).contains("empty"));
+    assert!(error(&|list| list.tokens.clear()).contains("merges[0]"));
+    let pieces = Encoding::Pieces { scores: vec![0.0], adds_space: true };
+    assert!(error(&|list| list.encoding = pieces.clone()).contains("tokenizer.model"));
+}

@@ -12,6 +12,7 @@ use tracing::warn;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
+use crate::gguf_vocabulary;
 use crate::open_model::locate;
 
 /// Arguments of `galerne model export`.
@@ -61,7 +62,10 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     }
     let failed = || format!("cannot write {}", args.out.display());
     match args.to {
-        Target::Gguf => write_gguf_file(&model, &args.out).with_context(failed)?,
+        Target::Gguf => {
+            let vocabulary = gguf_vocabulary::of_model(&name, &model)?;
+            write_gguf_file(&model, &args.out, vocabulary.as_ref()).with_context(failed)?;
+        }
         Target::Hf => {
             write_directory(&model, Layout::HuggingFace, &args.out).with_context(failed)?;
         }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 
 use crate::context::{Context, Form};
-use crate::open_model::{locate, weights_bytes};
+use crate::open_model::{locate, open_tokenizer, weights_bytes};
 use crate::table::table;
 
 /// Prints shape, tensors, tokenizer, lineage and files of a model.
@@ -24,8 +24,7 @@ use crate::table::table;
 pub(super) fn inspect(value: &str, context: &Context) -> anyhow::Result<()> {
     let (name, path) = locate(value, context)?;
     let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
-    let is_there = Tokenizer::is_in(dir.dir());
-    let tokenizer = is_there.then(|| Tokenizer::open(dir.dir())).transpose()?;
+    let tokenizer = open_tokenizer(&name, &dir)?.map(|(tokenizer, _)| tokenizer);
     let files = files_of(dir.dir())?;
     match context.form() {
         Form::Json => context.print_json(&as_json(&name, &dir, tokenizer.as_ref(), &files)?),

@@ -19,8 +19,9 @@ use tokenizer::Tokenizer;
 use super::import::check_name;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
+use crate::gguf_vocabulary;
 use crate::machine;
-use crate::open_model::{OpenModel, locate, weights_bytes};
+use crate::open_model::{OpenModel, has_tokenizer, locate, weights_bytes};
 use crate::table::table;
 
 /// Largest text that is read.
@@ -58,7 +59,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let config = ModelConfig::new(original.config().clone())
         .with_context(|| format!("cannot compute model `{name}`"))?;
     let text = args.text.as_deref().map(read_text).transpose()?;
-    if text.is_some() && !Tokenizer::is_in(original.dir()) {
+    if text.is_some() && !has_tokenizer(&original) {
         return Err(Failure::NoTokenizer { model: name }.into());
     }
     let new_name = match &args.name {
@@ -71,7 +72,8 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let device = context.device()?;
     context.say(&format!("writing {}", out.display()));
     let quantiser = FileQuantiser { quantisation: args.to, device: &device };
-    let quantised = write_quantised(&original, &out, &quantiser)
+    let vocabulary = gguf_vocabulary::of_model(&name, &original)?;
+    let quantised = write_quantised(&original, &out, &quantiser, vocabulary.as_ref())
         .with_context(|| format!("cannot quantise model `{name}`"))?;
     let compared = compare(args, (&name, &original), (&new_name, &quantised), text, context)?;
     report(&new_name, &original, &quantised, compared.as_ref(), context)
@@ -107,7 +109,7 @@ fn compare(
     text: Option<String>,
     context: &Context,
 ) -> anyhow::Result<Option<Divergence>> {
-    if !Tokenizer::is_in(original.dir()) {
+    if !has_tokenizer(original) {
         context.say(&format!("not compared: model `{name}` has no tokenizer"));
         return Ok(None);
     }

@@ -128,3 +128,28 @@ fn a_quantised_model_says_how_far_it_is_from_the_original() {
     let bare = home.run(&arguments).expect(0);
     assert!(bare.stderr.contains("not compared"), "{}", bare.stderr);
 }
+
+#[test]
+fn a_gguf_file_holds_the_tokenizer_and_the_template() {
+    let home = Home::new("gguf-tokenizer");
+    home.make_model();
+    home.run(&["model", "export", "tiny-1", "--to", "gguf", "--out", "./tiny.gguf"]).expect(0);
+    let ask = |model: &str| {
+        let prompt = "l'été, the wind 1234 [INST] 😀";
+        let arguments = ["generate", "--model", model, "--prompt", prompt, "--max-tokens", "8"];
+        home.run(&[&arguments[..], &["--json"]].concat()).expect(0).json()
+    };
+    let expected = ask("tiny-1");
+    assert_eq!(ask("./tiny.gguf"), expected);
+    let talk = |model: &str| {
+        let finished = home.run_with_input(&["chat", "--model", model], "the wind\n");
+        finished.expect(0).stdout
+    };
+    assert_eq!(talk("./tiny.gguf"), talk("tiny-1"));
+    // A file by itself can be looked at, quantised with what it holds, and served.
+    let shown = home.run(&["model", "inspect", "./tiny.gguf", "--json"]).expect(0).json();
+    assert!(shown["tokenizer"]["vocab_size"].as_u64().unwrap() > 264, "{shown}");
+    home.run(&["model", "quantize", "./tiny.gguf", "--to", "q8_0", "--name", "small"]).expect(0);
+    assert_eq!(ask("small")["token_ids"].as_array().unwrap().len(), 8);
+    assert_eq!(talk("small").is_empty(), talk("tiny-1").is_empty());
+}

@@ -47,7 +47,7 @@ fn tensors_survive_the_way_to_a_gguf_file_and_back_byte_for_byte() {
     for name in ["llama2", "linear", "yarn"].into_iter().chain(BOTH_LAYOUTS) {
         let hf = golden(name, "hf");
         let path = scratch.path().join(format!("{name}/model.gguf"));
-        write_gguf_file(&hf, &path).unwrap();
+        write_gguf_file(&hf, &path, None).unwrap();
         let gguf = ModelDir::open(&path).unwrap();
         // What the gguf package wrote from the same weights; it keeps the router in the type of the matrices.
         let (ours, mut theirs) = (tensors(&gguf), tensors(&golden(name, "gguf")));
@@ -66,7 +66,7 @@ fn tensors_survive_the_way_to_a_gguf_file_and_back_byte_for_byte() {
 fn the_divisors_of_llama_3_are_written_as_a_tensor() {
     let scratch = TestDir::new("convert-llama3");
     let path = scratch.path().join("model.gguf");
-    write_gguf_file(&golden("llama3", "hf"), &path).unwrap();
+    write_gguf_file(&golden("llama3", "hf"), &path, None).unwrap();
     let (ours, theirs) = (GgufFile::open(&path).unwrap(), golden("llama3", "gguf"));
     let tensor = &ours.tensors()["rope_freqs.weight"];
     assert_eq!(ours.bytes(tensor), theirs.weights().tensor("rope_freqs.weight").unwrap().bytes);
@@ -89,9 +89,9 @@ fn what_a_layout_cannot_hold_is_refused_and_nothing_is_overwritten() {
 
     // A quantised file may be written again, block by block.
     let again = scratch.path().join("again.gguf");
-    write_gguf_file(&quantised, &again).unwrap();
+    write_gguf_file(&quantised, &again, None).unwrap();
     assert!(tensors(&ModelDir::open(&again).unwrap()) == tensors(&quantised));
-    assert!(matches!(write_gguf_file(&quantised, &again), Err(FormatError::Exists { .. })));
+    assert!(matches!(write_gguf_file(&quantised, &again, None), Err(FormatError::Exists { .. })));
 }
 
 #[test]
@@ -138,7 +138,8 @@ fn experts_of_several_number_types_do_not_fit_one_tensor() {
     fs::write(scratch.path().join("model.safetensors"), bytes).unwrap();
     fs::copy(source.join("config.json"), scratch.path().join("config.json")).unwrap();
     let model = ModelDir::open(scratch.path()).unwrap();
-    let error = write_gguf_file(&model, &scratch.path().join("out.gguf")).unwrap_err().to_string();
+    let error =
+        write_gguf_file(&model, &scratch.path().join("out.gguf"), None).unwrap_err().to_string();
     assert!(error.contains("experts of one layer in several number types"), "{error}");
     assert!(!scratch.path().join("out.gguf").exists());
 }

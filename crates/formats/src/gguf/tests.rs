@@ -287,7 +287,7 @@ fn a_norm_in_blocks_is_not_written_again() {
     bytes[at..at + 4].copy_from_slice(&8_u32.to_le_bytes());
     open(&scratch, &bytes).unwrap();
     let model = ModelDir::open(&scratch.path().join("model.gguf")).unwrap();
-    let error = crate::convert::write_gguf_file(&model, &scratch.path().join("again.gguf"));
+    let error = crate::convert::write_gguf_file(&model, &scratch.path().join("again.gguf"), None);
     let error = error.unwrap_err().to_string();
     assert!(error.contains("`output_norm.weight`") && error.contains("Q8_0"), "{error}");
 }

@@ -9,6 +9,8 @@ use crate::config::{DecoderConfig, RopeScaling};
 use crate::durable::write_atomically;
 use crate::weights::{TensorData, TensorDtype};
 
+use super::vocabulary::{self, GgufVocabulary};
+
 /// Alignment of tensors.
 const ALIGNMENT: u64 = 32;
 
@@ -27,17 +29,18 @@ impl GgufSource<'_> {
     }
 }
 
-/// Writes a file atomically: the description of the decoder, then the tensors in the order given.
+/// Writes a file atomically: the description of the decoder, the vocabulary, then the tensors in the order given.
 ///
 /// # Errors
 /// When a setting has no key, or writing fails; nothing is left behind.
 pub(crate) fn write_gguf(
     path: &Path,
     config: &DecoderConfig,
+    vocabulary: Option<&GgufVocabulary>,
     mut tensors: Vec<GgufSource<'_>>,
 ) -> Result<(), FormatError> {
     let mut entries = Entries::default();
-    describe(&mut entries, config).map_err(|setting| FormatError::NotInLayout {
+    describe(&mut entries, config, vocabulary).map_err(|setting| FormatError::NotInLayout {
         path: path.to_owned(),
         setting,
         layout: "GGUF",
@@ -58,7 +61,7 @@ pub(crate) fn write_gguf(
 
 /// The entries before the tensors.
 #[derive(Default)]
-struct Entries {
+pub(super) struct Entries {
     n: u64,
     bytes: Vec<u8>,
 }
@@ -81,16 +84,40 @@ impl Entries {
         self.bytes.extend((value as f32).to_le_bytes());
     }
 
-    fn text(&mut self, key: &str, value: &str) {
+    pub(super) fn text(&mut self, key: &str, value: &str) {
         self.key(key, 8);
         put_text(&mut self.bytes, value);
     }
 
-    fn flags(&mut self, key: &str, values: &[bool]) {
+    pub(super) fn flag(&mut self, key: &str, value: bool) {
+        self.key(key, 7);
+        self.bytes.push(u8::from(value));
+    }
+
+    fn list(&mut self, key: &str, kind: u32, len: usize) {
         self.key(key, 9);
-        self.bytes.extend(7_u32.to_le_bytes());
-        self.bytes.extend((values.len() as u64).to_le_bytes());
+        self.bytes.extend(kind.to_le_bytes());
+        self.bytes.extend((len as u64).to_le_bytes());
+    }
+
+    fn flags(&mut self, key: &str, values: &[bool]) {
+        self.list(key, 7, values.len());
         self.bytes.extend(values.iter().map(|&value| u8::from(value)));
+    }
+
+    pub(super) fn i32s(&mut self, key: &str, values: &[i32]) {
+        self.list(key, 5, values.len());
+        self.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    }
+
+    pub(super) fn f32s(&mut self, key: &str, values: &[f32]) {
+        self.list(key, 6, values.len());
+        self.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    }
+
+    pub(super) fn texts(&mut self, key: &str, values: &[String]) {
+        self.list(key, 8, values.len());
+        values.iter().for_each(|value| put_text(&mut self.bytes, value));
     }
 }
 
@@ -100,7 +127,11 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
 }
 
 /// What llama.cpp's converter writes of this family.
-fn describe(entries: &mut Entries, config: &DecoderConfig) -> Result<(), &'static str> {
+fn describe(
+    entries: &mut Entries,
+    config: &DecoderConfig,
+    vocabulary: Option<&GgufVocabulary>,
+) -> Result<(), &'static str> {
     let arch = if config.query_scaling.is_some() { "mistral3" } else { "llama" };
     let key = |name: &str| format!("{arch}.{name}");
     entries.text("general.architecture", arch);
@@ -135,12 +166,22 @@ fn describe(entries: &mut Entries, config: &DecoderConfig) -> Result<(), &'stati
             entries.flags(&key("attention.sliding_window_pattern"), &layers);
         }
     }
-    entries.text("tokenizer.ggml.model", "none");
-    if let Some(bos_id) = config.bos_id {
+    match vocabulary {
+        Some(known) => vocabulary::write(entries, known, config.vocab_size),
+        None => entries.text("tokenizer.ggml.model", "none"),
+    }
+    let bos_id = config.bos_id.or_else(|| vocabulary?.bos_id);
+    if let Some(bos_id) = bos_id {
         entries.u32("tokenizer.ggml.bos_token_id", bos_id as usize);
     }
     let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-    for (key, &eos_id) in keys.into_iter().zip(&config.eos_ids) {
+    // That of the vocabulary first: the model's list is sorted.
+    let mut eos_ids = config.eos_ids.clone();
+    if let Some(eos_id) = vocabulary.and_then(|known| known.eos_id) {
+        eos_ids.retain(|&id| id != eos_id);
+        eos_ids.insert(0, eos_id);
+    }
+    for (key, eos_id) in keys.into_iter().zip(eos_ids) {
         entries.u32(key, eos_id as usize);
     }
     Ok(())

@@ -72,7 +72,7 @@ fn a_quantised_file_computes_as_the_original_quantised_at_load_and_near_to_it() 
         for quantisation in Quantisation::ALL {
             let out = scratch.path().join(format!("{quantisation}-{}", device.compute().family()));
             let quantiser = FileQuantiser { quantisation, device: &device };
-            let written = write_quantised(&original, &out, &quantiser).unwrap();
+            let written = write_quantised(&original, &out, &quantiser, None).unwrap();
             let from_file = load(&device, &written, DType::F32);
             let (weights, kind) = (original.weights(), Some(quantisation));
             let at_load = Decoder::load(&device, &config, DType::F32, weights, kind).unwrap();
@@ -94,7 +94,8 @@ fn kinds_are_chosen_by_weight_and_by_width() {
     let original = wide_model(&scratch, |_| {});
     let device = fastest(1);
     let quantiser = FileQuantiser { quantisation: Quantisation::Q4_K, device: &device };
-    let written = write_quantised(&original, &scratch.path().join("q4_k"), &quantiser).unwrap();
+    let written =
+        write_quantised(&original, &scratch.path().join("q4_k"), &quantiser, None).unwrap();
     let dtype = |model: &ModelDir, name: &str| model.weights().tensor(name).unwrap().dtype;
     for (name, expected) in [
         ("token_embd.weight", TensorDtype::Q6_K),
@@ -109,7 +110,8 @@ fn kinds_are_chosen_by_weight_and_by_width() {
     // Rows of 48 numbers keep them, rows of 64 are whole blocks of 32.
     let mixtral = golden::workspace_root().join("golden/architectures/mixtral/hf");
     let mixtral = ModelDir::open(&mixtral).unwrap();
-    let narrow = write_quantised(&mixtral, &scratch.path().join("narrow"), &quantiser).unwrap();
+    let narrow =
+        write_quantised(&mixtral, &scratch.path().join("narrow"), &quantiser, None).unwrap();
     for (name, expected) in [
         ("token_embd.weight", TensorDtype::Bf16),
         ("blk.0.ffn_gate_inp.weight", TensorDtype::F32),
@@ -131,7 +133,7 @@ fn what_cannot_be_quantised_is_refused_and_leaves_nothing() {
     let scratch = TestDir::new("quantise-refused");
     let broken = wide_model(&scratch, |numbers| numbers[70] = f32::INFINITY);
     let out = scratch.path().join("out");
-    let error = write_quantised(&broken, &out, &quantiser).unwrap_err();
+    let error = write_quantised(&broken, &out, &quantiser, None).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("row 0 of `model.embed_tokens.weight`"), "{cause}");
     let config = ModelConfig::new(broken.config().clone()).unwrap();
@@ -142,7 +144,7 @@ fn what_cannot_be_quantised_is_refused_and_leaves_nothing() {
 
     let quantised = golden::workspace_root().join("golden/architectures/quantised_a/gguf");
     let quantised = ModelDir::open(&quantised).unwrap();
-    let error = write_quantised(&quantised, &out, &quantiser).unwrap_err().to_string();
+    let error = write_quantised(&quantised, &out, &quantiser, None).unwrap_err().to_string();
     assert!(error.contains("already") && error.contains("token_embd"), "{error}");
     assert_eq!(scratch.names(), ["wide"]);
 }

@@ -206,7 +206,7 @@ impl Entries {
 }
 
 /// The character that stands for a byte, as GPT-2 chose: itself if it can be seen, else one from U+0100 on.
-pub(super) fn char_of_byte(byte: u8) -> char {
+pub(crate) fn char_of_byte(byte: u8) -> char {
     let shifted = match byte {
         0..=0x20 => u32::from(byte),
         0x7F..=0xA0 => u32::from(byte) - 0x7F + 0x21,

@@ -3,7 +3,7 @@
 use super::entries::char_of_byte;
 use super::{AddedToken, TOKENIZER_FILE};
 use crate::encode::Merge;
-use crate::split::OWN_SPLIT;
+use crate::split::{OWN_SPLIT, Split};
 use crate::tokenizer::{Origin, Tokenizer};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -41,9 +41,9 @@ impl Tokenizer {
             padding: (),
             added_tokens,
             normalizer: (),
-            pre_tokenizer: pre_tokenizer(),
+            pre_tokenizer: byte_level_pre_tokenizer(&OWN_SPLIT),
             post_processor: (),
-            decoder: decoder(),
+            decoder: byte_level_decoder(),
             model: ModelOut {
                 model_type: "BPE",
                 dropout: (),
@@ -117,14 +117,18 @@ impl Serialize for VocabOut<'_> {
     }
 }
 
-fn pre_tokenizer() -> Value {
-    let pattern = OWN_SPLIT.pattern();
+/// GPT-2's rule has a name of its own.
+pub(crate) fn byte_level_pre_tokenizer(split: &Split) -> Value {
+    if *split == Split::Gpt2 {
+        return json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    }
+    let pattern = split.pattern();
     json!({"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
         {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
     ]})
 }
 
-fn decoder() -> Value {
+pub(crate) fn byte_level_decoder() -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true})
 }

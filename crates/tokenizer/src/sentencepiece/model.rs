@@ -3,6 +3,7 @@
 use super::protobuf::{Message, Value};
 use super::{inconsistent, unsupported};
 use crate::error::Error;
+use crate::listing::ListedKind;
 
 /// An entry of the vocabulary.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,18 @@ pub(super) enum PieceKind {
     /// Found in text wherever it stands.
     UserDefined,
     Byte,
+}
+
+impl From<PieceKind> for ListedKind {
+    fn from(kind: PieceKind) -> ListedKind {
+        match kind {
+            PieceKind::Normal => ListedKind::Normal,
+            PieceKind::Unknown => ListedKind::Unknown,
+            PieceKind::Control => ListedKind::Control,
+            PieceKind::UserDefined => ListedKind::UserDefined,
+            PieceKind::Byte => ListedKind::Byte,
+        }
+    }
 }
 
 /// What is kept of the file.

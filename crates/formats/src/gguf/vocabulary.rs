@@ -1,0 +1,203 @@
+//! The vocabulary of a GGUF file, `tokenizer.ggml.*`, read and written. What it means is the tokenizer's matter.
+
+use crate::FormatError;
+
+use super::write::Entries;
+use super::{Array, GgufFile, Value};
+
+/// Tokens and how text becomes tokens.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct GgufVocabulary {
+    /// `llama` for pieces with scores, `gpt2` for bytes with merges.
+    pub model: String,
+    /// The rule that cuts text, by the name that llama.cpp gives it.
+    pub split: Option<String>,
+    /// Texts by id; of `gpt2` with a character for each byte.
+    pub tokens: Vec<String>,
+    /// What each token is; as long as `tokens`.
+    pub kinds: Vec<GgufTokenKind>,
+    /// Of `llama`, as long as `tokens`, else empty.
+    pub scores: Vec<f32>,
+    /// Of `gpt2`: two texts with a space between, the first to be merged first.
+    pub merges: Vec<String>,
+    /// The token that begins a text.
+    pub bos_id: Option<u32>,
+    /// The token that ends a text.
+    pub eos_id: Option<u32>,
+    /// Whether BOS stands before a text.
+    pub adds_bos: Option<bool>,
+    /// Whether a space stands before a text.
+    pub adds_space: Option<bool>,
+    /// The model's chat template, in Jinja.
+    pub chat_template: Option<String>,
+}
+
+/// What a token is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GgufTokenKind {
+    /// A piece of text.
+    Normal,
+    /// What text without a token becomes.
+    Unknown,
+    /// Nothing that text can hold.
+    Control,
+    /// Found in text wherever it stands.
+    UserDefined,
+    /// An id that no text has.
+    Unused,
+    /// One byte.
+    Byte,
+}
+
+impl GgufTokenKind {
+    /// Every kind, in the order of their numbers, which begin at 1.
+    const ALL: [Self; 6] =
+        [Self::Normal, Self::Unknown, Self::Control, Self::UserDefined, Self::Unused, Self::Byte];
+}
+
+const MODEL: &str = "tokenizer.ggml.model";
+const SPLIT: &str = "tokenizer.ggml.pre";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const KINDS: &str = "tokenizer.ggml.token_type";
+const SCORES: &str = "tokenizer.ggml.scores";
+const MERGES: &str = "tokenizer.ggml.merges";
+const BOS: &str = "tokenizer.ggml.bos_token_id";
+const EOS: &str = "tokenizer.ggml.eos_token_id";
+const ADDS_BOS: &str = "tokenizer.ggml.add_bos_token";
+const ADDS_SPACE: &str = "tokenizer.ggml.add_space_prefix";
+const TEMPLATE: &str = "tokenizer.chat_template";
+
+impl GgufFile {
+    /// The vocabulary; `None` of a file that has none.
+    ///
+    /// # Errors
+    /// When an entry has another type than it should, or the lists differ in length; the error names the key.
+    pub fn vocabulary(&self) -> Result<Option<GgufVocabulary>, FormatError> {
+        let model = match self.text(MODEL)? {
+            None => return Ok(None),
+            Some(model) if model == "none" => return Ok(None),
+            Some(model) => model,
+        };
+        let tokens = self.texts(TOKENS)?;
+        let n_tokens = tokens.len();
+        let kind = |value| match value {
+            Value::Signed(number) => {
+                let idx = usize::try_from(number).ok()?.checked_sub(1)?;
+                GgufTokenKind::ALL.get(idx).copied()
+            }
+            _ => None,
+        };
+        let score = |value| match value {
+            Value::Float(number) => Some(number as f32),
+            _ => None,
+        };
+        let kinds = self.list(KINDS, "1 to 6 for each token", kind)?;
+        let kinds = kinds.unwrap_or_else(|| vec![GgufTokenKind::Normal; n_tokens]);
+        let scores = self.list(SCORES, "a number for each token", score)?.unwrap_or_default();
+        for (key, len) in [(KINDS, kinds.len()), (SCORES, scores.len())] {
+            if len != n_tokens && len != 0 {
+                return Err(self.bad(key, self.get(key), format!("{n_tokens} values ({TOKENS})")));
+            }
+        }
+        Ok(Some(GgufVocabulary {
+            split: self.text(SPLIT)?,
+            tokens,
+            kinds,
+            scores,
+            merges: self.texts(MERGES)?,
+            bos_id: self.id(BOS, n_tokens)?,
+            eos_id: self.id(EOS, n_tokens)?,
+            adds_bos: self.flag(ADDS_BOS)?,
+            adds_space: self.flag(ADDS_SPACE)?,
+            chat_template: self.text(TEMPLATE)?,
+            model,
+        }))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>, FormatError> {
+        let found = self.get(key);
+        match found {
+            None => Ok(None),
+            Some(value) => text(value)
+                .map(Some)
+                .ok_or_else(|| self.bad(key, found, "a text in UTF-8".to_owned())),
+        }
+    }
+
+    fn texts(&self, key: &str) -> Result<Vec<String>, FormatError> {
+        Ok(self.list(key, "texts in UTF-8", text)?.unwrap_or_default())
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, FormatError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            found => Err(self.bad(key, found, "true or false".to_owned())),
+        }
+    }
+
+    fn id(&self, key: &str, n_tokens: usize) -> Result<Option<u32>, FormatError> {
+        let found = self.get(key);
+        let id = match found {
+            None => return Ok(None),
+            Some(Value::Unsigned(id)) => u32::try_from(id).ok(),
+            Some(_) => None,
+        };
+        let id = id.filter(|&id| (id as usize) < n_tokens);
+        let expected = || format!("a number below {n_tokens} (the number of tokens)");
+        id.map(Some).ok_or_else(|| self.bad(key, found, expected()))
+    }
+
+    /// The values of a list; memory is in proportion to the bytes of the file.
+    fn list<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(Value<'a>) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, FormatError> {
+        let found = self.get(key);
+        let refused = || self.bad(key, found, expected.to_owned());
+        let Some(value) = found else { return Ok(None) };
+        let Value::Array(array) = value else { return Err(refused()) };
+        let values: Vec<T> = array.iter().map_while(read).collect();
+        if values.len() == Array::len(&array) { Ok(Some(values)) } else { Err(refused()) }
+    }
+}
+
+fn text(value: Value<'_>) -> Option<String> {
+    match value {
+        Value::Text(bytes) => Some(std::str::from_utf8(bytes).ok()?.to_owned()),
+        _ => None,
+    }
+}
+
+/// Writes a vocabulary. A model may have more ids than its tokenizer: llama.cpp wants a token for each.
+pub(super) fn write(entries: &mut Entries, vocabulary: &GgufVocabulary, vocab_size: usize) {
+    entries.text(MODEL, &vocabulary.model);
+    if let Some(split) = &vocabulary.split {
+        entries.text(SPLIT, split);
+    }
+    let padding = (vocabulary.tokens.len()..vocab_size).map(|id| format!("[PAD{id}]"));
+    let tokens: Vec<String> = vocabulary.tokens.iter().cloned().chain(padding).collect();
+    let number = |kind| 1 + GgufTokenKind::ALL.iter().position(|&other| other == kind).unwrap_or(0);
+    let mut kinds: Vec<i32> = vocabulary.kinds.iter().map(|&kind| number(kind) as i32).collect();
+    kinds.resize(tokens.len(), number(GgufTokenKind::Unused) as i32);
+    entries.texts(TOKENS, &tokens);
+    entries.i32s(KINDS, &kinds);
+    if !vocabulary.scores.is_empty() {
+        let mut scores = vocabulary.scores.clone();
+        scores.resize(tokens.len(), -10_000.0);
+        entries.f32s(SCORES, &scores);
+    }
+    if !vocabulary.merges.is_empty() {
+        entries.texts(MERGES, &vocabulary.merges);
+    }
+    for (key, flag) in [(ADDS_BOS, vocabulary.adds_bos), (ADDS_SPACE, vocabulary.adds_space)] {
+        if let Some(flag) = flag {
+            entries.flag(key, flag);
+        }
+    }
+    if let Some(template) = &vocabulary.chat_template {
+        entries.text(TEMPLATE, template);
+    }
+}
