@@ -44,6 +44,11 @@ const COMPARISONS: &[Comparison] = &[
     Comparison { name: "architectures", means: Means::Golden("golden/make_architectures.py") },
     Comparison { name: "blocks", means: Means::Golden("golden/make_blocks.py") },
     Comparison { name: "instruct", means: Means::Golden("golden/make_instruct.py") },
+    Comparison { name: "jinja", means: Means::Golden("golden/jinja/make_jinja_golden.py") },
+    Comparison {
+        name: "family",
+        means: Means::Golden("golden/tokenizer/make_family_golden.py"),
+    },
     Comparison { name: "train_steps", means: Means::Golden("golden/make_train_steps.py") },
     Comparison {
         name: "tokenizer",

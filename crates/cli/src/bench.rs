@@ -40,9 +40,9 @@ pub(crate) struct Args {
     /// Shape with random weights [default: 15.7m]
     #[arg(long, value_name = "SHAPE", value_parser = ["15.7m", "1b", "7b"])]
     shape: Option<String>,
-    /// Number type of the random weights
-    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = ["bf16"])]
-    weights: String,
+    /// Number type of the random weights of a shape [default: bf16]
+    #[arg(long, value_name = "TYPE", value_parser = ["bf16"], conflicts_with = "model")]
+    weights: Option<String>,
     /// Measure the peer of benches/peers alternately with ours (train only)
     #[arg(long)]
     peer: bool,

@@ -127,10 +127,14 @@ impl Failure {
                 "a {kind} elsewhere is given as a path, with a slash or a dot, such as ./{kind}"
             )),
             Self::NoModels { .. } => Some(
-                "`galerne quickstart` or `galerne pretrain` makes one; --home names another home"
+                "`galerne model import` brings one in, `galerne quickstart` makes one; --home names another home"
                     .to_owned(),
             ),
-            Self::NoTokenizer { .. } => Some("give --token-ids, such as 1,5,9".to_owned()),
+            Self::NoTokenizer { .. } => Some(
+                "put the model's tokenizer.json, tekken.json or tokenizer.model beside its weights; \
+                 `galerne generate --token-ids 1,5,9` needs none"
+                    .to_owned(),
+            ),
             Self::NoTemplate { .. } => Some("`galerne generate` continues a text".to_owned()),
             Self::Exists { hint, .. } => Some(hint.clone()),
             Self::DiskSpace { .. } => {

@@ -22,7 +22,7 @@ const MAX_MEASURED_PARAMETERS: u64 = 200_000_000;
 /// Arguments of `galerne plan`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Plan this recipe; the shape options below are then not used
+    /// Plan this recipe; the shape options below cannot be given with it
     #[arg(long, value_name = "FILE", conflicts_with_all = SHAPE_OPTIONS)]
     recipe: Option<PathBuf>,
     /// Override a key of the recipe

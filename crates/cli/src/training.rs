@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use eval::figures::{bytes, duration, short};
 use formats::model_dir::Lineage;
-use formats::{WeightDtype, free_disk_bytes};
+use formats::{WeightDtype, checkpoint, free_disk_bytes};
 use model::{ModelConfig, compute_dtype};
 use serde_json::json;
 use tokenizer::Tokenizer;
@@ -61,8 +61,8 @@ pub(crate) struct RunPlan {
     pub(crate) n_tokens: u64,
     /// Floating-point operations of the run.
     pub(crate) flops: f64,
-    /// Checkpoints that are kept.
-    n_keep: u64,
+    /// Most checkpoints that are on disk at a time.
+    n_checkpoints: u64,
 }
 
 impl RunPlan {
@@ -76,7 +76,10 @@ impl RunPlan {
         let paths = data.shards.iter().chain(&data.documents).chain(&data.conversations);
         let data_bytes = paths.map(|path| size_on_disk(path)).sum();
         let plan = Self::new(config, recipe.dtype, recipe.batch, recipe.n_steps, data_bytes);
-        Ok(Self { n_keep: recipe.checkpoint.n_keep as u64, ..plan })
+        // The last one and those before; one is written before the oldest goes.
+        let n_made = recipe.n_steps / recipe.checkpoint.every_steps + 1;
+        let n_checkpoints = n_made.min(recipe.checkpoint.n_keep as u64 + 1);
+        Ok(Self { n_checkpoints, ..plan })
     }
 
     /// The plan of a run of `n_steps` on data of `data_bytes` that keeps one checkpoint.
@@ -100,14 +103,16 @@ impl RunPlan {
             model_bytes: config.n_parameters() * dtype.n_bytes() as u64,
             n_tokens,
             flops: n_tokens as f64 * config.train_flops_per_token(seq_len),
-            n_keep: 1,
+            n_checkpoints: 2,
             config,
         }
     }
 
-    /// Disk that must be free: a checkpoint is written before the oldest one goes, and then the model.
-    pub(crate) fn needed_disk_bytes(&self) -> u64 {
-        (self.n_keep + 1) * self.memory.checkpoint_bytes() + self.model_bytes
+    /// Disk that must be free: for the checkpoints that the run does not have yet, and then the model.
+    fn needed_disk_bytes(&self, run_dir: &Path) -> anyhow::Result<u64> {
+        let n_there = checkpoint::list(run_dir)?.len() as u64;
+        let n_to_come = self.n_checkpoints.saturating_sub(n_there);
+        Ok(n_to_come * self.memory.checkpoint_bytes() + self.model_bytes)
     }
 
     /// Names and values for people.
@@ -142,7 +147,7 @@ impl RunPlan {
             rows.push(("memory available", bytes(memory.available_bytes)));
         }
         context.say(&format!("plan of {}\n{}", run_dir.display(), table(&rows)));
-        let needed_bytes = self.needed_disk_bytes();
+        let needed_bytes = self.needed_disk_bytes(run_dir)?;
         if free_bytes < needed_bytes {
             let dir = run_dir.to_owned();
             let what = "the run (checkpoints and the model)";

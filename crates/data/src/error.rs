@@ -33,6 +33,16 @@ pub enum DataError {
         /// Files that are there.
         n_files: u64,
     },
+    /// A text that cannot be in memory as a whole.
+    #[error("{} has {n_bytes} bytes, expected at most {limit}: cut it into several files", path.display())]
+    FileTooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        n_bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// A file named as text that holds something else.
     #[error("{} looks like a binary file: NUL at byte {offset}, expected UTF-8 text", path.display())]
     Binary {

@@ -184,8 +184,8 @@ fn is_text_name(path: &Path) -> bool {
 fn read_text(path: &Path) -> Result<String, DataError> {
     let n_bytes = fs::metadata(path).map_err(DataError::io("inspect", path))?.len();
     if n_bytes > MAX_FILE_BYTES {
-        let source = std::io::Error::from(std::io::ErrorKind::FileTooLarge);
-        return Err(DataError::io("read", path)(source));
+        let (path, limit) = (path.to_owned(), MAX_FILE_BYTES);
+        return Err(DataError::FileTooLong { path, n_bytes, limit });
     }
     let bytes = fs::read(path).map_err(DataError::io("read", path))?;
     if let Some(offset) = bytes.iter().position(|&byte| byte == 0) {

@@ -331,3 +331,15 @@ fn a_number_whose_model_is_still_there_is_not_taken_again() {
     home.run(&["quickstart", "--no-serve", "--text", text.to_str().unwrap()]).expect(1);
     assert_eq!(names_in(&home.inside("runs")), ["quickstart-2", "tiny-2"]);
 }
+
+#[test]
+fn disk_is_asked_for_the_checkpoints_that_are_still_to_come() {
+    let home = Home::new("disk-to-come");
+    home.make_recipe(4);
+    let keep_all = ["--set", "checkpoint.n_keep=1000000", "--set", "checkpoint.every_steps=1"];
+    let arguments = ["pretrain", "--recipe", "tiny.toml"];
+    home.run(&[&arguments[..], &keep_all].concat()).expect(0);
+    let checkpoints = names_in(&home.inside("runs/tiny-1/checkpoints"));
+    assert_eq!(checkpoints.iter().filter(|name| name.starts_with("step-")).count(), 4);
+    home.run(&["resume", "tiny-1"]).expect(0);
+}
