@@ -270,10 +270,9 @@ impl FormatError {
         move |source| Self::Json { path, source }
     }
 
-    /// Whether the cause is a full disk or an exhausted quota.
-    #[must_use]
-    pub fn is_disk_full(&self) -> bool {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    /// Whether the cause is a full disk.
+    #[cfg(test)]
+    pub(crate) fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
     }
 }

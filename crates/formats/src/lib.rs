@@ -34,8 +34,8 @@ pub mod weights;
 
 pub use checkpoint::check_format_version;
 pub use config::{
-    DecoderConfig, Experts, QueryScaling, Rope, RopeScaling, WeightDtype, parse_config,
-    read_config, to_hf_json,
+    DecoderConfig, Experts, QueryScaling, ReadConfig, Rope, RopeScaling, WeightDtype, parse_config,
+    to_hf_json,
 };
 pub use error::FormatError;
 pub use names::{FfnPart, LayerPart, Layout, WeightName};

@@ -12,8 +12,9 @@ use serde_json::{Map, Value, json};
 
 use crate::FormatError;
 use crate::checkpoint::check_format_version;
+use crate::config::hf::read_config;
 use crate::config::native::{PARAMS_FILE, read_params, to_native_json};
-use crate::config::{DecoderConfig, read_config, to_hf_json};
+use crate::config::{DecoderConfig, ReadConfig, to_hf_json};
 use crate::durable::{self, TemporaryDir, read_bounded};
 use crate::gguf::GgufFile;
 use crate::weights::{
@@ -266,16 +267,14 @@ impl ModelDir {
             let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned();
             return Err(FormatError::FileMissing { dir: durable::parent_of(dir).to_owned(), name });
         }
-        let (config, text_part_of, weights) = if dir.join(CONFIG_FILE).is_file() {
-            let config = read_config(dir)?;
-            (config.decoder, config.text_part_of, ModelWeights::open(dir)?)
+        let (read, weights) = if dir.join(CONFIG_FILE).is_file() {
+            (read_config(dir)?, ModelWeights::open(dir)?)
         } else if dir.join(PARAMS_FILE).is_file() {
-            let config = read_params(dir)?;
-            let part_of = config.other_part.map(|part| format!("a model with {part}"));
-            (config.decoder, part_of, ModelWeights::open_native(dir)?)
+            (read_params(dir)?, ModelWeights::open_native(dir)?)
         } else {
             return Err(FormatError::NoModel { dir: dir.to_owned() });
         };
+        let ReadConfig { decoder: config, text_part_of } = read;
         let leftovers = weights.check(&config)?;
         let lineage = read_lineage(dir)?;
         let generation = read_generation(dir, config.vocab_size)?;

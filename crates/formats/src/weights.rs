@@ -280,7 +280,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// As [`WeightFiles::open`].
-    pub fn open_native(dir: &Path) -> Result<Self, FormatError> {
+    pub(crate) fn open_native(dir: &Path) -> Result<Self, FormatError> {
         Self::open_named(dir, [NATIVE_FILE, NATIVE_INDEX_FILE])
     }
 

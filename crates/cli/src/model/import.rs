@@ -87,7 +87,7 @@ fn report(
     context: &Context,
 ) -> anyhow::Result<()> {
     let config = model.config();
-    let shape = published(config).map(|(name, _)| name);
+    let shape = published(config);
     if let Some((whole, n_tensors)) = model.text_part_of() {
         context.say(&format!("only the text part of {whole} is used; {n_tensors} tensors are not"));
     }

@@ -98,7 +98,7 @@ fn as_json(
         "unused_tensors": dir.unused_tensors(),
         "tokenizer": tokenizer,
         "licence": licence_of(dir)?.map(|licence| licence.name),
-        "published_shape": published(dir.config()).map(|(name, _)| name),
+        "published_shape": published(dir.config()),
         "lineage": dir.lineage(),
         "files": files.collect::<Vec<_>>(),
     }))
@@ -168,7 +168,7 @@ fn shape_rows(config: &DecoderConfig) -> Vec<(&'static str, String)> {
         ("positions", positions(config)),
         ("sliding window", windows(config)),
         ("experts", experts),
-        ("shape of", published(config).map_or("no published model", |(name, _)| name).to_owned()),
+        ("shape of", published(config).unwrap_or("no published model").to_owned()),
     ]
 }
 

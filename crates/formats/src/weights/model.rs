@@ -237,7 +237,7 @@ impl ModelWeights {
     ///
     /// # Errors
     /// As [`WeightFiles::open`].
-    pub fn open_native(dir: &Path) -> Result<Self, FormatError> {
+    pub(crate) fn open_native(dir: &Path) -> Result<Self, FormatError> {
         Ok(Self::new(WeightFiles::open_native(dir)?, Layout::Native))
     }
 
@@ -251,7 +251,7 @@ impl ModelWeights {
 
     /// The weights in a GGUF file.
     #[must_use]
-    pub fn from_gguf(file: GgufFile) -> Self {
+    pub(crate) fn from_gguf(file: GgufFile) -> Self {
         let naming = Naming { layout: Layout::Gguf, prefix: Prefix::None };
         Self { files: Files::Gguf(file), naming }
     }
