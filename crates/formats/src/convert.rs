@@ -54,27 +54,28 @@ pub trait Quantiser {
     fn encode(&self, dtype: TensorDtype, numbers: &[f32], out: &mut [u8]);
 }
 
-/// Writes a model as a Hugging Face or as a native Mistral directory. The new directory names the old one as its parent.
+/// Writes a model as a Hugging Face directory. The new directory names the old one as its parent.
 ///
 /// # Errors
 /// When the place is taken, a setting or a type of tensor has no place in the layout, or a file cannot be read or written.
-pub fn write_directory(
-    model: &ModelDir,
-    layout: Layout,
-    out: &Path,
-) -> Result<ModelDir, FormatError> {
+pub fn write_hugging_face(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
     let writer = ModelDirWriter::begin(out)?;
-    let sources = directory_sources(model, layout)?;
-    match layout {
-        Layout::Native => {
-            writer.native_config(model.config())?;
-            writer.native_weights(sources)?;
-        }
-        Layout::HuggingFace | Layout::Gguf => {
-            writer.config(model.config())?;
-            writer.weights(sources)?;
-        }
-    }
+    let sources = directory_sources(model, Layout::HuggingFace)?;
+    writer.config(model.config())?;
+    writer.weights(sources)?;
+    write_companions(model, &writer)?;
+    writer.commit()
+}
+
+/// Writes a model as a native Mistral directory. The new directory names the old one as its parent.
+///
+/// # Errors
+/// As [`write_hugging_face`].
+pub fn write_native(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
+    let writer = ModelDirWriter::begin(out)?;
+    let sources = directory_sources(model, Layout::Native)?;
+    writer.native_config(model.config())?;
+    writer.native_weights(sources)?;
     write_companions(model, &writer)?;
     writer.commit()
 }
