@@ -135,17 +135,16 @@ impl Decoder {
     /// Bytes of the buffers that the decoder holds: what reading all of its weights reads.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {
-        let norm = |norm: &Tensor| norm.f32().len() * 4;
         let layers = self.layers.iter().map(|layer| {
             layer.qkv.packed_bytes()
                 + layer.attention_out.packed_bytes()
                 + layer.ffn.packed_bytes()
-                + norm(&layer.attention_norm)
-                + norm(&layer.ffn_norm)
+                + layer.attention_norm.n_bytes()
+                + layer.ffn_norm.n_bytes()
         });
         self.embedding.packed_bytes()
             + self.head.as_ref().map_or(0, Linear::packed_bytes)
             + layers.sum::<usize>()
-            + norm(&self.final_norm)
+            + self.final_norm.n_bytes()
     }
 }

@@ -113,6 +113,12 @@ impl ExpertWorkspace {
         max_rows * (experts.n_experts * 4 + config.hidden_dim * (dtype.bytes() + 4))
             + Routes::bytes_for(experts.n_experts, max_rows)
     }
+
+    pub(crate) fn n_bytes(&self) -> usize {
+        let Self { router_logits, routes, input, output } = self;
+        let tensors = [router_logits, input, output];
+        tensors.map(Tensor::n_bytes).into_iter().sum::<usize>() + routes.n_bytes()
+    }
 }
 
 /// `residual += ffn(ffn_normed)` of the layer whose activations are in `slot`. Experts are added in the order of their
