@@ -22,6 +22,7 @@ mod write;
 
 pub use model::{Leftovers, ModelWeights, StoredWeight};
 
+pub(crate) use write::Counted;
 pub use write::{StreamTensor, TensorData, TensorSource, write_safetensors, write_safetensors_to};
 
 /// Name of a model's only weight file.

@@ -12,7 +12,7 @@ mod position;
 
 mod write;
 
-pub(crate) use position::magnitude;
+pub(crate) use position::{has_yarn_magnitude, magnitude};
 pub use write::to_hf_json;
 
 /// Largest `config.json` that is read; real ones have a few KiB.

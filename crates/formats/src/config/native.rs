@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, same};
-use super::hf::{magnitude, shortest_pattern};
+use super::hf::{has_yarn_magnitude, magnitude, shortest_pattern};
 use super::{DecoderConfig, Experts, QueryScaling, ReadConfig, Rope, RopeScaling, WeightDtype};
 use crate::FormatError;
 
@@ -284,10 +284,7 @@ pub(crate) fn to_native_json(config: &DecoderConfig) -> Result<Value, &'static s
             attention_factor,
             is_truncated,
         } => {
-            let has_magnitude = attention_factor == magnitude(factor, 1.0);
-            if !is_truncated || !(has_magnitude || attention_factor == 1.0) {
-                return Err("a YaRN ramp or attention factor of its own");
-            }
+            let has_magnitude = has_yarn_magnitude(factor, attention_factor, is_truncated)?;
             object["yarn"] = json!({
                 "factor": factor,
                 "original_max_position_embeddings": original_context_len,
