@@ -38,7 +38,7 @@ pub use config::{
     to_hf_json,
 };
 pub use error::FormatError;
-pub use names::{FfnPart, LayerPart, Layout, WeightName};
+pub use names::{FfnMatrix, LayerPart, Layout, WeightName};
 pub use os::{SharedBytes, free_disk_bytes};
 pub use weights::{
     ModelWeights, TensorData, TensorDtype, TensorSource, WeightFiles, WeightView,

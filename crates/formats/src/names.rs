@@ -36,7 +36,7 @@ pub enum LayerPart {
     /// Gain of the norm before the feed-forward block, `[hidden_dim]`.
     FfnNorm,
     /// A projection of the feed-forward block.
-    Ffn(FfnPart),
+    Ffn(FfnMatrix),
     /// Router of the experts, `[n_experts, hidden_dim]`.
     Router,
     /// A projection of one expert.
@@ -44,13 +44,13 @@ pub enum LayerPart {
         /// Which expert, from 0.
         expert_idx: usize,
         /// Which projection.
-        part: FfnPart,
+        matrix: FfnMatrix,
     },
 }
 
 /// One projection of a feed-forward block or of an expert, `[out, in]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum FfnPart {
+pub enum FfnMatrix {
     /// `[ffn_dim, hidden_dim]`.
     Gate,
     /// `[ffn_dim, hidden_dim]`.
@@ -59,8 +59,8 @@ pub enum FfnPart {
     Down,
 }
 
-impl FfnPart {
-    /// Every part, in file order.
+impl FfnMatrix {
+    /// Every matrix, in file order.
     pub const ALL: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
 
     /// Name in Hugging Face files of a dense block.
@@ -175,11 +175,11 @@ impl LayerPart {
             Self::FfnNorm,
         ];
         match config.experts {
-            None => parts.extend(FfnPart::ALL.map(Self::Ffn)),
+            None => parts.extend(FfnMatrix::ALL.map(Self::Ffn)),
             Some(experts) => {
                 parts.push(Self::Router);
                 for expert_idx in 0..experts.n_experts {
-                    parts.extend(FfnPart::ALL.map(|part| Self::Expert { expert_idx, part }));
+                    parts.extend(FfnMatrix::ALL.map(|matrix| Self::Expert { expert_idx, matrix }));
                 }
             }
         }
@@ -189,19 +189,19 @@ impl LayerPart {
     /// The name after the layer's number.
     pub(crate) fn name(self, layout: Layout) -> String {
         match (self, layout) {
-            (Self::Ffn(part), Layout::HuggingFace) => format!("mlp.{}.weight", part.hf_name()),
-            (Self::Ffn(part), Layout::Native) => {
-                format!("feed_forward.{}.weight", part.native_name())
+            (Self::Ffn(matrix), Layout::HuggingFace) => format!("mlp.{}.weight", matrix.hf_name()),
+            (Self::Ffn(matrix), Layout::Native) => {
+                format!("feed_forward.{}.weight", matrix.native_name())
             }
-            (Self::Ffn(part), Layout::Gguf) => format!("{}.weight", part.gguf_name()),
-            (Self::Expert { expert_idx, part }, Layout::HuggingFace) => {
-                format!("block_sparse_moe.experts.{expert_idx}.{}.weight", part.native_name())
+            (Self::Ffn(matrix), Layout::Gguf) => format!("{}.weight", matrix.gguf_name()),
+            (Self::Expert { expert_idx, matrix }, Layout::HuggingFace) => {
+                format!("block_sparse_moe.experts.{expert_idx}.{}.weight", matrix.native_name())
             }
-            (Self::Expert { expert_idx, part }, Layout::Native) => {
-                format!("feed_forward.experts.{expert_idx}.{}.weight", part.native_name())
+            (Self::Expert { expert_idx, matrix }, Layout::Native) => {
+                format!("feed_forward.experts.{expert_idx}.{}.weight", matrix.native_name())
             }
-            (Self::Expert { part, .. }, Layout::Gguf) => {
-                format!("{}_exps.weight", part.gguf_name())
+            (Self::Expert { matrix, .. }, Layout::Gguf) => {
+                format!("{}_exps.weight", matrix.gguf_name())
             }
             (other, layout) => {
                 let names = LAYER_NAMES.iter().find(|(part, ..)| *part == other);
@@ -279,9 +279,9 @@ impl WeightName {
                 LayerPart::Key | LayerPart::Value => vec![n_kv_heads * head_dim, hidden_dim],
                 LayerPart::AttentionOut => vec![hidden_dim, n_heads * head_dim],
                 LayerPart::Router => vec![config.experts.map_or(0, |e| e.n_experts), hidden_dim],
-                LayerPart::Ffn(part) | LayerPart::Expert { part, .. } => match part {
-                    FfnPart::Gate | FfnPart::Up => vec![ffn_dim, hidden_dim],
-                    FfnPart::Down => vec![hidden_dim, ffn_dim],
+                LayerPart::Ffn(matrix) | LayerPart::Expert { matrix, .. } => match matrix {
+                    FfnMatrix::Gate | FfnMatrix::Up => vec![ffn_dim, hidden_dim],
+                    FfnMatrix::Down => vec![hidden_dim, ffn_dim],
                 },
             },
         }
@@ -299,9 +299,9 @@ impl WeightName {
                 LayerPart::Key | LayerPart::Value => "(n_kv_heads * head_dim, hidden_dim)",
                 LayerPart::AttentionOut => "(hidden_dim, n_heads * head_dim)",
                 LayerPart::Router => "(n_experts, hidden_dim)",
-                LayerPart::Ffn(part) | LayerPart::Expert { part, .. } => match part {
-                    FfnPart::Gate | FfnPart::Up => "(ffn_dim, hidden_dim)",
-                    FfnPart::Down => "(hidden_dim, ffn_dim)",
+                LayerPart::Ffn(matrix) | LayerPart::Expert { matrix, .. } => match matrix {
+                    FfnMatrix::Gate | FfnMatrix::Up => "(ffn_dim, hidden_dim)",
+                    FfnMatrix::Down => "(hidden_dim, ffn_dim)",
                 },
             },
         }

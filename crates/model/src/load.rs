@@ -4,15 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::weights::StoredWeight;
-use formats::{
-    FfnPart as Projection, FormatError, LayerPart, ModelWeights, TensorDtype, WeightName,
-};
+use formats::{FfnMatrix, FormatError, LayerPart, ModelWeights, TensorDtype, WeightName};
 use kernels::blocks::BlockKind;
 use tensor::{BlockRows, DType, Device, Linear, Passes, Tensor, View};
 
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::experts::{FeedForward, FfnPart};
+use crate::experts::{FeedForward, FfnBlock};
 use crate::quantise::Quantisation;
 
 /// Rows of a matrix that are in memory as f32 at a time; whole panels.
@@ -142,12 +140,12 @@ impl Loader<'_> {
             attention_out: self.matrix(&[name(LayerPart::AttentionOut)])?,
             ffn_norm: self.norm(name(LayerPart::FfnNorm))?,
             ffn: match self.config.experts {
-                None => FfnPart::Dense(self.block(|part| name(LayerPart::Ffn(part)))?),
-                Some(experts) => FfnPart::Experts {
+                None => FeedForward::Dense(self.block(|matrix| name(LayerPart::Ffn(matrix)))?),
+                Some(experts) => FeedForward::Experts {
                     router: self.matrix(&[name(LayerPart::Router)])?,
                     experts: (0..experts.n_experts)
                         .map(|expert_idx| {
-                            self.block(|part| name(LayerPart::Expert { expert_idx, part }))
+                            self.block(|matrix| name(LayerPart::Expert { expert_idx, matrix }))
                         })
                         .collect::<Result<_, _>>()?,
                 },
@@ -155,13 +153,10 @@ impl Loader<'_> {
         })
     }
 
-    fn block(
-        &mut self,
-        name: impl Fn(Projection) -> WeightName,
-    ) -> Result<FeedForward, FormatError> {
-        Ok(FeedForward {
-            gate_up: self.matrix(&[Projection::Gate, Projection::Up].map(&name))?,
-            down: self.matrix(&[name(Projection::Down)])?,
+    fn block(&mut self, name: impl Fn(FfnMatrix) -> WeightName) -> Result<FfnBlock, FormatError> {
+        Ok(FfnBlock {
+            gate_up: self.matrix(&[FfnMatrix::Gate, FfnMatrix::Up].map(&name))?,
+            down: self.matrix(&[name(FfnMatrix::Down)])?,
         })
     }
 
