@@ -164,7 +164,7 @@ impl Loader<'_> {
         let mut norm = Tensor::zeroed(DType::F32, 1, self.config.hidden_dim);
         let weight = self.weights.weight(name, self.config)?;
         if !weight.dtype().is_plain() {
-            return Err(self.weights.unreadable(name, weight.dtype()));
+            return Err(self.weights.norm_in_blocks(name, weight.dtype()));
         }
         weight.read_f32(norm.f32_mut());
         Ok(norm)

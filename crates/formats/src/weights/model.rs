@@ -379,12 +379,12 @@ impl ModelWeights {
         }
     }
 
-    /// Why a weight of a type cannot be used where plain numbers are expected.
+    /// Why a norm of a type cannot be used: it is in blocks.
     #[must_use]
-    pub fn unreadable(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
-        let tensor = self.naming.name(weight);
+    pub fn norm_in_blocks(&self, norm: WeightName, dtype: TensorDtype) -> FormatError {
+        let tensor = self.naming.name(norm);
         let path = self.files.path_of(&tensor).to_owned();
-        FormatError::TensorDtype { path, tensor, got: format!("{} (a norm)", dtype.name()) }
+        FormatError::NormInBlocks { path, tensor, got: dtype.name() }
     }
 
     /// Why a weight cannot be quantised: it has a number that is not finite.
