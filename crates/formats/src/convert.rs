@@ -11,7 +11,9 @@ use crate::config::native::PARAMS_FILE;
 use crate::config::{DecoderConfig, WeightDtype};
 use crate::gguf::write::{GgufSource, write_gguf};
 use crate::licence::licence_of;
-use crate::model_dir::{CONFIG_FILE, GenerationConfig, Lineage, ModelDir, ModelDirWriter};
+use crate::model_dir::{
+    CONFIG_FILE, GenerationConfig, LINEAGE_FILE, Lineage, ModelDir, ModelDirWriter,
+};
 use crate::names::{LayerPart, Layout, WeightName};
 use crate::weights::{
     INDEX_FILE, ModelWeights, NATIVE_INDEX_FILE, StoredWeight, TensorData, TensorDtype,
@@ -112,18 +114,26 @@ fn write_companions(model: &ModelDir, writer: &ModelDirWriter) -> Result<(), For
     writer.lineage(&Lineage { parent, ..lineage })
 }
 
-/// The files of a model, in the order in which they are copied: configuration, weights, companions.
-///
-/// # Errors
-/// When the folder cannot be looked at.
-pub fn model_files(model: &ModelDir) -> Result<Vec<PathBuf>, FormatError> {
-    let mut files: Vec<PathBuf> = model.weights().paths().map(Path::to_owned).collect();
-    if model.dir().is_dir() {
-        let named = [CONFIG_FILE, PARAMS_FILE, INDEX_FILE, NATIVE_INDEX_FILE];
-        let named = named.map(str::to_owned).into_iter().chain(companions(model.dir())?);
-        files.extend(named.map(|name| model.dir().join(name)).filter(|path| path.is_file()));
+impl ModelDir {
+    /// The files of the model: weights, configuration, lineage, companions; of a folder with several layouts those of the one that
+    /// is read, and of a GGUF file by itself that file.
+    ///
+    /// # Errors
+    /// When the folder cannot be looked at.
+    pub fn files(&self) -> Result<Vec<PathBuf>, FormatError> {
+        let mut files: Vec<PathBuf> = self.weights().paths().map(Path::to_owned).collect();
+        if self.dir().is_dir() {
+            let of_layout: &[&str] = match self.weights().layout() {
+                Layout::HuggingFace => &[CONFIG_FILE, INDEX_FILE],
+                Layout::Native => &[PARAMS_FILE, NATIVE_INDEX_FILE],
+                Layout::Gguf => &[],
+            };
+            let named = of_layout.iter().chain(&[LINEAGE_FILE]).map(|&name| name.to_owned());
+            let named = named.chain(companions(self.dir())?).map(|name| self.dir().join(name));
+            files.extend(named.filter(|path| path.is_file()));
+        }
+        Ok(files)
     }
-    Ok(files)
 }
 
 /// Copies a model into a new directory as it is, of a folder with several layouts only the one that is read.
@@ -132,13 +142,9 @@ pub fn model_files(model: &ModelDir) -> Result<Vec<PathBuf>, FormatError> {
 /// When the place is taken, or a file cannot be read or written; nothing is left behind.
 pub fn copy_model(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
     let writer = ModelDirWriter::begin(out)?;
-    let other_layout = match model.weights().layout() {
-        Layout::HuggingFace => [PARAMS_FILE, NATIVE_INDEX_FILE],
-        Layout::Native | Layout::Gguf => [CONFIG_FILE, INDEX_FILE],
-    };
-    for path in model_files(model)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !other_layout.contains(&name.as_ref()) {
+    for path in model.files()? {
+        // Written below, with the licence.
+        if path.file_name().is_none_or(|name| name != LINEAGE_FILE) {
             writer.copy(&path)?;
         }
     }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -101,7 +102,7 @@ impl ModelDir {
         Ok(Self { dir, config, lineage, generation, weights, leftovers, text_part_of })
     }
 
-    /// The folder.
+    /// The folder, or the GGUF file that was opened by itself.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -167,6 +168,16 @@ impl ModelDir {
     #[must_use]
     pub fn text_part_of(&self) -> Option<(&str, usize)> {
         self.text_part_of.as_deref().map(|whole| (whole, self.leftovers.n_of_other_parts))
+    }
+
+    /// When the first of the weight files was last written.
+    ///
+    /// # Errors
+    /// When the file cannot be looked at.
+    pub fn modified(&self) -> Result<SystemTime, FormatError> {
+        let path = self.weights.paths().next().expect("weights are in a file");
+        let modified = fs::metadata(path).and_then(|file| file.modified());
+        modified.map_err(FormatError::io("inspect", path))
     }
 
     /// The path of a file that must be there, such as `tokenizer.json`.

@@ -112,7 +112,14 @@ fn a_model_is_copied_in_the_layout_that_is_read_and_keeps_its_licence() {
     fs::write(both.join("README.md"), "---\nlicense: apache-2.0\n---\n").unwrap();
     fs::write(both.join("tokenizer.model.v11"), "pieces").unwrap();
     fs::write(both.join("notes.txt"), "not of the model").unwrap();
-    let copy = copy_model(&ModelDir::open(&both).unwrap(), &scratch.path().join("copy")).unwrap();
+    let model = ModelDir::open(&both).unwrap();
+    let files = model.files().unwrap();
+    assert!(files.contains(&both.join("config.json")) && !files.contains(&both.join("notes.txt")));
+    assert!(!files.contains(&both.join("params.json")), "{files:?}");
+    let written = fs::metadata(both.join("model.safetensors")).unwrap().modified().unwrap();
+    assert_eq!(model.modified().unwrap(), written);
+    let copy = copy_model(&model, &scratch.path().join("copy")).unwrap();
+    assert!(copy.files().unwrap().contains(&copy.dir().join("galerne.json")));
     let mut names: Vec<String> = fs::read_dir(copy.dir())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
