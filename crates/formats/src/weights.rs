@@ -162,8 +162,13 @@ impl TensorDtype {
     }
 
     /// Bytes of `n` numbers, which are whole blocks.
+    ///
+    /// # Panics
+    /// When they are not.
     #[must_use]
-    pub const fn bytes_of(self, n: usize) -> usize {
+    pub fn bytes_of(self, n: usize) -> usize {
+        let block_len = self.block_len();
+        assert!(n.is_multiple_of(block_len), "{n} numbers in blocks of {block_len}");
         n / self.block_len() * self.block_bytes()
     }
 

@@ -21,6 +21,7 @@
 //! ```
 
 mod backward;
+mod block_kind;
 mod cache;
 mod config;
 mod decoder;

@@ -8,6 +8,7 @@ use formats::{FfnMatrix, FormatError, LayerPart, ModelWeights, TensorDtype, Weig
 use kernels::blocks::BlockKind;
 use tensor::{BlockRows, DType, Device, Linear, Passes, Tensor, View};
 
+use crate::block_kind::block_kind;
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
 use crate::experts::{FeedForward, FfnBlock};
@@ -96,28 +97,6 @@ fn plain_kind(dtype: TensorDtype) -> BlockKind {
     match dtype {
         TensorDtype::F8E4M3 => BlockKind::Bf16,
         other => block_kind(other),
-    }
-}
-
-/// The kernels' name of a type without a scale beside it.
-pub(crate) fn block_kind(dtype: TensorDtype) -> BlockKind {
-    match dtype {
-        TensorDtype::F32 => BlockKind::F32,
-        TensorDtype::F16 => BlockKind::F16,
-        TensorDtype::Bf16 => BlockKind::Bf16,
-        TensorDtype::Q4_0 => BlockKind::Q4_0,
-        TensorDtype::Q4_1 => BlockKind::Q4_1,
-        TensorDtype::Q5_0 => BlockKind::Q5_0,
-        TensorDtype::Q5_1 => BlockKind::Q5_1,
-        TensorDtype::Q8_0 => BlockKind::Q8_0,
-        TensorDtype::Q2_K => BlockKind::Q2_K,
-        TensorDtype::Q3_K => BlockKind::Q3_K,
-        TensorDtype::Q4_K => BlockKind::Q4_K,
-        TensorDtype::Q5_K => BlockKind::Q5_K,
-        TensorDtype::Q6_K => BlockKind::Q6_K,
-        TensorDtype::IQ4_NL => BlockKind::IQ4_NL,
-        TensorDtype::IQ4_XS => BlockKind::IQ4_XS,
-        TensorDtype::F8E4M3 => unreachable!("its numbers have a scale beside them"),
     }
 }
 
