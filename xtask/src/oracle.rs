@@ -45,10 +45,7 @@ const COMPARISONS: &[Comparison] = &[
     Comparison { name: "blocks", means: Means::Golden("golden/make_blocks.py") },
     Comparison { name: "instruct", means: Means::Golden("golden/make_instruct.py") },
     Comparison { name: "jinja", means: Means::Golden("golden/jinja/make_jinja_golden.py") },
-    Comparison {
-        name: "family",
-        means: Means::Golden("golden/tokenizer/make_family_golden.py"),
-    },
+    Comparison { name: "family", means: Means::Golden("golden/tokenizer/make_family_golden.py") },
     Comparison { name: "train_steps", means: Means::Golden("golden/make_train_steps.py") },
     Comparison {
         name: "tokenizer",

@@ -1,7 +1,7 @@
-//! Prints the speed of each training step of the bar's shape: `cargo run --release -p bench --example train_step`.
+//! Prints the speed of each step of the training that PyTorch is compared on: `cargo run --release -p bench --example train_step`.
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
-use bench::{BAR_BATCH, TRAIN_STEP, train_step};
+use bench::{TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE, train_step};
 use kernels::Compute;
 use tensor::Device;
 
@@ -12,8 +12,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => Compute::detect()?,
     };
     println!("{}", compute.family());
-    let config = TRAIN_STEP.config()?;
-    for speed in train_step(&Device::Cpu(compute), &config, BAR_BATCH, 5)? {
+    let config = TRAIN_STEP_SHAPE.config()?;
+    for speed in train_step(&Device::Cpu(compute), &config, TRAIN_STEP_BATCH, 5)? {
         println!(
             "{speed:.0} tokens/s, {:.0} GFLOP/s",
             speed * config.train_flops_per_token(512) / 1e9

@@ -19,5 +19,5 @@ pub use inference::{decode, prefill};
 pub use machine::{Machine, Roofline, cpu_name};
 pub use peer::{PeerError, train_step_peer};
 pub use result::{BenchReport, BenchResult, median};
-pub use shapes::{Shape, TRAIN_STEP, random_decoder};
-pub use training::{BAR_BATCH, train_step, training_speed};
+pub use shapes::{Shape, TRAIN_STEP_SHAPE, random_decoder};
+pub use training::{TRAIN_STEP_BATCH, train_step, training_speed};

@@ -14,14 +14,14 @@ pub struct Shape {
     tied_embeddings: bool,
 }
 
-/// The model of the training-step bar: 15.7 million parameters.
-pub const TRAIN_STEP: Shape =
+/// The shape whose training step PyTorch is compared on: 15.7 million parameters.
+pub const TRAIN_STEP_SHAPE: Shape =
     Shape { name: "15.7m", dims: [384, 8, 6, 2, 64, 1024, 8192, 512], tied_embeddings: true };
 
 impl Shape {
     /// Every named shape.
     pub const ALL: [Self; 3] = [
-        TRAIN_STEP,
+        TRAIN_STEP_SHAPE,
         Self {
             name: "1b",
             dims: [2048, 16, 32, 8, 64, 8192, 32768, 16384],

@@ -11,8 +11,8 @@ use train::{TrainError, Trainer};
 
 use crate::result::median;
 
-/// The training step of the bar: 16 rows of 512 tokens.
-pub const BAR_BATCH: BatchSettings =
+/// The training step that PyTorch is compared on: 16 rows of 512 tokens.
+pub const TRAIN_STEP_BATCH: BatchSettings =
     BatchSettings { seq_len: 512, rows_per_step: 16, rows_per_micro_batch: 2 };
 
 /// Rows of a step that is measured for a plan, about: with more, the optimiser takes a smaller share.

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use bench::{
-    BAR_BATCH, BenchReport, BenchResult, Machine, Shape, TRAIN_STEP, decode, median, prefill,
-    random_decoder, train_step, train_step_peer,
+    BenchReport, BenchResult, Machine, Shape, TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE, decode, median,
+    prefill, random_decoder, train_step, train_step_peer,
 };
 use clap::ValueEnum;
 use model::{Decoder, KvCache, ModelConfig};
 use tensor::{DType, Device, Passes};
+use train::plan::TrainingMemory;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
@@ -93,7 +94,7 @@ fn check(args: &Args) -> Result<(), Failure> {
 fn shape_of(args: &Args) -> anyhow::Result<(Shape, ModelConfig)> {
     let shape = match &args.shape {
         Some(name) => Shape::named(name).with_context(|| format!("there is no shape `{name}`"))?,
-        None => TRAIN_STEP,
+        None => TRAIN_STEP_SHAPE,
     };
     Ok((shape, shape.config()?))
 }
@@ -105,23 +106,24 @@ fn train(
     context: &Context,
 ) -> anyhow::Result<BenchResult> {
     let (shape, config) = shape_of(args)?;
-    let parameters = 16 * config.n_parameters();
-    machine::check_memory("the training step", parameters)?;
+    let (rows, seq_len) = (TRAIN_STEP_BATCH.rows_per_micro_batch, TRAIN_STEP_BATCH.seq_len);
+    let memory = TrainingMemory::of(&config, DType::Bf16, rows, seq_len, 0);
+    machine::check_memory("the training step", memory.total_bytes())?;
     let mut speeds = Vec::new();
     let mut peer_speeds = Vec::new();
     // Alternately, so that a busy moment of the machine hits both.
     for round in 1..=if args.peer { 3 } else { 1 } {
         context.say(&format!("measuring the training step, round {round}"));
-        speeds.extend(train_step(device, &config, BAR_BATCH, N_STEPS)?);
+        speeds.extend(train_step(device, &config, TRAIN_STEP_BATCH, N_STEPS)?);
         if args.peer {
             context.say("measuring PyTorch");
             peer_speeds.push(train_step_peer(context.n_threads())?);
         }
     }
     let speed = median(&mut speeds);
-    let tokens = (BAR_BATCH.rows_per_step * BAR_BATCH.seq_len).to_string();
+    let tokens = (TRAIN_STEP_BATCH.rows_per_step * TRAIN_STEP_BATCH.seq_len).to_string();
     let mut result = BenchResult::new("train_step", shape.name, tokens, speed);
-    let flops = speed * config.train_flops_per_token(BAR_BATCH.seq_len);
+    let flops = speed * config.train_flops_per_token(TRAIN_STEP_BATCH.seq_len);
     result.roofline_fraction = Some(flops / machine.roofline.bf16_flops);
     Ok(if args.peer { result.with_peer("pytorch", median(&mut peer_speeds)) } else { result })
 }

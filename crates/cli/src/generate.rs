@@ -8,7 +8,7 @@ use engine::Sampling;
 use formats::{TensorData, TensorDtype, TensorSource, write_safetensors};
 use model::Workspace;
 use serde_json::json;
-use tensor::Device;
+use tensor::{Device, Passes};
 use tokenizer::TextStream;
 
 use crate::answer::{Ended, Question, answer};
@@ -178,7 +178,8 @@ fn write_logits(
     device: &Device,
 ) -> anyhow::Result<()> {
     let (n_tokens, vocab_size) = (prompt.len(), model.config.vocab_size);
-    let mut workspace = Workspace::new(&model.config, model.decoder.dtype(), n_tokens);
+    let mut workspace =
+        Workspace::new(&model.config, model.decoder.dtype(), n_tokens, Passes::Forward);
     let segment = [0, u32::try_from(n_tokens).context("the prompt is too long")?];
     let logits = model.decoder.logits(device, prompt, &segment, &mut workspace);
     let tensor = TensorSource {

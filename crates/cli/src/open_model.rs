@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use engine::{Engine, EngineHandle, EngineLimits};
@@ -32,8 +32,8 @@ pub(crate) struct LoadArgs {
 pub(crate) struct OpenModel {
     /// Its name in the home, or the name of its folder.
     pub(crate) name: String,
-    /// Its folder.
-    pub(crate) dir: PathBuf,
+    /// When it was made, in seconds since 1970, as far as its files tell.
+    pub(crate) created: u64,
     /// Its shape.
     pub(crate) config: ModelConfig,
     /// Its weights.
@@ -138,7 +138,7 @@ impl OpenModel {
             eos_ids.push(tokenizer.eos_id());
         }
         Ok(Self {
-            dir: dir.dir().to_owned(),
+            created: dir.modified().ok().map_or(0, seconds_since_1970),
             template,
             config,
             decoder: Arc::new(decoder),
@@ -188,13 +188,10 @@ impl OpenModel {
         };
         (of(|generation| generation.temperature), of(|generation| generation.top_p))
     }
+}
 
-    /// When the model was made, in seconds since 1970, as far as its files tell.
-    pub(crate) fn created(&self) -> u64 {
-        let modified = fs::metadata(self.dir.join("config.json")).and_then(|file| file.modified());
-        let since = modified.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        since.map_or(0, |duration| duration.as_secs())
-    }
+fn seconds_since_1970(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Bytes that the weights of a model take in memory.

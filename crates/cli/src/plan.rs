@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bench::{BAR_BATCH, TRAIN_STEP, training_speed};
+use bench::{TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE, training_speed};
 use eval::figures::{bytes, duration};
 use formats::WeightDtype;
 use model::{Decoder, KvCache, ModelConfig, compute_dtype};
@@ -208,9 +208,10 @@ fn speed(
         let speed = training_speed(&device, config, planned.batch)?;
         return Ok(Some((speed, SpeedSource::Measured)));
     }
-    let small: ModelConfig = TRAIN_STEP.config()?;
+    let small: ModelConfig = TRAIN_STEP_SHAPE.config()?;
     let flops_of =
         |config: &ModelConfig, batch: BatchSettings| config.train_flops_per_token(batch.seq_len);
-    let flops = training_speed(&device, &small, BAR_BATCH)? * flops_of(&small, BAR_BATCH);
+    let flops =
+        training_speed(&device, &small, TRAIN_STEP_BATCH)? * flops_of(&small, TRAIN_STEP_BATCH);
     Ok(Some((flops / flops_of(config, planned.batch), SpeedSource::Estimated)))
 }

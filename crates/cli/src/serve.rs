@@ -129,7 +129,7 @@ pub(crate) fn add(
     let loaded = LoadedModel {
         engine: model.start_engine(context.device()?, limits)?,
         tokenizer: model.tokenizer()?.clone(),
-        created: model.created(),
+        created: model.created,
         template: model.template,
         eos_ids: model.eos_ids,
         defaults: SamplingDefaults {

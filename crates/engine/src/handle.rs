@@ -115,7 +115,8 @@ impl Engine {
             dtype: decoder.dtype(),
             step_tokens: limits.step_tokens,
         };
-        let mut workspace = Workspace::new(&plan.config, plan.dtype, limits.step_tokens);
+        let mut workspace =
+            Workspace::new(&plan.config, plan.dtype, limits.step_tokens, Passes::Forward);
         let forward = move |rows: &mut [CachedRows<'_>], logits: &mut Vec<f32>| {
             decoder.forward_cached(&device, rows, &mut workspace, logits);
         };

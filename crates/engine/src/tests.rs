@@ -71,7 +71,7 @@ fn random_prompts(n: usize) -> Vec<Vec<u32>> {
 /// Greedy decoding without an engine: the whole prompt at once, then token by token.
 fn plain_decoding(decoder: &Decoder, prompt: &[u32], n_tokens: usize) -> Vec<u32> {
     let (config, device) = (decoder.config(), device());
-    let mut workspace = Workspace::new(config, DType::F32, CONTEXT_LEN);
+    let mut workspace = Workspace::new(config, DType::F32, CONTEXT_LEN, Passes::Forward);
     let mut cache = KvCache::new(config, DType::F32, CONTEXT_LEN, CONTEXT_LEN);
     let mut logits = Vec::new();
     let mut input = prompt.to_vec();

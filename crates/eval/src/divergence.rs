@@ -2,7 +2,7 @@
 
 use model::{Decoder, Workspace};
 use serde::{Deserialize, Serialize};
-use tensor::Device;
+use tensor::{Device, Passes};
 
 /// The predictions of two models after each token of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,8 +43,8 @@ pub fn divergence(
 ) -> Option<Divergence> {
     let vocab_size = original.config().vocab_size;
     assert_eq!(vocab_size, changed.config().vocab_size, "vocabularies of the two models");
-    let mut workspaces =
-        [original, changed].map(|model| Workspace::new(model.config(), model.dtype(), piece_len));
+    let mut workspaces = [original, changed]
+        .map(|model| Workspace::new(model.config(), model.dtype(), piece_len, Passes::Forward));
     let mut divergences = Vec::with_capacity(token_ids.len());
     let (mut n_same, mut losses) = (0, [0.0; 2]);
     for piece in token_ids.chunks(piece_len) {
@@ -145,7 +145,7 @@ mod tests {
         assert!(apart.same_likeliest < 1.0);
         assert_eq!(apart.original_loss_nats, same.original_loss_nats);
         // The losses are those of the scoring pass, piece by piece.
-        let mut workspace = Workspace::new(one.config(), DType::F32, 8);
+        let mut workspace = Workspace::new(one.config(), DType::F32, 8, Passes::Forward);
         let inputs = [1, 5, 9, 2, 1, 7, 3];
         let losses = one.token_losses(&device, &inputs, &ids, &[0, 4, 7], &mut workspace);
         let mean = f64::from(losses.iter().sum::<f32>()) / 7.0;

@@ -1,6 +1,6 @@
 //! The shape and constants of a decoder, whatever file it was described in.
 //!
-//! [`hf`] reads and writes Hugging Face `config.json`, [`native`] Mistral's `params.json`. In both, each key of the
+//! `hf` reads and writes Hugging Face `config.json`, `native` Mistral's `params.json`. In both, each key of the
 //! file is translated, or known to have no effect on the computation, or must have the one value that this family
 //! computes with. A key that is none of these is refused by name: a setting that is silently dropped is a model that
 //! silently answers something else.
@@ -14,10 +14,10 @@ use crate::FormatError;
 use crate::names::WeightName;
 
 mod fields;
-pub mod hf;
-pub mod native;
+pub(crate) mod hf;
+pub(crate) mod native;
 
-pub use hf::{parse_config, read_config, to_hf_json};
+pub use hf::{parse_config, to_hf_json};
 
 /// Number type of stored weights; `f32` and `bf16` in our own files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -81,6 +81,15 @@ pub struct DecoderConfig {
     pub eos_ids: Vec<u32>,
     /// Number type of the stored weights.
     pub dtype: WeightDtype,
+}
+
+/// What a configuration file describes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReadConfig {
+    /// The decoder.
+    pub decoder: DecoderConfig,
+    /// The model that the decoder is the text part of, such as `mistral3`; its other parts are not read.
+    pub text_part_of: Option<String>,
 }
 
 /// How queries and keys are rotated.

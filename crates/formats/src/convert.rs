@@ -12,8 +12,10 @@ use crate::config::{DecoderConfig, WeightDtype};
 use crate::gguf::GgufVocabulary;
 use crate::gguf::write::{GgufSource, write_gguf};
 use crate::licence::licence_of;
-use crate::model_dir::{CONFIG_FILE, GenerationConfig, Lineage, ModelDir, ModelDirWriter};
-use crate::names::{FfnPart, LayerPart, Layout, WeightName};
+use crate::model_dir::{
+    CONFIG_FILE, GenerationConfig, LINEAGE_FILE, Lineage, ModelDir, ModelDirWriter,
+};
+use crate::names::{LayerPart, Layout, WeightName};
 use crate::weights::{
     INDEX_FILE, ModelWeights, NATIVE_INDEX_FILE, StoredWeight, TensorData, TensorDtype,
     TensorSource, is_plain_name,
@@ -55,27 +57,28 @@ pub trait Quantiser {
     fn encode(&self, dtype: TensorDtype, numbers: &[f32], out: &mut [u8]);
 }
 
-/// Writes a model as a Hugging Face or as a native Mistral directory. The new directory names the old one as its parent.
+/// Writes a model as a Hugging Face directory. The new directory names the old one as its parent.
 ///
 /// # Errors
 /// When the place is taken, a setting or a type of tensor has no place in the layout, or a file cannot be read or written.
-pub fn write_directory(
-    model: &ModelDir,
-    layout: Layout,
-    out: &Path,
-) -> Result<ModelDir, FormatError> {
+pub fn write_hugging_face(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
     let writer = ModelDirWriter::begin(out)?;
-    let sources = directory_sources(model, layout)?;
-    match layout {
-        Layout::Native => {
-            writer.native_config(model.config())?;
-            writer.native_weights(sources)?;
-        }
-        Layout::HuggingFace | Layout::Gguf => {
-            writer.config(model.config())?;
-            writer.weights(sources)?;
-        }
-    }
+    let sources = directory_sources(model, Layout::HuggingFace)?;
+    writer.config(model.config())?;
+    writer.weights(sources)?;
+    write_companions(model, &writer)?;
+    writer.commit()
+}
+
+/// Writes a model as a native Mistral directory. The new directory names the old one as its parent.
+///
+/// # Errors
+/// As [`write_hugging_face`].
+pub fn write_native(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
+    let writer = ModelDirWriter::begin(out)?;
+    let sources = directory_sources(model, Layout::Native)?;
+    writer.native_config(model.config())?;
+    writer.native_weights(sources)?;
     write_companions(model, &writer)?;
     writer.commit()
 }
@@ -114,18 +117,26 @@ fn write_companions(model: &ModelDir, writer: &ModelDirWriter) -> Result<(), For
     writer.lineage(&Lineage { parent, ..lineage })
 }
 
-/// The files of a model, in the order in which they are copied: configuration, weights, companions.
-///
-/// # Errors
-/// When the folder cannot be looked at.
-pub fn model_files(model: &ModelDir) -> Result<Vec<PathBuf>, FormatError> {
-    let mut files: Vec<PathBuf> = model.weights().paths().map(Path::to_owned).collect();
-    if model.dir().is_dir() {
-        let named = [CONFIG_FILE, PARAMS_FILE, INDEX_FILE, NATIVE_INDEX_FILE];
-        let named = named.map(str::to_owned).into_iter().chain(companions(model.dir())?);
-        files.extend(named.map(|name| model.dir().join(name)).filter(|path| path.is_file()));
+impl ModelDir {
+    /// The files of the model: weights, configuration, lineage, companions; of a folder with several layouts those of the one that
+    /// is read, and of a GGUF file by itself that file.
+    ///
+    /// # Errors
+    /// When the folder cannot be looked at.
+    pub fn files(&self) -> Result<Vec<PathBuf>, FormatError> {
+        let mut files: Vec<PathBuf> = self.weights().paths().map(Path::to_owned).collect();
+        if self.dir().is_dir() {
+            let of_layout: &[&str] = match self.weights().layout() {
+                Layout::HuggingFace => &[CONFIG_FILE, INDEX_FILE],
+                Layout::Native => &[PARAMS_FILE, NATIVE_INDEX_FILE],
+                Layout::Gguf => &[],
+            };
+            let named = of_layout.iter().chain(&[LINEAGE_FILE]).map(|&name| name.to_owned());
+            let named = named.chain(companions(self.dir())?).map(|name| self.dir().join(name));
+            files.extend(named.filter(|path| path.is_file()));
+        }
+        Ok(files)
     }
-    Ok(files)
 }
 
 /// Copies a model into a new directory as it is, of a folder with several layouts only the one that is read.
@@ -134,13 +145,9 @@ pub fn model_files(model: &ModelDir) -> Result<Vec<PathBuf>, FormatError> {
 /// When the place is taken, or a file cannot be read or written; nothing is left behind.
 pub fn copy_model(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
     let writer = ModelDirWriter::begin(out)?;
-    let other_layout = match model.weights().layout() {
-        Layout::HuggingFace => [PARAMS_FILE, NATIVE_INDEX_FILE],
-        Layout::Native | Layout::Gguf => [CONFIG_FILE, INDEX_FILE],
-    };
-    for path in model_files(model)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !other_layout.contains(&name.as_ref()) {
+    for path in model.files()? {
+        // Written below, with the licence.
+        if path.file_name().is_none_or(|name| name != LINEAGE_FILE) {
             writer.copy(&path)?;
         }
     }
@@ -234,9 +241,9 @@ fn write_rows(
     config: &DecoderConfig,
 ) -> io::Result<()> {
     let n_rows = if let [n_rows, _] = *weight.shape() { n_rows } else { 1 };
+    let order = layout.row_order(name, config.head_dim);
     for row in 0..n_rows {
-        let row = if name.is_rotated() { layout.row_of(row, config.head_dim) } else { row };
-        out.write_all(weight.row_bytes(row))?;
+        out.write_all(weight.row_bytes(order.row_of_file(row)))?;
     }
     Ok(())
 }
@@ -268,7 +275,8 @@ fn write_gguf_parts(
 ) -> Result<(), FormatError> {
     let (config, weights) = (model.config(), model.weights());
     let names = WeightName::all(config).into_iter();
-    let parts = names.map(|name| gguf_part(weights, name, config, quantiser));
+    let parts =
+        names.map(|name| Ok((name.expert_idx(), gguf_part(weights, name, config, quantiser)?)));
     let parts = group_experts(parts.collect::<Result<_, _>>()?, config);
     write_gguf(out, config, vocabulary, parts.map_err(|setting| not_in_gguf(out, setting))?)
 }
@@ -283,12 +291,6 @@ fn gguf_part<'a>(
     let weight = weights.weight(name, config)?;
     let shape = weight.shape().to_vec();
     let is_router = matches!(name, WeightName::Layer { part: LayerPart::Router, .. });
-    let gguf_name = match name {
-        WeightName::Layer { layer_idx, part: LayerPart::Expert { expert_idx, part } } => {
-            expert_key(layer_idx, part, expert_idx)
-        }
-        _ => name.name(Layout::Gguf),
-    };
     let quantised = quantiser.and_then(|q| Some((q, q.dtype(name, *shape.get(1)?)?)));
     let dtype = match weight.dtype() {
         _ if shape.len() == 1 || is_router => TensorDtype::F32,
@@ -315,39 +317,35 @@ fn gguf_part<'a>(
             })
         }),
     };
-    Ok(GgufSource { name: gguf_name, dtype, shape, parts: vec![data] })
-}
-
-/// The name of an expert among [`group_experts`]' parts; not one that is written.
-fn expert_key(layer_idx: usize, part: FfnPart, expert_idx: usize) -> String {
-    let stacked = WeightName::Layer { layer_idx, part: LayerPart::Expert { expert_idx, part } };
-    format!("{}/{expert_idx}", stacked.name(Layout::Gguf))
+    Ok(GgufSource { name: name.name(Layout::Gguf), dtype, shape, parts: vec![data] })
 }
 
 fn not_in_gguf(path: &Path, setting: &'static str) -> FormatError {
     FormatError::NotInLayout { path: path.to_owned(), setting, layout: "GGUF" }
 }
 
-/// Puts the parts named `NAME/0`, `NAME/1`, ... together to one tensor with a new slowest axis.
+/// Puts the parts of experts that have one name together to one tensor with a new slowest axis.
 fn group_experts<'a>(
-    parts: Vec<GgufSource<'a>>,
+    parts: Vec<(Option<usize>, GgufSource<'a>)>,
     config: &DecoderConfig,
 ) -> Result<Vec<GgufSource<'a>>, &'static str> {
     let mut grouped: Vec<GgufSource<'a>> = Vec::with_capacity(parts.len());
-    for mut part in parts {
-        let Some((name, _)) = part.name.split_once('/') else {
+    for (expert_idx, mut part) in parts {
+        let Some(expert_idx) = expert_idx else {
             grouped.push(part);
             continue;
         };
-        match grouped.iter_mut().find(|other| other.name == name) {
+        match grouped.iter_mut().find(|other| other.name == part.name) {
             Some(whole) if whole.dtype != part.dtype => {
                 return Err("experts of one layer in several number types");
             }
-            Some(whole) => whole.parts.append(&mut part.parts),
+            Some(whole) => {
+                assert_eq!(whole.parts.len(), expert_idx, "experts of {} in order", whole.name);
+                whole.parts.append(&mut part.parts);
+            }
             None => {
                 let n_experts = config.experts.map_or(0, |experts| experts.n_experts);
                 part.shape.insert(0, n_experts);
-                part.name = name.to_owned();
                 grouped.push(part);
             }
         }
@@ -368,13 +366,13 @@ fn write_numbers(
         [n_rows, width] => (n_rows, width),
         _ => (1, weight.shape().iter().product()),
     };
+    let order = Layout::Gguf.row_order(name, config.head_dim);
     let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
     for first in (0..n_rows).step_by(ROWS_AT_A_TIME) {
         let rows = first..n_rows.min(first + ROWS_AT_A_TIME);
         numbers.resize(rows.len() * width, 0.0);
         for (row, numbers) in rows.zip(numbers.chunks_exact_mut(width.max(1))) {
-            let is_rotated = name.is_rotated();
-            let row = if is_rotated { Layout::Gguf.row_of(row, config.head_dim) } else { row };
+            let row = order.row_of_file(row);
             weight.read_rows(row..row + 1, numbers);
             if !dtype.is_plain() && numbers.iter().any(|number| !number.is_finite()) {
                 let name = name.name(Layout::HuggingFace);

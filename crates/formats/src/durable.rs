@@ -1,7 +1,7 @@
 //! Writing that loses nothing: temporary name, write, fsync, rename, fsync of the folder.
 //!
 //! A reader sees the old file or the new one, never a part. When anything fails, the temporary is removed and the old
-//! file is as it was; when the process is killed, [`remove_leftovers`] finds what remains.
+//! file is as it was; when the process is killed, `remove_leftovers` finds what remains.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
@@ -82,7 +82,7 @@ pub(crate) fn fill_and_sync(
 ///
 /// # Errors
 /// When the folder cannot be opened or synced.
-pub fn sync_dir(dir: &Path) -> Result<(), FormatError> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), FormatError> {
     let file = File::open(dir).map_err(FormatError::io("open", dir))?;
     file.sync_all().map_err(FormatError::io("sync", dir))
 }
@@ -221,7 +221,7 @@ fn new_temporary_file(path: &Path) -> Result<(PathBuf, File), FormatError> {
 ///
 /// # Errors
 /// When the folder cannot be listed or a leftover cannot be removed.
-pub fn remove_leftovers(dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
+pub(crate) fn remove_leftovers(dir: &Path) -> Result<Vec<PathBuf>, FormatError> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
         let entry = entry.map_err(FormatError::io("list", dir))?;

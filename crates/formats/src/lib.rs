@@ -34,11 +34,11 @@ pub mod weights;
 
 pub use checkpoint::check_format_version;
 pub use config::{
-    DecoderConfig, Experts, QueryScaling, Rope, RopeScaling, WeightDtype, parse_config,
-    read_config, to_hf_json,
+    DecoderConfig, Experts, QueryScaling, ReadConfig, Rope, RopeScaling, WeightDtype, parse_config,
+    to_hf_json,
 };
 pub use error::FormatError;
-pub use names::{FfnPart, LayerPart, Layout, WeightName};
+pub use names::{FfnMatrix, LayerPart, Layout, WeightName};
 pub use os::{SharedBytes, free_disk_bytes};
 pub use weights::{
     ModelWeights, TensorData, TensorDtype, TensorSource, WeightFiles, WeightView,

@@ -2,24 +2,30 @@
 //!
 //! A directory is built under a temporary name and committed by rename, so a reader never sees a part of a model.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::FormatError;
 use crate::checkpoint::check_format_version;
-use crate::config::native::{PARAMS_FILE, read_params, to_native_json};
-use crate::config::{DecoderConfig, read_config, to_hf_json};
-use crate::durable::{self, TemporaryDir, read_bounded};
+use crate::config::hf::read_config;
+use crate::config::native::{PARAMS_FILE, read_params};
+use crate::config::{DecoderConfig, ReadConfig};
+use crate::durable::{self, read_bounded};
 use crate::gguf::{GgufFile, GgufVocabulary};
-use crate::weights::{
-    Leftovers, ModelWeights, NATIVE_FILE, SINGLE_FILE, TensorSource, is_plain_name,
-    write_safetensors,
-};
+use crate::weights::{Leftovers, ModelWeights, is_plain_name};
+
+mod generation;
+mod list;
+mod write;
+
+pub use generation::GenerationConfig;
+use generation::read_generation;
+pub use list::{ModelList, list_models};
+pub use write::ModelDirWriter;
 
 /// The configuration of a Hugging Face directory.
 pub const CONFIG_FILE: &str = "config.json";
@@ -53,191 +59,6 @@ pub struct Lineage {
     pub energy: Option<Value>,
 }
 
-/// Defaults for generation.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GenerationConfig {
-    /// Token put before a text.
-    pub bos_id: Option<u32>,
-    /// Tokens that end an answer.
-    pub eos_ids: Vec<u32>,
-    /// Sampling temperature.
-    pub temperature: Option<f64>,
-    /// Share of probability that sampling keeps.
-    pub top_p: Option<f64>,
-}
-
-impl GenerationConfig {
-    fn to_json(&self) -> Value {
-        let mut object = Map::new();
-        object.insert("bos_token_id".to_owned(), json!(self.bos_id));
-        let eos = match self.eos_ids.as_slice() {
-            [] => Value::Null,
-            [one] => json!(one),
-            many => json!(many),
-        };
-        object.insert("eos_token_id".to_owned(), eos);
-        if self.temperature.is_some() || self.top_p.is_some() {
-            object.insert("do_sample".to_owned(), json!(true));
-        }
-        for (key, number) in [("temperature", self.temperature), ("top_p", self.top_p)] {
-            if let Some(number) = number {
-                object.insert(key.to_owned(), json!(number));
-            }
-        }
-        Value::Object(object)
-    }
-}
-
-/// A model directory being written. Dropped without [`ModelDirWriter::commit`], it leaves nothing.
-#[derive(Debug)]
-pub struct ModelDirWriter {
-    temporary: TemporaryDir,
-}
-
-impl ModelDirWriter {
-    /// Starts a model directory beside its final place, whose parent is created when missing.
-    ///
-    /// # Errors
-    /// [`FormatError::Exists`] when the place is taken, or the system's refusal.
-    pub fn begin(final_dir: &Path) -> Result<Self, FormatError> {
-        if final_dir.symlink_metadata().is_ok() {
-            return Err(FormatError::Exists { path: final_dir.to_owned() });
-        }
-        let parent = durable::parent_of(final_dir);
-        fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
-        durable::remove_dead_leftovers(final_dir)?;
-        Ok(Self { temporary: TemporaryDir::beside(final_dir)? })
-    }
-
-    /// Writes `config.json`.
-    ///
-    /// # Errors
-    /// When it cannot be written, or has no key for a setting.
-    pub fn config(&self, config: &DecoderConfig) -> Result<(), FormatError> {
-        let path = self.temporary.path().join(CONFIG_FILE);
-        let json = to_hf_json(config).map_err(|setting| FormatError::NotInLayout {
-            path: path.clone(),
-            setting,
-            layout: "Hugging Face",
-        })?;
-        durable::write_json_atomically(&path, &json)
-    }
-
-    /// Writes `params.json`.
-    ///
-    /// # Errors
-    /// When it cannot be written, or has no key for a setting.
-    pub fn native_config(&self, config: &DecoderConfig) -> Result<(), FormatError> {
-        let path = self.temporary.path().join(PARAMS_FILE);
-        let json = to_native_json(config).map_err(|setting| FormatError::NotInLayout {
-            path: path.clone(),
-            setting,
-            layout: "native",
-        })?;
-        durable::write_json_atomically(&path, &json)
-    }
-
-    /// Writes `consolidated.safetensors`.
-    ///
-    /// # Errors
-    /// As [`write_safetensors`].
-    pub fn native_weights<'a>(
-        &self,
-        tensors: impl IntoIterator<Item = TensorSource<'a>>,
-    ) -> Result<(), FormatError> {
-        write_safetensors(&self.temporary.path().join(NATIVE_FILE), tensors, &BTreeMap::new())
-    }
-
-    /// Writes `model.safetensors`.
-    ///
-    /// # Errors
-    /// As [`write_safetensors`].
-    pub fn weights<'a>(
-        &self,
-        tensors: impl IntoIterator<Item = TensorSource<'a>>,
-    ) -> Result<(), FormatError> {
-        write_safetensors(&self.temporary.path().join(SINGLE_FILE), tensors, &BTreeMap::new())
-    }
-
-    /// Where the files are until the directory is committed.
-    pub(crate) fn path(&self) -> &Path {
-        self.temporary.path()
-    }
-
-    /// Writes `galerne.json`.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn lineage(&self, lineage: &Lineage) -> Result<(), FormatError> {
-        let path = self.temporary.path().join(LINEAGE_FILE);
-        let mut value = serde_json::to_value(lineage).map_err(FormatError::json(&path))?;
-        value["format_version"] = json!(FORMAT_VERSION);
-        durable::write_json_atomically(&path, &value)
-    }
-
-    /// Writes `generation_config.json`.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn generation_config(&self, config: &GenerationConfig) -> Result<(), FormatError> {
-        durable::write_json_atomically(
-            &self.temporary.path().join(GENERATION_FILE),
-            &config.to_json(),
-        )
-    }
-
-    /// Writes `MODEL_CARD.md`.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn model_card(&self, text: &str) -> Result<(), FormatError> {
-        durable::write_bytes_atomically(&self.temporary.path().join(CARD_FILE), text.as_bytes())
-    }
-
-    /// Writes any other file, such as `tokenizer.json`.
-    ///
-    /// # Errors
-    /// When the name is not a plain file name, or what `write` or the system says.
-    pub fn file(
-        &self,
-        name: &str,
-        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> Result<(), FormatError> {
-        if !is_plain_name(name) {
-            let (dir, name) = (self.temporary.path().to_owned(), name.to_owned());
-            return Err(FormatError::FileName { dir, name });
-        }
-        durable::write_atomically(&self.temporary.path().join(name), write)
-    }
-
-    /// Copies a file under its own name.
-    ///
-    /// # Errors
-    /// When its name is not a plain one, or it cannot be read or written.
-    pub fn copy(&self, source: &Path) -> Result<(), FormatError> {
-        let name = source.file_name().unwrap_or_default().to_string_lossy();
-        if !is_plain_name(&name) {
-            let dir = self.temporary.path().to_owned();
-            return Err(FormatError::FileName { dir, name: name.into_owned() });
-        }
-        let mut file = durable::open_regular(source)?;
-        durable::write_atomically(&self.temporary.path().join(name.as_ref()), |out| {
-            io::copy(&mut file, out).map(|_| ())
-        })
-    }
-
-    /// Checks the directory as a reader would, makes it visible under its final name, and opens it.
-    ///
-    /// # Errors
-    /// As [`ModelDir::open`] and [`TemporaryDir::commit`]; nothing is left behind.
-    pub fn commit(self) -> Result<ModelDir, FormatError> {
-        ModelDir::open(self.temporary.path())?;
-        let final_dir = self.temporary.final_dir().to_owned();
-        self.temporary.commit()?;
-        ModelDir::open(&final_dir)
-    }
-}
-
 /// A model directory whose configuration and weights have been checked against one another.
 #[derive(Debug)]
 pub struct ModelDir {
@@ -266,16 +87,14 @@ impl ModelDir {
             let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned();
             return Err(FormatError::FileMissing { dir: durable::parent_of(dir).to_owned(), name });
         }
-        let (config, text_part_of, weights) = if dir.join(CONFIG_FILE).is_file() {
-            let config = read_config(dir)?;
-            (config.decoder, config.text_part_of, ModelWeights::open(dir)?)
+        let (read, weights) = if dir.join(CONFIG_FILE).is_file() {
+            (read_config(dir)?, ModelWeights::open(dir)?)
         } else if dir.join(PARAMS_FILE).is_file() {
-            let config = read_params(dir)?;
-            let part_of = config.other_part.map(|part| format!("a model with {part}"));
-            (config.decoder, part_of, ModelWeights::open_native(dir)?)
+            (read_params(dir)?, ModelWeights::open_native(dir)?)
         } else {
             return Err(FormatError::NoModel { dir: dir.to_owned() });
         };
+        let ReadConfig { decoder: config, text_part_of } = read;
         let leftovers = weights.check(&config)?;
         let lineage = read_lineage(dir)?;
         let generation = read_generation(dir, config.vocab_size)?;
@@ -283,7 +102,7 @@ impl ModelDir {
         Ok(Self { dir, config, lineage, generation, weights, leftovers, text_part_of })
     }
 
-    /// The folder.
+    /// The folder, or the GGUF file that was opened by itself.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -359,6 +178,16 @@ impl ModelDir {
         self.text_part_of.as_deref().map(|whole| (whole, self.leftovers.n_of_other_parts))
     }
 
+    /// When the first of the weight files was last written.
+    ///
+    /// # Errors
+    /// When the file cannot be looked at.
+    pub fn modified(&self) -> Result<SystemTime, FormatError> {
+        let path = self.weights.paths().next().expect("weights are in a file");
+        let modified = fs::metadata(path).and_then(|file| file.modified());
+        modified.map_err(FormatError::io("inspect", path))
+    }
+
     /// The path of a file that must be there, such as `tokenizer.json`.
     ///
     /// # Errors
@@ -409,83 +238,6 @@ fn read_lineage(dir: &Path) -> Result<Option<Lineage>, FormatError> {
     let Some(value) = read_json(&path)? else { return Ok(None) };
     check_format_version(&path, &value, FORMAT_VERSION)?;
     serde_json::from_value(value).map(Some).map_err(FormatError::json(&path))
-}
-
-/// Other keys of the file are defaults of transformers' own generation loop, which a request states by itself here.
-fn read_generation(dir: &Path, vocab_size: usize) -> Result<Option<GenerationConfig>, FormatError> {
-    let path = dir.join(GENERATION_FILE);
-    let Some(value) = read_json(&path)? else { return Ok(None) };
-    let bad = |field: &str, got: &Value, expected: String| FormatError::Field {
-        path: path.clone(),
-        field: field.to_owned(),
-        got: got.to_string().chars().take(80).collect(),
-        expected,
-    };
-    let ids = |field: &str| -> Result<Vec<u32>, FormatError> {
-        let values = match &value[field] {
-            Value::Null => &[],
-            Value::Array(values) => values.as_slice(),
-            one => std::slice::from_ref(one),
-        };
-        let id_of = |one: &Value| {
-            let id = one.as_u64().filter(|&id| id < vocab_size as u64);
-            id.and_then(|id| u32::try_from(id).ok())
-                .ok_or_else(|| bad(field, one, format!("a token id below {vocab_size}")))
-        };
-        values.iter().map(id_of).collect()
-    };
-    let number = |field: &str, max: f64| match &value[field] {
-        Value::Null => Ok(None),
-        got => match got.as_f64().filter(|number| (0.0..=max).contains(number)) {
-            Some(number) => Ok(Some(number)),
-            None => Err(bad(field, got, format!("a number 0..={max}"))),
-        },
-    };
-    Ok(Some(GenerationConfig {
-        bos_id: ids("bos_token_id")?.first().copied(),
-        eos_ids: ids("eos_token_id")?,
-        temperature: number("temperature", 100.0)?,
-        top_p: number("top_p", 1.0)?,
-    }))
-}
-
-/// The models of a folder.
-#[derive(Debug, Default)]
-pub struct ModelList {
-    /// Name and model, sorted by name.
-    pub models: Vec<(String, ModelDir)>,
-    /// Name and problem of folders that look like models and cannot be used, sorted by name.
-    pub broken: Vec<(String, FormatError)>,
-}
-
-/// Opens every model directory of a folder such as `models` of the home. A missing folder holds none; hidden names are
-/// models being written.
-///
-/// # Errors
-/// When the folder cannot be listed.
-pub fn list_models(models_dir: &Path) -> Result<ModelList, FormatError> {
-    let mut list = ModelList::default();
-    let entries = match fs::read_dir(models_dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(list),
-        Err(error) => return Err(FormatError::io("list", models_dir)(error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(FormatError::io("list", models_dir))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if is_plain_name(&name) && entry.path().is_dir() {
-            names.push((name, entry.path()));
-        }
-    }
-    names.sort();
-    for (name, path) in names {
-        match ModelDir::open(&path) {
-            Ok(model) => list.models.push((name, model)),
-            Err(error) => list.broken.push((name, error)),
-        }
-    }
-    Ok(list)
 }
 
 #[cfg(test)]

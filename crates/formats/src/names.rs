@@ -36,7 +36,7 @@ pub enum LayerPart {
     /// Gain of the norm before the feed-forward block, `[hidden_dim]`.
     FfnNorm,
     /// A projection of the feed-forward block.
-    Ffn(FfnPart),
+    Ffn(FfnMatrix),
     /// Router of the experts, `[n_experts, hidden_dim]`.
     Router,
     /// A projection of one expert.
@@ -44,13 +44,13 @@ pub enum LayerPart {
         /// Which expert, from 0.
         expert_idx: usize,
         /// Which projection.
-        part: FfnPart,
+        matrix: FfnMatrix,
     },
 }
 
 /// One projection of a feed-forward block or of an expert, `[out, in]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum FfnPart {
+pub enum FfnMatrix {
     /// `[ffn_dim, hidden_dim]`.
     Gate,
     /// `[ffn_dim, hidden_dim]`.
@@ -59,8 +59,8 @@ pub enum FfnPart {
     Down,
 }
 
-impl FfnPart {
-    /// Every part, in file order.
+impl FfnMatrix {
+    /// Every matrix, in file order.
     pub const ALL: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
 
     /// Name in Hugging Face files of a dense block.
@@ -103,19 +103,53 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// The row, in the order of Hugging Face files, that stands at `row` in files of this layout; of weights whose rows are
-    /// rotated.
-    #[must_use]
-    pub const fn row_of(self, row: usize, head_dim: usize) -> usize {
+    /// The order of a weight's rows in files of this layout.
+    pub(crate) fn row_order(self, weight: WeightName, head_dim: usize) -> RowOrder {
         match self {
-            Self::HuggingFace => row,
-            Self::Native | Self::Gguf => {
+            Self::Native | Self::Gguf if weight.is_rotated() => RowOrder::Pairs { head_dim },
+            _ => RowOrder::Same,
+        }
+    }
+}
+
+/// The order of rows in a file against that of Hugging Face, which the program computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowOrder {
+    Same,
+    /// Rows `2 i` and `2 i + 1` of a head are a rotated pair.
+    Pairs {
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// Where the file has a row of the program.
+    pub(crate) fn row_in_file(self, row: usize) -> usize {
+        match self {
+            Self::Same => row,
+            Self::Pairs { head_dim } => {
+                let (head, i) = (row / head_dim, row % head_dim);
+                let half = head_dim / 2;
+                head * head_dim + if i < half { 2 * i } else { 2 * (i - half) + 1 }
+            }
+        }
+    }
+
+    /// Where the program has a row of the file: the inverse of [`RowOrder::row_in_file`].
+    pub(crate) fn row_of_file(self, row: usize) -> usize {
+        match self {
+            Self::Same => row,
+            Self::Pairs { head_dim } => {
                 let (head, i) = (row / head_dim, row % head_dim);
                 head * head_dim + i / 2 + i % 2 * (head_dim / 2)
             }
         }
     }
 }
+
+/// The divisors of the rotary frequencies of Llama 3 and later, a tensor of GGUF files, `[head_dim / 2]`. In other layouts the
+/// configuration holds them.
+pub(crate) const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
 /// Names of the parts that are no feed-forward projection: part, Hugging Face, native, GGUF.
 const LAYER_NAMES: [(LayerPart, &str, &str, &str); 7] = [
@@ -141,11 +175,11 @@ impl LayerPart {
             Self::FfnNorm,
         ];
         match config.experts {
-            None => parts.extend(FfnPart::ALL.map(Self::Ffn)),
+            None => parts.extend(FfnMatrix::ALL.map(Self::Ffn)),
             Some(experts) => {
                 parts.push(Self::Router);
                 for expert_idx in 0..experts.n_experts {
-                    parts.extend(FfnPart::ALL.map(|part| Self::Expert { expert_idx, part }));
+                    parts.extend(FfnMatrix::ALL.map(|matrix| Self::Expert { expert_idx, matrix }));
                 }
             }
         }
@@ -153,21 +187,21 @@ impl LayerPart {
     }
 
     /// The name after the layer's number.
-    fn name(self, layout: Layout) -> String {
+    pub(crate) fn name(self, layout: Layout) -> String {
         match (self, layout) {
-            (Self::Ffn(part), Layout::HuggingFace) => format!("mlp.{}.weight", part.hf_name()),
-            (Self::Ffn(part), Layout::Native) => {
-                format!("feed_forward.{}.weight", part.native_name())
+            (Self::Ffn(matrix), Layout::HuggingFace) => format!("mlp.{}.weight", matrix.hf_name()),
+            (Self::Ffn(matrix), Layout::Native) => {
+                format!("feed_forward.{}.weight", matrix.native_name())
             }
-            (Self::Ffn(part), Layout::Gguf) => format!("{}.weight", part.gguf_name()),
-            (Self::Expert { expert_idx, part }, Layout::HuggingFace) => {
-                format!("block_sparse_moe.experts.{expert_idx}.{}.weight", part.native_name())
+            (Self::Ffn(matrix), Layout::Gguf) => format!("{}.weight", matrix.gguf_name()),
+            (Self::Expert { expert_idx, matrix }, Layout::HuggingFace) => {
+                format!("block_sparse_moe.experts.{expert_idx}.{}.weight", matrix.native_name())
             }
-            (Self::Expert { expert_idx, part }, Layout::Native) => {
-                format!("feed_forward.experts.{expert_idx}.{}.weight", part.native_name())
+            (Self::Expert { expert_idx, matrix }, Layout::Native) => {
+                format!("feed_forward.experts.{expert_idx}.{}.weight", matrix.native_name())
             }
-            (Self::Expert { part, .. }, Layout::Gguf) => {
-                format!("{}_exps.weight", part.gguf_name())
+            (Self::Expert { matrix, .. }, Layout::Gguf) => {
+                format!("{}_exps.weight", matrix.gguf_name())
             }
             (other, layout) => {
                 let names = LAYER_NAMES.iter().find(|(part, ..)| *part == other);
@@ -202,9 +236,16 @@ impl WeightName {
     }
 
     /// Whether its rows are rotated, so that their order depends on the layout.
-    #[must_use]
-    pub const fn is_rotated(self) -> bool {
+    fn is_rotated(self) -> bool {
         matches!(self, Self::Layer { part: LayerPart::Query | LayerPart::Key, .. })
+    }
+
+    /// The expert that it belongs to.
+    pub(crate) fn expert_idx(self) -> Option<usize> {
+        match self {
+            Self::Layer { part: LayerPart::Expert { expert_idx, .. }, .. } => Some(expert_idx),
+            _ => None,
+        }
     }
 
     /// Every weight of a model, in file order: embedding, layers, final norm, head (unless tied).
@@ -238,9 +279,9 @@ impl WeightName {
                 LayerPart::Key | LayerPart::Value => vec![n_kv_heads * head_dim, hidden_dim],
                 LayerPart::AttentionOut => vec![hidden_dim, n_heads * head_dim],
                 LayerPart::Router => vec![config.experts.map_or(0, |e| e.n_experts), hidden_dim],
-                LayerPart::Ffn(part) | LayerPart::Expert { part, .. } => match part {
-                    FfnPart::Gate | FfnPart::Up => vec![ffn_dim, hidden_dim],
-                    FfnPart::Down => vec![hidden_dim, ffn_dim],
+                LayerPart::Ffn(matrix) | LayerPart::Expert { matrix, .. } => match matrix {
+                    FfnMatrix::Gate | FfnMatrix::Up => vec![ffn_dim, hidden_dim],
+                    FfnMatrix::Down => vec![hidden_dim, ffn_dim],
                 },
             },
         }
@@ -258,9 +299,9 @@ impl WeightName {
                 LayerPart::Key | LayerPart::Value => "(n_kv_heads * head_dim, hidden_dim)",
                 LayerPart::AttentionOut => "(hidden_dim, n_heads * head_dim)",
                 LayerPart::Router => "(n_experts, hidden_dim)",
-                LayerPart::Ffn(part) | LayerPart::Expert { part, .. } => match part {
-                    FfnPart::Gate | FfnPart::Up => "(ffn_dim, hidden_dim)",
-                    FfnPart::Down => "(hidden_dim, ffn_dim)",
+                LayerPart::Ffn(matrix) | LayerPart::Expert { matrix, .. } => match matrix {
+                    FfnMatrix::Gate | FfnMatrix::Up => "(ffn_dim, hidden_dim)",
+                    FfnMatrix::Down => "(hidden_dim, ffn_dim)",
                 },
             },
         }
@@ -308,6 +349,27 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn rows_come_back_from_the_order_of_every_layout() {
+        let part = |part| WeightName::Layer { layer_idx: 0, part };
+        for layout in [Layout::HuggingFace, Layout::Native, Layout::Gguf] {
+            for weight in [part(LayerPart::Query), part(LayerPart::Key), part(LayerPart::Value)] {
+                for head_dim in [2, 6, 16] {
+                    let order = layout.row_order(weight, head_dim);
+                    for row in 0..3 * head_dim {
+                        let in_file = order.row_in_file(row);
+                        assert_eq!(order.row_of_file(in_file), row, "{layout:?} {weight:?}");
+                        assert_eq!(in_file / head_dim, row / head_dim, "heads stay together");
+                    }
+                }
+            }
+        }
+        let pairs = Layout::Native.row_order(part(LayerPart::Key), 6);
+        let in_file: Vec<usize> = (6..12).map(|row| pairs.row_in_file(row)).collect();
+        assert_eq!(in_file, [6, 8, 10, 7, 9, 11], "pair `i` is at `2 i` and `2 i + 1`");
+        assert_eq!(Layout::Gguf.row_order(part(LayerPart::Value), 6), RowOrder::Same);
     }
 
     #[test]

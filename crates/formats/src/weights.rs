@@ -22,6 +22,7 @@ mod write;
 
 pub use model::{Leftovers, ModelWeights, StoredWeight};
 
+pub(crate) use write::Counted;
 pub use write::{StreamTensor, TensorData, TensorSource, write_safetensors, write_safetensors_to};
 
 /// Name of a model's only weight file.
@@ -161,8 +162,13 @@ impl TensorDtype {
     }
 
     /// Bytes of `n` numbers, which are whole blocks.
+    ///
+    /// # Panics
+    /// When they are not.
     #[must_use]
-    pub const fn bytes_of(self, n: usize) -> usize {
+    pub fn bytes_of(self, n: usize) -> usize {
+        let block_len = self.block_len();
+        assert!(n.is_multiple_of(block_len), "{n} numbers in blocks of {block_len}");
         n / self.block_len() * self.block_bytes()
     }
 
@@ -280,7 +286,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// As [`WeightFiles::open`].
-    pub fn open_native(dir: &Path) -> Result<Self, FormatError> {
+    pub(crate) fn open_native(dir: &Path) -> Result<Self, FormatError> {
         Self::open_named(dir, [NATIVE_FILE, NATIVE_INDEX_FILE])
     }
 

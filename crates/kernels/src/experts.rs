@@ -37,6 +37,15 @@ impl Routes {
         n_experts * max_rows * (size_of::<u32>() + size_of::<f32>())
     }
 
+    /// Bytes that there is room for.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        let of = |Route { rows, weights }: &Route| {
+            rows.capacity() * size_of::<u32>() + weights.capacity() * size_of::<f32>()
+        };
+        self.experts.iter().map(of).sum()
+    }
+
     /// The route of an expert.
     #[must_use]
     pub fn expert(&self, expert_idx: usize) -> &Route {

@@ -57,19 +57,47 @@ impl Scratch {
     ) -> ([&mut [f32]; N], &mut TileScratch) {
         (grow(&mut self.floats, lens), &mut self.tiles)
     }
+
+    /// As [`Scratch::split`], but each of the `n` slices says its length where it is taken.
+    pub(crate) fn slices(&mut self, n: usize) -> (Slices<'_>, &mut TileScratch) {
+        (Slices { buffers: first_buffers(&mut self.floats, n) }, &mut self.tiles)
+    }
+}
+
+/// Slices of scratch that are taken one by one.
+pub(crate) struct Slices<'a> {
+    buffers: &'a mut [Buffer<f32>],
+}
+
+impl<'a> Slices<'a> {
+    /// The next slice, of `len` numbers.
+    pub(crate) fn take<T: Element>(&mut self, len: usize) -> &'a mut [T] {
+        let (buffer, rest) = std::mem::take(&mut self.buffers)
+            .split_first_mut()
+            .expect("no more slices are taken than were asked for");
+        self.buffers = rest;
+        &mut reinterpret(grow_to(buffer, len))[..len]
+    }
+}
+
+fn first_buffers(buffers: &mut Vec<Buffer<f32>>, n: usize) -> &mut [Buffer<f32>] {
+    while buffers.len() < n {
+        buffers.push(Buffer::zeroed(0));
+    }
+    &mut buffers[..n]
+}
+
+fn grow_to(buffer: &mut Buffer<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        *buffer = Buffer::zeroed(len.next_power_of_two());
+    }
+    &mut buffer[..len]
 }
 
 fn grow<const N: usize>(buffers: &mut Vec<Buffer<f32>>, lens: [usize; N]) -> [&mut [f32]; N] {
-    while buffers.len() < N {
-        buffers.push(Buffer::zeroed(0));
-    }
-    for (buffer, len) in buffers.iter_mut().zip(lens) {
-        if buffer.len() < len {
-            *buffer = Buffer::zeroed(len.next_power_of_two());
-        }
-    }
-    let mut slices = buffers.iter_mut().zip(lens).map(|(buffer, len)| &mut buffer[..len]);
-    std::array::from_fn(|_| slices.next().expect("one buffer per length was made above"))
+    let buffers = first_buffers(buffers, N).iter_mut();
+    let mut slices = buffers.zip(lens).map(|(buffer, len)| grow_to(buffer, len));
+    std::array::from_fn(|_| slices.next().expect("there is one buffer per length"))
 }
 
 /// Views `values` as another element type of at most the same size.

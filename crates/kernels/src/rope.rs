@@ -83,6 +83,14 @@ impl RopeTable {
         max_rows * (head_dim + 3) * 4
     }
 
+    /// Bytes that there is room for.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        let Self { half_dim: _, positions, values, query_factors, entries } = self;
+        (positions.capacity() + entries.capacity()) * size_of::<u32>()
+            + (values.capacity() + query_factors.capacity()) * size_of::<f32>()
+    }
+
     /// The table of a batch whose rows have the positions given. Angles are computed in f64, and rounded once they are cosines
     /// and sines.
     ///

@@ -56,7 +56,7 @@ impl GradientWorkspace {
         let operand = |width| Tensor::zeroed(dtype, max_rows, width);
         let logit_rows = max_rows.min(LOGIT_ROWS);
         let max_in = Self::largest_input(config);
-        Self {
+        let workspace = Self {
             d_residual: f32_rows(hidden),
             d_rounded: operand(hidden),
             d_normed: f32_rows(hidden),
@@ -68,7 +68,10 @@ impl GradientWorkspace {
             d_logits: Tensor::zeroed(dtype, logit_rows, config.vocab_size),
             layer_scratch: LinearScratch::new(dtype, max_rows, max_in),
             head_scratch: LinearScratch::new(dtype, logit_rows, hidden),
-        }
+        };
+        let planned = Self::bytes_for(config, dtype, max_rows);
+        debug_assert_eq!(workspace.n_bytes(), planned, "bytes of a workspace against the plan");
+        workspace
     }
 
     /// Most inputs of a layer's weight.
@@ -89,6 +92,37 @@ impl GradientWorkspace {
             + logit_rows * config.vocab_size * dtype.bytes()
             + LinearScratch::bytes_for(dtype, max_rows, max_in)
             + LinearScratch::bytes_for(dtype, logit_rows, hidden)
+    }
+
+    /// Bytes that it holds.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let Self {
+            d_residual,
+            d_rounded,
+            d_normed,
+            d_attention_out,
+            d_qkv,
+            d_qkv_rounded,
+            d_activated,
+            d_gate_up,
+            d_logits,
+            layer_scratch,
+            head_scratch,
+        } = self;
+        let tensors = [
+            d_residual,
+            d_rounded,
+            d_normed,
+            d_attention_out,
+            d_qkv,
+            d_qkv_rounded,
+            d_activated,
+            d_gate_up,
+            d_logits,
+        ];
+        tensors.map(Tensor::n_bytes).into_iter().sum::<usize>()
+            + layer_scratch.n_bytes()
+            + head_scratch.n_bytes()
     }
 
     fn set_rows(&mut self, n_rows: usize) {

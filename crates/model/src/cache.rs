@@ -35,7 +35,11 @@ impl KvCache {
             block_tables.push(ids.collect());
             layers.push(Tensor::zeroed(dtype, n_blocks, block_len));
         }
-        Self { layers, block_tables, len: 0, max_tokens: n_positions * KEY_BLOCK, max_rows }
+        let cache =
+            Self { layers, block_tables, len: 0, max_tokens: n_positions * KEY_BLOCK, max_rows };
+        let planned = Self::bytes_for(config, dtype, max_tokens, cache.max_rows);
+        debug_assert_eq!(cache.n_bytes(), planned, "bytes of a cache against the plan");
+        cache
     }
 
     /// Bytes of a cache with room for `max_tokens` tokens, of which up to `max_rows` come at a time.
@@ -47,9 +51,16 @@ impl KvCache {
         max_rows: usize,
     ) -> usize {
         let block_bytes = ops::key_block_len(config.head_shape(), dtype) * dtype.bytes();
+        let table_bytes = max_tokens.div_ceil(KEY_BLOCK) * size_of::<u32>();
         let blocks_of =
             |layer_idx| n_blocks(config.sliding_window(layer_idx), max_tokens, max_rows);
-        (0..config.n_layers).map(|layer_idx| blocks_of(layer_idx) * block_bytes).sum()
+        (0..config.n_layers).map(|layer_idx| blocks_of(layer_idx) * block_bytes + table_bytes).sum()
+    }
+
+    /// Bytes that it holds.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let tables = self.block_tables.iter().map(|table| table.capacity() * size_of::<u32>());
+        self.layers.iter().map(Tensor::n_bytes).sum::<usize>() + tables.sum::<usize>()
     }
 
     /// Tokens in the cache.

@@ -5,7 +5,7 @@ use kernels::rope::RopeFrequencies;
 use tensor::{DType, Device, Linear, Passes, Tensor};
 
 use crate::config::ModelConfig;
-use crate::experts::FfnPart;
+use crate::experts::FeedForward;
 use crate::parameters::{LayerParameters, Parameters};
 
 /// A decoder, ready to compute.
@@ -30,7 +30,7 @@ pub(crate) struct Layer {
     pub(crate) qkv: Linear,
     pub(crate) attention_out: Linear,
     pub(crate) ffn_norm: Tensor,
-    pub(crate) ffn: FfnPart,
+    pub(crate) ffn: FeedForward,
 }
 
 impl Layer {
@@ -42,7 +42,7 @@ impl Layer {
             qkv: Linear::zeroed(dtype, shape.qkv_width(), hidden, passes),
             attention_out: Linear::zeroed(dtype, hidden, shape.n_heads * shape.head_dim, passes),
             ffn_norm: Tensor::zeroed(DType::F32, 1, hidden),
-            ffn: FfnPart::zeroed(config, dtype, passes),
+            ffn: FeedForward::zeroed(config, dtype, passes),
         }
     }
 
@@ -119,7 +119,7 @@ impl Decoder {
         let linear = |n_out, n_in| Linear::bytes_for(dtype, n_out, n_in, passes);
         let layer = linear(shape.qkv_width(), hidden)
             + linear(hidden, shape.n_heads * shape.head_dim)
-            + FfnPart::bytes_for(config, dtype, passes)
+            + FeedForward::bytes_for(config, dtype, passes)
             + 2 * hidden * 4;
         let n_vocabularies = if config.tied_embeddings { 1 } else { 2 };
         n_vocabularies * linear(config.vocab_size, hidden) + config.n_layers * layer + hidden * 4
@@ -135,17 +135,16 @@ impl Decoder {
     /// Bytes of the buffers that the decoder holds: what reading all of its weights reads.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {
-        let norm = |norm: &Tensor| norm.f32().len() * 4;
         let layers = self.layers.iter().map(|layer| {
             layer.qkv.packed_bytes()
                 + layer.attention_out.packed_bytes()
                 + layer.ffn.packed_bytes()
-                + norm(&layer.attention_norm)
-                + norm(&layer.ffn_norm)
+                + layer.attention_norm.n_bytes()
+                + layer.ffn_norm.n_bytes()
         });
         self.embedding.packed_bytes()
             + self.head.as_ref().map_or(0, Linear::packed_bytes)
             + layers.sum::<usize>()
-            + norm(&self.final_norm)
+            + self.final_norm.n_bytes()
     }
 }

@@ -9,12 +9,12 @@ use crate::workspace::{LayerActivations, Workspace};
 
 /// `W_down (silu(W_gate x) * W_up x)`; shapes as in the parameters of the same names.
 #[derive(Clone, Debug)]
-pub(crate) struct FeedForward {
+pub(crate) struct FfnBlock {
     pub(crate) gate_up: Linear,
     pub(crate) down: Linear,
 }
 
-impl FeedForward {
+impl FfnBlock {
     pub(crate) fn zeroed(config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
         Self {
             gate_up: Linear::zeroed(dtype, 2 * config.ffn_dim, config.hidden_dim, passes),
@@ -30,20 +30,20 @@ impl FeedForward {
 
 /// The feed-forward part of a layer.
 #[derive(Clone, Debug)]
-pub(crate) enum FfnPart {
+pub(crate) enum FeedForward {
     /// One block for all tokens.
-    Dense(FeedForward),
+    Dense(FfnBlock),
     /// Routed experts.
     Experts {
         /// `[n_experts, hidden]`.
         router: Linear,
-        experts: Vec<FeedForward>,
+        experts: Vec<FfnBlock>,
     },
 }
 
-impl FfnPart {
+impl FeedForward {
     pub(crate) fn zeroed(config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
-        let block = || FeedForward::zeroed(config, dtype, passes);
+        let block = || FfnBlock::zeroed(config, dtype, passes);
         match config.experts {
             None => Self::Dense(block()),
             Some(experts) => Self::Experts {
@@ -54,7 +54,7 @@ impl FfnPart {
     }
 
     pub(crate) fn bytes_for(config: &ModelConfig, dtype: DType, passes: Passes) -> usize {
-        let block = FeedForward::bytes_for(config, dtype, passes);
+        let block = FfnBlock::bytes_for(config, dtype, passes);
         match config.experts {
             None => block,
             Some(experts) => {
@@ -64,19 +64,30 @@ impl FfnPart {
         }
     }
 
+    /// Bytes of the buffers that it holds.
+    pub(crate) fn packed_bytes(&self) -> usize {
+        let of = |block: &FfnBlock| block.gate_up.packed_bytes() + block.down.packed_bytes();
+        match self {
+            Self::Dense(block) => of(block),
+            Self::Experts { router, experts } => {
+                router.packed_bytes() + experts.iter().map(of).sum::<usize>()
+            }
+        }
+    }
+
     /// The one block.
     ///
     /// # Panics
     /// When there are experts, whose training is not computed.
-    pub(crate) fn dense(&self) -> &FeedForward {
+    pub(crate) fn dense(&self) -> &FfnBlock {
         match self {
             Self::Dense(block) => block,
             Self::Experts { .. } => panic!("experts have no backward pass"),
         }
     }
 
-    /// As [`FfnPart::dense`].
-    pub(crate) fn dense_mut(&mut self) -> &mut FeedForward {
+    /// As [`FeedForward::dense`].
+    pub(crate) fn dense_mut(&mut self) -> &mut FfnBlock {
         match self {
             Self::Dense(block) => block,
             Self::Experts { .. } => panic!("experts are not packed from parameters"),
@@ -113,25 +124,33 @@ impl ExpertWorkspace {
         max_rows * (experts.n_experts * 4 + config.hidden_dim * (dtype.bytes() + 4))
             + Routes::bytes_for(experts.n_experts, max_rows)
     }
+
+    pub(crate) fn n_bytes(&self) -> usize {
+        let Self { router_logits, routes, input, output } = self;
+        let tensors = [router_logits, input, output];
+        tensors.map(Tensor::n_bytes).into_iter().sum::<usize>() + routes.n_bytes()
+    }
 }
 
 /// `residual += ffn(ffn_normed)` of the layer whose activations are in `slot`. Experts are added in the order of their
 /// indices.
-pub(crate) fn run(device: &Device, part: &FfnPart, slot: usize, workspace: &mut Workspace) {
+pub(crate) fn run(device: &Device, ffn: &FeedForward, slot: usize, workspace: &mut Workspace) {
     let w = workspace;
     let LayerActivations { ffn_normed, gate_up: rounded, .. } = &mut w.layers[slot];
-    let mut block =
+    let mut run =
         BlockRun { device, gate_up: &mut w.gate_up, rounded, activated: &mut w.activated };
-    match part {
-        FfnPart::Dense(ffn) => block.run(ffn, ffn_normed, &mut w.residual, Write::Accumulate),
-        FfnPart::Experts { router, experts } => {
+    match ffn {
+        FeedForward::Dense(block) => {
+            run.block(block, ffn_normed, &mut w.residual, Write::Accumulate)
+        }
+        FeedForward::Experts { router, experts } => {
             let e = w.experts.as_mut().expect("a workspace for a model with experts");
             let n_active = w.n_active_experts;
             e.router_logits.set_rows(ffn_normed.n_rows());
             let logits = e.router_logits.view_mut();
             router.forward(device, ffn_normed.view(), logits, Write::Overwrite);
             e.routes.set(e.router_logits.f32(), n_active);
-            for (expert_idx, ffn) in experts.iter().enumerate() {
+            for (expert_idx, block) in experts.iter().enumerate() {
                 let route = e.routes.expert(expert_idx);
                 if route.rows.is_empty() {
                     continue;
@@ -139,7 +158,7 @@ pub(crate) fn run(device: &Device, part: &FfnPart, slot: usize, workspace: &mut 
                 e.input.set_rows(route.rows.len());
                 e.output.set_rows(route.rows.len());
                 ops::gather_rows(device, ffn_normed.view(), &route.rows, e.input.view_mut());
-                block.run(ffn, &e.input, &mut e.output, Write::Overwrite);
+                run.block(block, &e.input, &mut e.output, Write::Overwrite);
                 ops::add_weighted_rows(device, e.output.view(), route, w.residual.view_mut());
             }
         }
@@ -155,27 +174,14 @@ struct BlockRun<'a> {
 }
 
 impl BlockRun<'_> {
-    fn run(&mut self, ffn: &FeedForward, x: &Tensor, out: &mut Tensor, write: Write) {
+    fn block(&mut self, block: &FfnBlock, x: &Tensor, out: &mut Tensor, write: Write) {
         for tensor in [&mut *self.gate_up, self.rounded, self.activated] {
             tensor.set_rows(x.n_rows());
         }
         let device = self.device;
-        ffn.gate_up.forward(device, x.view(), self.gate_up.view_mut(), Write::Overwrite);
+        block.gate_up.forward(device, x.view(), self.gate_up.view_mut(), Write::Overwrite);
         let (rounded, activated) = (self.rounded.view_mut(), self.activated.view_mut());
         ops::swiglu(device, self.gate_up.view(), rounded, activated);
-        ffn.down.forward(device, self.activated.view(), out.view_mut(), write);
-    }
-}
-
-impl FfnPart {
-    /// Bytes of the buffers that it holds.
-    pub(crate) fn packed_bytes(&self) -> usize {
-        let of = |block: &FeedForward| block.gate_up.packed_bytes() + block.down.packed_bytes();
-        match self {
-            Self::Dense(block) => of(block),
-            Self::Experts { router, experts } => {
-                router.packed_bytes() + experts.iter().map(of).sum::<usize>()
-            }
-        }
+        block.down.forward(device, self.activated.view(), out.view_mut(), write);
     }
 }

@@ -13,7 +13,7 @@
 //! let config = ModelConfig::new(ModelConfig::example())?;
 //! let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
 //! decoder.pack(&device, &Parameters::random(&config, 1));
-//! let mut workspace = Workspace::new(&config, DType::F32, 8);
+//! let mut workspace = Workspace::new(&config, DType::F32, 8, Passes::Forward);
 //! let losses = decoder.token_losses(&device, &[1, 5, 9], &[5, 9, 2], &[0, 3], &mut workspace);
 //! assert_eq!(losses.len(), 3);
 //! # Ok(())
@@ -21,6 +21,7 @@
 //! ```
 
 mod backward;
+mod block_kind;
 mod cache;
 mod config;
 mod decoder;

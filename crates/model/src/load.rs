@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::weights::StoredWeight;
-use formats::{
-    FfnPart as Projection, FormatError, LayerPart, ModelWeights, TensorDtype, WeightName,
-};
+use formats::{FfnMatrix, FormatError, LayerPart, ModelWeights, TensorDtype, WeightName};
 use kernels::blocks::BlockKind;
 use tensor::{BlockRows, DType, Device, Linear, Passes, Tensor, View};
 
+use crate::block_kind::block_kind;
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::experts::{FeedForward, FfnPart};
+use crate::experts::{FeedForward, FfnBlock};
 use crate::quantise::Quantisation;
 
 /// Rows of a matrix that are in memory as f32 at a time; whole panels.
@@ -101,28 +100,6 @@ fn plain_kind(dtype: TensorDtype) -> BlockKind {
     }
 }
 
-/// The kernels' name of a type without a scale beside it.
-pub(crate) fn block_kind(dtype: TensorDtype) -> BlockKind {
-    match dtype {
-        TensorDtype::F32 => BlockKind::F32,
-        TensorDtype::F16 => BlockKind::F16,
-        TensorDtype::Bf16 => BlockKind::Bf16,
-        TensorDtype::Q4_0 => BlockKind::Q4_0,
-        TensorDtype::Q4_1 => BlockKind::Q4_1,
-        TensorDtype::Q5_0 => BlockKind::Q5_0,
-        TensorDtype::Q5_1 => BlockKind::Q5_1,
-        TensorDtype::Q8_0 => BlockKind::Q8_0,
-        TensorDtype::Q2_K => BlockKind::Q2_K,
-        TensorDtype::Q3_K => BlockKind::Q3_K,
-        TensorDtype::Q4_K => BlockKind::Q4_K,
-        TensorDtype::Q5_K => BlockKind::Q5_K,
-        TensorDtype::Q6_K => BlockKind::Q6_K,
-        TensorDtype::IQ4_NL => BlockKind::IQ4_NL,
-        TensorDtype::IQ4_XS => BlockKind::IQ4_XS,
-        TensorDtype::F8E4M3 => unreachable!("its numbers have a scale beside them"),
-    }
-}
-
 struct Loader<'a> {
     device: &'a Device,
     config: &'a ModelConfig,
@@ -142,12 +119,12 @@ impl Loader<'_> {
             attention_out: self.matrix(&[name(LayerPart::AttentionOut)])?,
             ffn_norm: self.norm(name(LayerPart::FfnNorm))?,
             ffn: match self.config.experts {
-                None => FfnPart::Dense(self.block(|part| name(LayerPart::Ffn(part)))?),
-                Some(experts) => FfnPart::Experts {
+                None => FeedForward::Dense(self.block(|matrix| name(LayerPart::Ffn(matrix)))?),
+                Some(experts) => FeedForward::Experts {
                     router: self.matrix(&[name(LayerPart::Router)])?,
                     experts: (0..experts.n_experts)
                         .map(|expert_idx| {
-                            self.block(|part| name(LayerPart::Expert { expert_idx, part }))
+                            self.block(|matrix| name(LayerPart::Expert { expert_idx, matrix }))
                         })
                         .collect::<Result<_, _>>()?,
                 },
@@ -155,13 +132,10 @@ impl Loader<'_> {
         })
     }
 
-    fn block(
-        &mut self,
-        name: impl Fn(Projection) -> WeightName,
-    ) -> Result<FeedForward, FormatError> {
-        Ok(FeedForward {
-            gate_up: self.matrix(&[Projection::Gate, Projection::Up].map(&name))?,
-            down: self.matrix(&[name(Projection::Down)])?,
+    fn block(&mut self, name: impl Fn(FfnMatrix) -> WeightName) -> Result<FfnBlock, FormatError> {
+        Ok(FfnBlock {
+            gate_up: self.matrix(&[FfnMatrix::Gate, FfnMatrix::Up].map(&name))?,
+            down: self.matrix(&[name(FfnMatrix::Down)])?,
         })
     }
 
@@ -169,7 +143,7 @@ impl Loader<'_> {
         let mut norm = Tensor::zeroed(DType::F32, 1, self.config.hidden_dim);
         let weight = self.weights.weight(name, self.config)?;
         if !weight.dtype().is_plain() {
-            return Err(self.weights.unreadable(name, weight.dtype()));
+            return Err(self.weights.norm_in_blocks(name, weight.dtype()));
         }
         weight.read_f32(norm.f32_mut());
         Ok(norm)

@@ -1,6 +1,6 @@
 //! One f32 tensor per parameter: masters, gradients and optimiser moments have this shape.
 
-use formats::{FfnPart, LayerPart, WeightName};
+use formats::{FfnMatrix, LayerPart, WeightName};
 use tensor::{DType, Tensor};
 
 use crate::config::ModelConfig;
@@ -173,8 +173,8 @@ impl Parameters {
                     LayerPart::Query | LayerPart::Key | LayerPart::Value => &layer.qkv,
                     LayerPart::AttentionOut => &layer.attention_out,
                     LayerPart::FfnNorm => &layer.ffn_norm,
-                    LayerPart::Ffn(FfnPart::Gate | FfnPart::Up) => &layer.gate_up,
-                    LayerPart::Ffn(FfnPart::Down) => &layer.down,
+                    LayerPart::Ffn(FfnMatrix::Gate | FfnMatrix::Up) => &layer.gate_up,
+                    LayerPart::Ffn(FfnMatrix::Down) => &layer.down,
                     LayerPart::Router | LayerPart::Expert { .. } => no_experts(),
                 }
             }
@@ -199,8 +199,8 @@ impl Parameters {
                     LayerPart::Query | LayerPart::Key | LayerPart::Value => &mut layer.qkv,
                     LayerPart::AttentionOut => &mut layer.attention_out,
                     LayerPart::FfnNorm => &mut layer.ffn_norm,
-                    LayerPart::Ffn(FfnPart::Gate | FfnPart::Up) => &mut layer.gate_up,
-                    LayerPart::Ffn(FfnPart::Down) => &mut layer.down,
+                    LayerPart::Ffn(FfnMatrix::Gate | FfnMatrix::Up) => &mut layer.gate_up,
+                    LayerPart::Ffn(FfnMatrix::Down) => &mut layer.down,
                     LayerPart::Router | LayerPart::Expert { .. } => no_experts(),
                 }
             }
@@ -228,7 +228,7 @@ impl WeightRows {
         let first = match part {
             LayerPart::Key => config.n_heads * config.head_dim,
             LayerPart::Value => (config.n_heads + config.n_kv_heads) * config.head_dim,
-            LayerPart::Ffn(FfnPart::Up) => config.ffn_dim,
+            LayerPart::Ffn(FfnMatrix::Up) => config.ffn_dim,
             _ => 0,
         };
         Self { first, n }

@@ -8,6 +8,8 @@ use formats::{LayerPart, TensorDtype, WeightName};
 use kernels::blocks::{BlockKind, encode_rows};
 use tensor::Device;
 
+use crate::block_kind::{block_kind, tensor_dtype};
+
 /// How far the matrices of a model are rounded. Norms, and the routers of experts, keep their numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(non_camel_case_types, reason = "the names of the field")]
@@ -82,15 +84,10 @@ pub struct FileQuantiser<'a> {
 
 impl Quantiser for FileQuantiser<'_> {
     fn dtype(&self, name: WeightName, n_in: usize) -> Option<TensorDtype> {
-        Some(match self.quantisation.kind(name, n_in)? {
-            BlockKind::Q8_0 => TensorDtype::Q8_0,
-            BlockKind::Q4_K => TensorDtype::Q4_K,
-            BlockKind::Q6_K => TensorDtype::Q6_K,
-            other => unreachable!("{other:?} is not chosen"),
-        })
+        self.quantisation.kind(name, n_in).map(tensor_dtype)
     }
 
     fn encode(&self, dtype: TensorDtype, numbers: &[f32], out: &mut [u8]) {
-        encode_rows(self.device.compute(), crate::load::block_kind(dtype), numbers, out);
+        encode_rows(self.device.compute(), block_kind(dtype), numbers, out);
     }
 }

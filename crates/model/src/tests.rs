@@ -16,6 +16,7 @@ use crate::{
 
 mod architectures;
 mod f64_decoder;
+mod memory;
 mod quantise;
 
 /// Every family that this machine runs, AMX among them: emulated where it is missing.
@@ -90,7 +91,8 @@ fn logits_equal_those_of_transformers() {
                 (DType::Bf16, "logits_bf16", 0.1),
             ] {
                 let decoder = load(&device, &model, dtype);
-                let mut workspace = Workspace::new(&config, dtype, token_ids.len());
+                let mut workspace =
+                    Workspace::new(&config, dtype, token_ids.len(), Passes::Forward);
                 let logits = decoder.logits(&device, &token_ids, &starts, &mut workspace);
                 assert_close(
                     &logits,
@@ -111,7 +113,7 @@ fn cached_logits(
 ) -> Vec<f32> {
     let config = decoder.config();
     let mut cache = KvCache::new(config, decoder.dtype(), token_ids.len(), chunk_len);
-    let mut workspace = Workspace::new(config, decoder.dtype(), chunk_len);
+    let mut workspace = Workspace::new(config, decoder.dtype(), chunk_len, Passes::Forward);
     let (mut all, mut logits) = (Vec::new(), Vec::new());
     for chunk in token_ids.chunks(chunk_len) {
         let rows = CachedRows { token_ids: chunk, cache: &mut cache };
@@ -128,7 +130,7 @@ fn decode_with_cache_equals_decode_without() {
     for device in devices(2) {
         for dtype in [DType::F32, DType::Bf16] {
             let decoder = decoder(&device, &parameters(&config, 3), dtype);
-            let mut workspace = Workspace::new(&config, dtype, 60);
+            let mut workspace = Workspace::new(&config, dtype, 60, Passes::Forward);
             let expected = decoder.logits(&device, &token_ids, &[0, 60], &mut workspace);
             assert_eq!(cached_logits(&decoder, &device, &token_ids, 1), expected);
             let vocab_size = config.vocab_size;
@@ -153,7 +155,7 @@ fn a_sequence_has_the_same_logits_whatever_stands_beside_it() {
     let device = fastest(2);
     let decoder = decoder(&device, &parameters(&config, 4), DType::Bf16);
     let prompts = [random_ids(5, 9, 32), random_ids(6, 33, 32), random_ids(7, 1, 32)];
-    let mut workspace = Workspace::new(&config, DType::Bf16, 43);
+    let mut workspace = Workspace::new(&config, DType::Bf16, 43, Passes::Forward);
     let mut caches: Vec<KvCache> =
         prompts.iter().map(|_| KvCache::new(&config, DType::Bf16, 40, 40)).collect();
     let mut rows: Vec<CachedRows<'_>> = prompts
@@ -175,7 +177,7 @@ fn packed_documents_do_not_see_one_another() {
     let device = fastest(2);
     for dtype in [DType::F32, DType::Bf16] {
         let decoder = decoder(&device, &parameters(&config, 8), dtype);
-        let mut workspace = Workspace::new(&config, dtype, 80);
+        let mut workspace = Workspace::new(&config, dtype, 80, Passes::Forward);
         let (first, second) = (random_ids(9, 37, 32), random_ids(10, 43, 32));
         let mut run = |first: &[u32]| {
             let ids: Vec<u32> = first.iter().chain(&second).copied().collect();
@@ -235,7 +237,7 @@ fn gradients_equal_finite_differences() {
 fn gradients(decoder: &Decoder, device: &Device, rows: TrainingRows<'_>) -> Parameters {
     let (config, dtype, n) = (decoder.config(), decoder.dtype(), rows.token_ids.len());
     let mut gradients = Parameters::zeroed(config);
-    let mut workspace = Workspace::for_training(config, dtype, n);
+    let mut workspace = Workspace::new(config, dtype, n, Passes::ForwardAndBackward);
     let mut gradient_workspace = GradientWorkspace::new(config, dtype, n);
     let losses = decoder.loss_and_gradients(
         device,
@@ -285,7 +287,7 @@ fn one_batch_is_overfitted() {
     let device = fastest(2);
     let mut parameters = Parameters::random(&config, 18);
     let mut decoder = decoder(&device, &parameters, DType::Bf16);
-    let mut workspace = Workspace::for_training(&config, DType::Bf16, 40);
+    let mut workspace = Workspace::new(&config, DType::Bf16, 40, Passes::ForwardAndBackward);
     let mut gradient_workspace = GradientWorkspace::new(&config, DType::Bf16, 40);
     let (token_ids, targets) = (random_ids(19, 40, 32), random_ids(20, 40, 32));
     let rows = TrainingRows {
@@ -356,15 +358,6 @@ fn configurations_that_cannot_be_computed_are_refused_by_field() {
     assert_eq!(refused(|c| c.experts = Some(Experts { n_experts: 2, n_active: 3 })), experts);
 }
 
-#[test]
-fn planned_bytes_are_those_taken() {
-    let config = config(|c| (c.vocab_size, c.hidden_dim, c.ffn_dim) = (100, 48, 112));
-    let device = fastest(1);
-    let decoder = decoder(&device, &Parameters::random(&config, 1), DType::Bf16);
-    let bytes = decoder.packed_bytes();
-    assert_eq!(bytes, Decoder::bytes_for(&config, DType::Bf16, Passes::ForwardAndBackward));
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 
@@ -373,7 +366,7 @@ proptest! {
         let config = config(|_| {});
         for device in devices(2) {
             let decoder = decoder(&device, &parameters(&config, 21), DType::Bf16);
-            let mut workspace = Workspace::new(&config, DType::Bf16, 120);
+            let mut workspace = Workspace::new(&config, DType::Bf16, 120, Passes::Forward);
             let (ids, targets) = (random_ids(seed, len, 32), random_ids(seed + 1, len, 32));
             let alone = decoder.token_losses(&device, &ids, &targets, &[0, len as u32], &mut workspace);
             let packed = |v: &[u32]| [vec![3; before], v.to_vec()].concat();

@@ -53,6 +53,33 @@ impl LayerActivations {
         }
     }
 
+    fn n_bytes(&self) -> usize {
+        let Self {
+            attention_input,
+            attention_scales,
+            attention_normed,
+            qkv,
+            attention_out,
+            log_sum_exp,
+            ffn_input,
+            ffn_scales,
+            ffn_normed,
+            gate_up,
+        } = self;
+        let kept = [attention_input, ffn_input].into_iter().flatten();
+        let tensors = kept.chain([
+            attention_scales,
+            attention_normed,
+            qkv,
+            attention_out,
+            log_sum_exp,
+            ffn_scales,
+            ffn_normed,
+            gate_up,
+        ]);
+        tensors.map(Tensor::n_bytes).sum()
+    }
+
     fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         self.attention_input.iter_mut().chain(&mut self.ffn_input).chain([
             &mut self.attention_scales,
@@ -106,29 +133,17 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// For scoring and serving: activations of one layer at a time.
+    /// Room for up to `max_rows` tokens. For a backward pass the activations of every layer are kept, else those of one at a time.
     #[must_use]
-    pub fn new(config: &ModelConfig, dtype: DType, max_rows: usize) -> Self {
-        Self::with_layers(config, dtype, max_rows, 1, false)
-    }
-
-    /// For training: activations of every layer are kept for the backward pass.
-    #[must_use]
-    pub fn for_training(config: &ModelConfig, dtype: DType, max_rows: usize) -> Self {
-        Self::with_layers(config, dtype, max_rows, config.n_layers, true)
-    }
-
-    fn with_layers(
-        config: &ModelConfig,
-        dtype: DType,
-        max_rows: usize,
-        n_layers: usize,
-        keeps_inputs: bool,
-    ) -> Self {
+    pub fn new(config: &ModelConfig, dtype: DType, max_rows: usize, passes: Passes) -> Self {
+        let (keeps_inputs, n_layers) = match passes {
+            Passes::Forward => (false, 1),
+            Passes::ForwardAndBackward => (true, config.n_layers),
+        };
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let f32_rows = |width| Tensor::zeroed(DType::F32, max_rows, width);
         let block_len = tensor::ops::key_block_len(shape, dtype);
-        Self {
+        let workspace = Self {
             max_rows,
             residual: f32_rows(hidden),
             qkv: f32_rows(shape.qkv_width()),
@@ -146,10 +161,13 @@ impl Workspace {
             experts: ExpertWorkspace::new(config, dtype, max_rows),
             n_active_experts: config.experts.map_or(0, |experts| experts.n_active),
             key_blocks: Tensor::zeroed(dtype, planned_key_blocks(max_rows), block_len),
-        }
+        };
+        let planned = Self::bytes_for(config, dtype, max_rows, passes);
+        debug_assert_eq!(workspace.n_bytes(), planned, "bytes of a workspace against the plan");
+        workspace
     }
 
-    /// Bytes of [`Workspace::new`], for the forward pass, or of [`Workspace::for_training`].
+    /// Bytes of [`Workspace::new`].
     #[must_use]
     pub fn bytes_for(config: &ModelConfig, dtype: DType, max_rows: usize, passes: Passes) -> usize {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
@@ -169,6 +187,34 @@ impl Workspace {
             + max_rows * size_of::<u32>()
             + RopeTable::bytes_for(max_rows, config.head_dim)
             + ExpertWorkspace::bytes_for(config, dtype, max_rows)
+    }
+
+    /// Bytes that it holds: as planned, but for key blocks of a batch of very short documents.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let Self {
+            max_rows: _,
+            residual,
+            qkv,
+            gate_up,
+            activated,
+            layers,
+            final_input,
+            final_scales,
+            final_normed,
+            logits,
+            positions,
+            rope,
+            experts,
+            n_active_experts: _,
+            key_blocks,
+        } = self;
+        let tensors =
+            [residual, qkv, gate_up, activated, final_scales, final_normed, logits, key_blocks];
+        tensors.into_iter().chain(final_input).map(Tensor::n_bytes).sum::<usize>()
+            + layers.iter().map(LayerActivations::n_bytes).sum::<usize>()
+            + positions.capacity() * size_of::<u32>()
+            + rope.n_bytes()
+            + experts.as_ref().map_or(0, ExpertWorkspace::n_bytes)
     }
 
     /// Tokens that there is room for.

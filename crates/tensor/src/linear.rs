@@ -365,6 +365,15 @@ impl LinearScratch {
         Linear::bytes_for(dtype, max_in, max_rows, Passes::Forward)
     }
 
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        match &self.packed {
+            ScratchPanels::F32(values) => size_of_val::<[f32]>(values),
+            ScratchPanels::Bf16(values) => size_of_val::<[bf16]>(values),
+        }
+    }
+
     /// Gradient of a weight: `d_weight[o, i] += sum_t d_y[t, o] x[t, i]`.
     ///
     /// Shapes: d_y `[tokens, n_out]`, x `[tokens, n_in]`, of one number type; d_weight `[n_out, n_in]` f32. Accumulates.

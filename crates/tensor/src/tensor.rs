@@ -93,6 +93,15 @@ impl Tensor {
         len / self.width.max(1)
     }
 
+    /// Bytes that it holds, for all the rows that there is room for.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        match &self.storage {
+            Storage::F32(values) => size_of_val::<[f32]>(values),
+            Storage::Bf16(values) => size_of_val::<[bf16]>(values),
+        }
+    }
+
     /// Uses the first `n_rows` rows from now on; their values are kept.
     ///
     /// # Panics

@@ -8,10 +8,8 @@ use std::time::Instant;
 use formats::checkpoint::{self, Checkpoint, CheckpointWriter};
 use formats::durable::{DirLock, open_to_append, write_bytes_atomically};
 use formats::json_lines::truncate_jsonl;
-use formats::model_dir::ModelDir;
-use formats::{Layout, ModelWeights, WeightName};
 use kernels::Family;
-use model::{ModelConfig, Parameters, compute_dtype};
+use model::{Parameters, compute_dtype};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tensor::Device;
@@ -24,7 +22,10 @@ use crate::trainer::Trainer;
 use crate::validation::{TextLoss, score_documents};
 
 mod inputs;
+mod start;
 mod storage;
+
+pub use start::{latest_parameters, starting_config};
 
 /// The recipe of a run, in its folder.
 pub const RECIPE_FILE: &str = "run.toml";
@@ -179,7 +180,7 @@ impl Run {
     fn open(dir: &Path, recipe: Recipe, device: Device) -> Result<Self, TrainError> {
         let lock = DirLock::acquire(dir)?;
         let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
-        let parameters = initial_parameters(&recipe, &tokenizer)?;
+        let parameters = start::initial_parameters(&recipe, &tokenizer)?;
         let config = parameters.config();
         if tokenizer.vocab_size() > config.vocab_size {
             let (data, model) = (tokenizer.vocab_size(), config.vocab_size);
@@ -380,78 +381,6 @@ impl Run {
         let mut file = self.append_to(EVENTS_FILE)?;
         writeln!(file, "{event}").map_err(TrainError::io("write", &path))
     }
-}
-
-fn initial_parameters(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Parameters, TrainError> {
-    match &recipe.start {
-        Start::Random(shape) => {
-            let config = shape.config(tokenizer.bos_id(), tokenizer.eos_id())?;
-            Ok(Parameters::random(&config, recipe.seed))
-        }
-        Start::Model(dir) => {
-            let model = ModelDir::open(dir)?;
-            let config = ModelConfig::new(model.config().clone())?;
-            config.check_trainable()?;
-            read_parameters(&config, model.weights())
-        }
-        Start::Run(dir) => latest_parameters(dir),
-    }
-}
-
-fn read_parameters(config: &ModelConfig, weights: &ModelWeights) -> Result<Parameters, TrainError> {
-    let mut parameters = Parameters::zeroed(config);
-    for name in WeightName::all(config) {
-        weights.weight(name, config)?.read_f32(parameters.weight_mut(name));
-    }
-    Ok(parameters)
-}
-
-/// The f32 weights of a run's last checkpoint.
-///
-/// # Errors
-/// When the folder is no run, has no checkpoint, or is damaged.
-pub fn latest_parameters(dir: &Path) -> Result<Parameters, TrainError> {
-    let path = dir.join(RECIPE_FILE);
-    if !path.is_file() {
-        return Err(TrainError::NotARun { path: dir.to_owned() });
-    }
-    let recipe = Recipe::read(&path)?;
-    let checkpoint = checkpoint::latest(dir)?.ok_or_else(|| TrainError::Checkpoint {
-        path: dir.to_owned(),
-        field: "LATEST",
-        got: "nothing".to_owned(),
-        expected: "a checkpoint".to_owned(),
-    })?;
-    let config = starting_config(&recipe)?;
-    read_parameters(&config, &ModelWeights::new(checkpoint.model()?, Layout::HuggingFace))
-}
-
-/// Runs that may start from one another in a row.
-const MAX_CHAIN: usize = 64;
-
-/// The configuration of a recipe's model, followed back to where it is written down.
-///
-/// # Errors
-/// When a file on the way cannot be read, or runs start from one another in a circle.
-pub fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
-    let mut recipe = recipe.clone();
-    for _ in 0..MAX_CHAIN {
-        match &recipe.start {
-            Start::Random(shape) => {
-                let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
-                return shape.config(tokenizer.bos_id(), tokenizer.eos_id());
-            }
-            Start::Model(dir) => {
-                return Ok(ModelConfig::new(ModelDir::open(dir)?.config().clone())?);
-            }
-            Start::Run(dir) => recipe = Recipe::read(&dir.join(RECIPE_FILE))?,
-        }
-    }
-    Err(TrainError::Setting {
-        key: "start.run",
-        got: "a longer chain".to_owned(),
-        expected: format!("at most {MAX_CHAIN} runs that start from one another"),
-    })
 }
 
 #[cfg(test)]

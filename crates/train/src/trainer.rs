@@ -49,7 +49,7 @@ impl Trainer {
             decoder,
             optimizer: Optimizer::new(&config, settings),
             gradients: Parameters::zeroed(&config),
-            workspace: Workspace::for_training(&config, dtype, max_tokens),
+            workspace: Workspace::new(&config, dtype, max_tokens, Passes::ForwardAndBackward),
             gradient_workspace: GradientWorkspace::new(&config, dtype, max_tokens),
             parameters,
             device,

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use formats::Layout;
-use formats::convert::{write_directory, write_gguf_file};
+use formats::convert::{write_gguf_file, write_hugging_face, write_native};
 use formats::model_dir::ModelDir;
 use serde_json::json;
 use tracing::warn;
@@ -67,10 +66,10 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
             write_gguf_file(&model, &args.out, vocabulary.as_ref()).with_context(failed)?;
         }
         Target::Hf => {
-            write_directory(&model, Layout::HuggingFace, &args.out).with_context(failed)?;
+            write_hugging_face(&model, &args.out).with_context(failed)?;
         }
         Target::Native => {
-            write_directory(&model, Layout::Native, &args.out).with_context(failed)?;
+            write_native(&model, &args.out).with_context(failed)?;
         }
     }
     match context.form() {

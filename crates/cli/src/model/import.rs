@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use eval::figures::{bytes, short};
-use formats::convert::{copy_model, model_files};
+use formats::convert::copy_model;
 use formats::free_disk_bytes;
 use formats::licence::{Licence, licence_of};
 use formats::model_dir::ModelDir;
@@ -69,8 +69,7 @@ fn default_name(source: &Path) -> String {
 }
 
 fn check_disk(model: &ModelDir, out: &Path) -> anyhow::Result<()> {
-    let sizes =
-        model_files(model)?.into_iter().map(|path| fs::metadata(path).map(|file| file.len()));
+    let sizes = model.files()?.into_iter().map(|path| fs::metadata(path).map(|file| file.len()));
     let needed_bytes = sizes.sum::<Result<u64, _>>().context("cannot look at the model's files")?;
     let free_bytes = free_disk_bytes(machine::existing_ancestor(out))?;
     if free_bytes < needed_bytes {
@@ -87,7 +86,7 @@ fn report(
     context: &Context,
 ) -> anyhow::Result<()> {
     let config = model.config();
-    let shape = published(config).map(|(name, _)| name);
+    let shape = published(config);
     if let Some((whole, n_tensors)) = model.text_part_of() {
         context.say(&format!("only the text part of {whole} is used; {n_tensors} tensors are not"));
     }

@@ -1,7 +1,6 @@
 //! `galerne model inspect`: what a model holds.
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::Context as _;
 use eval::figures::{bytes, short};
@@ -25,7 +24,7 @@ pub(super) fn inspect(value: &str, context: &Context) -> anyhow::Result<()> {
     let (name, path) = locate(value, context)?;
     let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
     let tokenizer = open_tokenizer(&name, &dir)?.map(|(tokenizer, _)| tokenizer);
-    let files = files_of(dir.dir())?;
+    let files = files_of(&dir)?;
     match context.form() {
         Form::Json => context.print_json(&as_json(&name, &dir, tokenizer.as_ref(), &files)?),
         Form::Text => context.print(&as_text(&name, &dir, tokenizer.as_ref(), &files)?),
@@ -33,15 +32,13 @@ pub(super) fn inspect(value: &str, context: &Context) -> anyhow::Result<()> {
 }
 
 /// Names and sizes of the files, sorted by name.
-fn files_of(dir: &Path) -> anyhow::Result<Vec<(String, u64)>> {
-    let failed = || format!("cannot list {}", dir.display());
+fn files_of(dir: &ModelDir) -> anyhow::Result<Vec<(String, u64)>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(dir).with_context(failed)? {
-        let entry = entry.with_context(failed)?;
-        let data = entry.metadata().with_context(failed)?;
-        if data.is_file() {
-            files.push((entry.file_name().to_string_lossy().into_owned(), data.len()));
-        }
+    for path in dir.files()? {
+        let data =
+            fs::metadata(&path).with_context(|| format!("cannot look at {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        files.push((name, data.len()));
     }
     files.sort();
     Ok(files)
@@ -97,7 +94,7 @@ fn as_json(
         "unused_tensors": dir.unused_tensors(),
         "tokenizer": tokenizer,
         "licence": licence_of(dir)?.map(|licence| licence.name),
-        "published_shape": published(dir.config()).map(|(name, _)| name),
+        "published_shape": published(dir.config()),
         "lineage": dir.lineage(),
         "files": files.collect::<Vec<_>>(),
     }))
@@ -167,7 +164,7 @@ fn shape_rows(config: &DecoderConfig) -> Vec<(&'static str, String)> {
         ("positions", positions(config)),
         ("sliding window", windows(config)),
         ("experts", experts),
-        ("shape of", published(config).map_or("no published model", |(name, _)| name).to_owned()),
+        ("shape of", published(config).unwrap_or("no published model").to_owned()),
     ]
 }
 

@@ -72,7 +72,8 @@ fn bits_per_byte(
     decoder: &Decoder,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<Vec<LanguageBits>> {
-    let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), SCORED_TOKENS);
+    let mut workspace =
+        Workspace::new(decoder.config(), decoder.dtype(), SCORED_TOKENS, Passes::Forward);
     let languages = Language::ALL.into_iter().map(Some).chain([None]);
     let mut figures = Vec::new();
     for language in languages {

@@ -47,6 +47,26 @@ fn a_model_leaves_in_every_layout_and_says_the_same_tokens() {
 }
 
 #[test]
+fn models_of_every_layout_show_their_files() {
+    let home = Home::new("inspect-layouts");
+    for (layout, expected) in [
+        ("hf", &["config.json", "model.safetensors"][..]),
+        ("native", &["consolidated.safetensors", "params.json"]),
+        ("gguf", &["model.gguf"]),
+        ("gguf/model.gguf", &["model.gguf"]),
+    ] {
+        let model = golden(&format!("mistral/{layout}"));
+        let shown = home.run(&["model", "inspect", &model, "--json"]).expect(0).json();
+        let files = shown["files"].as_array().unwrap().iter();
+        let names: Vec<&str> = files.map(|file| file["name"].as_str().unwrap()).collect();
+        assert_eq!(names, expected, "{layout}");
+        assert!(shown["files"][0]["bytes"].as_u64().unwrap() > 0, "{layout}");
+        let text = home.run(&["model", "inspect", &model]).expect(0).stdout;
+        assert!(text.contains(expected[0]), "{text}");
+    }
+}
+
+#[test]
 fn the_licence_is_shown_at_import_and_limits_are_a_warning() {
     let home = Home::new("licence");
     let source = home.path("source");

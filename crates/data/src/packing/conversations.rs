@@ -64,7 +64,6 @@ pub struct ConversationRows {
     n_too_long: usize,
     n_untrained: usize,
     n_tokens: u64,
-    n_trained: u64,
     state: Mutex<Plans>,
 }
 
@@ -129,7 +128,6 @@ impl ConversationRows {
         }
         Ok(Self {
             n_tokens: kept.iter().map(|sample| sample.token_ids.len() as u64).sum(),
-            n_trained: kept.iter().map(TrainingSample::n_trained).sum(),
             samples: kept,
             seq_len,
             seed,
@@ -169,12 +167,6 @@ impl ConversationRows {
         self.n_tokens
     }
 
-    /// Trained targets of one epoch.
-    #[must_use]
-    pub fn n_trained_per_epoch(&self) -> u64 {
-        self.n_trained
-    }
-
     /// The row at which an epoch begins; epoch 0 begins at row 0. So `first_row_of(n)` rows are `n` epochs.
     ///
     /// Plans all epochs before it when it is asked for the first time.
@@ -207,18 +199,6 @@ impl ConversationRows {
             }
         }
         batch
-    }
-
-    /// Trained targets of rows, without making them: what the loss of a batch that is shared out is divided by.
-    #[must_use]
-    pub fn n_trained_in(&self, first_row: u64, n_rows: usize) -> u64 {
-        let mut n_trained = 0;
-        for row_idx in first_row..first_row + n_rows as u64 {
-            let (plan, row_in_epoch) = self.locate(row_idx);
-            let samples = plan.row(row_in_epoch).iter();
-            n_trained += samples.map(|&idx| self.samples[idx as usize].n_trained()).sum::<u64>();
-        }
-        n_trained
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Plans> {

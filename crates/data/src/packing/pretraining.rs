@@ -91,22 +91,10 @@ impl PretrainingRows {
         self.documents.len()
     }
 
-    /// Trained targets of one epoch: one per token, but for the last of each document.
-    #[must_use]
-    pub fn n_trained_per_epoch(&self) -> u64 {
-        self.n_tokens - self.documents.len() as u64
-    }
-
     /// Whole rows that an epoch fills, at least 1; what is left over begins the next one.
     #[must_use]
     pub fn rows_per_epoch(&self) -> u64 {
         (self.n_tokens / self.seq_len).max(1)
-    }
-
-    /// How often the data has been seen when `n_rows` rows are done.
-    #[must_use]
-    pub fn epochs_of(&self, n_rows: u64) -> f64 {
-        n_rows as f64 * self.seq_len as f64 / self.n_tokens as f64
     }
 
     /// Row `row_idx` as a batch of its own.

@@ -84,7 +84,7 @@ impl Tiny {
     fn naive(&self, question: &str, max_tokens: usize) -> Vec<u32> {
         let config = self.decoder.config();
         let mut cache = KvCache::new(config, DType::F32, config.context_len, config.context_len);
-        let mut workspace = Workspace::new(config, DType::F32, config.context_len);
+        let mut workspace = Workspace::new(config, DType::F32, config.context_len, Passes::Forward);
         let mut input = render(&self.tokenizer, &ChatTemplate::default(), question).unwrap();
         let (mut logits, mut generated) = (Vec::new(), Vec::new());
         while generated.len() < max_tokens && generated.last() != Some(&self.tokenizer.eos_id()) {

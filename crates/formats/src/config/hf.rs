@@ -5,41 +5,25 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
-use super::{DecoderConfig, Experts, WeightDtype};
+use super::{DecoderConfig, Experts, ReadConfig, WeightDtype};
 use crate::FormatError;
 
 mod position;
 
 mod write;
 
-pub(crate) use position::magnitude;
+pub(crate) use position::{has_yarn_magnitude, magnitude};
 pub use write::to_hf_json;
 
 /// Largest `config.json` that is read; real ones have a few KiB.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-
-/// A `config.json`, and what else it says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HfConfig {
-    /// The decoder.
-    pub decoder: DecoderConfig,
-    /// The kind of the model that the decoder is the text part of, such as `mistral3`; its other parts are not read.
-    pub text_part_of: Option<String>,
-    /// How the weights are stored in 8 bits, if they are.
-    pub fp8: Option<Fp8>,
-}
-
-/// Weights of 8 bits (E4M3) with a scale for each tensor. The scales of activations are for products in 8 bits, which are
-/// not computed here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fp8;
 
 /// Reads `config.json` of a model directory.
 ///
 /// # Errors
 /// When the file is absent, is not JSON, or describes something that this family does not compute; the error names
 /// the field.
-pub fn read_config(dir: &Path) -> Result<HfConfig, FormatError> {
+pub(crate) fn read_config(dir: &Path) -> Result<ReadConfig, FormatError> {
     let path = dir.join("config.json");
     let bytes = crate::durable::read_bounded(&path, MAX_CONFIG_BYTES)?;
     parse_at(&path, &bytes)
@@ -48,8 +32,8 @@ pub fn read_config(dir: &Path) -> Result<HfConfig, FormatError> {
 /// Reads the content of a `config.json`.
 ///
 /// # Errors
-/// As [`read_config`].
-pub fn parse_config(bytes: &[u8]) -> Result<HfConfig, FormatError> {
+/// When it is not JSON, or describes something that this family does not compute; the error names the field.
+pub fn parse_config(bytes: &[u8]) -> Result<ReadConfig, FormatError> {
     parse_at(Path::new("config.json"), bytes)
 }
 
@@ -127,14 +111,14 @@ impl Kind {
 /// Models with other parts around a decoder, which stands in `text_config`.
 const WITH_TEXT_PART: [&str; 2] = ["mistral3", "llava"];
 
-fn parse_at(path: &Path, bytes: &[u8]) -> Result<HfConfig, FormatError> {
+fn parse_at(path: &Path, bytes: &[u8]) -> Result<ReadConfig, FormatError> {
     let mut object: Map<String, Value> =
         serde_json::from_slice(bytes).map_err(FormatError::json(path))?;
     let outer = object.get("model_type").and_then(Value::as_str).map(str::to_owned);
     let Some(outer) = outer.filter(|kind| WITH_TEXT_PART.contains(&kind.as_str())) else {
-        let fp8 = read_quantization(path, object.remove("quantization_config"))?;
-        let fields = Fields::new(path, "", object);
-        return Ok(HfConfig { decoder: parse_decoder(fields)?, text_part_of: None, fp8 });
+        check_quantization(path, object.remove("quantization_config"))?;
+        let decoder = parse_decoder(Fields::new(path, "", object))?;
+        return Ok(ReadConfig { decoder, text_part_of: None });
     };
     let Some(Value::Object(mut text)) = object.remove("text_config") else {
         let fields = Fields::new(path, "", object);
@@ -149,9 +133,9 @@ fn parse_at(path: &Path, bytes: &[u8]) -> Result<HfConfig, FormatError> {
         }
     }
     let outer_quantization = object.remove("quantization_config");
-    let fp8 = read_quantization(path, text.remove("quantization_config").or(outer_quantization))?;
+    check_quantization(path, text.remove("quantization_config").or(outer_quantization))?;
     let decoder = parse_decoder(Fields::new(path, "text_config", text))?;
-    Ok(HfConfig { decoder, text_part_of: Some(outer), fp8 })
+    Ok(ReadConfig { decoder, text_part_of: Some(outer) })
 }
 
 fn parse_decoder(mut fields: Fields<'_>) -> Result<DecoderConfig, FormatError> {
@@ -348,10 +332,11 @@ fn read_dtype(fields: &mut Fields<'_>) -> Result<WeightDtype, FormatError> {
     Ok(found.unwrap_or(WeightDtype::F32))
 }
 
-/// The one kind of quantisation that Mistral publishes in this layout.
-fn read_quantization(path: &Path, found: Option<Value>) -> Result<Option<Fp8>, FormatError> {
+/// The one kind of quantisation that Mistral publishes in this layout: weights of 8 bits (E4M3) with a scale for each tensor. The
+/// scales of activations are for products in 8 bits, which are not computed here.
+fn check_quantization(path: &Path, found: Option<Value>) -> Result<(), FormatError> {
     let object = match found {
-        None | Some(Value::Null) => return Ok(None),
+        None | Some(Value::Null) => return Ok(()),
         Some(Value::Object(object)) => object,
         Some(other) => {
             let fields = Fields::new(path, "", Map::new());
@@ -372,6 +357,5 @@ fn read_quantization(path: &Path, found: Option<Value>) -> Result<Option<Fp8>, F
     for key in ["activation_scheme", "dequantize", "modules_to_not_convert"] {
         fields.take(key);
     }
-    fields.refuse_the_rest("it is unknown and could change the computation")?;
-    Ok(Some(Fp8))
+    fields.refuse_the_rest("it is unknown and could change the computation")
 }

@@ -5,12 +5,12 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, same};
-use super::hf::{magnitude, shortest_pattern};
-use super::{DecoderConfig, Experts, QueryScaling, Rope, RopeScaling, WeightDtype};
+use super::hf::{has_yarn_magnitude, magnitude, shortest_pattern};
+use super::{DecoderConfig, Experts, QueryScaling, ReadConfig, Rope, RopeScaling, WeightDtype};
 use crate::FormatError;
 
 /// Name of the file.
-pub const PARAMS_FILE: &str = "params.json";
+pub(crate) const PARAMS_FILE: &str = "params.json";
 
 /// Largest file that is read; real ones have a KiB.
 const MAX_PARAMS_BYTES: u64 = 1 << 20;
@@ -22,43 +22,28 @@ const EOS_ID: u32 = 2;
 /// Context of a model whose file names none, as in Mistral's own runtime.
 const DEFAULT_CONTEXT_LEN: usize = 128_000;
 
-/// A `params.json`, and what else it says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NativeConfig {
-    /// The decoder; `dtype` is bf16, which the file does not say.
-    pub decoder: DecoderConfig,
-    /// The part beside the decoder, such as `vision_encoder`, which is not read.
-    pub other_part: Option<&'static str>,
-    /// Whether matrices are in 8 bits (E4M3) with a scale for each tensor.
-    pub has_fp8: bool,
-}
-
 /// Keys without effect on what the model computes at inference.
 const WITHOUT_EFFECT: [&str; 4] = ["max_batch_size", "max_seq_len", "model_type", "activation"];
 
 /// Other parts of a model, which are not read.
 const OTHER_PARTS: [&str; 2] = ["vision_encoder", "multimodal"];
 
-/// Reads `params.json` of a folder.
+/// Reads `params.json` of a folder. The decoder's `dtype` is bf16, which the file does not say.
 ///
 /// # Errors
 /// When the file is absent, is not JSON, or describes something that this family does not compute; the error names
 /// the field.
-pub fn read_params(dir: &Path) -> Result<NativeConfig, FormatError> {
+pub(crate) fn read_params(dir: &Path) -> Result<ReadConfig, FormatError> {
     let path = dir.join(PARAMS_FILE);
     let bytes = crate::durable::read_bounded(&path, MAX_PARAMS_BYTES)?;
     parse_at(&path, &bytes)
 }
 
-/// Reads the content of a `params.json`.
+/// Reads the content of a `params.json`; `path` is for messages.
 ///
 /// # Errors
 /// As [`read_params`].
-pub fn parse_params(bytes: &[u8]) -> Result<NativeConfig, FormatError> {
-    parse_at(Path::new(PARAMS_FILE), bytes)
-}
-
-fn parse_at(path: &Path, bytes: &[u8]) -> Result<NativeConfig, FormatError> {
+pub(super) fn parse_at(path: &Path, bytes: &[u8]) -> Result<ReadConfig, FormatError> {
     let object: Map<String, Value> =
         serde_json::from_slice(bytes).map_err(FormatError::json(path))?;
     let mut fields = Fields::new(path, "", object);
@@ -99,16 +84,17 @@ fn parse_at(path: &Path, bytes: &[u8]) -> Result<NativeConfig, FormatError> {
         let expected = "one window for all layers beside moe or llama_4_scaling".to_owned();
         return Err(fields.bad("sliding_window", got, expected));
     }
-    let has_fp8 = read_quantization(&mut fields)?;
-    let mut other_part = None;
+    check_quantization(&mut fields)?;
+    let mut text_part_of = None;
     for part in OTHER_PARTS {
-        other_part = fields.take_present(part).map(|_| part).or(other_part);
+        text_part_of =
+            fields.take_present(part).map(|_| format!("a model with {part}")).or(text_part_of);
     }
     for key in WITHOUT_EFFECT {
         fields.take(key);
     }
     fields.refuse_the_rest("it is unknown and could change the computation")?;
-    Ok(NativeConfig { decoder, other_part, has_fp8 })
+    Ok(ReadConfig { decoder, text_part_of })
 }
 
 /// Settings with the one value that this family computes with.
@@ -244,8 +230,9 @@ fn read_experts(fields: &mut Fields<'_>) -> Result<Option<Experts>, FormatError>
     Ok(Some(Experts { n_experts, n_active }))
 }
 
-fn read_quantization(fields: &mut Fields<'_>) -> Result<bool, FormatError> {
-    let Some(mut nested) = object_of(fields, "quantization")? else { return Ok(false) };
+/// Which matrices are in 8 bits (E4M3), with a scale for each tensor, is in their own types.
+fn check_quantization(fields: &mut Fields<'_>) -> Result<(), FormatError> {
+    let Some(mut nested) = object_of(fields, "quantization")? else { return Ok(()) };
     let reason = "weights of 8 bits are read with one scale for each tensor (fp8_e4m3)";
     match nested.take_present("qformat_weight") {
         Some(format) if format == json!("fp8_e4m3") => {}
@@ -256,15 +243,14 @@ fn read_quantization(fields: &mut Fields<'_>) -> Result<bool, FormatError> {
     }
     // The scheme of activations is for products in 8 bits, which are not computed here.
     nested.take("qscheme_act");
-    nested.refuse_the_rest(reason)?;
-    Ok(true)
+    nested.refuse_the_rest(reason)
 }
 
 /// The content of `params.json` for a model.
 ///
 /// # Errors
 /// Names the setting that the native layout has no key for.
-pub fn to_native_json(config: &DecoderConfig) -> Result<Value, &'static str> {
+pub(crate) fn to_native_json(config: &DecoderConfig) -> Result<Value, &'static str> {
     let mut object = json!({
         "dim": config.hidden_dim,
         "n_layers": config.n_layers,
@@ -298,10 +284,7 @@ pub fn to_native_json(config: &DecoderConfig) -> Result<Value, &'static str> {
             attention_factor,
             is_truncated,
         } => {
-            let has_magnitude = attention_factor == magnitude(factor, 1.0);
-            if !is_truncated || !(has_magnitude || attention_factor == 1.0) {
-                return Err("a YaRN ramp or attention factor of its own");
-            }
+            let has_magnitude = has_yarn_magnitude(factor, attention_factor, is_truncated)?;
             object["yarn"] = json!({
                 "factor": factor,
                 "original_max_position_embeddings": original_context_len,

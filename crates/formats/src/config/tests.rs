@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use testkit::damage::damaged;
 
-use super::native::{NativeConfig, parse_params, to_native_json};
+use super::native::{self, PARAMS_FILE, to_native_json};
 use super::*;
 
 pub(crate) fn tiny_config() -> DecoderConfig {
@@ -31,8 +31,12 @@ fn parse(value: &Value) -> Result<DecoderConfig, FormatError> {
     parse_config(value.to_string().as_bytes()).map(|config| config.decoder)
 }
 
-fn parse_native(value: &Value) -> Result<NativeConfig, FormatError> {
+fn parse_native(value: &Value) -> Result<ReadConfig, FormatError> {
     parse_params(value.to_string().as_bytes())
+}
+
+fn parse_params(bytes: &[u8]) -> Result<ReadConfig, FormatError> {
+    native::parse_at(Path::new(PARAMS_FILE), bytes)
 }
 
 const YARN: RopeScaling = RopeScaling::Yarn {
@@ -113,8 +117,7 @@ fn what_is_written_is_read_back() {
 fn both_layouts_describe_the_same_decoder() {
     for config in architectures() {
         let native = parse_native(&to_native_json(&config).unwrap()).unwrap();
-        assert_eq!(native.decoder, config);
-        assert_eq!((native.other_part, native.has_fp8), (None, false));
+        assert_eq!(native, ReadConfig { decoder: config, text_part_of: None });
     }
     let scaling = RopeScaling::Linear { factor: 2.0 };
     let config = DecoderConfig { rope: Rope { theta: 1e4, scaling }, ..tiny_config() };
@@ -152,7 +155,7 @@ fn native_files_of_models_with_more_parts_are_read() {
         "yarn": {"original_max_position_embeddings": 64, "factor": 16, "apply_scale": true, "beta": 32, "alpha": 1}
     }));
     let native = parse_native(&json).unwrap();
-    assert_eq!((native.other_part, native.has_fp8), (Some("vision_encoder"), true));
+    assert_eq!(native.text_part_of.as_deref(), Some("a model with vision_encoder"));
     assert_eq!(native.decoder.sliding_windows, [None, Some(64)]);
     let RopeScaling::Yarn { attention_factor, .. } = native.decoder.rope.scaling else {
         panic!("{:?}", native.decoder.rope);
@@ -199,7 +202,6 @@ fn the_text_part_of_a_larger_model_is_found() {
     let config = parse_config(whole.to_string().as_bytes()).unwrap();
     assert_eq!(config.decoder, architectures()[3]);
     assert_eq!(config.text_part_of.as_deref(), Some("mistral3"));
-    assert!(config.fp8.is_some());
     let error = parse_config(br#"{"model_type": "mistral3"}"#).unwrap_err().to_string();
     assert!(error.contains("`text_config` of config.json is missing"), "{error}");
 }

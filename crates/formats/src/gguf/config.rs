@@ -3,15 +3,13 @@
 use crate::FormatError;
 use crate::config::hf::{magnitude, shortest_pattern};
 use crate::config::{DecoderConfig, Experts, QueryScaling, Rope, RopeScaling, WeightDtype};
+use crate::names::{LayerPart, Layout, ROPE_DIVISORS, WeightName};
 use crate::weights::TensorDtype;
 
 use super::{GgufFile, Value, describe};
 
 /// Architectures whose tensors and keys are those of this family. `llama` files hold Mistral, Mixtral and Llama models.
 const ARCHITECTURES: [&str; 2] = ["llama", "mistral3"];
-
-/// The divisors of the rotary frequencies of Llama 3 and later, a tensor of `head_dim / 2`.
-const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
 impl GgufFile {
     /// The decoder that the file describes.
@@ -127,7 +125,7 @@ impl Keys<'_> {
             rms_norm_eps: self
                 .number("attention.layer_norm_rms_epsilon", 1e-12, 0.1)?
                 .unwrap_or(1e-5),
-            tied_embeddings: !self.file.tensors.contains_key("output.weight"),
+            tied_embeddings: !self.file.tensors.contains_key(&WeightName::Head.name(Layout::Gguf)),
             sliding_windows: self.sliding_windows(n_layers)?,
             experts: self.experts()?,
             bos_id: self.token_id("tokenizer.ggml.bos_token_id", vocab_size)?,
@@ -153,19 +151,19 @@ impl Keys<'_> {
     }
 
     fn vocab_size(&self) -> Result<usize, FormatError> {
-        match self.file.tensors.get("token_embd.weight").map(|tensor| tensor.shape.as_slice()) {
+        let embedding = WeightName::Embedding.name(Layout::Gguf);
+        match self.file.tensors.get(&embedding).map(|tensor| tensor.shape.as_slice()) {
             Some(&[vocab_size, _]) if (1..=1 << 22).contains(&vocab_size) => Ok(vocab_size),
             Some(other) => Err(FormatError::TensorShape {
                 path: self.file.path.clone(),
-                tensor: "token_embd.weight".to_owned(),
+                tensor: embedding,
                 got: other.to_vec(),
                 expected: vec![self.required("embedding_length", 1, 1 << 17)?],
                 axes: "(vocab_size up to 4194304, hidden_dim)",
             }),
-            None => Err(FormatError::TensorMissing {
-                path: self.file.path.clone(),
-                tensor: "token_embd.weight".to_owned(),
-            }),
+            None => {
+                Err(FormatError::TensorMissing { path: self.file.path.clone(), tensor: embedding })
+            }
         }
     }
 
@@ -192,7 +190,7 @@ impl Keys<'_> {
             None => scaling,
             Some(divisors) if scaling == RopeScaling::None => RopeScaling::Divided { divisors },
             Some(_) => {
-                let expected = "no other scaling beside rope_freqs.weight".to_owned();
+                let expected = format!("no other scaling beside {ROPE_DIVISORS}");
                 let got = self.get("rope.scaling.type");
                 return Err(self.file.bad(&self.key("rope.scaling.type"), got, expected));
             }
@@ -321,8 +319,8 @@ impl Keys<'_> {
     /// The number type to compute in: that of the file's matrices where they are plain numbers of one type, else bf16.
     fn dtype(&self) -> WeightDtype {
         // Routers are in f32 whatever the others are.
-        let is_matrix =
-            |name: &str, shape: &[usize]| shape.len() > 1 && !name.ends_with("ffn_gate_inp.weight");
+        let router = LayerPart::Router.name(Layout::Gguf);
+        let is_matrix = |name: &str, shape: &[usize]| shape.len() > 1 && !name.ends_with(&router);
         let matrices =
             self.file.tensors.iter().filter(|(name, tensor)| is_matrix(name, &tensor.shape));
         let mut types: Vec<TensorDtype> = matrices.map(|(_, tensor)| tensor.dtype).collect();

@@ -4,10 +4,11 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::FormatError;
-use crate::config::hf::magnitude;
+use crate::config::hf::has_yarn_magnitude;
 use crate::config::{DecoderConfig, RopeScaling};
 use crate::durable::write_atomically;
-use crate::weights::{TensorData, TensorDtype};
+use crate::names::ROPE_DIVISORS;
+use crate::weights::{Counted, TensorData, TensorDtype};
 
 use super::vocabulary::{self, GgufVocabulary};
 
@@ -47,7 +48,7 @@ pub(crate) fn write_gguf(
     })?;
     if let Some(divisors) = divisors(config) {
         tensors.push(GgufSource {
-            name: "rope_freqs.weight".to_owned(),
+            name: ROPE_DIVISORS.to_owned(),
             dtype: TensorDtype::F32,
             shape: vec![divisors.len()],
             parts: vec![TensorData::Stream(Box::new(move |out| {
@@ -207,10 +208,7 @@ fn describe_scaling(
             attention_factor,
             is_truncated,
         } => {
-            let has_magnitude = attention_factor == magnitude(factor, 1.0);
-            if !is_truncated || !(has_magnitude || attention_factor == 1.0) {
-                return Err("a YaRN ramp or attention factor of its own");
-            }
+            let has_magnitude = has_yarn_magnitude(factor, attention_factor, is_truncated)?;
             entries.text(&key("rope.scaling.type"), "yarn");
             entries.f32(&key("rope.scaling.factor"), factor);
             entries.u32(&key("rope.scaling.original_context_length"), original_context_len);
@@ -264,38 +262,19 @@ fn write_all(out: &mut dyn Write, header: &[u8], tensors: Vec<GgufSource<'_>>) -
     out.write_all(header)?;
     for tensor in tensors {
         let n_bytes = tensor.n_bytes();
-        let mut counted = Counted { inner: &mut *out, n_written: 0 };
-        for part in tensor.parts {
-            match part {
-                TensorData::Bytes(bytes) => counted.write_all(bytes)?,
-                TensorData::Stream(write) => write(&mut counted)?,
-                TensorData::F32(_) => unreachable!("the converter writes bytes"),
-            }
-        }
-        if counted.n_written != n_bytes {
-            let problem =
-                format!("`{}` has {} bytes, not {n_bytes}", tensor.name, counted.n_written);
+        let mut counted = Counted::new(&mut *out, n_bytes);
+        let result = tensor.parts.into_iter().try_for_each(|part| match part {
+            TensorData::Bytes(bytes) => counted.write_all(bytes),
+            TensorData::Stream(write) => write(&mut counted),
+            TensorData::F32(_) => unreachable!("the converter writes bytes"),
+        });
+        if let Some(got) = counted.wrong_length(&result) {
+            let problem = format!("`{}` has {got} bytes, not {n_bytes}", tensor.name);
             return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
+        result?;
         let padding = n_bytes.next_multiple_of(ALIGNMENT) - n_bytes;
         out.write_all(&[0; ALIGNMENT as usize][..padding as usize])?;
     }
     Ok(())
-}
-
-struct Counted<'a> {
-    inner: &'a mut dyn Write,
-    n_written: u64,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.n_written += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
 }

@@ -1,7 +1,11 @@
+use std::io::Write;
+
+use serde_json::json;
+
 use super::*;
 use crate::config::tests::tiny_config;
 use crate::names::WeightName;
-use crate::weights::TensorData;
+use crate::weights::{TensorData, TensorSource};
 use testkit::failing_writer::FailingWriter;
 use testkit::test_dir::TestDir;
 

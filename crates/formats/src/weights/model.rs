@@ -8,7 +8,7 @@ use super::{TensorDtype, WeightFiles, WeightView};
 use crate::FormatError;
 use crate::config::DecoderConfig;
 use crate::gguf::GgufFile;
-use crate::names::{LayerPart, Layout, WeightName};
+use crate::names::{Layout, ROPE_DIVISORS, RowOrder, WeightName};
 use crate::os::SharedBytes;
 
 /// The weights of a decoder and how their files name them.
@@ -110,9 +110,6 @@ impl Naming {
     }
 }
 
-/// The divisors of rotary frequencies in GGUF files, which the configuration holds.
-const ROPE_DIVISORS: &str = "rope_freqs.weight";
-
 /// Beginnings of the names of other parts, which are not read.
 const OTHER_PARTS: [&str; 9] = [
     "vision_tower.",
@@ -142,30 +139,6 @@ pub struct StoredWeight<'a> {
     /// Factor of every number.
     scale: f32,
     order: RowOrder,
-}
-
-/// The order of rows in a file against that of Hugging Face, which the program computes with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RowOrder {
-    Same,
-    /// Rows `2 i` and `2 i + 1` of a head are a rotated pair.
-    Pairs {
-        head_dim: usize,
-    },
-}
-
-impl RowOrder {
-    /// The row of the file that holds a row.
-    fn row_in_file(self, row: usize) -> usize {
-        match self {
-            Self::Same => row,
-            Self::Pairs { head_dim } => {
-                let (head, i) = (row / head_dim, row % head_dim);
-                let half = head_dim / 2;
-                head * head_dim + if i < half { 2 * i } else { 2 * (i - half) + 1 }
-            }
-        }
-    }
 }
 
 impl StoredWeight<'_> {
@@ -237,7 +210,7 @@ impl ModelWeights {
     ///
     /// # Errors
     /// As [`WeightFiles::open`].
-    pub fn open_native(dir: &Path) -> Result<Self, FormatError> {
+    pub(crate) fn open_native(dir: &Path) -> Result<Self, FormatError> {
         Ok(Self::new(WeightFiles::open_native(dir)?, Layout::Native))
     }
 
@@ -251,7 +224,7 @@ impl ModelWeights {
 
     /// The weights in a GGUF file.
     #[must_use]
-    pub fn from_gguf(file: GgufFile) -> Self {
+    pub(crate) fn from_gguf(file: GgufFile) -> Self {
         let naming = Naming { layout: Layout::Gguf, prefix: Prefix::None };
         Self { files: Files::Gguf(file), naming }
     }
@@ -333,12 +306,7 @@ impl ModelWeights {
             TensorDtype::F8E4M3 => self.scale(&name)?,
             _ => 1.0,
         };
-        let order = match self.naming.layout {
-            Layout::Native | Layout::Gguf if weight.is_rotated() => {
-                RowOrder::Pairs { head_dim: config.head_dim }
-            }
-            _ => RowOrder::Same,
-        };
+        let order = self.naming.layout.row_order(weight, config.head_dim);
         Ok(StoredWeight { view, scale, order })
     }
 
@@ -349,9 +317,7 @@ impl ModelWeights {
         config: &DecoderConfig,
     ) -> Result<(String, WeightView<'_>), FormatError> {
         let name = self.naming.name(weight);
-        let (Layout::Gguf, WeightName::Layer { part: LayerPart::Expert { expert_idx, .. }, .. }) =
-            (self.naming.layout, weight)
-        else {
+        let (Layout::Gguf, Some(expert_idx)) = (self.naming.layout, weight.expert_idx()) else {
             let view = self.files.get(&name)?;
             return Ok((name, view));
         };
@@ -413,12 +379,12 @@ impl ModelWeights {
         }
     }
 
-    /// Why a weight of a type cannot be used where plain numbers are expected.
+    /// Why a norm of a type cannot be used: it is in blocks.
     #[must_use]
-    pub fn unreadable(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
-        let tensor = self.naming.name(weight);
+    pub fn norm_in_blocks(&self, norm: WeightName, dtype: TensorDtype) -> FormatError {
+        let tensor = self.naming.name(norm);
         let path = self.files.path_of(&tensor).to_owned();
-        FormatError::TensorDtype { path, tensor, got: format!("{} (a norm)", dtype.name()) }
+        FormatError::NormInBlocks { path, tensor, got: dtype.name() }
     }
 
     /// Why a weight cannot be quantised: it has a number that is not finite.

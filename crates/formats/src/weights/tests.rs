@@ -250,7 +250,7 @@ fn model_directories_of_transformers_are_read_whole() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/logits");
     for (name, is_tied) in [("tied", true), ("untied", false), ("wide_heads", true)] {
         let dir = golden.join(name);
-        let config = crate::read_config(&dir).unwrap().decoder;
+        let config = crate::config::hf::read_config(&dir).unwrap().decoder;
         let weights = ModelWeights::open(&dir).unwrap();
         let leftovers = weights.check(&config).unwrap();
         assert_eq!(leftovers, Leftovers::default(), "{name}: nothing is unused");

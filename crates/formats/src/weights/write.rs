@@ -176,11 +176,9 @@ fn write_all(
 ) -> io::Result<()> {
     writer.write_all(header)?;
     for (tensor, expected) in tensors {
-        let mut counted = Counted { inner: &mut *writer, n_written: 0, limit: expected };
+        let mut counted = Counted::new(&mut *writer, expected);
         let result = write_tensor(&mut counted, tensor.dtype, tensor.data);
-        let got = counted.n_written;
-        // Too many bytes end in an error of the counting writer, too few in none.
-        if got > expected || (result.is_ok() && got != expected) {
+        if let Some(got) = counted.wrong_length(&result) {
             *wrong = Some(WrongLength { tensor: tensor.name, got, expected });
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -229,10 +227,25 @@ fn write_numbers<T: Copy, const N: usize>(
 }
 
 /// Counts, and refuses what would run over into the next tensor.
-struct Counted<'a> {
+pub(crate) struct Counted<'a> {
     inner: &'a mut dyn Write,
     n_written: u64,
     limit: u64,
+}
+
+impl<'a> Counted<'a> {
+    /// For a tensor of `limit` bytes.
+    pub(crate) fn new(inner: &'a mut dyn Write, limit: u64) -> Self {
+        Self { inner, n_written: 0, limit }
+    }
+
+    /// The bytes that were given, when they are not as many as the tensor has. Too many end in an error of this writer, too few in
+    /// none.
+    pub(crate) fn wrong_length(&self, result: &io::Result<()>) -> Option<u64> {
+        let is_wrong =
+            self.n_written > self.limit || (result.is_ok() && self.n_written != self.limit);
+        is_wrong.then_some(self.n_written)
+    }
 }
 
 impl Write for Counted<'_> {

@@ -8,11 +8,14 @@ use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::matmul::{Left, Write, matmul_here};
 use crate::operand::Operand;
 use crate::panels::{Source, SourceOrder, pack_here, panels_len};
-use crate::pool::{Scratch, SliceParts, TileScratch, reinterpret};
+use crate::pool::{Scratch, SliceParts, Slices, TileScratch};
 use crate::reference;
 
 /// Tokens of a tile of queries, and of a tile of keys.
 const TILE: usize = 64;
+
+/// Slices of scratch: those of [`KeyTiles`], [`QueryTile`] and [`ScoreTiles`].
+const N_SLICES: usize = 5 + 5 + 4;
 
 /// What the gradient of attention is computed from.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +95,20 @@ struct KeyTiles<'a, T> {
     d_values: &'a mut [f32],
 }
 
+impl<'a, T: Operand> KeyTiles<'a, T> {
+    /// Memory for `len` keys.
+    fn take(slices: &mut Slices<'a>, len: usize, head_dim: usize) -> Self {
+        let n_tiles = len.div_ceil(TILE);
+        Self {
+            keys: slices.take(n_tiles * panels_len::<T>(TILE, head_dim)),
+            keys_transposed: slices.take(n_tiles * panels_len::<T>(head_dim, TILE)),
+            values: slices.take(n_tiles * panels_len::<T>(TILE, head_dim)),
+            d_keys: slices.take(len * head_dim),
+            d_values: slices.take(len * head_dim),
+        }
+    }
+}
+
 /// One head's tile of queries.
 struct QueryTile<'a, T> {
     head: usize,
@@ -109,6 +126,36 @@ struct QueryTile<'a, T> {
     d_queries: &'a mut [f32],
 }
 
+impl<'a, T: Operand> QueryTile<'a, T> {
+    /// Memory for any tile.
+    fn take(slices: &mut Slices<'a>, head_dim: usize) -> Self {
+        Self {
+            head: 0,
+            first: 0,
+            n: TILE,
+            d_out: slices.take(TILE * head_dim),
+            queries_transposed: slices.take(panels_len::<T>(head_dim, TILE)),
+            d_out_transposed: slices.take(panels_len::<T>(head_dim, TILE)),
+            delta: slices.take(TILE),
+            d_queries: slices.take(TILE * head_dim),
+        }
+    }
+
+    /// A tile of `n` tokens in this memory, with what the last one left.
+    fn tile(&mut self, head: usize, first: usize, n: usize, head_dim: usize) -> QueryTile<'_, T> {
+        QueryTile {
+            head,
+            first,
+            n,
+            d_out: &mut self.d_out[..n * head_dim],
+            queries_transposed: &mut self.queries_transposed[..panels_len::<T>(head_dim, n)],
+            d_out_transposed: &mut self.d_out_transposed[..panels_len::<T>(head_dim, n)],
+            delta: &mut self.delta[..n],
+            d_queries: &mut self.d_queries[..n * head_dim],
+        }
+    }
+}
+
 /// Scores and their gradients, `[TILE, TILE]` each: queries by keys.
 struct ScoreTiles<'a, T> {
     scores: &'a mut [f32],
@@ -117,56 +164,30 @@ struct ScoreTiles<'a, T> {
     d_scores: &'a mut [T],
 }
 
+impl<'a, T: Operand> ScoreTiles<'a, T> {
+    fn take(slices: &mut Slices<'a>) -> Self {
+        Self {
+            scores: slices.take(TILE * TILE),
+            d_probabilities: slices.take(TILE * TILE),
+            probabilities: slices.take(TILE * TILE),
+            d_scores: slices.take(TILE * TILE),
+        }
+    }
+}
+
 impl<T: Operand> SegmentJob<'_, T> {
     fn run(&self, scratch: &mut Scratch, write: impl Fn(usize, usize, &[f32])) {
         let hd = self.shape.head_dim;
-        let n_tiles = self.len.div_ceil(TILE);
-        let (key_len, transposed_len) = (panels_len::<T>(TILE, hd), panels_len::<T>(hd, TILE));
-        let ([k, kt, v, dk, dv, d_out, qt, dot, delta, dq, scores, dp, p, ds], tiles) = scratch
-            .split([
-                n_tiles * key_len,
-                n_tiles * transposed_len,
-                n_tiles * key_len,
-                self.len * hd,
-                self.len * hd,
-                TILE * hd,
-                transposed_len,
-                transposed_len,
-                TILE,
-                TILE * hd,
-                TILE * TILE,
-                TILE * TILE,
-                TILE * TILE,
-                TILE * TILE,
-            ]);
-        let mut keys = KeyTiles {
-            keys: &mut reinterpret(k)[..n_tiles * key_len],
-            keys_transposed: &mut reinterpret(kt)[..n_tiles * transposed_len],
-            values: &mut reinterpret(v)[..n_tiles * key_len],
-            d_keys: dk,
-            d_values: dv,
-        };
-        let mut score = ScoreTiles {
-            scores,
-            d_probabilities: dp,
-            probabilities: &mut reinterpret(p)[..TILE * TILE],
-            d_scores: &mut reinterpret(ds)[..TILE * TILE],
-        };
+        let (mut slices, tiles) = scratch.slices(N_SLICES);
+        let mut keys = KeyTiles::take(&mut slices, self.len, hd);
+        let mut room = QueryTile::take(&mut slices, hd);
+        let mut score = ScoreTiles::take(&mut slices);
         self.pack_keys(&mut keys);
         for head in 0..self.shape.group_len() {
             let head = self.kv_head * self.shape.group_len() + head;
             for first in (0..self.len).step_by(TILE) {
                 let n = TILE.min(self.len - first);
-                let mut query = QueryTile {
-                    head,
-                    first,
-                    n,
-                    d_out: &mut reinterpret(d_out)[..n * hd],
-                    queries_transposed: &mut reinterpret(qt)[..panels_len::<T>(hd, n)],
-                    d_out_transposed: &mut reinterpret(dot)[..panels_len::<T>(hd, n)],
-                    delta: &mut delta[..n],
-                    d_queries: &mut dq[..n * hd],
-                };
+                let mut query = room.tile(head, first, n, hd);
                 self.prepare_queries(&mut query);
                 for key_tile in self.shape.first_visible(first) / TILE..=first / TILE {
                     self.tile_pair(tiles, &mut query, &mut keys, key_tile, &mut score);

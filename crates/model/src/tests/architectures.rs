@@ -64,7 +64,7 @@ fn every_architecture_gives_the_logits_of_transformers() {
 
 fn one_pass(golden: &Golden, device: &Device, decoder: &Decoder) -> Vec<f32> {
     let n = golden.token_ids.len();
-    let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), n);
+    let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), n, Passes::Forward);
     decoder.logits(device, &golden.token_ids, &[0, n as u32], &mut workspace)
 }
 
@@ -118,13 +118,14 @@ fn a_cache_of_windows_holds_no_more_than_they_reach() {
     });
     let bytes = |n_tokens| KvCache::bytes_for(&config, DType::F32, n_tokens, 16);
     let block = tensor::ops::key_block_len(config.head_shape(), DType::F32) * 4;
+    let tables = |n_positions: usize| 2 * n_positions * size_of::<u32>();
     // Two blocks for 39 + 16 positions, and one because they may begin within a block.
-    assert_eq!(bytes(4096), (3 + 128) * block);
-    assert_eq!(bytes(32), 2 * block);
+    assert_eq!(bytes(4096), (3 + 128) * block + tables(128));
+    assert_eq!(bytes(32), 2 * block + tables(1));
     let device = fastest(1);
     let decoder = decoder(&device, &parameters(&config, 30), DType::F32);
     let token_ids = random_ids(31, 300, config.vocab_size);
-    let mut workspace = Workspace::new(&config, DType::F32, 300);
+    let mut workspace = Workspace::new(&config, DType::F32, 300, Passes::Forward);
     let expected = decoder.logits(&device, &token_ids, &[0, 300], &mut workspace);
     let mut cache = KvCache::new(&config, DType::F32, 4096, 16);
     let mut logits = Vec::new();

@@ -46,7 +46,8 @@ fn wide_model(scratch: &TestDir, change: impl Fn(&mut [f32])) -> ModelDir {
 
 fn logits(device: &Device, decoder: &Decoder) -> Vec<f32> {
     let ids = random_ids(9, 24, decoder.config().vocab_size);
-    let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), ids.len());
+    let mut workspace =
+        Workspace::new(decoder.config(), decoder.dtype(), ids.len(), Passes::Forward);
     decoder.logits(device, &ids, &[0, ids.len() as u32], &mut workspace)
 }
 
@@ -147,4 +148,28 @@ fn what_cannot_be_quantised_is_refused_and_leaves_nothing() {
     let error = write_quantised(&quantised, &out, &quantiser, None).unwrap_err().to_string();
     assert!(error.contains("already") && error.contains("token_embd"), "{error}");
     assert_eq!(scratch.names(), ["wide"]);
+}
+
+#[test]
+fn a_norm_in_blocks_is_refused_as_one() {
+    let scratch = TestDir::new("norm-in-blocks");
+    let device = fastest(1);
+    let quantiser = FileQuantiser { quantisation: Quantisation::Q8_0, device: &device };
+    let original = wide_model(&scratch, |_| {});
+    let model = write_quantised(&original, &scratch.path().join("q8_0"), &quantiser, None).unwrap();
+    let mut bytes = std::fs::read(model.dir().join("model.gguf")).unwrap();
+    let name = b"blk.0.attn_norm.weight";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+    // One axis, its length, then the type: f32, which is 0, becomes Q8_0, which takes fewer bytes.
+    assert_eq!(bytes[at..at + 4], [1, 0, 0, 0]);
+    assert_eq!(bytes[at + 12..at + 16], [0, 0, 0, 0]);
+    bytes[at + 12] = 8;
+    let path = scratch.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let model = ModelDir::open(&path).unwrap();
+    let config = ModelConfig::new(model.config().clone()).unwrap();
+    let error = Decoder::load(&device, &config, DType::Bf16, model.weights(), None);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("`blk.0.attn_norm.weight` in"), "{error}");
+    assert!(error.contains("has type Q8_0, expected plain numbers: it is a norm"), "{error}");
 }

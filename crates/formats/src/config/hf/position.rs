@@ -132,6 +132,22 @@ fn read_yarn(
     Ok((scaling, beta.map(|beta| QueryScaling { beta, original_context_len })))
 }
 
+/// Whether queries and keys have YaRN's factor, for layouts that say no more of a YaRN scaling than this.
+///
+/// # Errors
+/// When there is more to say: the ends of the ramp are not whole pairs, or the factor is neither YaRN's nor one.
+pub(crate) fn has_yarn_magnitude(
+    factor: f64,
+    attention_factor: f64,
+    is_truncated: bool,
+) -> Result<bool, &'static str> {
+    let has_magnitude = attention_factor == magnitude(factor, 1.0);
+    if is_truncated && (has_magnitude || attention_factor == 1.0) {
+        return Ok(has_magnitude);
+    }
+    Err("a YaRN ramp or attention factor of its own")
+}
+
 /// YaRN's factor of queries and keys: `1 + 0.1 scale ln(factor)`.
 pub(crate) fn magnitude(factor: f64, scale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 }
