@@ -103,6 +103,7 @@ pub fn write_quantised(
 /// Copies what belongs to a model beside its weights, and writes where the new one comes from.
 fn write_companions(model: &ModelDir, writer: &ModelDirWriter) -> Result<(), FormatError> {
     for name in companions(model.dir())? {
+        refuse_foreign(model.dir(), &name)?;
         let bytes = crate::durable::read_bounded(&model.dir().join(&name), MAX_COMPANION_BYTES)?;
         writer.file(&name, |writer| writer.write_all(&bytes))?;
     }
@@ -114,15 +115,32 @@ fn write_companions(model: &ModelDir, writer: &ModelDirWriter) -> Result<(), For
 /// The files of a model, in the order in which they are copied: configuration, weights, companions.
 ///
 /// # Errors
-/// When the folder cannot be looked at.
+/// [`FormatError::ForeignLink`], and when the folder cannot be looked at.
 pub fn model_files(model: &ModelDir) -> Result<Vec<PathBuf>, FormatError> {
     let mut files: Vec<PathBuf> = model.weights().paths().map(Path::to_owned).collect();
     if model.dir().is_dir() {
         let named = [CONFIG_FILE, PARAMS_FILE, INDEX_FILE, NATIVE_INDEX_FILE];
         let named = named.map(str::to_owned).into_iter().chain(companions(model.dir())?);
-        files.extend(named.map(|name| model.dir().join(name)).filter(|path| path.is_file()));
+        for name in named.filter(|name| model.dir().join(name).is_file()) {
+            refuse_foreign(model.dir(), &name)?;
+            files.push(model.dir().join(name));
+        }
     }
     Ok(files)
+}
+
+/// Refuses to copy a file that a link of the folder fetches from elsewhere: in a stranger's model, a `LICENSE` may lead to a
+/// key of the user. Links within the folder are followed, and those of a hub cache, whose files lie in `../../blobs`.
+fn refuse_foreign(dir: &Path, name: &str) -> Result<(), FormatError> {
+    let path = dir.join(name);
+    let inspect = |path: &Path| path.canonicalize().map_err(FormatError::io("inspect", path));
+    let (dir, target) = (inspect(dir)?, inspect(&path)?);
+    let snapshots = dir.parent().filter(|parent| parent.ends_with("snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|hub| hub.join("blobs"));
+    if target.starts_with(&dir) || (blobs.is_some() && target.parent() == blobs.as_deref()) {
+        return Ok(());
+    }
+    Err(FormatError::ForeignLink { path, target })
 }
 
 /// Copies a model into a new directory as it is, of a folder with several layouts only the one that is read.
