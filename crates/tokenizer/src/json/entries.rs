@@ -245,9 +245,7 @@ mod tests {
         let entries = |words| Entries::new(words, &[]).unwrap();
         assert!(entries(spaces(1024)).vocabulary(Spelling::ByteLevel).is_ok());
         let pieces = vec![("a".repeat(1025), 0)];
-        for (words, spelling) in
-            [(spaces(1025), Spelling::ByteLevel), (pieces, Spelling::Pieces)]
-        {
+        for (words, spelling) in [(spaces(1025), Spelling::ByteLevel), (pieces, Spelling::Pieces)] {
             let error = entries(words).vocabulary(spelling).err().unwrap().to_string();
             assert!(error.contains("1025 bytes") && error.len() < 200, "{error}");
         }
