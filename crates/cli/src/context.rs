@@ -10,7 +10,11 @@ use anyhow::Context as _;
 use kernels::{Compute, Family, detect_features};
 use serde::Serialize;
 use tensor::Device;
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use crate::args::CommonArgs;
 use crate::failure::Failure;
@@ -210,6 +214,7 @@ pub(crate) fn start_logging() {
         .from_env_lossy();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(log_fields())
         .with_writer(io::stderr)
         // It would report a closed stderr on stderr, and panic.
         .log_internal_errors(false)
@@ -217,13 +222,72 @@ pub(crate) fn start_logging() {
         .init();
 }
 
+/// Fields as tracing writes them, in its own colours, but no value drives the terminal: errors of a model's files repeat
+/// what is in the files.
+fn log_fields() -> impl for<'writer> FormatFields<'writer> + 'static {
+    let write = |writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
+        let text = format!("{value:?}");
+        let text = harmless(&text);
+        match (field.name(), writer.has_ansi_escapes()) {
+            ("message", _) => write!(writer, "{text}"),
+            (name, true) => write!(writer, "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{text}"),
+            (name, false) => write!(writer, "{name}={text}"),
+        }
+    };
+    debug_fn(write).delimited(" ")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::harmless;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
 
     #[test]
     fn text_cannot_drive_the_terminal() {
         assert_eq!(harmless("a\u{1b}[2Jb\u{9b}c\r"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
         assert_eq!(harmless("élan\n\tdeux"), "élan\n\tdeux");
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(ansi: bool) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .fmt_fields(log_fields())
+            .with_writer(move || writer.clone())
+            .with_ansi(ansi)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let error = anyhow::anyhow!("field `\u{1b}[2J\u{9b}` is wrong");
+            tracing::warn!(model = "a\u{1b}b", n = 3, %error, "not \u{7}{}", "\u{1b}[31mserved");
+        });
+        String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn log_lines_cannot_drive_the_terminal_and_keep_their_own_colours() {
+        let plain = logged(false);
+        let expected = "not \u{fffd}\u{fffd}[31mserved model=\"a\\u{1b}b\" n=3 \
+                        error=field `\u{fffd}[2J\u{fffd}` is wrong\n";
+        assert!(plain.ends_with(expected), "{plain:?}");
+        let coloured = logged(true);
+        assert!(
+            coloured.contains("\u{1b}[3merror\u{1b}[0m\u{1b}[2m=\u{1b}[0mfield"),
+            "{coloured:?}"
+        );
+        assert!(!coloured.contains("\u{1b}[2J") && !coloured.contains("\u{1b}[31mserved"));
     }
 }

@@ -21,9 +21,9 @@ use data::shard::Shard;
 use data::sheet::DataSheet;
 use eval::figures::{bytes, duration, short};
 use eval::report::{Report, Stage as TimedStage};
-use formats::durable::DirLock;
+use formats::durable::{DirLock, refuse_link};
 use formats::free_disk_bytes;
-use train::Run;
+use train::Recipe;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
@@ -36,7 +36,7 @@ use budget::BATCH;
 use measuring::Measured;
 use prepare::Prepared;
 use serving::Serving;
-use settings::{Plan, SETTINGS_FILE, Settings};
+use settings::{Plan, SETTINGS_FILE, Settings, is_budget};
 use stages::Stage;
 
 /// Disk that a quickstart takes at most: shards, three runs with two checkpoints each, three models.
@@ -69,7 +69,7 @@ pub(crate) struct Args {
 /// When an argument, the text, the disk or the port will not do; [`Failure::Stopped`] after a signal, with what was done
 /// saved.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    if let Some(minutes) = args.budget.filter(|budget| !(budget.is_finite() && *budget > 0.0)) {
+    if let Some(minutes) = args.budget.filter(|&minutes| !is_budget(minutes)) {
         let problem = format!("--budget {minutes}: expected a positive number of minutes");
         return Err(Failure::Usage { problem }.into());
     }
@@ -193,6 +193,7 @@ impl Quickstart<'_> {
 
     fn prepared(&mut self) -> anyhow::Result<DataSheet> {
         let files = Prepared::of(&self.dir);
+        refuse_link(files.dir())?;
         if !files.is_complete() {
             self.stage("preparing the data", |this| {
                 let say = |line: &str| this.context.say(&format!("  {line}"));
@@ -222,28 +223,29 @@ impl Quickstart<'_> {
     /// Trains a stage to its end, from where it stands.
     fn trained(&mut self, stage: Stage, plan: &Plan) -> anyhow::Result<()> {
         self.stage(stage.title(), |this| {
-            let device = this.context.device()?;
-            let mut run = stage.open(&this.dir, &this.settings, plan, device)?;
-            this.announce(&run)?;
+            let recipe = stage.recipe(&this.dir, &this.settings, plan)?;
+            this.announce(stage, &recipe)?;
+            let mut run = stage.open(&this.dir, recipe, this.context.device()?)?;
             let name = this.name();
             training::train(&mut run, &name, &this.signals)?;
             Ok(())
         })
     }
 
-    fn announce(&self, run: &Run) -> anyhow::Result<()> {
-        let plan = RunPlan::of_recipe(run.recipe())?;
+    /// Shows what a stage takes, and refuses when the disk or the memory is too small.
+    fn announce(&self, stage: Stage, recipe: &Recipe) -> anyhow::Result<()> {
+        let plan = RunPlan::of_recipe(recipe)?;
         let memory = plan.memory.total_bytes();
         self.context.say(&format!(
             "  {} parameters, {} steps, {} tokens, {:.1e} FLOP, {} of memory, checkpoints of {}",
             short(plan.config.n_parameters() as f64),
-            run.recipe().n_steps,
+            recipe.n_steps,
             short(plan.n_tokens as f64),
             plan.flops,
             bytes(memory),
             bytes(plan.memory.checkpoint_bytes()),
         ));
-        Ok(())
+        plan.check_fits(&stage.run_dir(&self.dir))
     }
 
     fn measured(&mut self) -> anyhow::Result<Vec<Measured>> {

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use formats::durable::read_text;
 use toml::{Table, Value};
 use train::Recipe;
+use train::recipe::MAX_RECIPE_BYTES;
 
 use crate::failure::Failure;
 
@@ -13,8 +15,7 @@ use crate::failure::Failure;
 /// # Errors
 /// When the file cannot be read, an override is malformed, or the result is no recipe.
 pub(crate) fn read(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read recipe {}", path.display()))?;
+    let text = read_text(path, MAX_RECIPE_BYTES)?;
     if overrides.is_empty() {
         return Ok(Recipe::parse(&text, path)?);
     }

@@ -11,7 +11,7 @@ use server::{LoadedModel, ModelRegistry, SamplingDefaults, ServerConfig};
 use tracing::warn;
 
 use crate::context::{Context, Form};
-use crate::failure::Failure;
+use crate::failure::{Failure, message};
 use crate::machine;
 use crate::open_model::{LoadArgs, OpenModel, has_tokenizer, locate, of_home, weights_bytes};
 use crate::os::StopSignals;
@@ -38,8 +38,12 @@ pub(crate) struct Args {
 /// When there is no model, the port cannot be opened, or a model that was named cannot be loaded; [`Failure::Stopped`]
 /// after a signal.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    let models = models_to_serve(&args.model, context)?;
-    check_memory_of_all(&models, args.load)?;
+    let mut left_out = LeftOut::default();
+    let models = if args.model.is_empty() {
+        models_of_home(args.load, &mut left_out, context)?
+    } else {
+        named_models(&args.model, args.load, context)?
+    };
     let address = SocketAddr::new(args.host, args.port);
     let mut signals = StopSignals::take_all().context("cannot take signals")?;
     let registry = ModelRegistry::new();
@@ -50,7 +54,13 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             break;
         }
         registry.set_status(&format!("loading {name}"));
-        add(&registry, name, dir, args.load, context)?;
+        match add(&registry, name, dir, args.load, context) {
+            Err(error) if args.model.is_empty() => left_out.add(name, error),
+            added => added?,
+        }
+    }
+    if registry.names().is_empty() && signals.requested().is_none() {
+        return Err(left_out.reason(context));
     }
     let url = format!("http://{}", server.address());
     match context.form() {
@@ -62,29 +72,71 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     Err(Failure::Stopped { signal, saved: None, next: None }.into())
 }
 
-/// The models that were named, else those of the home that can be talked with or continue text.
-fn models_to_serve(named: &[String], context: &Context) -> anyhow::Result<Vec<(String, ModelDir)>> {
-    let mut models = Vec::new();
+/// Models of the home that are not served. One that cannot be used does not keep the others from answering: nobody asked
+/// for it by name.
+#[derive(Default)]
+struct LeftOut {
+    first: Option<anyhow::Error>,
+}
+
+impl LeftOut {
+    fn add(&mut self, name: &str, error: anyhow::Error) {
+        warn!(model = name, error = %message(&error), "not served");
+        self.first.get_or_insert(error);
+    }
+
+    /// Why there is nothing to serve.
+    fn reason(self, context: &Context) -> anyhow::Error {
+        self.first.unwrap_or_else(|| Failure::NoModels { dir: context.models_dir() }.into())
+    }
+}
+
+fn named_models(
+    named: &[String],
+    load: LoadArgs,
+    context: &Context,
+) -> anyhow::Result<Vec<(String, ModelDir)>> {
+    let (mut models, mut total_bytes) = (Vec::new(), 0);
     for value in named {
         let (name, path) = locate(value, context)?;
         let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
         if !has_tokenizer(&dir) {
             return Err(Failure::NoTokenizer { model: name }.into());
         }
+        total_bytes += needed_bytes(&name, &dir, load)?;
         models.push((name, dir));
     }
-    if !named.is_empty() {
-        return Ok(models);
-    }
+    machine::check_memory(&format!("{} models", models.len()), total_bytes)?;
+    Ok(models)
+}
+
+/// The models of the home that can be talked with or continue text, as many as the machine can hold together.
+fn models_of_home(
+    load: LoadArgs,
+    left_out: &mut LeftOut,
+    context: &Context,
+) -> anyhow::Result<Vec<(String, ModelDir)>> {
+    let (mut models, mut total_bytes) = (Vec::new(), 0);
     for (name, dir) in of_home(context)? {
-        if has_tokenizer(&dir) {
-            models.push((name, dir));
-        } else {
+        if !has_tokenizer(&dir) {
             warn!(model = name, "not served: it has no tokenizer");
+            continue;
+        }
+        let needed = needed_bytes(&name, &dir, load).and_then(|needed_bytes| {
+            let what = format!("model `{name}` with those before it");
+            machine::check_memory(&what, total_bytes + needed_bytes)?;
+            Ok(needed_bytes)
+        });
+        match needed {
+            Ok(needed_bytes) => {
+                total_bytes += needed_bytes;
+                models.push((name, dir));
+            }
+            Err(error) => left_out.add(&name, error),
         }
     }
     if models.is_empty() {
-        return Err(Failure::NoModels { dir: context.models_dir() }.into());
+        return Err(std::mem::take(left_out).reason(context));
     }
     Ok(models)
 }
@@ -95,16 +147,14 @@ fn answer_bytes(config: &::model::ModelConfig) -> u64 {
         as u64
 }
 
-/// Refuses models that the machine cannot hold together.
-fn check_memory_of_all(models: &[(String, ModelDir)], load: LoadArgs) -> anyhow::Result<()> {
-    let mut needed_bytes = 0;
-    for (name, dir) in models {
-        let config = model::ModelConfig::new(dir.config().clone())
-            .with_context(|| format!("cannot compute model `{name}`"))?;
-        needed_bytes += weights_bytes(&config, dir, load.quantize)? + answer_bytes(&config);
-    }
-    let what = format!("{} models", models.len());
-    Ok(machine::check_memory(&what, needed_bytes)?)
+/// Bytes that a model takes with its answers.
+///
+/// # Errors
+/// When it cannot be computed.
+fn needed_bytes(name: &str, dir: &ModelDir, load: LoadArgs) -> anyhow::Result<u64> {
+    let config = model::ModelConfig::new(dir.config().clone())
+        .with_context(|| format!("cannot compute model `{name}`"))?;
+    Ok(weights_bytes(&config, dir, load.quantize)? + answer_bytes(&config))
 }
 
 /// Loads a model, says what it takes, and serves it.

@@ -147,6 +147,15 @@ impl RunPlan {
             rows.push(("memory available", bytes(memory.available_bytes)));
         }
         context.say(&format!("plan of {}\n{}", run_dir.display(), table(&rows)));
+        self.check_fits(run_dir)
+    }
+
+    /// Refuses when the disk or the memory is too small.
+    ///
+    /// # Errors
+    /// [`Failure::DiskSpace`], [`Failure::Memory`].
+    pub(crate) fn check_fits(&self, run_dir: &Path) -> anyhow::Result<()> {
+        let free_bytes = free_disk_bytes(machine::existing_ancestor(run_dir))?;
         let needed_bytes = self.needed_disk_bytes(run_dir)?;
         if free_bytes < needed_bytes {
             let dir = run_dir.to_owned();

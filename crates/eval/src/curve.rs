@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
+use formats::durable::read_text;
 use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
 
 /// Points a curve keeps at most; a longer one is averaged in groups of equal size.
 pub const MAX_POINTS: usize = 1000;
+
+/// Largest `metrics.jsonl` that is read: the lines of about a million steps.
+pub const MAX_METRICS_BYTES: u64 = 256 << 20;
 
 /// One point of a curve.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,8 +44,7 @@ impl Curve {
     /// # Errors
     /// When the file cannot be read, or a line is none that training writes.
     pub fn read(name: &str, path: &Path) -> Result<Self, EvalError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| EvalError::Read { path: path.to_owned(), source })?;
+        let text = read_text(path, MAX_METRICS_BYTES)?;
         let end = text.rfind('\n').map_or(0, |end| end + 1);
         let mut points: Vec<CurvePoint> = Vec::new();
         for (line_idx, line) in text[..end].lines().enumerate() {
@@ -120,7 +123,9 @@ mod tests {
             assert!(matches!(error, EvalError::MetricsLine { line: 2, .. }), "{bad:?}: {error}");
         }
         let missing = Curve::read("x", Path::new("/nowhere/metrics.jsonl")).unwrap_err();
-        assert_eq!(missing.to_string(), "cannot read /nowhere/metrics.jsonl");
+        assert!(missing.to_string().contains("/nowhere/metrics.jsonl"), "{missing}");
+        let device = Curve::read("x", Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(device.contains("not a regular file"), "{device}");
     }
 
     #[test]

@@ -27,14 +27,8 @@ pub enum EvalError {
         source: EngineError,
     },
     /// A file cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Format(#[from] formats::FormatError),
     /// A line of a metrics file is not what training writes.
     #[error("line {line} of {path} is no metrics line: {detail}")]
     MetricsLine {

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::FormatError;
 use crate::digest::{hex, sha256_of_file};
 use crate::durable::{
-    self, TemporaryDir, read_bounded, remove_dir_at_once, write_bytes_atomically,
+    self, TemporaryDir, read_bounded, refuse_link, remove_dir_at_once, write_bytes_atomically,
 };
 use crate::weights::{TensorSource, WeightFiles, is_plain_name, write_safetensors_to};
 
@@ -38,8 +38,8 @@ pub const LATEST_FILE: &str = "LATEST";
 
 const REQUIRED_FILES: [&str; 3] = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
 const FORMAT_VERSION: u64 = 1;
-/// Largest `state.json`, `SHA256SUMS` or `LATEST` that is read.
-const MAX_TEXT_BYTES: u64 = 64 << 20;
+/// Largest `state.json` or `LATEST` that is written or read; a state of the digests of thousands of files is smaller.
+const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// The folder of a run that holds its checkpoints.
 #[must_use]
@@ -141,14 +141,18 @@ impl CheckpointWriter {
     /// Writes `state.json`: format version, step, and `state` as the training code wants it back.
     ///
     /// # Errors
-    /// As [`CheckpointWriter::file`].
+    /// [`FormatError::TooLarge`] for what could not be read again, and as [`CheckpointWriter::file`].
     pub fn state(&mut self, state: &Value) -> Result<(), FormatError> {
         let file =
             StateFile { format_version: FORMAT_VERSION, step: self.step, state: state.clone() };
-        self.file(STATE_FILE, |writer| {
-            serde_json::to_writer_pretty(&mut *writer, &file)?;
-            writer.write_all(b"\n")
-        })
+        let path = self.temporary.path().join(STATE_FILE);
+        let mut bytes = serde_json::to_vec_pretty(&file).map_err(FormatError::json(&path))?;
+        bytes.push(b'\n');
+        let (limit, got) = (MAX_TEXT_BYTES, bytes.len() as u64);
+        if got > limit {
+            return Err(FormatError::TooLarge { path, limit, got });
+        }
+        self.file(STATE_FILE, |writer| writer.write_all(&bytes))
     }
 
     /// Makes the checkpoint visible, then moves `LATEST` to it. A checkpoint of the same step is replaced in one step.
@@ -270,15 +274,6 @@ impl Checkpoint {
     pub fn optimizer(&self) -> Result<WeightFiles, FormatError> {
         WeightFiles::open_file(&self.dir.join(OPTIMIZER_FILE))
     }
-}
-
-/// Refuses a folder that is a link: what is written and removed in it would be another folder's.
-fn refuse_link(dir: &Path) -> Result<(), FormatError> {
-    if !dir.is_symlink() {
-        return Ok(());
-    }
-    let source = io::Error::new(io::ErrorKind::InvalidInput, "it is a link, not a folder");
-    Err(FormatError::io("open", dir)(source))
 }
 
 /// Refuses a file of a newer format, and one without a version.

@@ -109,7 +109,9 @@ pub fn write_quantised(
 /// Copies what belongs to a model beside its weights, and writes where the new one comes from.
 fn write_companions(model: &ModelDir, writer: &ModelDirWriter) -> Result<(), FormatError> {
     for name in companions(model.dir())? {
-        let bytes = crate::durable::read_bounded(&model.dir().join(&name), MAX_COMPANION_BYTES)?;
+        let path = model.dir().join(&name);
+        refuse_foreign(model.dir(), &path)?;
+        let bytes = crate::durable::read_bounded(&path, MAX_COMPANION_BYTES)?;
         writer.file(&name, |writer| writer.write_all(&bytes))?;
     }
     let parent = model.dir().file_name().map(|name| name.to_string_lossy().into_owned());
@@ -122,7 +124,7 @@ impl ModelDir {
     /// is read, and of a GGUF file by itself that file.
     ///
     /// # Errors
-    /// When the folder cannot be looked at.
+    /// [`FormatError::ForeignLink`], and when the folder cannot be looked at.
     pub fn files(&self) -> Result<Vec<PathBuf>, FormatError> {
         let mut files: Vec<PathBuf> = self.weights().paths().map(Path::to_owned).collect();
         if self.dir().is_dir() {
@@ -133,10 +135,26 @@ impl ModelDir {
             };
             let named = of_layout.iter().chain(&[LINEAGE_FILE]).map(|&name| name.to_owned());
             let named = named.chain(companions(self.dir())?).map(|name| self.dir().join(name));
-            files.extend(named.filter(|path| path.is_file()));
+            for path in named.filter(|path| path.is_file()) {
+                refuse_foreign(self.dir(), &path)?;
+                files.push(path);
+            }
         }
         Ok(files)
     }
+}
+
+/// Refuses to copy a file that a link of the folder fetches from elsewhere: in a stranger's model, a `LICENSE` may lead to a
+/// key of the user. Links within the folder are followed, and those of a hub cache, whose files lie in `../../blobs`.
+fn refuse_foreign(dir: &Path, path: &Path) -> Result<(), FormatError> {
+    let inspect = |path: &Path| path.canonicalize().map_err(FormatError::io("inspect", path));
+    let (dir, target) = (inspect(dir)?, inspect(path)?);
+    let snapshots = dir.parent().filter(|parent| parent.ends_with("snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|hub| hub.join("blobs"));
+    if target.starts_with(&dir) || (blobs.is_some() && target.parent() == blobs.as_deref()) {
+        return Ok(());
+    }
+    Err(FormatError::ForeignLink { path: path.to_owned(), target })
 }
 
 /// Copies a model into a new directory as it is, of a folder with several layouts only the one that is read.

@@ -259,14 +259,34 @@ pub(crate) fn remove_dead_leftovers(final_dir: &Path) -> Result<(), FormatError>
     Ok(())
 }
 
-/// Removes a folder so that a reader never sees a part of it: it is renamed first.
+/// Removes a folder so that a reader never sees a part of it: it is renamed first. Of a link the name goes, and what it
+/// leads to stays.
 ///
 /// # Errors
-/// When the system refuses.
+/// When the system refuses; the folder is then as it was, or is left under a name that [`remove_leftovers`] knows.
 pub fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
+    if dir.is_symlink() {
+        return fs::remove_file(dir).map_err(FormatError::io("remove", dir));
+    }
     let (grave, ()) = first_free(dir, |grave| fs::create_dir(grave))?;
-    fs::rename(dir, &grave).map_err(FormatError::io("remove", dir))?;
+    fs::rename(dir, &grave).map_err(|source| {
+        // Still empty, for nothing was moved to it.
+        let _ = fs::remove_dir(&grave);
+        FormatError::io("remove", dir)(source)
+    })?;
     fs::remove_dir_all(&grave).map_err(FormatError::io("remove", &grave))
+}
+
+/// Refuses a folder that is a link: what is written and removed in it would be another folder's.
+///
+/// # Errors
+/// When it is one.
+pub fn refuse_link(dir: &Path) -> Result<(), FormatError> {
+    if !dir.is_symlink() {
+        return Ok(());
+    }
+    let source = io::Error::new(io::ErrorKind::InvalidInput, "it is a link, not a folder");
+    Err(FormatError::io("open", dir)(source))
 }
 
 /// Opens a file for reading. Pipes and devices are refused: opening or reading one may never end.
@@ -317,6 +337,18 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FormatError> {
         });
     }
     Ok(bytes)
+}
+
+/// As [`read_bounded`], for text.
+///
+/// # Errors
+/// Those of [`read_bounded`], and when the bytes are not UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String, FormatError> {
+    String::from_utf8(read_bounded(path, limit)?).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let problem = format!("it is not UTF-8 at byte {at}");
+        FormatError::io("read", path)(io::Error::new(io::ErrorKind::InvalidData, problem))
+    })
 }
 
 /// A folder held by this process through `flock` on its file `.lock`; released on drop, and by the system when the

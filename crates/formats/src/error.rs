@@ -58,6 +58,17 @@ pub enum FormatError {
         /// Its size.
         got: u64,
     },
+    /// A file beside the weights that leads out of the model's folder, and would be copied from there.
+    #[error(
+        "{} is a link to {}, expected a file of the folder or of its hub cache (../../blobs)",
+        path.display(), target.display()
+    )]
+    ForeignLink {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
     /// Neither the weight file nor its index is in the folder.
     #[error("no weights in {}: expected {} or {}", dir.display(), names[0], names[1])]
     NoWeights {

@@ -38,7 +38,7 @@ pub const CARD_FILE: &str = "MODEL_CARD.md";
 
 const FORMAT_VERSION: u64 = 1;
 /// Largest `galerne.json` or `generation_config.json` that is read.
-const MAX_JSON_BYTES: u64 = 16 << 20;
+const MAX_JSON_BYTES: u64 = 1 << 20;
 
 /// Where a model comes from. The version of the file's format is written and checked here, not by the caller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

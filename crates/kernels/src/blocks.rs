@@ -136,10 +136,10 @@ impl BlockKind {
     ///
     /// # Panics
     /// When the lengths do not fit or the kind is not written.
-    pub fn encode(self, family: Family, numbers: &[f32], out: &mut [u8]) {
+    pub fn encode(self, compute: &Compute, numbers: &[f32], out: &mut [u8]) {
         assert!(self.is_written(), "{self:?} is not written");
         assert_eq!(out.len(), self.bytes_of(numbers.len()), "bytes of {} numbers", numbers.len());
-        match family {
+        match compute.family() {
             Family::Reference => encode::encode(self, numbers, out),
             family => dispatch(family, Encode { kind: self, numbers, out }),
         }
@@ -197,7 +197,7 @@ pub fn encode_rows(compute: &Compute, kind: BlockKind, numbers: &[f32], out: &mu
     compute.pool().run_chunks(out, task_bytes, |task_idx, out, _| {
         let n = out.len() / kind.block_bytes() * kind.block_len();
         let numbers = &numbers[task_idx * NUMBERS_OF_TASK..][..n];
-        kind.encode(compute.family(), numbers, out);
+        kind.encode(compute, numbers, out);
     });
 }
 
@@ -217,7 +217,8 @@ impl<'a> BlockMatrix<'a> {
     /// When they are not, or the bytes are not those of the shape.
     #[must_use]
     pub fn new(kind: BlockKind, bytes: &'a [u8], [n, k]: [usize; 2]) -> Self {
-        assert_eq!(bytes.len(), n * kind.bytes_of(k), "bytes of [{n}, {k}] in {kind:?}");
+        let expected = n.checked_mul(kind.bytes_of(k));
+        assert_eq!(Some(bytes.len()), expected, "bytes of [{n}, {k}] in {kind:?}");
         Self { kind, n, k, bytes }
     }
 
@@ -236,9 +237,9 @@ impl<'a> BlockMatrix<'a> {
     ///
     /// # Panics
     /// When there is no such row or `out` has another length.
-    pub fn read_row(self, family: Family, row: usize, out: &mut [f32]) {
+    pub fn read_row(self, compute: &Compute, row: usize, out: &mut [f32]) {
         assert!(row < self.n && out.len() == self.k, "row {row} of [{}, {}]", self.n, self.k);
-        self.decode_row(family, row, 0, out);
+        self.decode_row(compute.family(), row, 0, out);
     }
 
     /// Length of the working memory of [`BlockMatrix::unpack`], in f32.

@@ -56,13 +56,12 @@ pub fn gather_blocks(
     out: &mut [f32],
 ) {
     let [vocab_size, hidden] = table.shape();
-    let family = compute.family();
     let outputs = (RowsOut::new(out, hidden), RowsOut::<u8>::none(), RowsOut::<u8>::none());
     compute.pool().run_rows(token_ids.len(), TASK_ROWS, outputs, |row, _, (out, ..)| {
         for (out, &token_id) in out.chunks_exact_mut(hidden).zip(&token_ids[row..]) {
             let token_id = token_id as usize;
             assert!(token_id < vocab_size, "token id {token_id} of a vocabulary of {vocab_size}");
-            table.read_row(family, token_id, out);
+            table.read_row(compute, token_id, out);
         }
     });
 }

@@ -115,7 +115,7 @@ pub fn matmul<T: Operand>(
     out: &mut [f32],
     write: Write,
 ) {
-    assert_eq!(out.len(), m * n, "out is [{m}, {n}]");
+    assert_eq!(Some(out.len()), m.checked_mul(n), "out is [{m}, {n}]");
     matmul_columns(compute, a, b, [m, n, k], out, n, write);
 }
 
@@ -138,7 +138,7 @@ pub fn matmul_columns<T: Operand>(
     if m == 0 || n == 0 {
         return;
     }
-    assert!(out_stride >= n && out.len() >= (m - 1) * out_stride + n, "out is [{m}, {n}]");
+    assert!(out_stride >= n && out.len() >= rows_len(m, out_stride, n), "out is [{m}, {n}]");
     let [task_rows, task_columns] = match a {
         Left::Columns { .. } => TASK_OF_COLUMNS,
         Left::Rows { .. } if m <= TASK_OF_ROWS[0] / 4 => TASK_OF_FEW_ROWS,
@@ -185,7 +185,7 @@ pub(crate) fn matmul_here<T: Operand>(
     if m == 0 || n == 0 {
         return;
     }
-    assert!(out_stride >= n && out.len() >= (m - 1) * out_stride + n, "out is [{m}, {n}]");
+    assert!(out_stride >= n && out.len() >= rows_len(m, out_stride, n), "out is [{m}, {n}]");
     let region = Region { row: 0, n_rows: m, column: 0, n_columns: n };
     // SAFETY: shapes were checked above, and `out` is borrowed mutably.
     unsafe {
@@ -207,13 +207,21 @@ fn check_shapes<T: Operand>(a: Left<'_, T>, b: Right<'_, T>, [m, n, k]: [usize; 
                 stride >= k && stride.is_multiple_of(T::GROUP),
                 "stride {stride} of rows of {k}"
             );
-            assert!(m == 0 || values.len() >= (m - 1) * stride + k, "a is [{m}, {k}]");
+            assert!(values.len() >= rows_len(m, stride, k), "a is [{m}, {k}]");
         }
         Left::Columns { values, stride } => {
             assert!(stride >= m || k <= 1, "stride {stride} of columns of {m}");
-            assert!(k == 0 || values.len() >= (k - 1) * stride + m, "a is [{k}, {m}], transposed");
+            assert!(values.len() >= rows_len(k, stride, m), "a is [{k}, {m}], transposed");
         }
     }
+}
+
+/// Values from the first of `n_rows` rows of `width`, at a distance of `stride`, to the end of the last. A shape that
+/// wrapped around would pass for a small one, and kernels trust it.
+fn rows_len(n_rows: usize, stride: usize, width: usize) -> usize {
+    let Some(before_last) = n_rows.checked_sub(1) else { return 0 };
+    let len = before_last.checked_mul(stride).and_then(|start| start.checked_add(width));
+    len.expect("the number of values fits usize")
 }
 
 /// A rectangle of the output.

@@ -29,8 +29,10 @@ pub fn padded_k<T: Operand>(k: usize) -> usize {
 /// Values in the panels of an `[n, k]` matrix.
 #[must_use]
 pub fn panels_len<T: Operand>(n: usize, k: usize) -> usize {
-    let padded_n = n.next_multiple_of(PANEL_WIDTH);
-    padded_n.checked_mul(padded_k::<T>(k)).expect("the number of values fits usize")
+    let padded_n = n.checked_next_multiple_of(PANEL_WIDTH);
+    let padded_k = k.checked_next_multiple_of(T::K_STEP);
+    let len = padded_n.zip(padded_k).and_then(|(n, k)| n.checked_mul(k));
+    len.expect("the number of values fits usize")
 }
 
 /// Position of value (n, k) within the panels of a matrix with `k_padded` padded columns.

@@ -187,7 +187,6 @@ impl Loader<'_> {
     ) -> Result<BlockRows, FormatError> {
         let shape = [weight.shape()[0], weight.shape()[1]];
         if weight.dtype() == TensorDtype::F8E4M3 || block_kind(weight.dtype()) != kind {
-            let family = self.device.compute().family();
             let is_finite = AtomicBool::new(true);
             let rows = BlockRows::filled(self.device, kind, shape, |row, out| {
                 let mut numbers = vec![0.0; shape[1]];
@@ -195,7 +194,7 @@ impl Loader<'_> {
                 if numbers.iter().any(|number| !number.is_finite()) {
                     is_finite.store(false, Ordering::Relaxed);
                 }
-                kind.encode(family, &numbers, out);
+                kind.encode(self.device.compute(), &numbers, out);
             });
             return match is_finite.into_inner() {
                 true => Ok(rows),

@@ -21,6 +21,8 @@ pub(crate) async fn complete(
 ) -> Result<Response, Failure> {
     let bytes = body::read(&headers, body, &app.limits).await?;
     let request = CompletionRequest::parse(&bytes)?;
+    // An answer may take minutes, and a body megabytes.
+    drop(bytes);
     let (name, stream) = (request.model.clone(), request.stream);
     let ignored = request.ignored_fields.clone();
     let model = app.models.get(&name)?;

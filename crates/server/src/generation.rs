@@ -33,6 +33,10 @@ pub(crate) struct Prompt {
     text_stream: TextStream,
 }
 
+/// Times that a conversation is rendered whose tokens were counted as too few; one is enough where the template adds the
+/// same to every exchange.
+const MAX_RENDERINGS: usize = 4;
+
 /// Runs work that takes milliseconds outside of the event loop, a few at a time. A caller that goes away while it waits
 /// leaves its place.
 pub(crate) async fn in_background<T: Send + 'static>(
@@ -83,32 +87,57 @@ pub(crate) fn chat_prompt(
 
 /// As [`chat_prompt`], leaving out the oldest exchanges until a quarter of the context is free for the answer; tells how
 /// many messages were left out. Instructions and the last message always stay.
+///
+/// Time: what is kept is counted and rendered a few times; what is left out is not looked at, however long it is.
 pub(crate) fn recent_chat_prompt(
     name: &str,
     model: &LoadedModel,
     messages: Vec<ChatMessage>,
 ) -> Result<(Prompt, usize), Failure> {
     let context_len = model.engine.context_len();
+    let room = context_len - context_len / 4;
     let n_instructions =
         usize::from(messages.first().is_some_and(|message| message.role == ChatRole::System));
-    let without = |n_exchanges: usize| {
-        let recent = &messages[n_instructions + 2 * n_exchanges..];
+    let exchanges = &messages[n_instructions..];
+    let n_exchanges = exchanges.len().saturating_sub(1) / 2;
+    let without = |n_left_out: usize| {
+        let recent = &exchanges[2 * n_left_out..];
         chat_prompt(name, model, [&messages[..n_instructions], recent].concat())
     };
-    let fits = |prompt: &Prompt| prompt.token_ids.len() <= context_len - context_len / 4;
-    let n_exchanges = messages.len().saturating_sub(n_instructions + 1) / 2;
-    let whole = without(0)?;
-    if n_exchanges == 0 || fits(&whole) {
-        return Ok((whole, 0));
+    let n_tokens = |exchange_idx: usize| -> usize {
+        let exchange = &exchanges[2 * exchange_idx..2 * exchange_idx + 2];
+        exchange.iter().map(|message| model.tokenizer.encode(&message.content).len()).sum()
+    };
+    let shortest = without(n_exchanges)?;
+    if n_exchanges == 0 || shortest.token_ids.len() >= room {
+        return Ok((shortest, 2 * n_exchanges));
     }
-    // Fewer messages never have more tokens, so the first number that fits is found by halving; leaving out one exchange
-    // after the other would render a long conversation hundreds of times.
-    let (mut too_few, mut enough) = (0, n_exchanges);
-    while too_few + 1 < enough {
-        let middle = too_few.midpoint(enough);
-        if fits(&without(middle)?) { enough = middle } else { too_few = middle }
+    // What the template adds to the newest exchange, it adds to the others.
+    let with_newest = without(n_exchanges - 1)?;
+    if with_newest.token_ids.len() > room {
+        return Ok((shortest, 2 * n_exchanges));
     }
-    Ok((without(enough)?, 2 * enough))
+    let taken = with_newest.token_ids.len().saturating_sub(shortest.token_ids.len());
+    let n_added = taken.saturating_sub(n_tokens(n_exchanges - 1));
+    let mut n_left_out = n_exchanges - 1;
+    let mut total = with_newest.token_ids.len();
+    while n_left_out > 0 && total <= room {
+        total += n_tokens(n_left_out - 1) + n_added;
+        n_left_out -= usize::from(total <= room);
+    }
+    for _ in 0..MAX_RENDERINGS {
+        let prompt = without(n_left_out)?;
+        let excess = prompt.token_ids.len().saturating_sub(room);
+        if excess == 0 {
+            return Ok((prompt, 2 * n_left_out));
+        }
+        let mut n_dropped = 0;
+        while n_dropped < excess && n_left_out < n_exchanges {
+            n_dropped += n_tokens(n_left_out) + n_added;
+            n_left_out += 1;
+        }
+    }
+    Ok((shortest, 2 * n_exchanges))
 }
 
 /// Encodes the prompt of a text completion: text gets the token that begins a document where the tokenizer has it so,

@@ -118,6 +118,8 @@ pub(crate) async fn stream(
 ) -> Result<Response, Failure> {
     let bytes = body::read(&headers, body, &app.limits).await?;
     let request = ChatRequest::parse(&bytes)?;
+    // An answer may take minutes, and a body megabytes.
+    drop(bytes);
     let model = app.models.get(&request.model)?;
     let (generation, n_left_out) = generation::in_background(&app, move || {
         let ChatRequest { model: name, messages, sampling, .. } = request;

@@ -183,34 +183,34 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "cannot switch off buffering");
     }
+    let stream = Impatient::new(stream, limits.stall_timeout);
+    // hyper notices the end of a connection only while no byte of a next request waits in its buffer.
+    let client_gone = stream.client_gone();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_header_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
-        .serve_connection(
-            TokioIo::new(Impatient::new(stream, limits.stall_timeout)),
-            TowerToHyperService::new(router),
-        );
-    let mut connection = std::pin::pin!(connection);
-    let stopping = async move {
-        // An error means that the sender is gone, which is a wish to stop as well.
-        drop(stopped.wait_for(|&stop| stop).await);
-    };
-    let early = tokio::select! {
-        outcome = &mut connection => Some(outcome),
-        () = stopping => None,
-    };
-    let outcome = match early {
-        Some(outcome) => outcome,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let served = async move {
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            outcome = &mut connection => return outcome,
+            // An error means that the sender is gone, which is a wish to stop as well.
+            _ = stopped.wait_for(|&stop| stop) => {}
         }
+        connection.as_mut().graceful_shutdown();
+        connection.await
     };
-    if let Err(error) = outcome {
-        debug!(%error, "connection ended");
+    // Dropping the connection ends what works for it.
+    tokio::select! {
+        outcome = served => {
+            if let Err(error) = outcome {
+                debug!(%error, "connection ended");
+            }
+        }
+        () = client_gone => debug!("the client went away"),
     }
     drop(place);
 }

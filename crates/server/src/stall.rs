@@ -1,24 +1,47 @@
-//! A bound on clients that do not read.
+//! A bound on clients that do not read, and notice of those that went away.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+/// Time between two looks at a client whose bytes wait to be read, and the time that one which sends no more has to get an
+/// answer that is nearly there.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A connection whose writes fail when nothing moves for some time: a client that does not read must not keep its place
 /// for ever.
 pub(crate) struct Impatient {
-    stream: TcpStream,
+    reader: Arc<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
     timeout: Duration,
     stalled: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Impatient {
     pub(crate) fn new(stream: TcpStream, timeout: Duration) -> Self {
-        Self { stream, timeout, stalled: None }
+        let (reader, writer) = stream.into_split();
+        Self { reader: Arc::new(reader), writer, timeout, stalled: None }
+    }
+
+    /// Ends soon after the client has closed its side, also while bytes of it wait to be read: what works for it then works
+    /// for nobody. A client that only says that it sends no more is taken for gone as well; HTTP/1.1 cannot tell them apart.
+    pub(crate) fn client_gone(&self) -> impl Future<Output = ()> + use<> {
+        let reader = Arc::clone(&self.reader);
+        async move {
+            while let Ok(found) = reader.ready(Interest::READABLE).await {
+                // Bytes that wait make the socket ready again at once: looking without a pause would keep a thread busy.
+                tokio::time::sleep(LOOK_INTERVAL).await;
+                if found.is_read_closed() {
+                    return;
+                }
+            }
+        }
     }
 
     fn within<T>(
@@ -38,11 +61,19 @@ impl Impatient {
 
 impl AsyncRead for Impatient {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let stream: &TcpStream = (*self.reader).as_ref();
+        loop {
+            ready!(stream.poll_read_ready(context))?;
+            match stream.try_read(buffer.initialize_unfilled()) {
+                // The system had said so too early: wait again.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                outcome => return Poll::Ready(outcome.map(|n_bytes| buffer.advance(n_bytes))),
+            }
+        }
     }
 }
 
@@ -52,7 +83,7 @@ impl AsyncWrite for Impatient {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let outcome = Pin::new(&mut self.writer).poll_write(context, bytes);
         self.within(context, outcome)
     }
 
@@ -61,20 +92,20 @@ impl AsyncWrite for Impatient {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        let outcome = Pin::new(&mut self.writer).poll_write_vectored(context, parts);
         self.within(context, outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.writer.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(&mut self.writer).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(&mut self.writer).poll_shutdown(context)
     }
 }
 

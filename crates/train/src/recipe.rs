@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use formats::durable::read_bounded;
+use formats::durable::read_text;
 use formats::{DecoderConfig, Rope, WeightDtype};
 use model::ModelConfig;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::schedule::Schedule;
 pub const FORMAT_VERSION: u64 = 1;
 
 /// Largest `run.toml` that is read.
-const MAX_RECIPE_BYTES: u64 = 16 << 20;
+pub const MAX_RECIPE_BYTES: u64 = 16 << 20;
 /// Beyond these, sums of tokens and bytes could overflow.
 const MAX_MICRO_BATCH_TOKENS: usize = 1 << 26;
 const MAX_TOKENS: u64 = 1 << 50;
@@ -219,8 +219,7 @@ impl Recipe {
     /// # Errors
     /// When the file cannot be read, has an unknown or missing key, or a value that cannot be used.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
-        let bytes = read_bounded(path, MAX_RECIPE_BYTES)?;
-        Self::parse(&String::from_utf8_lossy(&bytes), path)
+        Self::parse(&read_text(path, MAX_RECIPE_BYTES)?, path)
     }
 
     /// Parses a recipe; `path` is for messages.
@@ -286,7 +285,11 @@ impl Recipe {
         }
     }
 
-    fn check(&self) -> Result<(), TrainError> {
+    /// Whether every value can be used; of a recipe that was read, this is known.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`], which names the key.
+    pub fn check(&self) -> Result<(), TrainError> {
         if self.format_version != FORMAT_VERSION {
             let expected = format!("{FORMAT_VERSION}, the version that this program reads");
             return wrong("format_version", self.format_version.to_string(), &expected);

@@ -1,5 +1,6 @@
 //! The two kinds of training rows behind one counter.
 
+use data::DataError;
 use data::packing::{ConversationRows, PackedBatch, PretrainingRows};
 
 /// Rows of tokens to train on; row `i` is a function of the data, the seed and `i`.
@@ -18,6 +19,18 @@ impl Rows {
         match self {
             Self::Pretraining(_) => 0,
             Self::Conversations(rows) => rows.n_too_long() + rows.n_untrained(),
+        }
+    }
+
+    /// Whether a row that a file names can be reached.
+    ///
+    /// # Errors
+    /// When too many rows stand before it.
+    pub fn check_reachable(&self, row_idx: u64) -> Result<(), DataError> {
+        match self {
+            // Every row of a stream is found at once.
+            Self::Pretraining(_) => Ok(()),
+            Self::Conversations(rows) => rows.check_reachable(row_idx),
         }
     }
 

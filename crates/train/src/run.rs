@@ -114,6 +114,7 @@ impl Run {
         if dir.join(RECIPE_FILE).exists() {
             return Err(TrainError::Exists { path: dir.to_owned() });
         }
+        recipe.check()?;
         inputs::make_paths_absolute(&mut recipe)?;
         let parent = dir.parent().unwrap_or(dir);
         fs::create_dir_all(parent).map_err(TrainError::io("create", parent))?;
@@ -360,6 +361,7 @@ impl Run {
             let expected = format!("{} (step * batch.rows_per_step)", self.next_row());
             return wrong("next_row", state.next_row.to_string(), expected);
         }
+        self.rows.check_reachable(state.next_row)?;
         if state.data_digests != self.data_digests {
             let list = |digests: &[String]| digests.join(", ");
             return wrong("data_digests", list(&self.data_digests), list(&state.data_digests));

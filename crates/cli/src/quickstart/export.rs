@@ -5,11 +5,11 @@ use std::time::SystemTime;
 
 use anyhow::Context as _;
 use data::sheet::DataSheet;
-use eval::Curve;
 use eval::report::{FORMAT_VERSION, Machine, ModelReport, Report};
+use eval::{Curve, MAX_METRICS_BYTES};
 use formats::WeightDtype;
 use formats::digest::sha256_of_file;
-use formats::durable::write_bytes_atomically;
+use formats::durable::{read_text, write_bytes_atomically};
 use formats::model_dir::{Lineage, ModelDir};
 use tokenizer::Tokenizer;
 use train::export::{ModelNotes, write_model};
@@ -90,8 +90,7 @@ pub(crate) fn report(
 
 /// Input tokens per second over all steps of a run.
 fn average_speed(metrics: &Path) -> anyhow::Result<f64> {
-    let text = std::fs::read_to_string(metrics)
-        .with_context(|| format!("cannot read {}", metrics.display()))?;
+    let text = read_text(metrics, MAX_METRICS_BYTES)?;
     let (mut tokens, mut seconds) = (0.0, 0.0);
     for line in text.lines() {
         let step: serde_json::Value = serde_json::from_str(line)

@@ -37,6 +37,11 @@ impl Prepared {
         Self { dir: run_dir.join("data") }
     }
 
+    /// The folder of all of them.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Folder of the tokenizer.
     pub(crate) fn tokenizer(&self) -> PathBuf {
         self.dir.join("tokenizer")

@@ -3,11 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use formats::durable::read_text;
 use serde::{Deserialize, Serialize};
 use train::recipe::ModelShape;
 
 /// Version of the format of `quickstart.toml`.
 const FORMAT_VERSION: u64 = 1;
+
+/// Entries of the tokenizer.
+const VOCAB_SIZE: usize = 4096;
+
+/// Largest `quickstart.toml` that is read.
+const MAX_SETTINGS_BYTES: u64 = 1 << 20;
 
 /// The file's name.
 pub(crate) const SETTINGS_FILE: &str = "quickstart.toml";
@@ -49,11 +56,16 @@ pub(crate) struct Plan {
     pub(crate) shape: ModelShape,
 }
 
+/// Whether a quickstart can take so many minutes.
+pub(crate) fn is_budget(minutes: f64) -> bool {
+    minutes.is_finite() && minutes > 0.0
+}
+
 impl Settings {
     /// Settings without a plan.
     pub(crate) fn new(seed: u64, budget_minutes: Option<f64>, text: Option<PathBuf>) -> Self {
-        let vocab_size = 4096;
-        Self { format_version: FORMAT_VERSION, seed, budget_minutes, text, vocab_size, plan: None }
+        let (format_version, vocab_size) = (FORMAT_VERSION, VOCAB_SIZE);
+        Self { format_version, seed, budget_minutes, text, vocab_size, plan: None }
     }
 
     /// Reads the settings of a quickstart folder.
@@ -62,13 +74,20 @@ impl Settings {
     /// When the file is absent, invalid or of a newer version.
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(SETTINGS_FILE);
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let text = read_text(&path, MAX_SETTINGS_BYTES)?;
         let settings: Self =
             toml::from_str(&text).with_context(|| format!("{} is invalid", path.display()))?;
         if settings.format_version != FORMAT_VERSION {
             let got = settings.format_version;
             bail!("{} has format_version {got}, expected {FORMAT_VERSION}", path.display());
+        }
+        if settings.vocab_size != VOCAB_SIZE {
+            let got = settings.vocab_size;
+            bail!("{} has vocab_size {got}, expected {VOCAB_SIZE}", path.display());
+        }
+        if let Some(got) = settings.budget_minutes.filter(|&minutes| !is_budget(minutes)) {
+            let expected = "a positive number of minutes";
+            bail!("{} has budget_minutes {got}, expected {expected}", path.display());
         }
         Ok(settings)
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use formats::WeightDtype;
+use formats::durable::refuse_link;
 use tensor::Device;
 use train::optimizer::OptimizerSettings;
 use train::recipe::{CheckpointSettings, DataSettings, FORMAT_VERSION, Start, ValidationSettings};
@@ -78,7 +79,28 @@ impl Stage {
         })
     }
 
-    fn recipe(self, dir: &Path, settings: &Settings, plan: &Plan) -> Recipe {
+    /// The recipe of the stage's run: that of its folder, else a new one.
+    ///
+    /// # Errors
+    /// When the folder is a link, or a value cannot be used: `quickstart.toml` may be a stranger's.
+    pub(crate) fn recipe(
+        self,
+        dir: &Path,
+        settings: &Settings,
+        plan: &Plan,
+    ) -> anyhow::Result<Recipe> {
+        let run_dir = self.run_dir(dir);
+        refuse_link(&run_dir)?;
+        let path = run_dir.join(RECIPE_FILE);
+        if path.is_file() {
+            return Ok(Recipe::read(&path)?);
+        }
+        let recipe = self.new_recipe(dir, settings, plan);
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    fn new_recipe(self, dir: &Path, settings: &Settings, plan: &Plan) -> Recipe {
         let files = Prepared::of(dir);
         let mut data = DataSettings {
             tokenizer: files.tokenizer(),
@@ -129,21 +151,15 @@ impl Stage {
         }
     }
 
-    /// The stage's run, new or taken up at its last checkpoint.
+    /// The stage's run of this recipe, new or taken up at its last checkpoint.
     ///
     /// # Errors
     /// When it cannot be made or read.
-    pub(crate) fn open(
-        self,
-        dir: &Path,
-        settings: &Settings,
-        plan: &Plan,
-        device: Device,
-    ) -> anyhow::Result<Run> {
+    pub(crate) fn open(self, dir: &Path, recipe: Recipe, device: Device) -> anyhow::Result<Run> {
         let run_dir = self.run_dir(dir);
         if run_dir.join(RECIPE_FILE).is_file() {
             return Ok(Run::resume(&run_dir, device)?);
         }
-        Ok(Run::create(&run_dir, self.recipe(dir, settings, plan), device)?)
+        Ok(Run::create(&run_dir, recipe, device)?)
     }
 }

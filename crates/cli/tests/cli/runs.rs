@@ -343,3 +343,77 @@ fn disk_is_asked_for_the_checkpoints_that_are_still_to_come() {
     assert_eq!(checkpoints.iter().filter(|name| name.starts_with("step-")).count(), 4);
     home.run(&["resume", "tiny-1"]).expect(0);
 }
+
+/// A quickstart folder whose data looks complete and that is about to train the base model of a shape.
+fn quickstart_about_to_train(home: &Home, shape: &str) -> std::path::PathBuf {
+    let dir = home.inside("runs/quickstart-1");
+    fs::create_dir_all(dir.join("data")).unwrap();
+    let settings = format!(
+        "format_version = 1
+seed = 1
+vocab_size = 4096
+[plan]
+tokens_per_s = 1.0
+pretrain_steps = 9
+chat_steps = 9
+company_steps = 9
+[plan.shape]
+{shape}
+"
+    );
+    fs::write(dir.join("quickstart.toml"), settings).unwrap();
+    let mut sheet = data::sheet::SheetBuilder::default();
+    let text = "Le vent vient de la mer.".to_owned();
+    sheet.add(&data::Document { language: None, kind: "story".to_owned(), text }).unwrap();
+    let origin = data::sheet::Origin::Bundled { generator_version: 1, seed: 1 };
+    sheet.finish(origin, None).unwrap().write(&dir.join("data")).unwrap();
+    dir
+}
+
+const SMALL_SHAPE: &str = "hidden_dim = 32
+n_layers = 2
+n_heads = 2
+n_kv_heads = 1
+head_dim = 16
+ffn_dim = 48
+vocab_size = 4096
+context_len = 512
+rope_theta = 1e4";
+
+#[test]
+fn a_quickstart_does_not_reach_out_of_its_folder_through_links() {
+    let home = Home::new("quickstart-links");
+    home.make_model();
+    let other = home.inside("runs/tiny-1");
+    let before = (names_in(&other), read(&other.join("events.jsonl")));
+    let dir = quickstart_about_to_train(&home, SMALL_SHAPE);
+    let refused = |name: &str| {
+        std::os::unix::fs::symlink(&other, dir.join(name)).unwrap();
+        let refused = home.run(&["resume", "quickstart-1"]).expect(1);
+        assert!(refused.stderr.contains(name), "{}", refused.stderr);
+        assert!(refused.stderr.contains("it is a link"), "{}", refused.stderr);
+        assert_eq!((names_in(&other), read(&other.join("events.jsonl"))), before);
+    };
+    refused("pretrain");
+    fs::remove_dir_all(dir.join("data")).unwrap();
+    refused("data");
+}
+
+#[test]
+fn a_quickstart_whose_plan_is_absurd_is_refused_before_it_trains() {
+    let home = Home::new("quickstart-plan");
+    home.make_tokenizer();
+    let dir = quickstart_about_to_train(&home, SMALL_SHAPE);
+    fs::rename(home.path("tokenizer"), dir.join("data/tokenizer")).unwrap();
+    for (from, to, expected) in [
+        ("hidden_dim = 32", "hidden_dim = 1099511627776", "hidden_dim"),
+        ("1e4", "-1.0", "rope_theta"),
+        ("hidden_dim = 32\nn_layers = 2", "hidden_dim = 262144\nn_layers = 1024", "needs"),
+    ] {
+        assert!(SMALL_SHAPE.contains(from));
+        quickstart_about_to_train(&home, &SMALL_SHAPE.replace(from, to));
+        let refused = home.run(&["resume", "quickstart-1"]).expect(1);
+        assert!(refused.stderr.contains(expected), "{}", refused.stderr);
+        assert!(!dir.join("pretrain").exists());
+    }
+}

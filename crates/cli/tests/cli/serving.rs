@@ -6,7 +6,7 @@ use std::process::Child;
 
 use serde_json::Value;
 
-use crate::home::{Finished, Home, signal};
+use crate::home::{Finished, Home, read, signal};
 
 /// Starts a server on a free port and reads the address that it prints.
 fn start(home: &Home, arguments: &[&str]) -> (Child, String) {
@@ -61,4 +61,36 @@ fn a_busy_port_and_a_missing_model_are_errors_with_a_hint() {
     assert!(error.json_error()["message"].as_str().unwrap().contains("loopback"));
     signal(&child, "-TERM");
     Finished::of(child).expect(143);
+}
+
+#[test]
+fn a_model_of_the_home_that_cannot_be_used_does_not_keep_the_others_from_answering() {
+    let home = Home::new("unusable");
+    home.make_model();
+    let copy = |name: &str, file: &str, change: &dyn Fn(String) -> String| {
+        let dir = home.inside(&format!("models/{name}"));
+        std::fs::create_dir(&dir).unwrap();
+        for name in crate::home::names_in(&home.inside("models/tiny-1")) {
+            std::fs::copy(home.inside("models/tiny-1").join(&name), dir.join(&name)).unwrap();
+        }
+        let text = String::from_utf8(read(&dir.join(file))).unwrap();
+        std::fs::write(dir.join(file), change(text)).unwrap();
+    };
+    copy("a-damaged", "tokenizer.json", &|text| text[..text.len() / 2].to_owned());
+    let (short, long) =
+        ("\"max_position_embeddings\": 64", "\"max_position_embeddings\": 99999999");
+    copy("a-long", "config.json", &|text| text.replace(short, long));
+    let (child, line) = start(&home, &["--json"]);
+    let started: Value = serde_json::from_str(&line).unwrap_or_default();
+    assert_eq!(started["models"], serde_json::json!(["tiny-1"]));
+    signal(&child, "-TERM");
+    let finished = Finished::of(child).expect(143);
+    for name in ["a-damaged", "a-long"] {
+        assert!(finished.stderr.contains(name), "it is said what is left out: {finished:?}");
+        let named = home.run(&["serve", "--port", "0", "--model", "tiny-1", name]).expect(1);
+        assert_eq!(named.stdout, "", "what was asked for by name is served or refused");
+    }
+    std::fs::remove_dir_all(home.inside("models/tiny-1")).unwrap();
+    let none = home.run(&["serve", "--port", "0", "--json"]).expect(1).json_error();
+    assert!(none["message"].as_str().unwrap().contains("context_len"), "the first reason: {none}");
 }

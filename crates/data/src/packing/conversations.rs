@@ -98,6 +98,11 @@ impl EpochPlan {
 const N_OPEN_ROWS: usize = 64;
 const N_CACHED_PLANS: usize = 2;
 
+/// Epochs and samples that may stand before a row that is asked for: half a gigabyte of first rows, and some minutes of
+/// planning. No run of honest length comes near.
+const MAX_EPOCHS: u64 = 1 << 26;
+const MAX_PLANNED: u64 = 1 << 32;
+
 impl ConversationRows {
     /// Prepares rows of at most `seq_len` tokens.
     ///
@@ -177,6 +182,21 @@ impl ConversationRows {
             self.plan_next(&mut state);
         }
         state.first_rows[epoch]
+    }
+
+    /// Whether the epochs before a row can be planned, for a row that a file names.
+    ///
+    /// # Errors
+    /// When they are too many.
+    pub fn check_reachable(&self, row_idx: u64) -> Result<(), DataError> {
+        let rows_per_epoch = self.n_tokens.div_ceil(self.seq_len as u64);
+        let n_epochs = row_idx / rows_per_epoch;
+        let n_planned = n_epochs.saturating_mul(self.samples.len() as u64);
+        if n_epochs <= MAX_EPOCHS && n_planned <= MAX_PLANNED {
+            return Ok(());
+        }
+        let expected = "a row of the first 2^26 epochs and of the first 2^32 samples";
+        Err(DataError::Setting { field: "next row", got: row_idx.to_string(), expected })
     }
 
     /// Row `row_idx` as a batch of its own.

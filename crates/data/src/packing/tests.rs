@@ -260,3 +260,17 @@ fn samples_that_cannot_be_trained_on_are_refused_or_counted() {
     let rows = ConversationRows::new(vec![sample(3), silent, sample(1)], 8, 1).unwrap();
     assert_eq!((rows.n_samples(), rows.n_untrained()), (1, 2));
 }
+
+#[test]
+fn rows_behind_more_epochs_than_can_be_planned_are_refused() {
+    let few = ConversationRows::new(samples(&[5, 6]), 12, 1).unwrap();
+    for near in [0, 1, 1 << 26] {
+        few.check_reachable(near).unwrap();
+    }
+    let many = ConversationRows::new(samples(&[3; 1000]), 12, 1).unwrap();
+    many.check_reachable(1 << 30).unwrap();
+    for (rows, far) in [(&few, 1 << 27), (&few, u64::MAX), (&many, 1 << 32)] {
+        let error = rows.check_reachable(far).unwrap_err().to_string();
+        assert!(error.contains(&far.to_string()), "{error}");
+    }
+}

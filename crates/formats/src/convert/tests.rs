@@ -150,3 +150,39 @@ fn experts_of_several_number_types_do_not_fit_one_tensor() {
     assert!(error.contains("experts of one layer in several number types"), "{error}");
     assert!(!scratch.path().join("out.gguf").exists());
 }
+
+#[test]
+fn companions_are_not_fetched_through_links_out_of_the_folder() {
+    use std::os::unix::fs::symlink;
+    let scratch = TestDir::new("convert-links");
+    fs::write(scratch.join("key"), "secret").unwrap();
+    let snapshot = scratch.join("models--a--b/snapshots/1");
+    let blobs = scratch.join("models--a--b/blobs");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir(&blobs).unwrap();
+    let source = workspace_root().join("golden/architectures/mistral/hf");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(source.join(name), blobs.join(name)).unwrap();
+        symlink(Path::new("../../blobs").join(name), snapshot.join(name)).unwrap();
+    }
+    fs::write(snapshot.join("README.md"), "read").unwrap();
+    symlink("README.md", snapshot.join("MODEL_CARD.md")).unwrap();
+    let model = ModelDir::open(&snapshot).unwrap();
+    let copy = copy_model(&model, &scratch.join("copy")).unwrap();
+    assert_eq!(fs::read_to_string(copy.dir().join("MODEL_CARD.md")).unwrap(), "read");
+
+    // A link, and one of a blob to elsewhere.
+    symlink("../../key", blobs.join("key")).unwrap();
+    for target in ["../../../key", "../../blobs/key"] {
+        let licence = snapshot.join("LICENSE");
+        symlink(target, &licence).unwrap();
+        let copied = copy_model(&model, &scratch.join("out"));
+        let converted = write_native(&model, &scratch.join("out"));
+        for error in [copied.unwrap_err(), converted.unwrap_err()] {
+            let error = error.to_string();
+            assert!(error.contains("LICENSE") && error.contains("key"), "{error}");
+        }
+        assert!(!scratch.join("out").exists());
+        fs::remove_file(licence).unwrap();
+    }
+}

@@ -139,3 +139,34 @@ fn temporaries_of_dead_writers_go_and_others_stay() {
     left.sort();
     assert_eq!(scratch.names(), left);
 }
+
+#[test]
+fn a_link_is_removed_by_its_name_and_what_cannot_be_removed_leaves_nothing() {
+    let scratch = TestDir::new("remove-link");
+    let target = scratch.join("target");
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("a"), "a").unwrap();
+    std::os::unix::fs::symlink(&target, scratch.join("link")).unwrap();
+    remove_dir_at_once(&scratch.join("link")).unwrap();
+    assert_eq!(scratch.names(), ["target"]);
+    assert!(target.join("a").is_file());
+    // A file is no folder: the rename onto the new name is refused.
+    fs::write(scratch.join("file"), "x").unwrap();
+    remove_dir_at_once(&scratch.join("file")).unwrap_err();
+    remove_dir_at_once(&scratch.join("none")).unwrap_err();
+    assert_eq!(scratch.names(), ["file", "target"]);
+    remove_dir_at_once(&target).unwrap();
+    assert_eq!(scratch.names(), ["file"]);
+}
+
+#[test]
+fn text_that_is_not_utf8_is_refused_with_the_place() {
+    let scratch = TestDir::new("text");
+    let path = scratch.join("a.toml");
+    fs::write(&path, b"a = \xff").unwrap();
+    let error = read_text(&path, 10).unwrap_err().to_string();
+    assert!(error.contains("not UTF-8 at byte 4"), "{error}");
+    fs::write(&path, "a = 1").unwrap();
+    assert_eq!(read_text(&path, 5).unwrap(), "a = 1");
+    assert!(matches!(read_text(&path, 4), Err(FormatError::TooLarge { .. })));
+}

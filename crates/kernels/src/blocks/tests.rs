@@ -6,7 +6,7 @@ use super::*;
 use crate::compute::Compute;
 use crate::matmul::{Left, Right, Write, matmul, matmul_columns};
 use crate::panels::{Panels, Source};
-use crate::test_support::{bits, computes, fast_computes, normal};
+use crate::test_support::{bits, computes, fast_computes, normal, reference};
 
 /// Random blocks whose factors are small numbers, so that nothing is infinite.
 fn random_blocks(kind: BlockKind, n_blocks: usize, seed: u64) -> Vec<u8> {
@@ -61,7 +61,7 @@ const WRITTEN: [BlockKind; 3] = [BlockKind::Q8_0, BlockKind::Q4_K, BlockKind::Q6
 
 fn encoded(kind: BlockKind, numbers: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0xAA; kind.bytes_of(numbers.len())];
-    kind.encode(Family::Reference, numbers, &mut bytes);
+    kind.encode(&reference(), numbers, &mut bytes);
     bytes
 }
 

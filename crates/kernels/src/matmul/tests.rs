@@ -176,3 +176,15 @@ proptest! {
         }
     }
 }
+
+/// Shapes whose product wraps around to the two values that are there.
+#[test]
+#[should_panic(expected = "the number of values fits usize")]
+fn a_shape_beyond_memory_is_refused() {
+    let compute = reference();
+    let m = usize::MAX / 2 + 2;
+    let panels = Panels::<f32>::zeroed(1, 2);
+    let (left, right) =
+        (Left::Rows { values: &[1.0_f32; 2], stride: 2 }, Right::Panels(panels.values()));
+    matmul_columns(&compute, left, right, [m, 1, 2], &mut [0.0; 2], 2, Write::Overwrite);
+}

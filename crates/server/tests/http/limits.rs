@@ -149,6 +149,34 @@ fn a_client_that_goes_away_ends_its_whole_answer() {
 }
 
 #[test]
+fn a_client_that_goes_away_ends_its_answer_whatever_it_sent_behind_the_request() {
+    let fixture = fixture::start_endless(ServerConfig::on_port(0), EngineLimits::default());
+    for more in ["G", "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+        let mut connection = Connection::open(fixture.address());
+        let body = chat(&json!({"temperature": 0})).to_string() + more;
+        let length = (body.len() - more.len()).to_string();
+        let head = format!(
+            "POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        connection.send(head.as_bytes());
+        wait_for(&fixture.engine, (1, 0));
+        drop(connection);
+        wait_for(&fixture.engine, (0, 0));
+    }
+}
+
+#[test]
+fn requests_sent_together_are_answered_in_order() {
+    let fixture = fixture::start();
+    let mut connection = Connection::open(fixture.address());
+    let health = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    connection.send([health, health].concat().as_bytes());
+    for _ in 0..2 {
+        assert_eq!(connection.response().status, 200);
+    }
+}
+
+#[test]
 fn a_full_queue_is_an_answer_that_says_to_come_back() {
     let limits = EngineLimits { max_running: 1, max_waiting: 1, ..EngineLimits::default() };
     let fixture = fixture::start_endless(ServerConfig::on_port(0), limits);

@@ -113,6 +113,10 @@ fn a_conversation_longer_than_the_context_loses_its_oldest_exchanges_and_says_so
     let rest: Vec<(String, Value)> = stream(&messages[n_left_out..]);
     assert_eq!(rest.last().unwrap().1["usage"], events.last().unwrap().1["usage"]);
     assert_ne!(rest[0].0, "left_out");
+    assert_eq!(stream(&messages[n_left_out - 2..])[0].0, "left_out", "no more is left out");
+    // What is left out is not rendered: the template refuses a question without text.
+    messages[0]["content"] = json!("");
+    assert_eq!(stream(&messages)[0].1["n_messages"], n_left_out);
     let alone = json!([{"role": "user", "content": "xyz ".repeat(300)}]);
     let response = post(fixture.address(), "/chat/stream", &chat(&json!({"messages": alone})));
     assert_eq!(

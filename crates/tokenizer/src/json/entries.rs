@@ -10,6 +10,11 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::HashMap;
 
+/// The longest word of `model.vocab`, in the bytes that it stands for: whoever waits for a token, such as the stream of an
+/// answer, holds that much. Published vocabularies have runs of 128 spaces (Llama 3, Qwen) and some longer ones, so this
+/// leaves room; merges are listed in the file, and need no tighter bound as implied ones do.
+const MAX_WORD_BYTES: usize = 1024;
+
 /// Entries in the order of the file; a map would swallow repeated keys.
 pub(super) struct VocabIn(pub(super) Vec<(String, u32)>);
 
@@ -191,18 +196,31 @@ impl Entries {
                             inconsistent(field(), format!("{c:?} does not stand for a byte"))
                         })?);
                     }
+                    check_length(&bytes, id)?;
                     vocabulary.push(&bytes, Kind::Ordinary);
                 }
                 (Entry::Added | Entry::Word, Spelling::Pieces) => match byte_of(text) {
                     Some(byte) => vocabulary.push(&[byte], Kind::Byte),
                     None => {
-                        vocabulary.push(text.replace(SPACE_SIGN, " ").as_bytes(), Kind::Ordinary);
+                        let text = text.replace(SPACE_SIGN, " ");
+                        check_length(text.as_bytes(), id)?;
+                        vocabulary.push(text.as_bytes(), Kind::Ordinary);
                     }
                 },
             }
         }
         Ok(vocabulary)
     }
+}
+
+/// Names a word by its id: a message does not repeat what is too long.
+fn check_length(bytes: &[u8], id: usize) -> Result<(), Error> {
+    let n_bytes = bytes.len();
+    if n_bytes <= MAX_WORD_BYTES {
+        return Ok(());
+    }
+    let problem = format!("the token has {n_bytes} bytes, expected at most {MAX_WORD_BYTES}");
+    Err(inconsistent(format!("model.vocab, id {id}"), problem))
 }
 
 /// The character that stands for a byte, as GPT-2 chose: itself if it can be seen, else one from U+0100 on.
@@ -214,4 +232,22 @@ pub(crate) fn char_of_byte(byte: u8) -> char {
         _ => return char::from(byte),
     };
     char::from_u32(0x100 + shifted).expect("U+0100 to U+0143 are characters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_bounded_by_the_bytes_that_they_stand_for() {
+        // Two bytes of the file for each space.
+        let spaces = |n: usize| vec![("\u{120}".repeat(n), 0)];
+        let entries = |words| Entries::new(words, &[]).unwrap();
+        assert!(entries(spaces(1024)).vocabulary(Spelling::ByteLevel).is_ok());
+        let pieces = vec![("a".repeat(1025), 0)];
+        for (words, spelling) in [(spaces(1025), Spelling::ByteLevel), (pieces, Spelling::Pieces)] {
+            let error = entries(words).vocabulary(spelling).err().unwrap().to_string();
+            assert!(error.contains("1025 bytes") && error.len() < 200, "{error}");
+        }
+    }
 }

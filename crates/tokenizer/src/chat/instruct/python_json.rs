@@ -1,6 +1,8 @@
 //! JSON as Python's `json` module reads and writes it: members in their order, a space after comma and colon, letters as
 //! they are. Models were trained on this form.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Write;
 
 /// A JSON value; numbers as they are written.
@@ -88,6 +90,7 @@ impl Parser<'_> {
         self.at += 1;
         self.skip_space();
         let mut members: Vec<(String, Json)> = Vec::new();
+        let mut place_of: HashMap<String, usize> = HashMap::new();
         if self.take("}").is_some() {
             return Some(Json::Object(members));
         }
@@ -101,9 +104,12 @@ impl Parser<'_> {
             self.take(":")?;
             self.skip_space();
             let value = self.value(depth + 1)?;
-            match members.iter_mut().find(|(other, _)| *other == name) {
-                Some((_, old)) => *old = value,
-                None => members.push((name, value)),
+            match place_of.entry(name) {
+                Entry::Occupied(place) => members[*place.get()].1 = value,
+                Entry::Vacant(place) => {
+                    members.push((place.key().clone(), value));
+                    place.insert(members.len() - 1);
+                }
             }
             self.skip_space();
             if self.take("}").is_some() {
