@@ -87,7 +87,8 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let dir = training::make_numbered_dir("quickstart", has_models, context)?;
     let lock = DirLock::acquire(&dir)?;
     settings.write(&dir)?;
-    Quickstart { _lock: lock, dir, settings, context, signals, serving, timed: Vec::new() }.go_on()
+    let claimed = Some(ClaimedDir::new(dir.clone()));
+    Quickstart { _lock: lock, dir, claimed, settings, context, signals, serving }.go_on()
 }
 
 /// Goes on with the quickstart in `dir`, without a server.
@@ -99,7 +100,7 @@ pub(crate) fn resume(dir: &Path, context: &Context) -> anyhow::Result<()> {
     let settings = Settings::read(dir)?;
     let signals = StopSignals::take_all().context("cannot take signals")?;
     let dir = dir.to_owned();
-    Quickstart { _lock: lock, dir, settings, context, signals, serving: None, timed: Vec::new() }
+    Quickstart { _lock: lock, dir, claimed: None, settings, context, signals, serving: None }
         .go_on()
 }
 
@@ -118,30 +119,41 @@ fn check_disk(runs_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Seconds of all stages together, without the time of processes that were killed.
+fn spent_s(stages: &[TimedStage]) -> f64 {
+    stages.iter().map(|stage| stage.seconds).sum()
+}
+
 /// A quickstart under way.
 struct Quickstart<'a> {
     _lock: DirLock,
     dir: PathBuf,
+    /// Until there is something to go on with.
+    claimed: Option<ClaimedDir>,
     settings: Settings,
     context: &'a Context,
     signals: StopSignals,
     serving: Option<Serving>,
-    timed: Vec<TimedStage>,
 }
 
 impl Quickstart<'_> {
     fn go_on(mut self) -> anyhow::Result<()> {
-        let start = Instant::now();
         self.context.say(&format!("quickstart in {}", self.dir.display()));
-        let sheet = self.prepared()?;
+        let prepared = self.prepared();
+        if Prepared::of(&self.dir).is_complete()
+            && let Some(claimed) = self.claimed.take()
+        {
+            claimed.keep();
+        }
+        let sheet = prepared?;
         let plan = self.planned()?;
         for stage in Stage::ALL {
             self.trained(stage, &plan)?;
         }
         let measured = self.measured()?;
-        let seconds = start.elapsed().as_secs_f64();
         let report = export::report(&self.dir, &self.settings, sheet, measured, self.context)?;
-        let report = Report { seconds, stages: self.timed.clone(), ..report };
+        let stages = self.settings.stages.clone();
+        let report = Report { seconds: spent_s(&stages), stages, ..report };
         export::write_models(&self.dir, &report, self.context)?;
         export::write_report(&self.dir, &report)?;
         self.show(&report)?;
@@ -173,10 +185,16 @@ impl Quickstart<'_> {
             serving.set_status(name);
         }
         let start = Instant::now();
-        let result = work(self)?;
+        let result = work(self);
         let seconds = start.elapsed().as_secs_f64();
+        // Also of a stage that was stopped, which takes the rest of its time after a resume.
+        match self.settings.stages.iter_mut().find(|stage| stage.name == name) {
+            Some(stage) => stage.seconds += seconds,
+            None => self.settings.stages.push(TimedStage { name: name.to_owned(), seconds }),
+        }
+        self.settings.write(&self.dir)?;
+        let result = result?;
         self.context.say(&format!("  {} in {}", name, duration(seconds)));
-        self.timed.push(TimedStage { name: name.to_owned(), seconds });
         match self.signals.requested() {
             None => Ok(result),
             Some(signal) => {
@@ -212,7 +230,7 @@ impl Quickstart<'_> {
             let seed = this.settings.seed;
             let rows = PretrainingRows::new(vec![shard.documents], BATCH.seq_len, seed)?;
             this.context.say(&format!("  {} tokens of text", short(rows.n_tokens() as f64)));
-            let spent_s = this.timed.iter().map(|stage| stage.seconds).sum();
+            let spent_s = spent_s(&this.settings.stages);
             budget::make_plan(&this.context.device()?, &this.settings, &rows, spent_s)
         })?;
         self.settings.plan = Some(plan);

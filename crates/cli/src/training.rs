@@ -192,12 +192,17 @@ pub(crate) fn start(args: &RunArgs, kind: Kind, context: &Context) -> anyhow::Re
 }
 
 /// A new run folder that belongs to this process; dropped without [`ClaimedDir::keep`], it goes.
-struct ClaimedDir {
+pub(crate) struct ClaimedDir {
     dir: PathBuf,
     is_kept: bool,
 }
 
 impl ClaimedDir {
+    /// A folder that this process has just made.
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir, is_kept: false }
+    }
+
     /// Makes the folder of the name asked for, else of the first free one after the recipe's.
     fn claim(args: &RunArgs, context: &Context) -> anyhow::Result<Self> {
         let model_dir = |name: &str| context.models_dir().join(name);
@@ -205,7 +210,7 @@ impl ClaimedDir {
             let stem = args.recipe.file_stem().unwrap_or_default().to_string_lossy();
             let is_taken = |name: &str| model_dir(name).exists();
             let dir = make_numbered_dir(&stem.replace('.', "-"), is_taken, context)?;
-            return Ok(Self { dir, is_kept: false });
+            return Ok(Self::new(dir));
         };
         if name.is_empty() || name.contains(['/', '.']) {
             let problem = format!("--run {name:?}: expected a name without slashes and dots");
@@ -218,14 +223,14 @@ impl ClaimedDir {
         context.make_dir(&context.runs_dir())?;
         let path = context.runs_dir().join(name);
         if make_new_dir(&path)? {
-            return Ok(Self { dir: path, is_kept: false });
+            return Ok(Self::new(path));
         }
         let hint = format!("choose another --run, or go on with `galerne resume {name}`");
         Err(Failure::Exists { path, hint }.into())
     }
 
     /// The run is there: the folder stays.
-    fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         self.is_kept = true;
     }
 }

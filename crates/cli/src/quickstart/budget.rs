@@ -1,5 +1,7 @@
 //! From a time budget and a measured speed to a model and step counts, before the first step.
 
+use std::time::Instant;
+
 use bench::training_speed;
 use data::packing::PretrainingRows;
 use tensor::Device;
@@ -47,7 +49,7 @@ pub(crate) fn make_plan(
     spent_s: f64,
 ) -> anyhow::Result<Plan> {
     let budget_s = settings.budget_minutes.unwrap_or(MAX_MINUTES) * 60.0;
-    let training_s = ((budget_s - spent_s) * TRAINING_SHARE).max(budget_s * MIN_TRAINING_SHARE);
+    let start = Instant::now();
     let wanted = if settings.budget_minutes.is_some() { f64::INFINITY } else { DEFAULT_TOKENS };
     let mut chosen = None;
     for dims in SHAPES {
@@ -58,6 +60,9 @@ pub(crate) fn make_plan(
             continue;
         }
         let tokens_per_s = training_speed(device, &config, BATCH)?;
+        // Measuring counts too.
+        let left_s = budget_s - spent_s - start.elapsed().as_secs_f64();
+        let training_s = (left_s * TRAINING_SHARE).max(budget_s * MIN_TRAINING_SHARE);
         let tokens = wanted.min(tokens_per_s * training_s);
         chosen = Some((shape, tokens_per_s, tokens));
         if tokens >= needed {

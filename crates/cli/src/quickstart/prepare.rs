@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use data::shard::ShardWriter;
 use data::sheet::{DataSheet, Origin, SheetBuilder};
 use data::{Document, Language, bundled, chat_set, company, reader};
@@ -158,6 +158,12 @@ fn read_corpus(settings: &Settings, report: &dyn Fn(&str)) -> anyhow::Result<Cor
     let (documents, read) = reader::read_folder(folder)?;
     report(&read.to_string());
     let split = reader::hold_out(documents, HELD_OUT_SHARE, settings.seed)?;
+    if split.held_out.is_empty() {
+        bail!(
+            "the text in {} is one document, expected two or more, so that one can be held out: cut it into several files",
+            folder.display()
+        );
+    }
     let origin = Origin::Files { path: folder.display().to_string() };
     Ok(Corpus { train: split.train, held_out: split.held_out, origin, licence: None })
 }
@@ -178,7 +184,13 @@ fn train_tokenizer(
     let options = TrainOptions { vocab_size, n_threads };
     let mut trainer = BpeTrainer::new(options);
     documents.iter().for_each(|document| trainer.feed(&document.text));
-    Ok(trainer.train()?)
+    match trainer.train() {
+        Err(tokenizer::Error::TextTooSmall { vocab_size, reached }) => bail!(
+            "the text has too few different words: it supports a vocabulary of {reached} entries, a quickstart needs \
+             {vocab_size}: give more text"
+        ),
+        trained => Ok(trained?),
+    }
 }
 
 fn write_shards(files: &Prepared, tokenizer: &Tokenizer, corpus: &Corpus) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use eval::report::Stage;
 use formats::durable::read_text;
 use serde::{Deserialize, Serialize};
 use train::recipe::ModelShape;
@@ -38,6 +39,9 @@ pub(crate) struct Settings {
     /// Sizes of model and runs; absent until the speed was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) plan: Option<Plan>,
+    /// The stages so far and the time that each took, over all resumes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stages: Vec<Stage>,
 }
 
 /// Sizes of the model and of the three runs.
@@ -65,7 +69,15 @@ impl Settings {
     /// Settings without a plan.
     pub(crate) fn new(seed: u64, budget_minutes: Option<f64>, text: Option<PathBuf>) -> Self {
         let (format_version, vocab_size) = (FORMAT_VERSION, VOCAB_SIZE);
-        Self { format_version, seed, budget_minutes, text, vocab_size, plan: None }
+        Self {
+            format_version,
+            seed,
+            budget_minutes,
+            text,
+            vocab_size,
+            plan: None,
+            stages: Vec::new(),
+        }
     }
 
     /// Reads the settings of a quickstart folder.

@@ -324,12 +324,21 @@ fn a_number_whose_model_is_still_there_is_not_taken_again() {
     fs::create_dir_all(home.inside("models/tiny-1")).unwrap();
     let made = home.run(&["pretrain", "--recipe", "tiny.toml", "--json"]).expect(0).json();
     assert!(made["run"].as_str().unwrap().ends_with("tiny-2"), "{made}");
-    // A quickstart makes three models; it stops for want of text, once its folder is there.
+    // A quickstart makes three models; it stops for want of text, and takes its folder away again.
     fs::create_dir_all(home.inside("models/quickstart-1-chat")).unwrap();
     let text = home.path("empty");
     fs::create_dir(&text).unwrap();
-    home.run(&["quickstart", "--no-serve", "--text", text.to_str().unwrap()]).expect(1);
-    assert_eq!(names_in(&home.inside("runs")), ["quickstart-2", "tiny-2"]);
+    let refused = |expected: &str| {
+        let arguments = ["quickstart", "--no-serve", "--text", text.to_str().unwrap()];
+        let stderr = home.run(&arguments).expect(1).stderr;
+        assert!(stderr.contains("quickstart-2") && stderr.contains(expected), "{stderr}");
+        assert_eq!(names_in(&home.inside("runs")), ["tiny-2"]);
+    };
+    refused("no text in");
+    fs::write(text.join("one.txt"), "the wind of the west\n").unwrap();
+    refused("is one document, expected two or more");
+    fs::write(text.join("two.txt"), "the wind of the east\n").unwrap();
+    refused("give more text");
 }
 
 #[test]
