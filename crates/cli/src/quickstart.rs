@@ -29,7 +29,7 @@ use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::open_model::folder_name;
 use crate::os::StopSignals;
-use crate::training::RunPlan;
+use crate::training::{ClaimedDir, RunPlan};
 use crate::{machine, training};
 
 use budget::BATCH;

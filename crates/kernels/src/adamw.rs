@@ -33,7 +33,9 @@ pub struct AdamW {
 /// `w = w (1 - learning_rate weight_decay) - learning_rate / bias_correction1 * m /
 /// (sqrt(v) / sqrt(bias_correction2) + eps)`.
 ///
-/// Shapes: all of one length. Numerics: f32. Source: arXiv 1711.05101, algorithm 2, in the order of PyTorch's `AdamW`.
+/// Shapes: all of one length. Numerics: f32; a value that is not finite reaches its own parameter only. A gradient that is not
+/// leaves NaN in the weight; one whose square overflows leaves an infinite `v`, after which the weight only decays. Source:
+/// arXiv 1711.05101, algorithm 2, in the order of PyTorch's `AdamW`.
 ///
 /// # Panics
 /// When the lengths differ.
@@ -96,7 +98,45 @@ mod tests {
     use testkit::close::{Tolerance, assert_close};
 
     use super::*;
-    use crate::test_support::{fast_computes, normal, reference};
+    use crate::test_support::{
+        LARGE, check_special_values, check_threads, fast_computes, normal, reference,
+    };
+
+    const STEP: AdamW = AdamW {
+        learning_rate: 0.01,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        grad_scale: 0.5,
+        bias_correction1: 0.19,
+        bias_correction2: 0.0975,
+    };
+
+    fn run(compute: &Compute, [weight, grad, m, v]: &[Vec<f32>; 4]) -> Vec<f32> {
+        let (mut weight, mut m, mut v) = (weight.clone(), m.clone(), v.clone());
+        adamw_step(compute, STEP, &mut weight, grad, &mut m, &mut v);
+        [weight, m, v].concat()
+    }
+
+    fn inputs(n: usize) -> [Vec<f32>; 4] {
+        let [weight, grad, m, v] = [1, 2, 3, 4].map(|seed| normal(seed, n, 1.0));
+        [weight, grad, m, v.into_iter().map(f32::abs).collect()]
+    }
+
+    #[test]
+    fn special_values_stay_in_their_parameters() {
+        let n = 45;
+        let tolerance = Tolerance { absolute: 1e-6, relative: 1e-5 };
+        let reaches = |_, place, output: usize| output % n == place;
+        check_special_values(inputs(n), LARGE, tolerance, run, reaches);
+    }
+
+    #[test]
+    fn updates_do_not_depend_on_threads() {
+        let inputs = inputs(2 * CHUNK + 77);
+        check_threads(|compute| run(compute, &inputs));
+    }
 
     #[test]
     fn fast_updates_equal_the_definition_over_several_steps() {

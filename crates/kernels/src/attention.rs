@@ -12,7 +12,8 @@
 //! to the operand type for the product with the values. A row sees the keys up to its own position, or the last `window` of them, its
 //! own included. A block is visited by the rows that see at least one of its keys. The products follow [`crate::matmul`]. So a query row
 //! has the same bits whatever rows share its tile, and whether its keys were computed now or read from a cache; this holds for finite
-//! values, for a value that is not reaches the earlier rows of its own block as `0 * inf`.
+//! values, for a value that is not reaches every row of its sequence that sees a key of its block, as `0 * inf` where it is
+//! masked. A query or a key that is NaN makes the rows that see it NaN; no other sequence is reached by anything.
 
 use std::ops::Range;
 

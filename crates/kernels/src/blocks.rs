@@ -1,8 +1,9 @@
 //! Quantised weights: rows of blocks that share scales, in the layouts of GGUF files.
 //!
 //! A kind's numbers are defined by [`BlockKind::decode`], in f32. A product with such a weight rounds each number to the
-//! operand type and multiplies as [`crate::matmul`] does: blocks of K are unpacked into panels and used for all rows of a
-//! task, so a row has the same bits whatever rows stand beside it.
+//! operand type and multiplies as [`crate::matmul`] does: blocks of K are unpacked into panels and used for all rows of a task,
+//! so a row has the same bits whatever rows stand beside it. A factor of a block that is not finite reaches the numbers of that
+//! block, and in a product the columns of their rows.
 
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};

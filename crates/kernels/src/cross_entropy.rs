@@ -14,7 +14,8 @@ const TASK_ROWS: usize = 4;
 ///
 /// Shapes: logits, d_logits `[tokens, vocab]`; targets, weights, losses `[tokens]`. An empty `d_logits` means that no
 /// gradient is wanted. Overwrites. Numerics: sums in f32 relative to the row's largest logit; d_logits rounded to the
-/// operand type.
+/// operand type. A logit that is NaN or `inf`, or logits that are all `-inf`, make their row NaN, loss and gradient; a single
+/// `-inf` has probability 0, as a target an infinite loss.
 ///
 /// # Panics
 /// When a slice does not fit the shape, or a target of non-zero weight is not in the vocabulary.
@@ -110,7 +111,12 @@ mod tests {
     use testkit::finite_difference::assert_gradient;
 
     use super::*;
-    use crate::test_support::{computes, fast_computes, normal, reference};
+    use crate::test_support::{
+        LARGE, bits, check_rows_alone_and_among_others, check_special_values, computes,
+        fast_computes, normal, reference,
+    };
+    use half::bf16;
+    use proptest::prelude::*;
 
     fn run(
         compute: &Compute,
@@ -122,7 +128,7 @@ mod tests {
         cross_entropy(compute, logits, targets, weights, &mut losses, &mut d);
         let mut without = vec![7.0; targets.len()];
         cross_entropy::<f32>(compute, logits, targets, weights, &mut without, &mut []);
-        assert_eq!(losses, without, "the loss does not depend on the gradient being wanted");
+        assert_eq!(bits(&losses), bits(&without), "the loss is the same without a gradient");
         (losses, d)
     }
 
@@ -148,6 +154,70 @@ mod tests {
             let (losses, d) = run(&compute, &[1e4, -1e4, 0.0, 9_999.0], &[1], &[1.0]);
             assert!((losses[0] - 2e4).abs() < 1.0);
             assert!(d.iter().all(|d| d.is_finite()));
+        }
+    }
+
+    #[test]
+    fn special_values_stay_in_their_rows() {
+        let vocab = 37;
+        let inputs = [normal(3, 5 * vocab, 5.0), vec![1.0, 0.5, 2.0, 1.0, 0.1]];
+        let targets = [0, 36, 5, 16, 36];
+        let row = |i: usize, n: usize| if i < n { i } else { (i - n) / vocab };
+        let tolerance = Tolerance { absolute: 2e-6, relative: 2e-6 };
+        check_special_values(
+            inputs.clone(),
+            LARGE,
+            tolerance,
+            |compute, [logits, weights]| {
+                let (losses, d) = run(compute, logits, &targets, weights);
+                [losses, d].concat()
+            },
+            // The loss of a row is not weighted.
+            |input, place, output| match input {
+                0 => place / vocab == row(output, 5),
+                _ => place == row(output, 5),
+            },
+        );
+        // One rounding to bf16 of values that differ by some roundings of f32.
+        let tolerance = Tolerance { absolute: 2e-6, relative: 0.008 };
+        check_special_values(
+            inputs,
+            LARGE,
+            tolerance,
+            |compute, [logits, weights]| {
+                let (mut losses, mut d) = (vec![7.0; 5], vec![bf16::ONE; logits.len()]);
+                cross_entropy(compute, logits, &targets, weights, &mut losses, &mut d);
+                losses.into_iter().chain(d.into_iter().map(bf16::to_f32)).collect()
+            },
+            |input, place, output| place / [vocab, 1][input] == row(output, 5),
+        );
+    }
+
+    #[test]
+    fn a_row_without_weight_counts_nothing_whatever_its_logits() {
+        for compute in computes(1) {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let (losses, d) = run(&compute, &[value; 40], &[99, 3], &[0.0, -0.0]);
+                assert!(losses.iter().chain(&d).all(|&x| x == 0.0), "{value}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        #[test]
+        fn a_row_has_the_same_bits_whatever_rows_stand_beside_it(seed: u64, vocab in 1_usize..200) {
+            let logits = normal(seed, 512 * vocab, 3.0);
+            let targets: Vec<u32> = (0..512).map(|row| (row * 31 % vocab) as u32).collect();
+            let weights = normal(seed ^ 1, 512, 1.0);
+            check_rows_alone_and_among_others(seed, |compute, rows| {
+                let logits = &logits[rows.start * vocab..rows.end * vocab];
+                let (losses, d) =
+                    run(compute, logits, &targets[rows.clone()], &weights[rows.clone()]);
+                let rows = losses.iter().zip(d.chunks(vocab));
+                rows.map(|(&loss, d)| [&[loss], d].concat()).collect()
+            });
         }
     }
 

@@ -40,7 +40,8 @@ impl<S: Operand, T: Operand> LaneKernel for Convert<'_, S, T> {
     }
 }
 
-/// `sum_i x[i]^2`: f32 sums over chunks of 8192, added in f64 in ascending order.
+/// `sum_i x[i]^2`: f32 sums over chunks of 8192, added in f64 in ascending order. NaN if a value is; infinite if one is, or if
+/// a chunk's sum overflows f32.
 #[must_use]
 pub fn sum_of_squares(compute: &Compute, x: &[f32]) -> f64 {
     let mut sums = vec![0.0_f64; x.len().div_ceil(CHUNK)];
@@ -79,7 +80,35 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::test_support::{bits, computes, normal};
+    use testkit::close::Tolerance;
+
+    use crate::test_support::{LARGE, bits, check_special_values, computes, normal};
+
+    #[test]
+    fn special_values_stay_in_their_places() {
+        let inputs = [normal(3, 45, 1.0)];
+        // Subnormals may become zero.
+        let tolerance = Tolerance::absolute(1e-38);
+        let run = |compute: &Compute, [x]: &[Vec<f32>; 1]| {
+            let (mut rounded, mut wide) = (vec![bf16::ONE; x.len()], vec![7.0_f32; x.len()]);
+            convert(compute, x, &mut rounded);
+            convert(compute, &rounded, &mut wide);
+            let mut copy = vec![7.0_f32; x.len()];
+            convert(compute, x, &mut copy);
+            assert_eq!(bits(&copy), bits(x), "f32 to f32 is a copy");
+            wide
+        };
+        check_special_values(inputs, LARGE, tolerance, run, |_, place, output| place == output);
+    }
+
+    #[test]
+    fn sums_of_squares_show_every_special_value() {
+        // The last chunk is short.
+        let inputs = [normal(4, CHUNK + 45, 1.0)];
+        let run = |compute: &Compute, [x]: &[Vec<f32>; 1]| vec![sum_of_squares(compute, x) as f32];
+        // f32 sums of 8192 terms.
+        check_special_values(inputs, LARGE, Tolerance::relative(1e-4), run, |_, _, _| true);
+    }
 
     #[test]
     fn conversion_rounds_to_nearest_even() {

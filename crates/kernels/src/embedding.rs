@@ -102,8 +102,54 @@ mod tests {
     use half::bf16;
 
     use super::*;
+    use crate::blocks::BlockKind;
     use crate::panels::{Panels, Source};
-    use crate::test_support::{computes, normal};
+    use crate::test_support::{LARGE, bits, check_special_values, check_threads, computes, normal};
+    use testkit::close::Tolerance;
+
+    const IDS: [u32; 5] = [3, 0, 16, 3, 9];
+
+    #[test]
+    fn special_values_stay_with_their_token() {
+        let (vocab, hidden) = (17, 42);
+        let reaches = |_, place: usize, output: usize| {
+            IDS[output / hidden] as usize == place / hidden && place % hidden == output % hidden
+        };
+        let run = |compute: &Compute, [table]: &[Vec<f32>; 1]| {
+            let source = Source::rows_of_n(table, hidden);
+            let panels = Panels::<f32>::packed(compute, source, vocab, hidden);
+            let mut out = vec![7.0; IDS.len() * hidden];
+            gather(compute, &IDS, panels.values(), [vocab, hidden], &mut out);
+            let bytes: Vec<u8> = table.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let blocks = BlockMatrix::new(BlockKind::F32, &bytes, [vocab, hidden]);
+            let mut of_blocks = vec![7.0; IDS.len() * hidden];
+            gather_blocks(compute, &IDS, blocks, &mut of_blocks);
+            assert_eq!(bits(&of_blocks), bits(&out), "{}", compute.family());
+            out
+        };
+        let table = [normal(3, vocab * hidden, 1.0)];
+        check_special_values(table, LARGE, Tolerance::EXACT, run, reaches);
+
+        let reaches = |_, place, output| reaches(0, output, place);
+        let run = |compute: &Compute, [d_out]: &[Vec<f32>; 1]| {
+            let mut d_table = vec![1.0; vocab * hidden];
+            gather_backward(compute, &IDS, d_out, hidden, &mut d_table);
+            d_table
+        };
+        let d_out = [normal(4, IDS.len() * hidden, 1.0)];
+        check_special_values(d_out, LARGE, Tolerance::EXACT, run, reaches);
+    }
+
+    #[test]
+    fn gradients_do_not_depend_on_threads() {
+        let (ids, hidden): (Vec<u32>, _) = ((0..200).map(|t| t * t % 7).collect(), 70);
+        let d_out = normal(5, ids.len() * hidden, 1.0);
+        check_threads(|compute| {
+            let mut d_table = vec![0.0; 7 * hidden];
+            gather_backward(compute, &ids, &d_out, hidden, &mut d_table);
+            d_table
+        });
+    }
 
     #[test]
     fn rows_are_gathered_and_gradients_scattered() {

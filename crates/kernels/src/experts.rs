@@ -53,7 +53,7 @@ impl Routes {
     }
 
     /// Sends each row to the `n_active` experts of largest logits, of equal ones to the first; the weights are the softmax over
-    /// the chosen logits.
+    /// the chosen logits. A NaN counts as the largest logit, and it or `inf` makes the row's weights NaN.
     ///
     /// Shapes: logits `[tokens, n_experts]`. Numerics: f32. Source: arXiv 2401.04088, section 2.1.
     ///
@@ -67,12 +67,14 @@ impl Routes {
             route.rows.clear();
             route.weights.clear();
         }
+        // A NaN is the largest, whatever its sign, so that it is seen in the weights.
+        let key = |logit: f32| if logit.is_nan() { f32::NAN } else { logit };
         let mut order: Vec<usize> = Vec::with_capacity(n_experts);
         for (row, logits) in logits.chunks_exact(n_experts).enumerate() {
             order.clear();
             order.extend(0..n_experts);
             // Stable: of equal logits the first expert comes first.
-            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            order.sort_by(|&a, &b| key(logits[b]).total_cmp(&key(logits[a])));
             let chosen = &mut order[..n_active];
             let max = logits[chosen[0]];
             chosen.sort_unstable();
@@ -143,7 +145,47 @@ pub fn add_weighted_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::{computes, normal};
+    use crate::test_support::{LARGE, check_special_values, computes, normal};
+    use testkit::close::Tolerance;
+
+    /// An operation like `inf - inf` gives a NaN with a sign, which must not make it the least of all logits.
+    #[test]
+    fn a_nan_of_either_sign_is_chosen_and_seen() {
+        let mut routes = Routes::with_capacity(4, 8);
+        for nan in [f32::NAN, -f32::NAN] {
+            for at in 0..4 {
+                let mut logits = [3.0, f32::INFINITY, 1.0, 2.0, 0.0, 1.0, 2.0, 3.0];
+                logits[at] = nan;
+                routes.set(&logits, 2);
+                let weights: Vec<(u32, f32)> = (0..4)
+                    .map(|expert| routes.expert(expert))
+                    .flat_map(|route| route.rows.iter().copied().zip(route.weights.iter().copied()))
+                    .collect();
+                assert!(routes.expert(at).rows.contains(&0), "{nan} of expert {at} is left out");
+                assert_eq!(weights.len(), 4);
+                assert!(weights.iter().all(|&(row, weight)| weight.is_nan() == (row == 0)));
+            }
+        }
+    }
+
+    #[test]
+    fn special_values_stay_in_their_rows() {
+        let (width, rows) = (7, [0, 2, 3]);
+        let run = |compute: &Compute, [x, weights]: &[Vec<f32>; 2]| {
+            let mut taken = vec![7.0; rows.len() * width];
+            gather_rows(compute, x, &rows, width, &mut taken);
+            let route = Route { rows: rows.to_vec(), weights: weights.clone() };
+            let mut out = vec![1.0; x.len()];
+            add_weighted_rows(compute, &taken, &route, width, &mut out);
+            out
+        };
+        let reaches = |input, place: usize, output: usize| match input {
+            0 => rows.contains(&((place / width) as u32)) && place == output,
+            _ => rows[place] as usize == output / width,
+        };
+        let inputs = [normal(3, 4 * width, 1.0), normal(4, rows.len(), 1.0)];
+        check_special_values(inputs, LARGE, Tolerance::EXACT, run, reaches);
+    }
 
     #[test]
     fn the_largest_logits_are_chosen_and_weighted_by_their_softmax() {

@@ -105,3 +105,85 @@ pub(crate) fn dispatch<K: LaneKernel>(family: Family, kernel: K) -> K::Output {
 pub(crate) fn dispatch<K: LaneKernel>(family: Family, _kernel: K) -> K::Output {
     unreachable!("{family} kernels on a target without them")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::{bits, fast_computes};
+
+    /// `exp(x)`, the larger and the smaller of `x` and one, and `x` rounded to bf16.
+    struct Functions<'a> {
+        x: &'a [f32],
+        out: [&'a mut [f32]; 3],
+        rounded: &'a mut [bf16],
+    }
+
+    impl LaneKernel for Functions<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) {
+            let [exp, max, min] = self.out;
+            let one = lanes.splat(1.0);
+            for i in (0..self.x.len()).step_by(L::N) {
+                let x = lanes.load(&self.x[i..]);
+                lanes.store(lanes.exp(x), &mut exp[i..]);
+                lanes.store(lanes.max(one, x), &mut max[i..]);
+                lanes.store(lanes.min(x, one), &mut min[i..]);
+                lanes.store_bf16(x, &mut self.rounded[i..]);
+            }
+        }
+    }
+
+    fn functions(family: Family, x: &[f32]) -> ([Vec<f32>; 3], Vec<bf16>) {
+        let mut out = [(); 3].map(|()| vec![7.0; x.len()]);
+        let mut rounded = vec![bf16::ONE; x.len()];
+        dispatch(
+            family,
+            Functions { x, out: out.each_mut().map(|x| &mut x[..]), rounded: &mut rounded },
+        );
+        (out, rounded)
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        // Beyond a whole number of vectors, and as far as results are normal numbers.
+        let x: Vec<f32> = (0..40_003).map(|i| -87.3 + i as f32 * (176.0 / 40_003.0)).collect();
+        for compute in fast_computes(1) {
+            let ([exp, ..], _) = functions(compute.family(), &x);
+            for (&x, &exp) in x.iter().zip(&exp) {
+                let exact = f64::from(x).exp();
+                let unit = f64::from((exact as f32).next_up() - exact as f32);
+                assert!(
+                    (f64::from(exp) - exact).abs() <= 2.0 * unit,
+                    "exp({x}) = {exp}, not {exact}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn special_values_go_through_functions_as_documented() {
+        let (infinity, nan) = (f32::INFINITY, f32::NAN);
+        let x = [nan, -nan, infinity, -infinity, 0.0, -0.0, 88.8, -87.8, 1e30, -1e30, 1e-40];
+        for compute in fast_computes(1) {
+            let ([exp, max, min], rounded) = functions(compute.family(), &x);
+            assert!(exp[..2].iter().all(|x| x.is_nan()), "{exp:?}");
+            let expected = [infinity, 0.0, 1.0, 1.0, infinity, 0.0, infinity, 0.0, 1.0];
+            assert_eq!(bits(&exp[2..]), bits(&expected), "{}", compute.family());
+            // Of a NaN and a number: the second.
+            assert!(
+                max[..2].iter().all(|x| x.is_nan()) && min[..2] == [1.0, 1.0],
+                "{max:?} {min:?}"
+            );
+            assert_eq!(max[2..4], [infinity, 1.0]);
+            assert_eq!(min[2..4], [1.0, -infinity]);
+            for (x, rounded) in x.into_iter().zip(rounded) {
+                let (expected, is_tiny) = (bf16::from_f32(x), x == 1e-40);
+                assert_eq!(rounded.is_nan(), x.is_nan());
+                let is_same = rounded.to_bits() == expected.to_bits();
+                assert!(x.is_nan() || is_same || is_tiny && rounded == bf16::ZERO, "{x} {rounded}");
+            }
+        }
+    }
+}

@@ -7,7 +7,8 @@
 //! - `amx` on bf16: 32 products at a time by TDPBF16PS: even and odd members are summed apart, then added.
 //!
 //! How many rows are multiplied together, how tiles are cut and which thread computes one changes none of this,
-//! so a row of `out` has the same bits whatever rows stand beside it.
+//! so a row of `out` has the same bits whatever rows stand beside it. A value that is not finite reaches the row or the column
+//! of `out` that it is a factor of, and a NaN all of it.
 
 use crate::blocks::BlockMatrix;
 use crate::compute::{Compute, Family};

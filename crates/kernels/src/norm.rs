@@ -15,7 +15,8 @@ const TASK_COLUMNS: usize = 64;
 /// `inverse_rms[t] = 1 / sqrt(mean_i(x[t, i]^2) + eps)`.
 ///
 /// Shapes: x, out `[tokens, hidden]`; weight `[hidden]`; inverse_rms `[tokens]`. Overwrites both outputs.
-/// Numerics: sums in f32, out rounded to the operand type. Source: arXiv 1910.07467, eq. 4.
+/// Numerics: sums in f32, out rounded to the operand type. A NaN makes its row NaN. Where the squares overflow, by large values
+/// or an infinity, inverse_rms is 0: the row is 0, and NaN at the infinity. Source: arXiv 1910.07467, eq. 4.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
@@ -84,7 +85,8 @@ impl<T: Operand> LaneKernel for Norm<'_, T> {
 /// `d_weight[i] += sum_t d_out[t, i] * n[t, i]`.
 ///
 /// Shapes: x, d_out, d_x `[tokens, hidden]`; weight, d_weight `[hidden]`; inverse_rms `[tokens]`. Accumulates into both
-/// outputs. Numerics: sums in f32, over tokens in ascending order.
+/// outputs. Numerics: sums in f32, over tokens in ascending order. A value of `x` or `d_out` that is not finite leaves no
+/// finite value in its row of `d_x`.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
@@ -198,7 +200,11 @@ mod tests {
     use testkit::finite_difference::assert_gradient;
 
     use super::*;
-    use crate::test_support::{computes, fast_computes, normal, reference};
+    use crate::test_support::{
+        LARGE, check_rows_alone_and_among_others, check_special_values, check_threads, computes,
+        fast_computes, normal, reference,
+    };
+    use proptest::prelude::*;
 
     /// f32 sums of some hundred terms in two orders: far below 1e-5 of the largest term.
     const SUM_ORDER: Tolerance = Tolerance { absolute: 1e-5, relative: 1e-5 };
@@ -240,6 +246,84 @@ mod tests {
             assert!(out[40..80].iter().all(|x| x.is_finite()));
             assert!(out[80..120].iter().all(|x| x.is_nan()));
             assert!(out[120..].iter().all(|x| x.is_finite()));
+        }
+    }
+
+    #[test]
+    fn special_values_stay_in_their_rows_and_columns() {
+        let (n_tokens, hidden) = (5, 37);
+        let inputs = [normal(7, n_tokens * hidden, 1.0), normal(8, hidden, 1.0)];
+        let reaches = |input, place, output| match input {
+            0 if output < n_tokens * hidden => place / hidden == output / hidden,
+            0 => place / hidden == output - n_tokens * hidden,
+            _ => output < n_tokens * hidden && place == output % hidden,
+        };
+        let both = |(out, scales): (Vec<f32>, Vec<f32>)| [out, scales].concat();
+        let run_f32 = |compute: &Compute, [x, w]: &[Vec<f32>; 2]| both(run::<f32>(compute, x, w));
+        check_special_values(inputs.clone(), LARGE, SUM_ORDER, run_f32, reaches);
+        let run_bf16 = |compute: &Compute, [x, w]: &[Vec<f32>; 2]| both(run::<bf16>(compute, x, w));
+        check_special_values(inputs, LARGE, ONE_ROUNDING, run_bf16, reaches);
+    }
+
+    /// Gradients of the input and of the weight, added to ones.
+    fn backward<T: Operand>(
+        compute: &Compute,
+        [x, weight, d_out]: [&[f32]; 3],
+    ) -> (Vec<f32>, Vec<f32>) {
+        let (_, scales) = run::<f32>(&reference(), x, weight);
+        let x: Vec<T> = x.iter().map(|&x| T::from_f32(x)).collect();
+        let (mut d_x, mut d_weight) = (vec![1.0; x.len()], vec![1.0; weight.len()]);
+        rms_norm_backward(compute, &x, weight, &scales, d_out, &mut d_x, &mut d_weight);
+        (d_x, d_weight)
+    }
+
+    #[test]
+    fn special_values_reach_the_gradients_of_their_rows_and_columns() {
+        let (n_tokens, hidden) = (5, 37);
+        let len = n_tokens * hidden;
+        let inputs = [normal(9, len, 1.0), normal(10, hidden, 1.0), normal(11, len, 1.0)];
+        let reaches = |input, place, output| match (input, output < len) {
+            (0 | 2, true) => place / hidden == output / hidden,
+            // The norm of a row has a part in every weight's gradient.
+            (0, false) => true,
+            (1, _) => output < len,
+            _ => place % hidden == output - len,
+        };
+        let tolerance = Tolerance { absolute: 1e-4, relative: 1e-4 };
+        let both = |(d_x, d_weight): (Vec<f32>, Vec<f32>)| [d_x, d_weight].concat();
+        for run in [backward::<f32>, backward::<bf16>] {
+            check_special_values(
+                inputs.clone(),
+                LARGE,
+                tolerance,
+                |compute, [x, weight, d_out]| both(run(compute, [x, weight, d_out])),
+                reaches,
+            );
+        }
+    }
+
+    #[test]
+    fn gradients_of_the_weight_do_not_depend_on_threads() {
+        let hidden = 2 * TASK_COLUMNS + 7;
+        let [x, weight, d_out] = [40, 1, 40].map(|n| normal(12 + n as u64, n * hidden, 1.0));
+        check_threads(|compute| backward::<bf16>(compute, [&x, &weight, &d_out]).1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        #[test]
+        fn a_row_has_the_same_bits_whatever_rows_stand_beside_it(seed: u64, hidden in 1_usize..200) {
+            let (x, weight) = (normal(seed, 512 * hidden, 1.0), normal(seed ^ 1, hidden, 1.0));
+            let d_out = normal(seed ^ 2, 512 * hidden, 1.0);
+            check_rows_alone_and_among_others(seed, |compute, rows| {
+                let range = rows.start * hidden..rows.end * hidden;
+                let (x, d_out) = (&x[range.clone()], &d_out[range]);
+                let (out, scales) = run::<bf16>(compute, x, &weight);
+                let (d_x, _) = backward::<bf16>(compute, [x, &weight, d_out]);
+                let rows = out.chunks(hidden).zip(&scales).zip(d_x.chunks(hidden));
+                rows.map(|((out, &scale), d_x)| [out, &[scale], d_x].concat()).collect()
+            });
         }
     }
 

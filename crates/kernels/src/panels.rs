@@ -294,8 +294,10 @@ impl<S: Operand, T: Operand> LaneKernel for InterleaveRows<'_, S, T> {
 #[cfg(test)]
 mod tests {
     use half::bf16;
+    use testkit::close::Tolerance;
 
     use super::*;
+    use crate::test_support::{LARGE, check_special_values, normal};
 
     fn check<S: Operand, T: Operand>(compute: &Compute) {
         for (n, k) in [(1, 1), (16, 2), (17, 3), (40, 64), (5, 33), (33, 70)] {
@@ -323,6 +325,36 @@ mod tests {
                     "padding is not zero"
                 );
             }
+        }
+    }
+
+    fn check_special<T: Operand>(order: SourceOrder) {
+        let (n, k) = (21, 37);
+        let stride = 3 + if order == SourceOrder::RowsOfN { k } else { n };
+        check_special_values(
+            [normal(1, stride * if order == SourceOrder::RowsOfN { n } else { k }, 1.0)],
+            LARGE,
+            // Subnormals of bf16 may become zero.
+            Tolerance::absolute(1e-38),
+            |compute, [values]| {
+                let panels = Panels::<T>::packed(compute, Source { values, stride, order }, n, k);
+                panels.values().iter().map(|x| x.to_f32()).collect()
+            },
+            |_, place, output| {
+                let (row, column) = (place / stride, place % stride);
+                let (n_idx, k_idx) =
+                    if order == SourceOrder::RowsOfN { (row, column) } else { (column, row) };
+                let is_inside = n_idx < n && k_idx < k;
+                is_inside && panel_index::<T>(n_idx, k_idx, padded_k::<T>(k)) == output
+            },
+        );
+    }
+
+    #[test]
+    fn special_values_stay_in_their_places() {
+        for order in [SourceOrder::RowsOfN, SourceOrder::RowsOfK] {
+            check_special::<f32>(order);
+            check_special::<bf16>(order);
         }
     }
 

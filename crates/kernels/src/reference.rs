@@ -139,19 +139,22 @@ pub fn rotate<T: Operand>(
     let width = heads.n_all() * head_dim;
     for (t, (x, out)) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
         let angles = table.row(first_row + t);
-        for head in 0..heads.n_all() {
+        let n_rotated = heads.n_query + heads.n_key;
+        for head in 0..n_rotated {
             let start = head * head_dim;
             let factor = if head < heads.n_query { angles.query_factor } else { 1.0 };
             for i in 0..half {
                 let (x1, x2) = (x[start + i], x[start + half + i]);
                 let (cosine, sine) = match direction {
-                    _ if head >= heads.n_query + heads.n_key => (1.0, 0.0),
                     Direction::Forward => (factor * angles.cosines[i], factor * angles.sines[i]),
                     Direction::Backward => (factor * angles.cosines[i], -factor * angles.sines[i]),
                 };
                 out[start + i] = T::from_f32(x1 * cosine - x2 * sine);
                 out[start + half + i] = T::from_f32(x2 * cosine + x1 * sine);
             }
+        }
+        for i in n_rotated * head_dim..width {
+            out[i] = T::from_f32(x[i]);
         }
     }
 }

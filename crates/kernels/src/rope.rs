@@ -180,8 +180,8 @@ pub enum Direction {
 /// `out1 = x1 cos - x2 sin`, `out2 = x2 cos + x1 sin`, cosine and sine of a query times the row's query factor.
 ///
 /// Shapes: x, out `[tokens, heads, head_dim]`; the table's rows are the tokens. Overwrites `out`.
-/// Numerics: f32, out rounded to the operand type. Source: arXiv 2104.09864, eq. 34, in the half-split order of
-/// Hugging Face checkpoints.
+/// Numerics: f32, out rounded to the operand type; a value that is not finite reaches its pair only. Source: arXiv 2104.09864,
+/// eq. 34, in the half-split order of Hugging Face checkpoints.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
@@ -263,7 +263,12 @@ mod tests {
     use testkit::close::{Tolerance, assert_close};
 
     use super::*;
-    use crate::test_support::{computes, fast_computes, normal, reference};
+    use crate::test_support::{
+        LARGE, bits, check_rows_alone_and_among_others, check_special_values, computes,
+        fast_computes, normal, reference, rows,
+    };
+    use half::bf16;
+    use proptest::prelude::*;
 
     const POSITIONS: [u32; 5] = [0, 1, 5, 63, 1];
     const HEADS: RotatedHeads = RotatedHeads { n_query: 1, n_key: 1, n_copied: 1 };
@@ -341,6 +346,48 @@ mod tests {
                 let plain = token * 48 + 32..token * 48 + 48;
                 assert_eq!(rotated[plain.clone()], x[plain]);
             }
+        }
+    }
+
+    #[test]
+    fn special_values_stay_in_their_pairs_and_are_copied_as_they_are() {
+        let (head_dim, half) = (42, 21);
+        let frequencies = scaled(head_dim);
+        let inputs = [normal(5, POSITIONS.len() * 3 * head_dim, 1.0)];
+        let reaches = |_, place: usize, output: usize| match place / head_dim % 3 {
+            2 => place == output,
+            _ => place / head_dim == output / head_dim && place % half == output % half,
+        };
+        for direction in [Direction::Forward, Direction::Backward] {
+            let tolerance = Tolerance { absolute: 2e-6, relative: 1e-6 };
+            let run = |compute: &Compute, [x]: &[Vec<f32>; 1]| {
+                let out = run(compute, x, &frequencies, direction);
+                for (out, x) in out.chunks(3 * head_dim).zip(x.chunks(3 * head_dim)) {
+                    let [out, x] = [out, x].map(|row| bits(&row[2 * head_dim..]));
+                    assert!(out == x, "{} copies", compute.family());
+                }
+                out
+            };
+            check_special_values(inputs.clone(), LARGE, tolerance, run, reaches);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        #[test]
+        fn a_row_has_the_same_bits_whatever_rows_stand_beside_it(seed: u64, half in 1_usize..40) {
+            let (width, frequencies) = (3 * 2 * half, scaled(2 * half));
+            let x = normal(seed, 512 * width, 1.0);
+            let positions: Vec<u32> = (0..512).map(|row| row * 37 % 200).collect();
+            check_rows_alone_and_among_others(seed, |compute, range| {
+                let mut table = RopeTable::with_capacity(512, 2 * half);
+                table.set(compute, &frequencies, &positions[range.clone()]);
+                let x = &x[range.start * width..range.end * width];
+                let mut out = vec![bf16::ONE; x.len()];
+                rotate(compute, x, &table, HEADS, Direction::Forward, &mut out);
+                rows(&out.into_iter().map(bf16::to_f32).collect::<Vec<_>>(), width)
+            });
         }
     }
 

@@ -13,7 +13,7 @@ const TASK_ROWS: usize = 8;
 ///
 /// Shapes: gate_up, rounded `[tokens, 2, ffn]` (gate first); out `[tokens, ffn]`. Overwrites `rounded` (what backward
 /// needs) and `out`. Numerics: gate and up are rounded to the operand type first, so that backward sees the values
-/// that forward used; the rest f32. Source: arXiv 2002.05202, section 2.
+/// that forward used; the rest f32. A gate of `-inf` gives NaN, one below -89 gives 0. Source: arXiv 2002.05202, section 2.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
@@ -151,7 +151,11 @@ mod tests {
     use testkit::finite_difference::assert_gradient;
 
     use super::*;
-    use crate::test_support::{computes, fast_computes, normal, reference};
+    use crate::test_support::{
+        LARGE, check_rows_alone_and_among_others, check_special_values, computes, fast_computes,
+        normal, reference,
+    };
+    use proptest::prelude::*;
 
     type Outputs = (Vec<f32>, Vec<f32>, Vec<f32>);
 
@@ -195,6 +199,60 @@ mod tests {
             let (out, ..) = run::<f32>(&compute, &gate_up, 4, &[1.0; 4]);
             assert_eq!(out[..3], [0.0, 200.0, 0.0]);
             assert!(out[3].is_nan());
+        }
+    }
+
+    fn check_special<T: Operand>(tolerance: Tolerance) {
+        let (n_tokens, ffn) = (3, 21);
+        let inputs = [normal(5, n_tokens * 2 * ffn, 2.0), normal(6, n_tokens * ffn, 1.0)];
+        // Token and column of a place in rows of `ffn`, and in rows of two halves.
+        let single = |i: usize| (i / ffn, i % ffn);
+        let double = |i: usize| (i / (2 * ffn), i % ffn);
+        let (end_out, end_d) = (n_tokens * ffn, n_tokens * 3 * ffn);
+        check_special_values(
+            inputs,
+            LARGE,
+            tolerance,
+            |compute, [gate_up, d_out]| {
+                let (out, d_gate_up, again) = run::<T>(compute, gate_up, ffn, d_out);
+                [out, d_gate_up, again].concat()
+            },
+            |input, place, output| {
+                let is_gradient = (end_out..end_d).contains(&output);
+                let at = match output {
+                    _ if is_gradient => double(output - end_out),
+                    i if i < end_out => single(i),
+                    i => single(i - end_d),
+                };
+                let is_of_up = is_gradient && (output - end_out) / ffn % 2 == 1;
+                match input {
+                    // The gradient of up does not have up in it.
+                    0 if place / ffn % 2 == 1 => double(place) == at && !is_of_up,
+                    0 => double(place) == at,
+                    _ => single(place) == at && is_gradient,
+                }
+            },
+        );
+    }
+
+    #[test]
+    fn special_values_stay_in_their_places() {
+        check_special::<f32>(Tolerance { absolute: 1e-6, relative: 2e-6 });
+        check_special::<bf16>(Tolerance { absolute: 1e-6, relative: 0.008 });
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(8))]
+
+        #[test]
+        fn a_row_has_the_same_bits_whatever_rows_stand_beside_it(seed: u64, ffn in 1_usize..120) {
+            let (x, d_out) = (normal(seed, 512 * 2 * ffn, 2.0), normal(seed ^ 1, 512 * ffn, 1.0));
+            check_rows_alone_and_among_others(seed, |compute, rows| {
+                let x = &x[rows.start * 2 * ffn..rows.end * 2 * ffn];
+                let d_out = &d_out[rows.start * ffn..rows.end * ffn];
+                let (out, d, _) = run::<bf16>(compute, x, ffn, d_out);
+                out.chunks(ffn).zip(d.chunks(2 * ffn)).map(|(out, d)| [out, d].concat()).collect()
+            });
         }
     }
 

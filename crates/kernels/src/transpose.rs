@@ -74,7 +74,8 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::test_support::{fast_computes, normal};
+    use crate::test_support::{LARGE, bits, check_special_values, computes, fast_computes, normal};
+    use testkit::close::Tolerance;
 
     fn check<T: Operand>(family: Family) {
         for n_rows in [1, 7, 8, 9, 15, 16, 17, 40] {
@@ -98,6 +99,39 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    fn check_special<T: Operand>() {
+        let (n_rows, n_k, stride) = (21, 35, 23);
+        let out_stride = 38;
+        check_special_values(
+            [normal(8, n_k * stride, 1.0)],
+            LARGE,
+            Tolerance::EXACT,
+            |compute, [source]| {
+                let source: Vec<T> = source.iter().map(|&x| T::from_f32(x)).collect();
+                let mut out = vec![T::from_f32(7.0); n_rows * out_stride];
+                transpose(compute.family(), &source, stride, [n_rows, n_k], &mut out, out_stride);
+                out.into_iter().map(T::to_f32).collect()
+            },
+            |_, place, output| {
+                place % stride == output / out_stride && place / stride == output % out_stride
+            },
+        );
+    }
+
+    #[test]
+    fn special_values_move_and_the_padding_beside_them_is_zero() {
+        check_special::<f32>();
+        check_special::<bf16>();
+        // Every bit pattern moves as it is: groups of quantised panels are no numbers.
+        let source = [0x7f80_0001_u32, 0xffc1_2345, 0x0000_0001, 0x8000_0000].map(f32::from_bits);
+        for compute in computes(1) {
+            let mut out = [0.0_f32; 4];
+            transpose(compute.family(), &source, 2, [2, 2], &mut out, 2);
+            let expected = [source[0], source[2], source[1], source[3]];
+            assert_eq!(bits(&out), bits(&expected), "{}", compute.family());
         }
     }
 

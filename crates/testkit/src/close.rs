@@ -24,9 +24,21 @@ impl Tolerance {
     pub const fn relative(relative: f64) -> Self {
         Self { absolute: 0.0, relative }
     }
+
+    /// Whether `actual` is close to `expected`. A NaN is close to a NaN only, an infinity to itself only.
+    pub fn allows(self, actual: f64, expected: f64) -> bool {
+        let difference = difference(actual, expected);
+        // An infinite or NaN expectation allows no difference, and a matching value has none.
+        difference == 0.0 || difference <= self.at(expected) && difference.is_finite()
+    }
+
+    /// The largest difference from `expected`.
+    fn at(self, expected: f64) -> f64 {
+        self.absolute + self.relative * expected.abs()
+    }
 }
 
-/// Asserts that every element is within the tolerance. A NaN is close to a NaN only, an infinity to itself only.
+/// Asserts that every element is within the tolerance ([`Tolerance::allows`]).
 ///
 /// # Panics
 /// When lengths differ, or naming the element that exceeds the tolerance by the largest factor, with both values.
@@ -40,12 +52,11 @@ where
     let mut worst_idx = 0;
     let mut worst_excess = 0.0;
     for i in 0..actual.len() {
-        let difference = difference(actual[i].into(), expected[i].into());
-        let allowed = tolerance.absolute + tolerance.relative * expected[i].into().abs();
-        // An infinite or NaN expectation allows no difference, and a matching value has none.
-        if difference == 0.0 || difference <= allowed && difference.is_finite() {
+        if tolerance.allows(actual[i].into(), expected[i].into()) {
             continue;
         }
+        let difference = difference(actual[i].into(), expected[i].into());
+        let allowed = tolerance.at(expected[i].into());
         n_outside += 1;
         let excess = if allowed > 0.0 { difference / allowed } else { f64::INFINITY };
         if n_outside == 1 || excess > worst_excess {

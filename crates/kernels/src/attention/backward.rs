@@ -37,7 +37,9 @@ pub struct AttentionBackward<'a, T> {
 ///
 /// Shapes: [`AttentionBackward`]; d_qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`. Overwrites `d_qkv`.
 /// Numerics: P, dS and d_out are rounded to the operand type for the products; sums over queries run over heads, then tiles of
-/// 64 tokens, ascending, in f32. Source: arXiv 2205.14135, algorithm 4.
+/// 64 tokens, ascending, in f32. A value that is not finite may reach all gradients of its document and KV head, as `0 * inf`
+/// where it is masked, and no others. P has the rounding error of a score and of `lse`: relative to P, 2^-23 of their size.
+/// Source: arXiv 2205.14135, algorithm 4.
 ///
 /// # Panics
 /// When a shape does not fit.

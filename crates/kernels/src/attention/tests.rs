@@ -1,9 +1,13 @@
 use half::bf16;
+use proptest::prelude::*;
 use testkit::close::{Tolerance, assert_close};
 use testkit::finite_difference::assert_gradient;
 
 use super::*;
-use crate::test_support::{bits, computes, fast_computes, normal, reference};
+use crate::test_support::{
+    LARGE, N_ROWS, bits, check_rows_alone_and_among_others, check_special_values, check_threads,
+    computes, fast_computes, normal, reference,
+};
 
 fn shape(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> HeadShape {
     HeadShape { n_heads, n_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window: None }
@@ -66,7 +70,8 @@ fn run<T: Operand>(
     let n_tokens: usize = lens.iter().sum();
     let qkv: Vec<T> = qkv.iter().map(|&x| T::from_f32(x)).collect();
     let (tables, n_blocks) = tables(lens);
-    let mut blocks = vec![T::from_f32(3.0); n_blocks * shape.block_len::<T>()];
+    // What an earlier owner left may be no number.
+    let mut blocks = vec![T::from_f32(f32::NAN); n_blocks * shape.block_len::<T>()];
     let mut first_row = 0;
     let mut sequences = Vec::new();
     for (len, table) in lens.iter().zip(&tables) {
@@ -152,7 +157,7 @@ fn chunks_from_a_cache_have_the_bits_of_one_pass() {
         for chunk_len in [1, 7, 33, 64] {
             // Scattered block ids, and blocks that hold the values of an earlier owner.
             let table = [5, 2, 7, 0];
-            let mut blocks = vec![bf16::from_f32(9.0); 8 * shape.block_len::<bf16>()];
+            let mut blocks = vec![bf16::NAN; 8 * shape.block_len::<bf16>()];
             let (mut out, mut lse) = (Vec::new(), Vec::new());
             for first in (0..len).step_by(chunk_len) {
                 let n_rows = chunk_len.min(len - first);
@@ -255,8 +260,213 @@ fn gradients_do_not_depend_on_threads() {
     let lens = [70, 33, 65];
     let qkv = normal(9, 168 * shape.qkv_width(), 1.0);
     let c = normal(10, 168 * 6 * 32, 1.0);
-    for (one, three) in fast_computes(1).iter().zip(&fast_computes(3)) {
-        let d = backward::<bf16>(one, shape, &qkv, &lens, &c);
-        assert_eq!(bits(&d), bits(&backward::<bf16>(three, shape, &qkv, &lens, &c)));
+    check_threads(|compute| backward::<bf16>(compute, shape, &qkv, &lens, &c));
+}
+
+/// Whether two rows are of one document, and their positions in it.
+fn same_document(lens: &[usize], a: usize, b: usize) -> Option<[usize; 2]> {
+    let mut start = 0;
+    lens.iter().find_map(|len| {
+        let rows = start..start + len;
+        start += len;
+        let both = rows.contains(&a) && rows.contains(&b);
+        both.then(|| [a - rows.start, b - rows.start])
+    })
+}
+
+fn check_special_scores<T: Operand>(window: Option<usize>, tolerance: Tolerance) {
+    let lens = [5, 40];
+    let shape = HeadShape { window, ..shape(4, 2, 8) };
+    let (hd, n_outputs) = (shape.head_dim, 45 * shape.n_heads * shape.head_dim);
+    check_special_values(
+        [normal(11, 45 * shape.qkv_width(), 1.0)],
+        LARGE,
+        tolerance,
+        |compute, [qkv]| {
+            let (out, lse) = run::<T>(compute, shape, qkv, &lens);
+            out.into_iter().map(T::to_f32).chain(lse).collect()
+        },
+        |_, place, output| {
+            let (token, head, i) =
+                (place / shape.qkv_width(), place % shape.qkv_width() / hd, place % hd);
+            let is_lse = output >= n_outputs;
+            let out_head = if is_lse { output - n_outputs } else { output / hd };
+            let (row, out_head) = (out_head / shape.n_heads, out_head % shape.n_heads);
+            let Some([position, row]) = same_document(&lens, token, row) else { return false };
+            let first_visible = shape.first_visible(row);
+            if head < shape.n_heads {
+                return head == out_head && position == row;
+            }
+            let kv_head = (head - shape.n_heads) % shape.n_kv_heads;
+            let is_of_group = kv_head == out_head / shape.group_len();
+            if head < shape.n_heads + shape.n_kv_heads {
+                return is_of_group && (first_visible..=row).contains(&position);
+            }
+            // A value: the rows that see a key of its block have it times zero.
+            let block = position / KEY_BLOCK;
+            let sees_block = (first_visible / KEY_BLOCK..=row / KEY_BLOCK).contains(&block);
+            is_of_group && sees_block && !is_lse && output % hd == i
+        },
+    );
+}
+
+#[test]
+fn special_values_reach_the_rows_that_see_them() {
+    for window in [None, Some(1), Some(7)] {
+        check_special_scores::<f32>(window, Tolerance { absolute: 1e-5, relative: 1e-5 });
+        // p and the output are rounded to 8 bits.
+        check_special_scores::<bf16>(window, Tolerance { absolute: 0.012, relative: 0.012 });
+    }
+}
+
+fn check_special_gradients<T: Operand>(window: Option<usize>, tolerance: Tolerance) {
+    // Two tiles of keys and queries, the second short.
+    let lens = [3, 67];
+    let n_tokens = lens.iter().sum::<usize>();
+    let shape = HeadShape { window, ..shape(4, 2, 4) };
+    let (hd, width) = (shape.head_dim, shape.qkv_width());
+    // The KV head of a query, key or value head.
+    let kv_head = |head: usize| match head.checked_sub(shape.n_heads) {
+        None => head / shape.group_len(),
+        Some(head) => head % shape.n_kv_heads,
+    };
+    check_special_values(
+        [normal(12, n_tokens * width, 1.0), normal(13, n_tokens * shape.n_heads * hd, 1.0)],
+        // Probabilities come from score and log-sum-exp, which are rounded relative to their size.
+        1e3,
+        tolerance,
+        |compute, [qkv, d_out]| backward::<T>(compute, shape, qkv, &lens, d_out),
+        |input, place, output| {
+            let n_heads = [width / hd, shape.n_heads][input];
+            let head = kv_head(place / hd % n_heads);
+            let token = place / hd / n_heads;
+            head == kv_head(output / hd % (width / hd))
+                && same_document(&lens, token, output / width).is_some()
+        },
+    );
+}
+
+#[test]
+fn special_values_reach_the_gradients_of_their_document_and_head() {
+    check_special_gradients::<f32>(None, Tolerance { absolute: 0.02, relative: 1e-3 });
+    // A probability or a score's gradient, up to 1e3, may be rounded to the next of 8 bits.
+    check_special_gradients::<bf16>(Some(7), Tolerance { absolute: 30.0, relative: 0.02 });
+}
+
+/// Output and log-sum-exp of the rows of some sequences, row by row.
+fn attended(
+    compute: &Compute,
+    shape: HeadShape,
+    qkv: &[bf16],
+    sequences: &[SequenceRows<'_>],
+    blocks: &[bf16],
+) -> Vec<Vec<f32>> {
+    let n_rows = qkv.len() / shape.qkv_width();
+    let width = shape.n_heads * shape.head_dim;
+    let mut out = vec![bf16::from_f32(7.0); n_rows * width];
+    let mut lse = vec![7.0; n_rows * shape.n_heads];
+    attention(compute, shape, qkv, sequences, blocks, &mut out, &mut lse);
+    let rows = out.chunks(width).zip(lse.chunks(shape.n_heads));
+    rows.map(|(out, lse)| out.iter().map(|x| x.to_f32()).chain(lse.iter().copied()).collect())
+        .collect()
+}
+
+/// The rows are tokens of one prompt, of which earlier ones are in the cache.
+fn check_chunks_of_a_prompt(seed: u64, shape: HeadShape) {
+    let width = shape.qkv_width();
+    let qkv = normal(seed, N_ROWS * width, 1.0).into_iter().map(bf16::from_f32);
+    let qkv: Vec<bf16> = qkv.collect();
+    let table: Vec<u32> = (0..(N_ROWS / KEY_BLOCK) as u32).rev().collect();
+    check_rows_alone_and_among_others(seed, |compute, range| {
+        let mut blocks = vec![bf16::NAN; table.len() * shape.block_len::<bf16>()];
+        let (before, chunk) = qkv[..range.end * width].split_at(range.start * width);
+        let sequence = |first_position, n_rows| SequenceRows {
+            first_row: 0,
+            n_rows,
+            first_position,
+            block_table: &table,
+        };
+        append_keys_values(compute, shape, before, &[sequence(0, range.start)], &mut blocks);
+        let sequences = [sequence(range.start, range.len())];
+        append_keys_values(compute, shape, chunk, &sequences, &mut blocks);
+        attended(compute, shape, chunk, &sequences, &blocks)
+    });
+}
+
+/// The rows are single tokens of as many sequences, with contexts of many lengths, as when many requests are served.
+fn check_tokens_of_sequences(seed: u64, shape: HeadShape) {
+    let width = shape.qkv_width();
+    let lens: Vec<usize> = (0..N_ROWS).map(|i| 1 + i * 29 % 70).collect();
+    let (tables, n_blocks) = tables(&lens);
+    let mut blocks = vec![bf16::NAN; n_blocks * shape.block_len::<bf16>()];
+    let mut last_tokens = Vec::new();
+    for (i, (&n_rows, block_table)) in lens.iter().zip(&tables).enumerate() {
+        let qkv = normal(seed ^ i as u64, n_rows * width, 1.0).into_iter().map(bf16::from_f32);
+        let qkv: Vec<bf16> = qkv.collect();
+        let sequence = SequenceRows { first_row: 0, n_rows, first_position: 0, block_table };
+        append_keys_values(&reference(), shape, &qkv, &[sequence], &mut blocks);
+        last_tokens.extend_from_slice(&qkv[(n_rows - 1) * width..]);
+    }
+    check_rows_alone_and_among_others(seed, |compute, range| {
+        let qkv = &last_tokens[range.start * width..range.end * width];
+        let sequence = |(first_row, i): (usize, usize)| SequenceRows {
+            first_row,
+            n_rows: 1,
+            first_position: lens[i] - 1,
+            block_table: &tables[i],
+        };
+        let sequences: Vec<SequenceRows<'_>> = range.enumerate().map(sequence).collect();
+        attended(compute, shape, qkv, &sequences, &blocks)
+    });
+}
+
+/// The rows are packed documents, some of them longer than a tile.
+fn check_gradients_of_documents(seed: u64, shape: HeadShape) {
+    let (width, out_width) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
+    let lens: Vec<usize> = (0..N_ROWS).map(|i| if i % 50 == 7 { 70 } else { 1 + i % 5 }).collect();
+    let starts: Vec<usize> = (0..=N_ROWS).map(|i| lens[..i].iter().sum()).collect();
+    let qkv = normal(seed, starts[N_ROWS] * width, 1.0);
+    let d_out = normal(seed ^ 1, starts[N_ROWS] * out_width, 1.0);
+    check_rows_alone_and_among_others(seed, |compute, range| {
+        let (start, end) = (starts[range.start], starts[range.end]);
+        let (qkv, d_out) =
+            (&qkv[start * width..end * width], &d_out[start * out_width..end * out_width]);
+        let d_qkv = backward::<bf16>(compute, shape, qkv, &lens[range.clone()], d_out);
+        let document = |i: usize| (starts[i] - start) * width..(starts[i + 1] - start) * width;
+        range.map(|i| d_qkv[document(i)].to_vec()).collect()
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3))]
+
+    #[test]
+    fn a_token_has_the_same_bits_in_any_chunk_of_its_prompt(
+        seed: u64,
+        n_kv_heads in 1_usize..3,
+        half_dim in 1_usize..20,
+        window in prop::option::of(1_usize..200),
+    ) {
+        let shape = shape(3 * n_kv_heads, n_kv_heads, 2 * half_dim);
+        check_chunks_of_a_prompt(seed, HeadShape { window, ..shape });
+    }
+
+    #[test]
+    fn a_token_has_the_same_bits_whatever_sequences_stand_beside_it(
+        seed: u64,
+        n_kv_heads in 1_usize..3,
+        half_dim in 1_usize..20,
+        window in prop::option::of(1_usize..60),
+    ) {
+        let shape = shape(3 * n_kv_heads, n_kv_heads, 2 * half_dim);
+        check_tokens_of_sequences(seed, HeadShape { window, ..shape });
+    }
+
+    #[test]
+    fn a_document_has_the_same_gradients_whatever_documents_stand_beside_it(
+        seed: u64, half_dim in 1_usize..9, window in prop::option::of(1_usize..80),
+    ) {
+        let shape = shape(2, 1, 2 * half_dim);
+        check_gradients_of_documents(seed, HeadShape { window, ..shape });
     }
 }

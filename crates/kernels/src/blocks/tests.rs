@@ -1,4 +1,6 @@
 use half::bf16;
+use proptest::prelude::*;
+use testkit::close::Tolerance;
 use testkit::golden;
 use testkit::random::Rng;
 
@@ -6,36 +8,48 @@ use super::*;
 use crate::compute::Compute;
 use crate::matmul::{Left, Right, Write, matmul, matmul_columns};
 use crate::panels::{Panels, Source};
-use crate::test_support::{bits, computes, fast_computes, normal, reference};
+use crate::test_support::{
+    LARGE, bits, check_rows_alone_and_among_others, check_special_values, computes, fast_computes,
+    normal, reference, rows,
+};
 
-/// Random blocks whose factors are small numbers, so that nothing is infinite.
-fn random_blocks(kind: BlockKind, n_blocks: usize, seed: u64) -> Vec<u8> {
-    let factors: &[usize] = match kind {
-        BlockKind::F32 | BlockKind::F16 | BlockKind::Bf16 => &[],
+/// Where the factors of a block stand; a plain number is one itself.
+fn factor_places(kind: BlockKind) -> &'static [usize] {
+    match kind {
         BlockKind::Q4_1 | BlockKind::Q5_1 | BlockKind::Q4_K | BlockKind::Q5_K => &[0, 2],
         BlockKind::Q2_K => &[80, 82],
         BlockKind::Q3_K => &[108],
         BlockKind::Q6_K => &[208],
         _ => &[0],
-    };
+    }
+}
+
+/// Random blocks with the factors given.
+fn blocks_with(kind: BlockKind, factors: &[f32], seed: u64) -> Vec<u8> {
+    let places = factor_places(kind);
     let mut rng = Rng::new(seed);
     let mut bytes: Vec<u8> = Vec::new();
-    for _ in 0..n_blocks {
+    for factors in factors.chunks_exact(places.len()) {
         let mut block: Vec<u8> = (0..kind.block_bytes()).map(|_| rng.below(256) as u8).collect();
-        let number = 0.02 * rng.normal() as f32;
-        match kind {
-            BlockKind::F32 => block = number.to_le_bytes().to_vec(),
-            BlockKind::F16 => block = half::f16::from_f32(number).to_le_bytes().to_vec(),
-            BlockKind::Bf16 => block = bf16::from_f32(number).to_le_bytes().to_vec(),
-            _ => {}
-        }
-        for &at in factors {
-            let factor = half::f16::from_f32(0.01 * rng.normal() as f32);
-            block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
+        for (&at, &factor) in places.iter().zip(factors) {
+            match kind {
+                BlockKind::F32 => block = factor.to_le_bytes().to_vec(),
+                BlockKind::Bf16 => block = bf16::from_f32(factor).to_le_bytes().to_vec(),
+                _ => {
+                    let half = half::f16::from_f32(factor).to_le_bytes();
+                    block[at..at + 2].copy_from_slice(&half);
+                }
+            }
         }
         bytes.extend(block);
     }
     bytes
+}
+
+/// Random blocks whose factors are small numbers, so that nothing is infinite.
+fn random_blocks(kind: BlockKind, n_blocks: usize, seed: u64) -> Vec<u8> {
+    let factors = normal(seed ^ 1, n_blocks * factor_places(kind).len(), 0.01);
+    blocks_with(kind, &factors, seed)
 }
 
 #[test]
@@ -182,20 +196,72 @@ fn products_with_blocks_equal_products_with_their_numbers() {
     }
 }
 
+fn check_special_factors<T: Operand>(kind: BlockKind) {
+    let (m, n, k) = (3, 5, if kind.block_len() == 1 { 34 } else { 256 });
+    let n_factors = k / kind.block_len() * factor_places(kind).len();
+    check_special_values(
+        [normal(6, n * n_factors, 0.01), normal(7, m * k, 1.0)],
+        LARGE,
+        // Sums of 256 products of numbers up to about ten, in other orders.
+        Tolerance { absolute: 5e-3, relative: 1e-5 },
+        |compute, [factors, a]| {
+            let bytes = blocks_with(kind, factors, 8);
+            let a: Vec<T> = a.iter().map(|&x| T::from_f32(x)).collect();
+            let blocks = BlockMatrix::new(kind, &bytes, [n, k]);
+            let mut out = product(compute, &a, Right::Blocks(blocks), [m, n, k]);
+            let mut row = vec![7.0; k];
+            for n_idx in 0..n {
+                blocks.read_row(compute, n_idx, &mut row);
+                out.extend(&row);
+            }
+            out
+        },
+        |input, place, output| match (input, output < m * n) {
+            (0, true) => place / n_factors == output % n,
+            (0, false) => place / n_factors == (output - m * n) / k,
+            (_, is_product) => is_product && place / k == output / n,
+        },
+    );
+}
+
 #[test]
-fn a_row_has_the_same_bits_alone_and_among_others_on_any_number_of_threads() {
-    let (n, k) = (96, 1280);
-    let bytes = random_blocks(BlockKind::Q4_K, n * k / 256, 5);
-    let blocks = Right::Blocks(BlockMatrix::new(BlockKind::Q4_K, &bytes, [n, k]));
-    let a: Vec<bf16> = normal(6, 512 * k, 1.0).into_iter().map(bf16::from_f32).collect();
-    for (one, two) in computes(1).iter().zip(&computes(2)) {
-        let all = product(two, &a, blocks, [512, n, k]);
-        assert_eq!(bits(&product(one, &a, blocks, [512, n, k])), bits(&all));
-        for m in [1, 2, 15, 16, 17] {
-            let some = product(two, &a[..m * k], blocks, [m, n, k]);
-            assert_eq!(bits(&some), bits(&all[..m * n]), "{m} rows, {}", one.family());
+fn factors_that_are_not_finite_stay_in_their_column() {
+    for kind in BlockKind::ALL {
+        check_special_factors::<bf16>(kind);
+        check_special_factors::<f32>(kind);
+    }
+}
+
+fn check_rows<T: Operand>(kind: BlockKind, seed: u64, [n, k]: [usize; 2]) {
+    let bytes = random_blocks(kind, n * k / kind.block_len(), seed);
+    let blocks = Right::Blocks(BlockMatrix::new(kind, &bytes, [n, k]));
+    let a: Vec<T> = normal(seed ^ 2, 512 * k, 1.0).into_iter().map(T::from_f32).collect();
+    check_rows_alone_and_among_others(seed, |compute, range| {
+        let a = &a[range.start * k..range.end * k];
+        rows(&product(compute, a, blocks, [range.len(), n, k]), n)
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2))]
+
+    #[test]
+    fn a_row_has_the_same_bits_whatever_rows_stand_beside_it(
+        seed: u64, n in 1_usize..70, max_k in 2_usize..600, is_f32: bool,
+    ) {
+        for kind in BlockKind::ALL {
+            let step = kind.block_len().max(2);
+            let check_rows = if is_f32 { check_rows::<f32> } else { check_rows::<bf16> };
+            check_rows(kind, seed, [n, max_k.next_multiple_of(step)]);
         }
     }
+}
+
+/// Beyond one block of K.
+#[test]
+fn a_row_has_the_same_bits_over_several_blocks_of_k() {
+    check_rows::<bf16>(BlockKind::Q4_K, 5, [40, 1280]);
+    check_rows::<f32>(BlockKind::Q8_0, 5, [20, 1056]);
 }
 
 #[test]
