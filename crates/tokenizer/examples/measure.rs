@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let megabytes = texts.iter().map(String::len).sum::<usize>() as f64 / 1e6;
     let mut trained = None;
     for n_threads in [1, 2] {
-        let options = TrainOptions { vocab_size, n_threads, ..TrainOptions::default() };
+        let options = TrainOptions { vocab_size, n_threads };
         let start = Instant::now();
         let mut trainer = BpeTrainer::new(options);
         texts.iter().for_each(|text| trainer.feed(text));

@@ -49,7 +49,7 @@ fn committed() -> Tokenizer {
 fn training_gives_the_committed_files() {
     let text = fs::read_to_string(folder().join("training_text.txt")).unwrap();
     for n_threads in [1, 3] {
-        let options = TrainOptions { vocab_size: 600, n_threads, ..TrainOptions::default() };
+        let options = TrainOptions { vocab_size: 600, n_threads };
         let mut trainer = BpeTrainer::new(options);
         trainer.feed(&text);
         for (name, contents) in trainer.train().unwrap().files() {

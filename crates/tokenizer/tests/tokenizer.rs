@@ -79,7 +79,7 @@ fn training_does_not_depend_on_the_number_of_threads() {
     // Long enough to be cut.
     let text = (0..200).map(|i| format!("{i} {TEXT}\n")).collect::<String>();
     let digest = |n_threads| {
-        let options = TrainOptions { vocab_size: 700, n_threads, ..TrainOptions::default() };
+        let options = TrainOptions { vocab_size: 700, n_threads };
         let mut trainer = BpeTrainer::new(options);
         trainer.feed(&text);
         trainer.train().unwrap().digest()

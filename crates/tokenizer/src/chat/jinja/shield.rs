@@ -1,5 +1,6 @@
 //! Keeps content from becoming control tokens in a text that is made of both.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use crate::added::AddedTokens;
@@ -27,9 +28,8 @@ impl Shield {
         let mut free = PRIVATE.filter(|c| !taken.contains(c));
         let mut stand_ins = HashMap::new();
         for first in names.iter().filter_map(|name| name.chars().next()) {
-            if !stand_ins.contains_key(&first) {
-                let stand_in = free.next().ok_or(Error::NoPrivateCharacter)?;
-                stand_ins.insert(first, stand_in);
+            if let Entry::Vacant(place) = stand_ins.entry(first) {
+                place.insert(free.next().ok_or(Error::NoPrivateCharacter)?);
             }
         }
         Ok(Shield { controls: AddedTokens::new(ids), names, stand_ins })
