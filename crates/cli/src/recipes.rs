@@ -15,7 +15,8 @@ use crate::failure::Failure;
 /// # Errors
 /// When the file cannot be read, an override is malformed, or the result is no recipe.
 pub(crate) fn read(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> {
-    let text = read_text(path, MAX_RECIPE_BYTES)?;
+    let text = read_text(path, MAX_RECIPE_BYTES)
+        .with_context(|| format!("cannot read recipe {}", path.display()))?;
     if overrides.is_empty() {
         return Ok(Recipe::parse(&text, path)?);
     }
