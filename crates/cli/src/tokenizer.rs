@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use data::reader::FolderReader;
+use formats::gguf::{GgufFile, GgufVocabulary};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokenizer::instruct::{InstructRequest, InstructVersion};
@@ -16,6 +17,7 @@ use train::export::write_tokenizer;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
+use crate::gguf_vocabulary;
 use crate::table::table;
 
 /// Arguments of `galerne tokenizer`.
@@ -58,22 +60,33 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Used {
-    /// Tokenizer: a tokenizer.json, tekken.json or tokenizer.model, or a folder with one
+    /// Tokenizer: a tokenizer.json, tekken.json, tokenizer.model or .gguf file, or a folder with one of the first three
     #[arg(long, value_name = "FILE|DIR")]
     tokenizer: PathBuf,
 }
 
 impl Used {
     fn open(&self) -> anyhow::Result<Tokenizer> {
-        Tokenizer::open(&self.tokenizer)
-            .with_context(|| format!("cannot use the tokenizer of {}", self.tokenizer.display()))
+        let opened = match self.gguf() {
+            Some(vocabulary) => vocabulary.and_then(|known| gguf_vocabulary::tokenizer(&known)),
+            None => Ok(Tokenizer::open(&self.tokenizer)?),
+        };
+        opened.with_context(|| format!("cannot use the tokenizer of {}", self.tokenizer.display()))
+    }
+
+    /// The vocabulary of a GGUF file, where one was given.
+    fn gguf(&self) -> Option<anyhow::Result<GgufVocabulary>> {
+        self.tokenizer.extension().filter(|extension| *extension == "gguf")?;
+        let vocabulary = GgufFile::open(&self.tokenizer).and_then(|file| file.vocabulary());
+        Some(vocabulary.map_err(Into::into).and_then(|found| found.context("it holds none")))
     }
 
     /// The template of the folder, or the one that the tokenizer's file alone stands for.
     fn template(&self, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
-        let found = match self.tokenizer.is_dir() {
-            true => ChatTemplate::open(&self.tokenizer, tokenizer)?,
-            false => ChatTemplate::choose(None, tokenizer)?,
+        let found = match self.gguf() {
+            Some(known) => ChatTemplate::choose(known?.chat_template.as_deref(), tokenizer)?,
+            None if self.tokenizer.is_dir() => ChatTemplate::open(&self.tokenizer, tokenizer)?,
+            None => ChatTemplate::choose(None, tokenizer)?,
         };
         match (found, tokenizer.version()) {
             (Some(template), _) => Ok(template),

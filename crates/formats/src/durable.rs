@@ -263,7 +263,7 @@ pub(crate) fn remove_dead_leftovers(final_dir: &Path) -> Result<(), FormatError>
 /// leads to stays.
 ///
 /// # Errors
-/// When the system refuses; the folder is then as it was, or is left under a name that [`remove_leftovers`] knows.
+/// When the system refuses; the folder is then as it was, or is left under a name that is cleared away with other leftovers.
 pub fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
     if dir.is_symlink() {
         return fs::remove_file(dir).map_err(FormatError::io("remove", dir));

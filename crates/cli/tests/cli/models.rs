@@ -166,6 +166,12 @@ fn a_gguf_file_holds_the_tokenizer_and_the_template() {
         finished.expect(0).stdout
     };
     assert_eq!(talk("./tiny.gguf"), talk("tiny-1"));
+    let text = "\"l'\u{e9}t\u{e9}, 1234 [INST] x\"\n";
+    let encoded = |tokenizer: &str| {
+        let arguments = ["tokenizer", "encode", "--tokenizer", tokenizer, "--json"];
+        home.run_with_input(&arguments, text).expect(0).stdout
+    };
+    assert_eq!(encoded("./tiny.gguf"), encoded(home.inside("models/tiny-1").to_str().unwrap()));
     // A file by itself can be looked at, quantised with what it holds, and served.
     let shown = home.run(&["model", "inspect", "./tiny.gguf", "--json"]).expect(0).json();
     assert!(shown["tokenizer"]["vocab_size"].as_u64().unwrap() > 264, "{shown}");

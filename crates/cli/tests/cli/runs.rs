@@ -334,7 +334,7 @@ fn a_number_whose_model_is_still_there_is_not_taken_again() {
         assert!(stderr.contains("quickstart-2") && stderr.contains(expected), "{stderr}");
         assert_eq!(names_in(&home.inside("runs")), ["tiny-2"]);
     };
-    refused("no text in");
+    refused("is empty");
     fs::write(text.join("one.txt"), "the wind of the west\n").unwrap();
     refused("is one document, expected two or more");
     fs::write(text.join("two.txt"), "the wind of the east\n").unwrap();
