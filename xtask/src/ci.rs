@@ -1,5 +1,6 @@
 //! The whole gate: every part that a change has to pass, each with its time.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -26,6 +27,7 @@ const PARTS: &[Part] = &[
     Part { name: "clippy", budget_s: 360, run: clippy },
     Part { name: "test", budget_s: 1200, run: test },
     Part { name: "doc", budget_s: 180, run: doc },
+    Part { name: "quickstart", budget_s: 300, run: quickstart },
     Part { name: "clients", budget_s: 300, run: clients },
     Part { name: "page", budget_s: 180, run: page },
 ];
@@ -93,7 +95,7 @@ fn row(name: &str, budget_s: u64, took: Duration, counts: Counts, note: &str) ->
         _ => "ok",
     };
     let mut line = format!(
-        "{name:<8} {state:<8} {:>7.1} s of {budget_s:>5} s {:>6} checks",
+        "{name:<10} {state:<8} {:>7.1} s of {budget_s:>5} s {:>6} checks",
         took.as_secs_f64(),
         counts.passed + counts.failed
     );
@@ -137,6 +139,25 @@ fn doc(gate: &Gate<'_>) -> Result<Outcome> {
     Ok(Outcome::Ran(Counts::single(ran.success)))
 }
 
+/// The main job, small, as a process that is stopped and resumed.
+fn quickstart(gate: &Gate<'_>) -> Result<Outcome> {
+    let python3 = [Program { name: "python3", package: "python3" }];
+    if let Err(names) = outside::programs(&python3, gate.missing)? {
+        return Ok(Outcome::Skipped(names));
+    }
+    gate.home.folder()?;
+    let path = "xtask/clients/test_quickstart.py";
+    let mut command = gate.workspace.command("python3", &[path, "--galerne"]);
+    Ok(Outcome::Ran(counted(command.arg(gate.home.galerne()))?))
+}
+
+/// Runs a script that ends with a line of its counts; without one it has failed.
+fn counted(command: &mut Command) -> Result<Counts> {
+    let ran = run::echoed(command)?;
+    let counts = Counts::of_summary_line(&ran.stdout);
+    Ok(counts.unwrap_or(Counts::single(false)).with_exit(ran.success))
+}
+
 /// The Python client of OpenAI against a real server.
 fn clients(gate: &Gate<'_>) -> Result<Outcome> {
     script(gate, "xtask/clients/test_openai.py")
@@ -168,10 +189,7 @@ fn script(gate: &Gate<'_>, path: &str) -> Result<Outcome> {
         Err(reason) => return Ok(Outcome::Skipped(reason)),
     };
     let server = Server::start(&gate.home)?;
-    let mut command = gate.workspace.command(python, &[path, "--url", server.url()]);
-    let ran = run::echoed(&mut command)?;
-    let counts = Counts::of_summary_line(&ran.stdout).unwrap_or_default();
-    let mut counts = counts.with_exit(ran.success);
+    let mut counts = counted(&mut gate.workspace.command(python, &[path, "--url", server.url()]))?;
     let stopped = server.stop();
     if let Err(error) = &stopped {
         println!("FAILED the server ends on SIGTERM: {error:#}");

@@ -42,6 +42,7 @@ enum Means {
 const COMPARISONS: &[Comparison] = &[
     Comparison { name: "logits", means: Means::Golden("golden/make_logits.py") },
     Comparison { name: "architectures", means: Means::Golden("golden/make_architectures.py") },
+    Comparison { name: "adapters", means: Means::Golden("golden/make_adapters.py") },
     Comparison { name: "blocks", means: Means::Golden("golden/make_blocks.py") },
     Comparison { name: "instruct", means: Means::Golden("golden/make_instruct.py") },
     Comparison { name: "jinja", means: Means::Golden("golden/jinja/make_jinja_golden.py") },

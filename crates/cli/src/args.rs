@@ -68,7 +68,7 @@ pub(crate) enum Command {
     Tune(tune::Args),
     /// Go on with a stopped or killed run from its last checkpoint
     Resume(resume::Args),
-    /// List, import, export, quantize, inspect or remove models
+    /// List, import, export, quantize, merge, inspect or remove models
     Model(model::Args),
     /// Continue a text, or a list of token ids
     Generate(generate::Args),

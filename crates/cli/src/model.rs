@@ -10,6 +10,7 @@ use crate::table::table;
 mod export;
 mod import;
 mod inspect;
+mod merge;
 mod quantize;
 
 use inspect::dtype_name;
@@ -37,6 +38,8 @@ enum Command {
     Export(export::Args),
     /// Make a smaller model with quantised matrices, and say how far its predictions are from the original's
     Quantize(quantize::Args),
+    /// Put an adapter (LoRA) into the weights of its model
+    Merge(merge::Args),
     /// Remove a model of the home
     Rm {
         /// Model: a name in the home
@@ -56,6 +59,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         Command::Import(args) => import::run(&args, context),
         Command::Export(args) => export::run(&args, context),
         Command::Quantize(args) => quantize::run(&args, context),
+        Command::Merge(args) => merge::run(&args, context),
         Command::Rm { model } => import::remove(&model, context),
     }
 }

@@ -85,8 +85,7 @@ impl Used {
     fn template(&self, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
         let found = match self.gguf() {
             Some(known) => ChatTemplate::choose(known?.chat_template.as_deref(), tokenizer)?,
-            None if self.tokenizer.is_dir() => ChatTemplate::open(&self.tokenizer, tokenizer)?,
-            None => ChatTemplate::choose(None, tokenizer)?,
+            None => ChatTemplate::open(&self.tokenizer, tokenizer)?,
         };
         match (found, tokenizer.version()) {
             (Some(template), _) => Ok(template),

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use eval::figures::{bytes, duration, short};
-use formats::model_dir::Lineage;
+use formats::licence::licence_of;
+use formats::model_dir::{Lineage, ModelDir};
 use formats::{WeightDtype, checkpoint, free_disk_bytes};
 use model::{ModelConfig, compute_dtype};
 use serde_json::json;
@@ -15,7 +16,7 @@ use tokenizer::Tokenizer;
 use train::export::{ModelNotes, write_model};
 use train::plan::TrainingMemory;
 use train::recipe::{BatchSettings, Start};
-use train::{Outcome, Progress, Recipe, Run, RunControl, starting_config};
+use train::{Outcome, Progress, Recipe, Run, RunControl, starting_config, template_of};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
@@ -343,6 +344,19 @@ pub(crate) fn train(
     }
 }
 
+/// What a model trained further has of its parent: the licence of the weights, and the data sheet of what they were trained
+/// on first.
+fn inherited(recipe: &Recipe) -> anyhow::Result<Lineage> {
+    let Start::Model(dir) = &recipe.start else { return Ok(Lineage::default()) };
+    if !dir.exists() {
+        return Ok(Lineage::default());
+    }
+    let parent = ModelDir::open(dir)?;
+    let licence = licence_of(&parent)?.map(|licence| licence.name);
+    let data_sheet_sha256 = parent.lineage().and_then(|known| known.data_sheet_sha256.clone());
+    Ok(Lineage { licence, data_sheet_sha256, ..Lineage::default() })
+}
+
 /// Writes the model of a finished run into the home, unless it is there already.
 fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
     let name = folder_name(run.dir());
@@ -352,6 +366,8 @@ fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
         return Ok(dir);
     }
     let recipe = run.recipe();
+    let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
+    let has_conversations = !recipe.data.conversations.is_empty();
     let parent = match &recipe.start {
         Start::Model(parent) | Start::Run(parent) => Some(folder_name(parent)),
         Start::Random(_) => None,
@@ -367,11 +383,11 @@ fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
             run.step()
         ),
         sections: vec![("Recipe".to_owned(), format!("```toml\n{}```", recipe.to_toml()))],
-        lineage: Lineage { run: Some(name.clone()), parent, ..Lineage::default() },
+        lineage: Lineage { run: Some(name.clone()), parent, ..inherited(recipe)? },
         temperature: None,
+        template: has_conversations.then(|| template_of(recipe, &tokenizer)).transpose()?,
         name,
     };
-    let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
     write_model(&dir, run.parameters(), recipe.dtype, &tokenizer, &notes)
         .with_context(|| format!("cannot write the model of run {}", run.dir().display()))?;
     Ok(dir)

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::FormatError;
 use crate::names::WeightName;
 
-mod fields;
+pub(crate) mod fields;
 pub(crate) mod hf;
 pub(crate) mod native;
 

@@ -1,5 +1,6 @@
 //! Models from one layout to another, tensor by tensor, without a change of a number.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use crate::licence::licence_of;
 use crate::model_dir::{
     CONFIG_FILE, GenerationConfig, LINEAGE_FILE, Lineage, ModelDir, ModelDirWriter,
 };
-use crate::names::{LayerPart, Layout, WeightName};
+use crate::names::{LayerPart, Layout, RowOrder, WeightName};
 use crate::weights::{
     INDEX_FILE, ModelWeights, NATIVE_INDEX_FILE, StoredWeight, TensorData, TensorDtype,
     TensorSource, is_plain_name,
@@ -68,6 +69,53 @@ pub fn write_hugging_face(model: &ModelDir, out: &Path) -> Result<ModelDir, Form
     writer.weights(sources)?;
     write_companions(model, &writer)?;
     writer.commit()
+}
+
+/// Adds to rows of a weight: the weight, the first row, and the rows in f32.
+pub type RowChange<'a> = dyn Fn(WeightName, usize, &mut [f32]) + 'a;
+
+/// Writes a model as a Hugging Face directory with some of its matrices changed; these are rounded to the model's number type. The
+/// new directory names the old one as its parent.
+///
+/// # Errors
+/// As [`write_hugging_face`].
+pub fn write_changed(
+    model: &ModelDir,
+    out: &Path,
+    changed: &BTreeSet<WeightName>,
+    change: &RowChange<'_>,
+) -> Result<ModelDir, FormatError> {
+    let writer = ModelDirWriter::begin(out)?;
+    let config = model.config();
+    let mut sources = directory_sources(model, Layout::HuggingFace)?;
+    for &name in changed {
+        let weight = model.weights().weight(name, config)?;
+        let write = move |out: &mut dyn Write| {
+            let mut first = 0;
+            let n_in = weight.shape()[1];
+            write_numbers(out, &weight, name, RowOrder::Same, config.dtype.into(), |rows, out| {
+                change(name, first, rows);
+                first += rows.len() / n_in;
+                put_rounded(rows, out, config.dtype);
+            })
+        };
+        let hf_name = name.hf_name();
+        let source = sources.iter_mut().find(|source| source.name == hf_name);
+        let source = source.expect("every weight of the model has a source");
+        (source.dtype, source.data) = (config.dtype.into(), stream(write));
+    }
+    writer.config(config)?;
+    writer.weights(sources)?;
+    write_companions(model, &writer)?;
+    writer.commit()
+}
+
+fn put_rounded(numbers: &[f32], out: &mut [u8], dtype: WeightDtype) {
+    match dtype {
+        WeightDtype::F32 => put(numbers, out, f32::to_le_bytes),
+        WeightDtype::F16 => put(numbers, out, |number| f16::from_f32(number).to_le_bytes()),
+        WeightDtype::Bf16 => put(numbers, out, |number| bf16::from_f32(number).to_le_bytes()),
+    }
 }
 
 /// Writes a model as a native Mistral directory. The new directory names the old one as its parent.
@@ -319,18 +367,19 @@ fn gguf_part<'a>(
     if (quantised.is_some() || dtype != weight.dtype()) && !weight.dtype().is_plain() {
         return Err(weights.quantised(name, weight.dtype()));
     }
+    let order = Layout::Gguf.row_order(name, config.head_dim);
     let data = match quantised {
         None if dtype == weight.dtype() => {
             stream(move |out| write_rows(out, &weight, name, Layout::Gguf, config))
         }
         None => stream(move |out| {
-            write_numbers(out, &weight, name, dtype, config, |numbers, out| match dtype {
+            write_numbers(out, &weight, name, order, dtype, |numbers, out| match dtype {
                 TensorDtype::F32 => put(numbers, out, f32::to_le_bytes),
                 _ => put(numbers, out, |number| bf16::from_f32(number).to_le_bytes()),
             })
         }),
         Some((quantiser, _)) => stream(move |out| {
-            write_numbers(out, &weight, name, dtype, config, |numbers, out| {
+            write_numbers(out, &weight, name, order, dtype, |numbers, out| {
                 quantiser.encode(dtype, numbers, out);
             })
         }),
@@ -376,15 +425,14 @@ fn write_numbers(
     out: &mut dyn Write,
     weight: &StoredWeight<'_>,
     name: WeightName,
+    order: RowOrder,
     dtype: TensorDtype,
-    config: &DecoderConfig,
-    encode: impl Fn(&[f32], &mut [u8]),
+    mut encode: impl FnMut(&mut [f32], &mut [u8]),
 ) -> io::Result<()> {
     let (n_rows, width) = match *weight.shape() {
         [n_rows, width] => (n_rows, width),
         _ => (1, weight.shape().iter().product()),
     };
-    let order = Layout::Gguf.row_order(name, config.head_dim);
     let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
     for first in (0..n_rows).step_by(ROWS_AT_A_TIME) {
         let rows = first..n_rows.min(first + ROWS_AT_A_TIME);
@@ -399,7 +447,7 @@ fn write_numbers(
             }
         }
         bytes.resize(dtype.bytes_of(numbers.len()), 0);
-        encode(&numbers, &mut bytes);
+        encode(&mut numbers, &mut bytes);
         out.write_all(&bytes)?;
     }
     Ok(())

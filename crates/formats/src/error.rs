@@ -117,6 +117,15 @@ pub enum FormatError {
         /// Where it should be.
         expected: String,
     },
+    /// A tensor of an adapter that has no place in the model.
+    #[error("tensor `{tensor}` of {} is no factor of a matrix of this model, expected names such as \
+             `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` or `layers.0.attention.wq.lora_A.weight`", path.display())]
+    AdapterTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
     /// A tensor has another shape than the configuration says.
     #[error("tensor `{tensor}` in {} has shape {got:?}, expected {expected:?} {axes}", path.display())]
     TensorShape {

@@ -19,6 +19,7 @@
 mod error;
 mod os;
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod config;
 pub mod convert;

@@ -416,7 +416,7 @@ impl WeightFiles {
     }
 
     /// The file of a tensor that is there.
-    fn path_of(&self, tensor: &str) -> &Path {
+    pub(crate) fn path_of(&self, tensor: &str) -> &Path {
         &self.files[self.tensors[tensor].file_idx].path
     }
 

@@ -96,13 +96,21 @@ impl Tokenizer {
 impl ChatTemplate {
     /// The template of a model's folder: our own where its files have that; Mistral's where the tokenizer's file says
     /// its version; else the model's own, from `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`.
-    /// `None` if there is none: the model only continues text.
+    /// `None` if there is none: the model only continues text. A tokenizer's file by itself tells of its version alone.
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::Json`], [`Error::Jinja`].
-    pub fn open(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, Error> {
-        let source = ChatTemplate::source_in(folder)?;
+    pub fn open(path: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, Error> {
+        let source = if path.is_dir() { ChatTemplate::source_in(path)? } else { None };
         ChatTemplate::choose(source.as_deref(), tokenizer)
+    }
+
+    /// Name and contents of the file that makes this the template of a folder whose other files do not say it.
+    pub fn file(&self) -> Option<(&'static str, &'static str)> {
+        match self {
+            ChatTemplate::Galerne => Some((TEMPLATE_FILE, GALERNE_JINJA)),
+            ChatTemplate::Instruct(_) | ChatTemplate::Jinja(_) => None,
+        }
     }
 
     /// The text of the template that a folder's files hold, in Jinja.

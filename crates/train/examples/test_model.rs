@@ -49,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         sections: Vec::new(),
         lineage: Lineage { run: Some("test-model".to_owned()), ..Lineage::default() },
         temperature: None,
+        template: None,
     };
     let dir = home.join("models/test-model");
     write_model(&dir, run.parameters(), WeightDtype::Bf16, &tokenizer, &notes)?;

@@ -6,7 +6,7 @@ use formats::durable::write_bytes_atomically;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, ModelDirWriter};
 use formats::{DecoderConfig, TensorData, TensorSource, WeightDtype, WeightName};
 use model::Parameters;
-use tokenizer::Tokenizer;
+use tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::error::TrainError;
 
@@ -23,6 +23,8 @@ pub struct ModelNotes {
     pub lineage: Lineage,
     /// Sampling temperature that suits it, if any does in particular.
     pub temperature: Option<f64>,
+    /// The template of its conversations; `None` of a model that saw none.
+    pub template: Option<ChatTemplate>,
 }
 
 /// Writes a model directory: `config.json`, weights in `dtype`, tokenizer, generation settings, lineage and card. It appears
@@ -47,8 +49,14 @@ pub fn write_model(
         data: TensorData::F32(parameters.weight(name)),
     });
     writer.weights(sources)?;
-    for (name, contents) in tokenizer.files() {
-        writer.file(&name, |out| out.write_all(&contents))?;
+    let files = tokenizer.files();
+    for (name, contents) in &files {
+        writer.file(name, |out| out.write_all(contents))?;
+    }
+    // A foreign tokenizer's files say nothing of our template.
+    let template = notes.template.as_ref().and_then(ChatTemplate::file);
+    if let Some((name, text)) = template.filter(|(name, _)| !files.iter().any(|(n, _)| n == name)) {
+        writer.file(name, |out| out.write_all(text.as_bytes()))?;
     }
     let eos_ids = config.eos_ids.clone();
     let generation = GenerationConfig {

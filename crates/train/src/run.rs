@@ -25,6 +25,7 @@ mod inputs;
 mod start;
 mod storage;
 
+pub use inputs::template_of;
 pub use start::{latest_parameters, starting_config};
 
 /// The recipe of a run, in its folder.

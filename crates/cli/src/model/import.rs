@@ -68,7 +68,7 @@ fn default_name(source: &Path) -> String {
     name.strip_suffix(".gguf").unwrap_or(&name).replace('.', "-")
 }
 
-fn check_disk(model: &ModelDir, out: &Path) -> anyhow::Result<()> {
+pub(super) fn check_disk(model: &ModelDir, out: &Path) -> anyhow::Result<()> {
     let sizes = model.files()?.into_iter().map(|path| fs::metadata(path).map(|file| file.len()));
     let needed_bytes = sizes.sum::<Result<u64, _>>().context("cannot look at the model's files")?;
     let free_bytes = free_disk_bytes(machine::existing_ancestor(out))?;

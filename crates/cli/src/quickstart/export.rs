@@ -204,5 +204,6 @@ fn notes(
         sections,
         lineage,
         temperature: Some(TEMPERATURE),
+        template: None,
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::home::{Home, names_in};
+use crate::home::{Home, names_in, read};
 
 fn golden(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/architectures");
@@ -178,4 +178,36 @@ fn a_gguf_file_holds_the_tokenizer_and_the_template() {
     home.run(&["model", "quantize", "./tiny.gguf", "--to", "q8_0", "--name", "small"]).expect(0);
     assert_eq!(ask("small")["token_ids"].as_array().unwrap().len(), 8);
     assert_eq!(talk("small").is_empty(), talk("tiny-1").is_empty());
+}
+
+#[test]
+fn an_adapter_is_merged_into_a_model_of_its_own() {
+    let home = Home::new("merge");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden");
+    let adapter = |name: &str| root.join("adapters").join(name).display().to_string();
+    let base = golden("mistral/hf");
+    let (peft, native) = (adapter("peft"), adapter("native"));
+    for (path, name) in [(&peft, "one"), (&native, "two")] {
+        let arguments = ["model", "merge", &base, "--adapter", path, "--name", name, "--json"];
+        let made = home.run(&arguments).expect(0).json();
+        assert_eq!(made["changed_matrices"], 14, "{made}");
+    }
+    let tokens = ["one", "two"].map(|name| first_tokens(&home, name));
+    assert_eq!(tokens[0], tokens[1]);
+    assert_ne!(tokens[0], first_tokens(&home, &base));
+    assert_eq!(
+        read(&home.inside("models/one/model.safetensors")),
+        read(&home.inside("models/two/model.safetensors"))
+    );
+    let shown = home.run(&["model", "inspect", "one", "--json"]).expect(0).json();
+    assert_eq!(shown["parent"], "hf", "{shown}");
+    let again = home.run(&["model", "merge", &base, "--adapter", &peft, "--name", "one"]).expect(1);
+    assert!(again.stderr.contains("already exists"), "{}", again.stderr);
+    let other = golden("mixtral/hf");
+    let error = home.run(&["model", "merge", &other, "--adapter", &peft, "--name", "x"]).expect(1);
+    assert!(error.stderr.contains("cannot use the adapter"), "{}", error.stderr);
+    let wrong = ["--adapter", &native, "--scaling", "2", "--name", "x"];
+    let error = home.run(&[&["model", "merge", &base][..], &wrong].concat()).expect(1);
+    assert!(error.stderr.contains("`scaling` is 2"), "{}", error.stderr);
+    assert_eq!(names_in(&home.inside("models")), ["one", "two"]);
 }

@@ -11,7 +11,7 @@ use crate::FormatError;
 const MAX_SHOWN: usize = 80;
 
 /// The fields of an object that have not been taken yet.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: &'a Path,
     /// Name of the object inside the file, empty at the top.
     parent: &'a str,
@@ -19,7 +19,7 @@ pub(super) struct Fields<'a> {
 }
 
 /// Whether two values are equal, `1` and `1.0` included.
-pub(super) fn same(left: &Value, right: &Value) -> bool {
+pub(crate) fn same(left: &Value, right: &Value) -> bool {
     left == right || (left.is_number() && left.as_f64() == right.as_f64())
 }
 
@@ -32,43 +32,43 @@ fn shown(value: impl Display) -> String {
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(path: &'a Path, parent: &'a str, object: Map<String, Value>) -> Self {
+    pub(crate) fn new(path: &'a Path, parent: &'a str, object: Map<String, Value>) -> Self {
         Self { path, parent, object }
     }
 
-    pub(super) fn path(&self) -> &'a Path {
+    pub(crate) fn path(&self) -> &'a Path {
         self.path
     }
 
-    pub(super) fn has(&self, field: &str) -> bool {
+    pub(crate) fn has(&self, field: &str) -> bool {
         self.object.contains_key(field)
     }
 
-    pub(super) fn take(&mut self, field: &str) -> Option<Value> {
+    pub(crate) fn take(&mut self, field: &str) -> Option<Value> {
         self.object.remove(field)
     }
 
     /// The value, with null as good as absent.
-    pub(super) fn take_present(&mut self, field: &str) -> Option<Value> {
+    pub(crate) fn take_present(&mut self, field: &str) -> Option<Value> {
         self.object.remove(field).filter(|value| !value.is_null())
     }
 
-    pub(super) fn full_name(&self, field: &str) -> String {
+    pub(crate) fn full_name(&self, field: &str) -> String {
         if self.parent.is_empty() { field.to_owned() } else { format!("{}.{field}", self.parent) }
     }
 
-    pub(super) fn bad(&self, field: &str, got: impl Display, expected: String) -> FormatError {
+    pub(crate) fn bad(&self, field: &str, got: impl Display, expected: String) -> FormatError {
         let (path, field) = (self.path.to_owned(), self.full_name(field));
         FormatError::Field { path, field: shown(field), got: shown(got), expected }
     }
 
-    pub(super) fn unsupported(&self, field: &str, got: Value, reason: &'static str) -> FormatError {
+    pub(crate) fn unsupported(&self, field: &str, got: Value, reason: &'static str) -> FormatError {
         let (path, field) = (self.path.to_owned(), self.full_name(field));
         FormatError::UnsupportedSetting { path, field: shown(field), got: shown(got), reason }
     }
 
     /// A whole number in `min..=max` that must be there.
-    pub(super) fn count(
+    pub(crate) fn count(
         &mut self,
         field: &str,
         min: usize,
@@ -79,7 +79,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A whole number in `min..=max`, if it is there.
-    pub(super) fn optional_count(
+    pub(crate) fn optional_count(
         &mut self,
         field: &str,
         min: usize,
@@ -94,7 +94,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A number in `min..=max`, if it is there.
-    pub(super) fn number(
+    pub(crate) fn number(
         &mut self,
         field: &str,
         min: f64,
@@ -107,7 +107,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn flag(&mut self, field: &str) -> Result<Option<bool>, FormatError> {
+    pub(crate) fn flag(&mut self, field: &str) -> Result<Option<bool>, FormatError> {
         let Some(value) = self.take_present(field) else { return Ok(None) };
         match value {
             Value::Bool(flag) => Ok(Some(flag)),
@@ -115,7 +115,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn token_id(
+    pub(crate) fn token_id(
         &self,
         field: &str,
         value: &Value,
@@ -127,7 +127,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Refuses the first field that nobody took and that is not null.
-    pub(super) fn refuse_the_rest(&self, reason: &'static str) -> Result<(), FormatError> {
+    pub(crate) fn refuse_the_rest(&self, reason: &'static str) -> Result<(), FormatError> {
         match self.object.iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
             Some((field, value)) => Err(self.unsupported(field, value.clone(), reason)),

@@ -42,8 +42,9 @@ pub(super) fn read_rows(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Rows, 
         return Ok(Rows::Pretraining(PretrainingRows::new(sets, seq_len, recipe.seed)?));
     }
     let mut samples = Vec::new();
+    let template = template_of(recipe, tokenizer)?;
     for path in &data.conversations {
-        read_conversations(path, tokenizer, &mut samples)?;
+        read_conversations(path, tokenizer, &template, &mut samples)?;
     }
     for dir in &data.documents {
         let documents = open_shard(dir, tokenizer)?.documents;
@@ -58,6 +59,14 @@ pub(super) fn read_rows(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Rows, 
         tracing::warn!(too_long, untrained, seq_len, "samples were left out");
     }
     Ok(Rows::Conversations(rows))
+}
+
+/// The template that conversations of a run are rendered with: that of the tokenizer's folder, else our own.
+///
+/// # Errors
+/// When the folder's template cannot be used.
+pub fn template_of(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<ChatTemplate, TrainError> {
+    Ok(ChatTemplate::open(&recipe.data.tokenizer, tokenizer)?.unwrap_or_default())
 }
 
 fn open_shard(dir: &Path, tokenizer: &Tokenizer) -> Result<Shard, TrainError> {
@@ -79,9 +88,9 @@ fn open_shard(dir: &Path, tokenizer: &Tokenizer) -> Result<Shard, TrainError> {
 fn read_conversations(
     path: &Path,
     tokenizer: &Tokenizer,
+    template: &ChatTemplate,
     samples: &mut Vec<TrainingSample>,
 ) -> Result<(), TrainError> {
-    let template = ChatTemplate::default();
     for (line_idx, line) in JsonLines::open(path)?.enumerate() {
         let at_line = |reason: String| TrainError::Conversation {
             path: path.to_owned(),

@@ -1,0 +1,75 @@
+//! `galerne model merge`: an adapter put into the weights of its model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use formats::adapter::Adapter;
+use formats::convert::write_changed;
+use formats::model_dir::ModelDir;
+use model::add_low_rank;
+use serde_json::json;
+
+use super::import::{check_disk, check_name};
+use crate::context::{Context, Form};
+use crate::open_model::{folder_name, locate};
+use crate::table::table;
+
+/// Arguments of `galerne model merge`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Model that the adapter was trained on: a name in the home, or a path (with a slash or a dot)
+    #[arg(value_name = "NAME|PATH")]
+    model: String,
+    /// Adapter: a PEFT directory, or the lora.safetensors of mistral-finetune or its folder
+    #[arg(long, value_name = "PATH")]
+    adapter: PathBuf,
+    /// What the adapter's product is multiplied with [default: what its files say]
+    #[arg(long, value_name = "NUMBER")]
+    scaling: Option<f64>,
+    /// Name of the new model in the home [default: those of model and adapter]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When model or adapter cannot be read or do not fit, the name is taken, or the disk is too small.
+pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
+    let (name, path) = locate(&args.model, context)?;
+    let original = ModelDir::open(&path).with_context(|| format!("cannot open model `{name}`"))?;
+    let config = original.config();
+    let failed = || format!("cannot use the adapter {}", args.adapter.display());
+    let adapter = Adapter::open(&args.adapter, config, args.scaling).with_context(failed)?;
+    let new_name = match &args.name {
+        Some(name) => name.clone(),
+        None => format!("{name}-{}", folder_name(&args.adapter)).replace('.', "-"),
+    };
+    check_name(&new_name)?;
+    let out = context.models_dir().join(&new_name);
+    check_disk(&original, &out)?;
+    let mut pairs = BTreeMap::new();
+    for name in adapter.names() {
+        pairs.extend(adapter.pair(name, config).with_context(failed)?.map(|pair| (name, pair)));
+    }
+    let changed: BTreeSet<_> = pairs.keys().copied().collect();
+    let merged = write_changed(&original, &out, &changed, &|name, first_row, rows| {
+        add_low_rank(&pairs[&name], first_row, rows);
+    });
+    merged.with_context(|| format!("cannot write model `{new_name}`"))?;
+    match context.form() {
+        Form::Json => context.print_json(&json!({
+            "name": new_name,
+            "dir": out.display().to_string(),
+            "changed_matrices": changed.len(),
+            "scaling": adapter.scaling(),
+        })),
+        Form::Text => context.print(&table(&[
+            ("model", new_name),
+            ("folder", out.display().to_string()),
+            ("changed matrices", changed.len().to_string()),
+            ("scaling", adapter.scaling().to_string()),
+        ])),
+    }
+}

@@ -1,0 +1,21 @@
+//! A chat template in Jinja, rendered.
+
+#![no_main]
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use libfuzzer_sys::fuzz_target;
+use tokenizer::{ChatTemplate, Conversation, Ending, JinjaTemplate, Message, Role, Tokenizer};
+
+static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/tokenizer/model");
+    Tokenizer::open(&folder).expect("the golden tokenizer can be read")
+});
+
+fuzz_target!(|source: &str| {
+    let Ok(template) = JinjaTemplate::new(source) else { return };
+    let messages = vec![Message::new(Role::System, "s"), Message::new(Role::User, "u </s> [INST]")];
+    let template = ChatTemplate::Jinja(Arc::new(template));
+    let _ = template.render(&TOKENIZER, &Conversation { messages }, Ending::AwaitAnswer);
+});

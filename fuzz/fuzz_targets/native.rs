@@ -1,0 +1,13 @@
+//! A native Mistral directory: `params.json` and weights.
+
+#![no_main]
+
+use formats::model_dir::ModelDir;
+use fuzz::with_files;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    with_files(data, &["params.json", "consolidated.safetensors"], |folder| {
+        let _ = ModelDir::open(folder);
+    });
+});

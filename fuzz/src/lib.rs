@@ -1,0 +1,26 @@
+//! What the targets share: parsers of files need one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Calls `read` with a folder that holds the files, each with its part of the bytes: the first byte of `data` says where the
+/// parts are cut, in 256ths.
+pub fn with_files(data: &[u8], names: &[&str], read: impl Fn(&Path)) {
+    let Some((&cut, data)) = data.split_first() else { return };
+    let folder = folder();
+    let cut = if names.len() == 1 { data.len() } else { data.len() * usize::from(cut) / 256 };
+    let (first, second) = data.split_at(cut);
+    for (name, part) in names.iter().zip([first, second]) {
+        fs::write(folder.join(name), part).expect("the folder for temporary files can be written");
+    }
+    read(&folder);
+}
+
+/// A folder of this process in memory, where there is such a place.
+fn folder() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let folder = parent.join(format!("galerne-fuzz-{}", std::process::id()));
+    fs::create_dir_all(&folder).expect("the folder for temporary files can be made");
+    folder
+}
