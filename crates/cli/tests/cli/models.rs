@@ -200,7 +200,7 @@ fn an_adapter_is_merged_into_a_model_of_its_own() {
         read(&home.inside("models/two/model.safetensors"))
     );
     let shown = home.run(&["model", "inspect", "one", "--json"]).expect(0).json();
-    assert_eq!(shown["parent"], "hf", "{shown}");
+    assert_eq!(shown["lineage"]["parent"], "hf", "{shown}");
     let again = home.run(&["model", "merge", &base, "--adapter", &peft, "--name", "one"]).expect(1);
     assert!(again.stderr.contains("already exists"), "{}", again.stderr);
     let other = golden("mixtral/hf");
@@ -208,6 +208,6 @@ fn an_adapter_is_merged_into_a_model_of_its_own() {
     assert!(error.stderr.contains("cannot use the adapter"), "{}", error.stderr);
     let wrong = ["--adapter", &native, "--scaling", "2", "--name", "x"];
     let error = home.run(&[&["model", "merge", &base][..], &wrong].concat()).expect(1);
-    assert!(error.stderr.contains("`scaling` is 2"), "{}", error.stderr);
+    assert!(error.stderr.contains("is 2, expected 2.33"), "{}", error.stderr);
     assert_eq!(names_in(&home.inside("models")), ["one", "two"]);
 }

@@ -50,7 +50,7 @@ fn a_scaling_is_never_guessed() {
     let scratch = TestDir::new("adapter-scaling");
     let (config, native) = (config(), copy(&scratch, "native"));
     let error = |scaling| Adapter::open(&native, &config, scaling).unwrap_err().to_string();
-    assert!(error(Some(2.0)).contains("`scaling` is 2, expected 2.33"), "{}", error(Some(2.0)));
+    assert!(error(Some(2.0)).contains("is 2, expected 2.33"), "{}", error(Some(2.0)));
     fs::remove_file(native.join("params.json")).unwrap();
     assert!(error(None).contains("missing, expected a number"), "{}", error(None));
     assert_eq!(Adapter::open(&native, &config, Some(2.0)).unwrap().scaling(), 2.0);
