@@ -86,7 +86,8 @@ def test_every_model_is_a_directory_that_answers(run):
         for file in MODEL_FILES:
             expect((folder / file).is_file(), f"{folder.name} has no {file}")
         arguments = ["--model", folder.name, "--prompt", "The", "--max-tokens", "4", "--temperature", "0"]
-        expect_equal(len(run.json("generate", *arguments)["token_ids"]), 4, f"the length of an answer of {folder.name}")
+        answer = run.json("generate", *arguments)
+        expect(1 <= len(answer["token_ids"]) <= 4, f"{folder.name} answers {answer}")
 
 
 def test_the_run_holds_its_report(run):

@@ -167,6 +167,8 @@ impl Run {
                 ));
                 tracing::warn!(before = state.kernel_family, now = family, "kernel family changed");
             }
+            // It may have been killed between a new checkpoint and the removal of the oldest.
+            checkpoint::prune(dir, run.recipe.checkpoint.n_keep)?;
         }
         let step = run.step;
         for file in [METRICS_FILE, EVENTS_FILE] {
