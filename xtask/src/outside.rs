@@ -102,11 +102,15 @@ fn holds(python: &Path, pins: &str) -> bool {
         .is_ok_and(|frozen| unmet(pins, &frozen).is_empty())
 }
 
-/// The pins that a `pip freeze` does not meet. A local version such as `2.15.0+cpu` meets `2.15.0`.
+/// The pins that a `pip freeze` does not meet. A local version such as `2.15.0+cpu` meets `2.15.0`; names are compared as pip
+/// does, without regard to case, hyphens and underscores.
 fn unmet<'a>(pins: &'a str, frozen: &str) -> Vec<&'a str> {
+    let normal = |line: &str| line.to_lowercase().replace('_', "-");
+    let frozen: Vec<String> = frozen.lines().map(normal).collect();
     let is_met = |pin: &str| {
-        frozen.lines().any(|line| {
-            line.strip_prefix(pin).is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
+        let pin = normal(pin);
+        frozen.iter().any(|line| {
+            line.strip_prefix(&pin).is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
         })
     };
     pins.lines()
@@ -149,6 +153,9 @@ mod tests {
         let pins = "# a comment\ntorch==2.15.0\nnumpy==2.4.6\n";
         assert_eq!(unmet(pins, "numpy==2.4.6\ntorch==2.15.0+cpu\n"), Vec::<&str>::new());
         assert_eq!(unmet(pins, "numpy==2.4.60\ntorch==2.15.0\n"), ["numpy==2.4.6"]);
+        let named =
+            unmet("jinja2==3.1.6\nmistral-common==1.13.1", "Jinja2==3.1.6\nmistral_common==1.13.1");
+        assert_eq!(named, Vec::<&str>::new());
     }
 
     #[test]
