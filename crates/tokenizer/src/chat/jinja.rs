@@ -103,8 +103,9 @@ fn without_generation_marks(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start + 2..start + length];
+        let inside = &rest[start + 2..];
+        let Some(length) = inside.find("%}") else { break };
+        let tag = &inside[..length];
         let inner = tag.trim_matches(['-', '+']).trim();
         text.push_str(&rest[..start]);
         let replaced = match inner {
@@ -113,7 +114,7 @@ fn without_generation_marks(source: &str) -> String {
             _ => tag.to_string(),
         };
         text.push_str(&format!("{{%{replaced}%}}"));
-        rest = &rest[start + length + 2..];
+        rest = &inside[length + 2..];
     }
     text.push_str(rest);
     text

@@ -98,6 +98,8 @@ fn nothing_is_trained_and_complete_conversations_are_refused() {
 
 #[test]
 fn marks_of_trained_text_are_taken_as_blocks() {
+    // Found by fuzzing.
+    assert!(JinjaTemplate::new("{%}").is_err());
     for (marks, expected) in [
         ("a {% generation %} b {% endgeneration %} c", "a  b  c"),
         ("a {%- generation -%} b {%- endgeneration -%} c", "abc"),
