@@ -1,7 +1,9 @@
-//! What the targets share: parsers of files need one.
+//! What the targets share: folders for parsers of files, and what is done with a tokenizer that was read.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use tokenizer::Tokenizer;
 
 /// Calls `read` with a folder that holds the files, each with its part of the bytes: the first byte of `data` says where the
 /// parts are cut, in 256ths.
@@ -14,6 +16,13 @@ pub fn with_files(data: &[u8], names: &[&str], read: impl Fn(&Path)) {
         fs::write(folder.join(name), part).expect("the folder for temporary files can be written");
     }
     read(&folder);
+}
+
+/// Encoding, decoding and listing must hold whatever file a tokenizer came from.
+pub fn use_tokenizer(tokenizer: &Tokenizer) {
+    let text = "a b\n12 é😀 </s>";
+    let _ = tokenizer.decode(&tokenizer.encode(text));
+    let _ = tokenizer.listing();
 }
 
 /// A folder of this process in memory, where there is such a place.

@@ -40,7 +40,9 @@ pub(crate) fn tokenizer(vocabulary: &GgufVocabulary) -> anyhow::Result<Tokenizer
     let adds_bos = match (&encoding, vocabulary.adds_bos) {
         (_, Some(adds_bos)) => adds_bos,
         (Encoding::Pieces { .. }, None) => true,
-        (Encoding::Bytes { split, .. }, None) => split.starts_with("llama") || split == "tekken",
+        (Encoding::Bytes { split, .. }, None) => {
+            split.starts_with("llama") || ["tekken", "pixtral"].contains(&split.as_str())
+        }
     };
     Ok(Tokenizer::from_listing(&VocabularyListing {
         tokens: vocabulary.tokens.iter().cloned().zip(kinds).collect(),

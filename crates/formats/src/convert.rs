@@ -1,4 +1,4 @@
-//! Models from one layout to another, tensor by tensor, without a change of a number.
+//! Models from one layout to another, tensor by tensor; a number changes only where the caller quantises or merges.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -290,5 +290,5 @@ fn a_template_names_the_control_token_that_is_missing() {
     let error = render("tiny.model", &[Role::System, Role::User]).unwrap_err();
     assert!(matches!(error, Error::MissingControl { name: "[SYSTEM_PROMPT]" }));
     let error = render("llama3.tokenizer.json", &[Role::User]).unwrap_err().to_string();
-    assert!(error.contains("no control token `[INST]`"), "{error}");
+    assert!(error.contains("no control token `<s>`"), "{error}");
 }

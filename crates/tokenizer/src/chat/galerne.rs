@@ -1,51 +1,16 @@
 //! The template of models that are trained here.
 
 use super::conversation::{Conversation, Role};
+use super::instruct::{Piece, PieceKind};
 use super::template::{Ending, Rendered};
 use crate::error::Error;
-use crate::tokenizer::{ControlText, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 /// What stands before every content: the space puts its first word among the words within a text.
 pub(super) const CONTENT_PREFIX: &str = " ";
 
 /// The template in the Jinja dialect of `transformers`.
 pub(crate) const JINJA: &str = include_str!("galerne.jinja");
-
-/// Collects tokens and mask.
-struct Writer<'a> {
-    tokenizer: &'a Tokenizer,
-    token_ids: Vec<u32>,
-    trained: Vec<bool>,
-}
-
-/// Whether tokens count in the loss.
-#[derive(Clone, Copy, PartialEq)]
-enum Loss {
-    Masked,
-    Trained,
-}
-
-impl Writer<'_> {
-    fn control(&mut self, token_id: u32, loss: Loss) {
-        self.token_ids.push(token_id);
-        self.trained.push(loss == Loss::Trained);
-    }
-
-    /// Masked content between two control tokens.
-    fn block(&mut self, names: [&'static str; 2], text: &str) -> Result<(), Error> {
-        let id = |name| self.tokenizer.control_id(name).ok_or(Error::MissingControl { name });
-        let [begin, end] = [id(names[0])?, id(names[1])?];
-        self.control(begin, Loss::Masked);
-        self.content(text, Loss::Masked);
-        self.control(end, Loss::Masked);
-        Ok(())
-    }
-
-    fn content(&mut self, text: &str, loss: Loss) {
-        self.tokenizer.encode_after_control(text, &mut self.token_ids);
-        self.trained.resize(self.token_ids.len(), loss == Loss::Trained);
-    }
-}
 
 /// Renders a conversation; its content is ordinary text.
 pub(super) fn render(
@@ -62,20 +27,25 @@ pub(super) fn render(
     if messages.last().is_some_and(|message| message.role != last_role) {
         return Err(Error::UnexpectedEnd { n_messages: messages.len(), expected });
     }
-    let mut writer = Writer { tokenizer, token_ids: Vec::new(), trained: Vec::new() };
-    writer.control(tokenizer.bos_id(), Loss::Masked);
+    let mut pieces = vec![masked(PieceKind::Control("<s>"))];
     for message in messages {
-        let content = format!("{CONTENT_PREFIX}{}", message.content);
+        let content = PieceKind::Text(format!("{CONTENT_PREFIX}{}", message.content));
+        let block =
+            |begin, end| [PieceKind::Control(begin), content.clone(), PieceKind::Control(end)];
         match message.role {
-            Role::System => writer.block(["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"], &content)?,
-            Role::User => writer.block(["[INST]", "[/INST]"], &content)?,
+            Role::System => {
+                pieces.extend(block("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]").map(masked));
+            }
+            Role::User => pieces.extend(block("[INST]", "[/INST]").map(masked)),
             Role::Assistant => {
-                writer.content(&content, Loss::Trained);
-                writer.control(tokenizer.eos_id(), Loss::Trained);
+                let answer = [content, PieceKind::Control("</s>")];
+                pieces.extend(answer.map(|token| Piece { token, is_trained: true }));
             }
         }
     }
-    let Writer { token_ids, trained, .. } = writer;
-    let text = tokenizer.decode_with(&token_ids, ControlText::Show);
-    Ok(Rendered { token_ids, trained, text })
+    tokenizer.encode_pieces(&pieces)
+}
+
+fn masked(token: PieceKind) -> Piece {
+    Piece { token, is_trained: false }
 }

@@ -63,7 +63,7 @@ impl JinjaTemplate {
         Ok(JinjaTemplate { environment })
     }
 
-    /// Renders a conversation up to the place of the next answer. Nothing is masked in and nothing trained.
+    /// Renders a conversation up to the place of the next answer; nothing of it is trained.
     ///
     /// # Errors
     /// [`Error::Jinja`], with the template's own words where it refuses the conversation.
