@@ -88,7 +88,7 @@ fn check(args: &Args) -> Result<(), Failure> {
         }
         _ => return Ok(()),
     };
-    Err(Failure::Usage { problem: problem.to_owned() })
+    Err(Failure::usage(problem))
 }
 
 fn shape_of(args: &Args) -> anyhow::Result<(Shape, ModelConfig)> {

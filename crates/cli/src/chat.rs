@@ -47,6 +47,7 @@ pub(crate) struct Args {
 /// When the model cannot be used or the terminal fails.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     context.refuse_json("chat")?;
+    args.sampling.check()?;
     let mut talk = Talk::open(&args.model, &args, context)?;
     let mut input = Input::open()?;
     if input.is_terminal() {
@@ -81,7 +82,7 @@ impl Talk {
             .ok_or_else(|| Failure::NoTemplate { model: model.name.clone() })?;
         let limits = model.limits_of_one(model.config.context_len);
         let engine = model.start_engine(context.device()?, limits)?;
-        let sampling = args.sampling.resolve(&model);
+        let sampling = args.sampling.resolve_for(&model);
         let mut talk =
             Self { model, engine, template, sampling, conversation: Conversation::default() };
         talk.begin(args);

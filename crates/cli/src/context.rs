@@ -149,7 +149,7 @@ impl Context {
         match self.form {
             Form::Text => Ok(()),
             Form::Json => {
-                Err(Failure::Usage { problem: format!("`{command}` has no --json") }.into())
+                Err(Failure::usage(format!("`{command}` has no --json")).into())
             }
         }
     }
@@ -180,7 +180,7 @@ fn family_of_environment() -> anyhow::Result<Option<Family>> {
     };
     let parsed = value.to_string_lossy().parse();
     parsed.map(Some).map_err(|error: kernels::ComputeError| {
-        Failure::Usage { problem: format!("GALERNE_KERNELS: {error}") }.into()
+        Failure::usage(format!("GALERNE_KERNELS: {error}")).into()
     })
 }
 
@@ -190,8 +190,7 @@ fn home_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     match home.to_str() {
         Some(_) => Ok(home),
         None => {
-            Err(Failure::Usage { problem: format!("the home {} is not UTF-8", home.display()) }
-                .into())
+            Err(Failure::usage(format!("the home {} is not UTF-8", home.display())).into())
         }
     }
 }

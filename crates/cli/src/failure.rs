@@ -119,6 +119,11 @@ fn listed(names: &[String]) -> String {
 }
 
 impl Failure {
+    /// The arguments or the recipe are at fault.
+    pub(crate) fn usage(problem: impl ToString) -> Self {
+        Self::Usage { problem: problem.to_string() }
+    }
+
     fn hint(&self) -> Option<String> {
         match self {
             Self::Usage { .. } => Some("see --help".to_owned()),
@@ -157,11 +162,19 @@ pub(crate) fn report(error: &anyhow::Error, form: Form) -> ExitCode {
     let (code, label) = match failure {
         Some(Failure::ClosedStdout) => return ExitCode::SUCCESS,
         Some(Failure::Stopped { signal, .. }) => (signal.exit_code(), ""),
-        Some(Failure::Usage { .. }) => (USAGE, "error: "),
+        _ if is_usage(error) => (USAGE, "error: "),
         _ => (1, "error: "),
     };
     write_report(label, &message(error), hint(error).as_deref(), form);
     ExitCode::from(code)
+}
+
+/// Whether the arguments or the recipe are at fault, rather than files, data or the machine.
+fn is_usage(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(Failure::Usage { .. }))
+            || matches!(cause.downcast_ref(), Some(ServerError::NotLoopback { .. }))
+    })
 }
 
 /// Answers `--help` and `--version`, and says what is wrong with the arguments.

@@ -69,9 +69,18 @@ pub(crate) struct SamplingArgs {
 }
 
 impl SamplingArgs {
+    /// Refuses values without a meaning before a model is loaded.
+    pub(crate) fn check(self) -> Result<(), Failure> {
+        self.resolve(None, None).check().map_err(Failure::usage)
+    }
+
     /// What was asked for, else what the model's files say, else the likeliest token.
-    pub(crate) fn resolve(self, model: &OpenModel) -> Sampling {
+    pub(crate) fn resolve_for(self, model: &OpenModel) -> Sampling {
         let (temperature, top_p) = model.sampling_defaults();
+        self.resolve(temperature, top_p)
+    }
+
+    fn resolve(self, temperature: Option<f32>, top_p: Option<f32>) -> Sampling {
         Sampling {
             temperature: self.temperature.or(temperature).unwrap_or(0.0),
             top_k: self.top_k,
@@ -90,6 +99,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         let hint = "give the name of a new file".to_owned();
         return Err(Failure::Exists { path: path.clone(), hint }.into());
     }
+    args.sampling.check()?;
     let model = OpenModel::open(&args.model, args.load.quantize, context)?;
     let prompt = token_ids(&args.prompt, &model)?;
     check(&prompt, &model)?;
@@ -111,7 +121,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let question = Question {
         prompt,
         max_tokens: args.max_tokens,
-        sampling: args.sampling.resolve(&model),
+        sampling: args.sampling.resolve_for(&model),
         stop_ids: model.eos_ids.clone(),
         stop_texts: args.stop,
         text,
@@ -152,23 +162,21 @@ fn token_ids(prompt: &Prompt, model: &OpenModel) -> anyhow::Result<Vec<u32>> {
 }
 
 /// The engine checks the same; the logits are computed before it is asked.
-fn check(prompt: &[u32], model: &OpenModel) -> anyhow::Result<()> {
-    let (n, config) = (prompt.len(), &model.config);
-    anyhow::ensure!(n > 0, "the prompt has no tokens, expected at least one");
-    anyhow::ensure!(
-        n < config.context_len,
-        "the prompt has {n} tokens, expected fewer than {} (context_len)",
-        config.context_len
-    );
-    if let Some((position, id)) =
-        prompt.iter().enumerate().find(|&(_, &id)| id as usize >= config.vocab_size)
-    {
-        anyhow::bail!(
-            "token {position} of the prompt is {id}, expected less than {} (vocab_size)",
-            config.vocab_size
-        );
-    }
-    Ok(())
+fn check(prompt: &[u32], model: &OpenModel) -> Result<(), Failure> {
+    let (n, context_len, vocab_size) =
+        (prompt.len(), model.config.context_len, model.config.vocab_size);
+    let unknown = prompt.iter().enumerate().find(|&(_, &id)| id as usize >= vocab_size);
+    let problem = match unknown {
+        _ if n == 0 => "the prompt has no tokens, expected at least one".to_owned(),
+        _ if n >= context_len => {
+            format!("the prompt has {n} tokens, expected fewer than {context_len} (context_len)")
+        }
+        Some((position, id)) => format!(
+            "token {position} of the prompt is {id}, expected less than {vocab_size} (vocab_size)"
+        ),
+        None => return Ok(()),
+    };
+    Err(Failure::usage(problem))
 }
 
 fn write_logits(

@@ -12,6 +12,7 @@ use tensor::Passes;
 use train::recipe::{BatchSettings, ModelShape};
 
 use crate::context::{Context, Form};
+use crate::failure::Failure;
 use crate::table::table;
 use crate::training::RunPlan;
 use crate::{machine, recipes};
@@ -174,11 +175,12 @@ fn planned(args: &Args) -> anyhow::Result<Planned> {
     };
     let step_tokens = batch.rows_per_step.saturating_mul(batch.seq_len).max(1) as u64;
     let n_steps = args.tokens.div_ceil(step_tokens);
-    batch.check(n_steps)?;
+    batch.check(n_steps).map_err(Failure::usage)?;
     let dtype = WeightDtype::Bf16;
     // Token ids of a vocabulary up to 65,536 take two bytes.
     let data_bytes = args.tokens * if args.vocab <= 1 << 16 { 2 } else { 4 };
-    let plan = RunPlan::new(shape.config(1, 2)?, dtype, batch, n_steps, data_bytes);
+    let config = shape.config(1, 2).map_err(Failure::usage)?;
+    let plan = RunPlan::new(config, dtype, batch, n_steps, data_bytes);
     Ok(Planned { plan, batch, dtype })
 }
 
@@ -189,10 +191,10 @@ fn speed(
     context: &Context,
 ) -> anyhow::Result<Option<(f64, SpeedSource)>> {
     if let Some(speed) = args.tokens_per_s {
-        anyhow::ensure!(
-            speed.is_finite() && speed > 0.0,
-            "--tokens-per-s is {speed}, expected more than 0"
-        );
+        if !(speed.is_finite() && speed > 0.0) {
+            let problem = format!("--tokens-per-s is {speed}, expected more than 0");
+            return Err(Failure::usage(problem).into());
+        }
         return Ok(Some((speed, SpeedSource::Given)));
     }
     if planned.dtype == WeightDtype::F32 {

@@ -71,7 +71,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     if let Some(minutes) = args.budget.filter(|&minutes| !is_budget(minutes)) {
         let problem = format!("--budget {minutes}: expected a positive number of minutes");
-        return Err(Failure::Usage { problem }.into());
+        return Err(Failure::usage(problem).into());
     }
     let text = args.text.map(|folder| {
         folder.canonicalize().with_context(|| format!("cannot find {}", folder.display()))

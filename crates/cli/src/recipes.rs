@@ -18,23 +18,25 @@ pub(crate) fn read(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> 
     let text = read_text(path, MAX_RECIPE_BYTES)
         .with_context(|| format!("cannot read recipe {}", path.display()))?;
     if overrides.is_empty() {
-        return Ok(Recipe::parse(&text, path)?);
+        return Ok(Recipe::parse(&text, path).map_err(Failure::usage)?);
     }
-    let mut table: Table = text.parse().with_context(|| path.display().to_string())?;
+    let mut table: Table = text
+        .parse()
+        .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
     for text in overrides {
         set(&mut table, text)?;
     }
     let text = toml::to_string(&table).context("cannot write the recipe with its overrides")?;
     Recipe::parse(&text, path)
+        .map_err(Failure::usage)
         .with_context(|| format!("the recipe with --set {}", overrides.join(" --set ")))
 }
 
 /// Sets one key. A value is TOML; a bare word that is none is a string.
 fn set(table: &mut Table, text: &str) -> Result<(), Failure> {
-    let usage = |problem: String| Failure::Usage { problem };
     let (path, value) = text
         .split_once('=')
-        .ok_or_else(|| usage(format!("--set {text}: expected section.key=value")))?;
+        .ok_or_else(|| Failure::usage(format!("--set {text}: expected section.key=value")))?;
     let (path, value) = (path.trim(), value.trim());
     let value = match format!("value = {value}").parse::<Table>() {
         Ok(mut parsed) => parsed.remove("value").unwrap_or_else(|| Value::String(value.to_owned())),
@@ -47,7 +49,7 @@ fn set(table: &mut Table, text: &str) -> Result<(), Failure> {
         let entry = section.entry(key).or_insert_with(|| Value::Table(Table::new()));
         section = entry
             .as_table_mut()
-            .ok_or_else(|| usage(format!("--set {text}: `{key}` is a value, not a section")))?;
+            .ok_or_else(|| Failure::usage(format!("--set {text}: `{key}` is a value, not a section")))?;
     }
     section.insert(last.to_owned(), value);
     Ok(())

@@ -215,7 +215,7 @@ impl ClaimedDir {
         };
         if name.is_empty() || name.contains(['/', '.']) {
             let problem = format!("--run {name:?}: expected a name without slashes and dots");
-            return Err(Failure::Usage { problem }.into());
+            return Err(Failure::usage(problem).into());
         }
         if model_dir(name).exists() {
             let hint = "choose another --run: the model gets the same name".to_owned();
@@ -284,7 +284,7 @@ fn check_kind(kind: Kind, recipe: &Recipe) -> Result<(), Failure> {
         }
         _ => return Ok(()),
     };
-    Err(Failure::Usage { problem: problem.to_owned() })
+    Err(Failure::usage(problem))
 }
 
 /// Trains to the end and writes the model. `run_value` is what `galerne resume` will be given.

@@ -34,7 +34,10 @@ impl Sampling {
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: None, top_p: 1.0, seed: 0 };
 
     /// Refuses values the sampler has no meaning for.
-    pub(crate) fn check(&self) -> Result<(), EngineError> {
+    ///
+    /// # Errors
+    /// [`EngineError::InvalidSampling`].
+    pub fn check(&self) -> Result<(), EngineError> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             let (setting, got) = ("temperature", self.temperature);
             let expected = "a finite number from 0";

@@ -2,6 +2,7 @@
 
 use api::{ErrorBody, ErrorObject, RequestError};
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use engine::EngineError;
@@ -33,6 +34,8 @@ pub(crate) enum Failure {
     Conversation { detail: String },
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error("the address cannot be read: {detail}")]
+    Address { detail: String },
     #[error("no such address: {method} {path}")]
     NotFound { method: String, path: String },
     #[error("{path} does not accept {method}")]
@@ -69,6 +72,7 @@ impl Failure {
             }
             Self::Conversation { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_conversation"),
             Self::Engine(error) => engine_class(error),
+            Self::Address { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_address"),
             Self::NotFound { .. } => (StatusCode::NOT_FOUND, INVALID, "not_found"),
             Self::MethodNotAllowed { .. } => {
                 (StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed")
@@ -138,6 +142,18 @@ fn engine_class(error: &EngineError) -> (StatusCode, &'static str, &'static str)
         }
         EngineError::CacheTooSmall { .. } => (StatusCode::BAD_REQUEST, INVALID, "cache_too_small"),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, INTERNAL, "engine_error"),
+    }
+}
+
+impl From<PathRejection> for Failure {
+    fn from(refusal: PathRejection) -> Self {
+        Self::Address { detail: refusal.body_text() }
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(refusal: QueryRejection) -> Self {
+        Self::Address { detail: refusal.body_text() }
     }
 }
 

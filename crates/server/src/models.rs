@@ -2,6 +2,7 @@
 
 use api::{ModelCard, ModelList};
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 
 use crate::app::SharedApp;
@@ -15,8 +16,9 @@ pub(crate) async fn list(State(app): State<SharedApp>) -> Json<ModelList> {
 /// One model.
 pub(crate) async fn one(
     State(app): State<SharedApp>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, Failure> {
+    let Path(name) = name?;
     let model = app.models.get(&name)?;
     Ok(Json(model.card(&name)))
 }

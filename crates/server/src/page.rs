@@ -6,6 +6,7 @@ use api::{ChatRequest, FinishReason, Usage};
 use askama::Template;
 use axum::Json;
 use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -48,9 +49,10 @@ pub(crate) struct PageQuery {
 /// `GET /`.
 pub(crate) async fn index(
     State(app): State<SharedApp>,
-    Query(query): Query<PageQuery>,
+    query: Result<Query<PageQuery>, QueryRejection>,
     headers: HeaderMap,
-) -> Response {
+) -> Result<Response, Failure> {
+    let Query(query) = query?;
     let accept = headers.get(header::ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
     let texts = Language::choose(query.lang.as_deref(), accept).texts();
     let texts_json = serde_json::to_string(texts).expect("texts are strings");
@@ -63,15 +65,21 @@ pub(crate) async fn index(
         (header::CACHE_CONTROL, "no-store"),
         (header::VARY, "accept-language"),
     ];
-    (headers, html).into_response()
+    Ok((headers, html).into_response())
 }
 
 /// `GET /assets/{name}`: the files embedded in the program.
-pub(crate) async fn asset(Path(name): Path<String>, request: Request) -> Response {
+pub(crate) async fn asset(
+    name: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, Failure> {
+    let Path(name) = name?;
     match assets::find(&name) {
-        Some(asset) => asset_response(asset, request.headers()),
-        None => Failure::NotFound { method: "GET".to_owned(), path: format!("/assets/{name}") }
-            .into_response(),
+        Some(asset) => Ok(asset_response(asset, request.headers())),
+        None => Err(Failure::NotFound {
+            method: "GET".to_owned(),
+            path: format!("/assets/{name}").chars().take(200).collect(),
+        }),
     }
 }
 

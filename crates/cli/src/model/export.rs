@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
             "--out {}: expected a name that ends in .gguf for a GGUF file, and another for a directory",
             args.out.display()
         );
-        return Err(Failure::Usage { problem }.into());
+        return Err(Failure::usage(problem).into());
     }
     let failed = || format!("cannot write {}", args.out.display());
     match args.to {

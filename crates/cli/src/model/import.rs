@@ -36,15 +36,12 @@ pub(super) struct Args {
 /// When the source is no model that can be computed, its name is taken, or the disk is too small.
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let source = &args.source;
+    let name = args.name.clone().unwrap_or_else(|| default_name(source));
+    check_name(&name)?;
     let model =
         ModelDir::open(source).with_context(|| format!("cannot import {}", source.display()))?;
     ModelConfig::new(model.config().clone())
         .with_context(|| format!("cannot compute {}", source.display()))?;
-    let name = match &args.name {
-        Some(name) => name.clone(),
-        None => default_name(source),
-    };
-    check_name(&name)?;
     let out = context.models_dir().join(&name);
     check_disk(&model, &out)?;
     let licence = licence_of(&model)?;
@@ -57,7 +54,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
 pub(super) fn check_name(name: &str) -> Result<(), Failure> {
     if name.is_empty() || name.contains(['/', '\\', '.']) {
         let problem = format!("--name `{name}`: expected a name without slash or dot");
-        return Err(Failure::Usage { problem });
+        return Err(Failure::usage(problem));
     }
     Ok(())
 }
@@ -124,7 +121,7 @@ fn report(
 pub(super) fn remove(name: &str, context: &Context) -> anyhow::Result<()> {
     if name.contains(['/', '.']) {
         let problem = format!("`{name}` is a path: expected a name in the home");
-        return Err(Failure::Usage { problem }.into());
+        return Err(Failure::usage(problem).into());
     }
     let dir = locate_in(&context.models_dir(), "model", name)?;
     formats::durable::remove_dir_at_once(&dir)

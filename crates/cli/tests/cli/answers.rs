@@ -39,12 +39,12 @@ fn generate_refuses_prompts_that_do_not_fit() {
     let long = vec!["1"; 64].join(",");
     for (prompt, expected) in [("280", "less than 280"), (&long[..], "fewer than 64")] {
         let arguments = ["generate", "--model", "tiny-1", "--token-ids", prompt, "--json"];
-        let error = home.run(&arguments).expect(1).json_error();
+        let error = home.run(&arguments).expect(2).json_error();
         assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
     }
     let arguments =
         ["generate", "--model", "tiny-1", "--prompt", "x", "--temperature", "-1", "--json"];
-    let error = home.run(&arguments).expect(1).json_error();
+    let error = home.run(&arguments).expect(2).json_error();
     assert!(error["message"].as_str().unwrap().contains("temperature"), "{error}");
     // Without a vocabulary there are only ids.
     std::fs::remove_file(home.inside("models/tiny-1/tokenizer.json")).unwrap();

@@ -71,6 +71,12 @@ fn wrong_usage_exits_with_2_and_names_the_argument() {
         (&["chat", "--model", "m", "--json"], "has no --json"),
         (&["plan", "--recipe", "r.toml", "--layers", "3"], "--layers"),
         (&["tokenizer", "render", "--tokenizer", "t", "--version", "v9"], "v9"),
+        (&["plan", "--heads", "5", "--tokens-per-s", "1"], "no multiple of n_kv_heads"),
+        (&["plan", "--tokens-per-s", "0"], "--tokens-per-s is 0"),
+        (&["generate", "--model", "m", "--prompt", "a", "--temperature", "-1"], "temperature is -1"),
+        (&["chat", "--model", "m", "--top-p", "2"], "top_p is 2"),
+        (&["model", "import", "./m", "--name", "a/b"], "expected a name without slash"),
+        (&["quickstart", "--budget", "0"], "--budget 0"),
     ];
     for (arguments, expected) in cases {
         let finished = home.run(arguments).expect(2);
@@ -108,7 +114,6 @@ fn failures_exit_with_1_and_say_the_next_step() {
         (&["serve", "--port", "0"], "no model to serve"),
         (&["tokenizer", "encode", "--tokenizer", "empty"], "tokenizer.json"),
         (&["tokenizer", "train", "--text", "empty", "--out", "t"], "empty is empty"),
-        (&["plan", "--heads", "5", "--tokens-per-s", "1"], "no multiple of n_kv_heads"),
     ];
     for (arguments, expected) in cases {
         let finished = home.run(arguments).expect(1);
@@ -183,7 +188,7 @@ fn plans_beyond_all_counting_are_refused() {
         ["--seq-len", "1"],
     ] {
         let all = [&["plan", "--tokens-per-s", "2000"][..], &arguments].concat();
-        let finished = home.run(&all).expect(1);
+        let finished = home.run(&all).expect(2);
         assert!(finished.stderr.contains("expected"), "{arguments:?}: {}", finished.stderr);
     }
 }

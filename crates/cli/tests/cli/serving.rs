@@ -57,7 +57,7 @@ fn a_busy_port_and_a_missing_model_are_errors_with_a_hint() {
     assert!(error["hint"].as_str().unwrap().contains("another port"), "{error}");
     let error = home.run(&["serve", "--port", "0", "--model", "none", "--json"]).expect(1);
     assert!(error.json_error()["message"].as_str().unwrap().contains("there are: tiny-1"));
-    let error = home.run(&["serve", "--port", "0", "--host", "0.0.0.0", "--json"]).expect(1);
+    let error = home.run(&["serve", "--port", "0", "--host", "0.0.0.0", "--json"]).expect(2);
     assert!(error.json_error()["message"].as_str().unwrap().contains("loopback"));
     signal(&child, "-TERM");
     Finished::of(child).expect(143);

@@ -151,6 +151,16 @@ fn models_are_listed_and_found_by_name() {
 }
 
 #[test]
+fn addresses_that_cannot_be_read_are_json_errors() {
+    let fixture = fixture::start();
+    for path in ["/v1/models/%FF", "/assets/%FF", "/?lang=fr&lang=en"] {
+        let response = get(fixture.address(), path);
+        assert_eq!(response.status, 400, "{path}");
+        assert_eq!(response.error()["code"], "invalid_address", "{path}");
+    }
+}
+
+#[test]
 fn an_unknown_model_is_answered_with_the_names_there_are() {
     let fixture = fixture::start();
     let response = post(fixture.address(), CHAT, &chat(&json!({"model": "gpt-4"})));
