@@ -2,7 +2,8 @@
 """Writes golden/adapters: random adapters for golden/architectures/mistral, and what `peft` makes of the model with them.
 
 `peft/` is a directory as PEFT writes it; `native/lora.safetensors` the same adapter under the names and in the row order of
-mistral-finetune, with its scaling in `params.json`. `expected.safetensors` holds every changed matrix after `merge_and_unload`, in f32.
+mistral-finetune, with its scaling in `params.json`. `expected.safetensors` holds every changed matrix after `merge_and_unload`, and
+`token_ids` with their `logits` before the adapter is merged, all in f32.
 Needs the versions of golden/requirements.txt. Run from the root of the repository.
 """
 import json
@@ -18,6 +19,7 @@ HERE = pathlib.Path(__file__).parent
 BASE = HERE / "architectures/mistral/hf"
 OUT = HERE / "adapters"
 RANK, ALPHA = 3, 7
+N_TOKENS = 40
 MATRICES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NATIVE = {
     "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv",
@@ -61,9 +63,13 @@ def main():
     params = {"lora": {"enable": True, "rank": RANK, "dropout": 0.0, "scaling": ALPHA / RANK}}
     (OUT / "native/params.json").write_text(json.dumps(params) + "\n")
     before = {name: tensor.clone() for name, tensor in transformers.AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).state_dict().items()}
+    token_ids = torch.randint(0, model.config.vocab_size, (1, N_TOKENS))
+    with torch.no_grad():
+        logits = model(token_ids).logits[0]
     merged = model.merge_and_unload().state_dict()
     changed = {name: tensor.contiguous() for name, tensor in merged.items() if not torch.equal(tensor, before[name])}
-    save_file(changed, OUT / "expected.safetensors")
+    run = {"token_ids": token_ids[0].contiguous(), "logits": logits.contiguous()}
+    save_file(changed | run, OUT / "expected.safetensors")
     for path in OUT.rglob("*.safetensors"):
         path.chmod(0o644)
     largest = max(float((tensor - before[name]).abs().max()) for name, tensor in changed.items())

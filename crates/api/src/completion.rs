@@ -28,6 +28,8 @@ pub struct CompletionRequest {
     pub model: String,
     /// The prompts, at least one; the answer has one choice for each.
     pub prompts: Vec<PromptInput>,
+    /// What comes after the gap that the answer fills; the prompts, which are texts then, come before it.
+    pub suffix: Option<String>,
     /// How to draw the answer; `max_tokens` is always set.
     pub sampling: SamplingFields,
     /// Whether the answer comes in pieces.
@@ -53,9 +55,13 @@ impl CompletionRequest {
         refuse_unsupported(&mut fields)?;
         fields.refuse_unless("logprobs", |_| false, "leave it out")?;
         fields.refuse_unless("echo", is_false, "only false is accepted")?;
-        fields.refuse_unless("suffix", |value| value == "", "only an empty text is accepted")?;
+        let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
+        if suffix.is_some() && prompts.iter().any(|prompt| matches!(prompt, PromptInput::TokenIds(_))) {
+            let (param, expected) = (fields.path("suffix"), "a prompt that is text".to_owned());
+            return Err(RequestError::OutOfRange { param, expected, got: "token ids".to_owned() });
+        }
         fields.ignored(&mut ignored_fields);
-        Ok(Self { model, prompts, sampling, stream, ignored_fields })
+        Ok(Self { model, prompts, suffix, sampling, stream, ignored_fields })
     }
 }
 

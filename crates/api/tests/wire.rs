@@ -151,11 +151,20 @@ fn what_would_change_the_answer_is_refused_by_name() {
     for (name, value) in [
         ("echo", json!(true)),
         ("logprobs", json!(0)),
-        ("suffix", json!("x")),
         ("best_of", json!(3)),
     ] {
         assert_eq!(completion_with(name, &value).expect_err(name).param(), Some(name));
     }
+}
+
+#[test]
+fn a_suffix_goes_with_texts_only() {
+    assert_eq!(completion_with("suffix", &json!("}")).unwrap().suffix.as_deref(), Some("}"));
+    for none in [json!(""), json!(null)] {
+        assert_eq!(completion_with("suffix", &none).unwrap().suffix, None);
+    }
+    let ids = json!({"model": "m", "prompt": [[1, 2], "a"], "suffix": "}"}).to_string();
+    assert_eq!(CompletionRequest::parse(ids.as_bytes()).unwrap_err().param(), Some("suffix"));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use client::ClientError;
 use data::DataError;
 use eval::figures::bytes;
 use formats::FormatError;
@@ -228,6 +229,12 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(error) = cause.downcast_ref::<ServerError>() {
             return error.hint().map(str::to_owned);
         }
+        if let Some(error) = cause.downcast_ref::<ClientError>() {
+            return match error {
+                ClientError::Io { source, .. } => io_hint(source),
+                _ => error.hint().map(str::to_owned),
+            };
+        }
         if let Some(error) = cause.downcast_ref::<TrainError>() {
             return train_hint(error);
         }
@@ -263,6 +270,9 @@ fn train_hint(error: &TrainError) -> Option<String> {
 fn format_hint(error: &FormatError) -> Option<String> {
     match error {
         FormatError::Io { source, .. } => io_hint(source),
+        FormatError::AdapterMerges { .. } => {
+            Some("`galerne model merge` puts the adapter into a copy of the model".to_owned())
+        }
         FormatError::Locked { .. } => Some("wait until the other process has ended, or stop it".to_owned()),
         FormatError::Damaged { .. } => Some(
             "restore the file from a copy; of a run, the name of an older checkpoint can be written into checkpoints/LATEST"

@@ -8,7 +8,7 @@ use engine::Sampling;
 use formats::{TensorData, TensorDtype, TensorSource, write_safetensors};
 use model::Workspace;
 use serde_json::json;
-use tensor::{Device, Passes};
+use tensor::Device;
 use tokenizer::TextStream;
 
 use crate::answer::{Ended, Question, answer};
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     load: LoadArgs,
     #[command(flatten)]
     prompt: Prompt,
+    /// Text after a gap that the model is to fill, the prompt being the text before it; for models made for this
+    #[arg(long, value_name = "TEXT", requires = "prompt")]
+    suffix: Option<String>,
     /// Most new tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
@@ -101,7 +104,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     }
     args.sampling.check()?;
     let model = OpenModel::open(&args.model, args.load.quantize, context)?;
-    let prompt = token_ids(&args.prompt, &model)?;
+    let prompt = token_ids(&args, &model)?;
     check(&prompt, &model)?;
     let device = context.device()?;
     if let Some(path) = &args.logits {
@@ -153,12 +156,17 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     }
 }
 
-fn token_ids(prompt: &Prompt, model: &OpenModel) -> anyhow::Result<Vec<u32>> {
-    let Some(text) = &prompt.prompt else {
-        return Ok(prompt.token_ids.clone().unwrap_or_default());
+fn token_ids(args: &Args, model: &OpenModel) -> anyhow::Result<Vec<u32>> {
+    let Some(text) = &args.prompt.prompt else {
+        return Ok(args.prompt.token_ids.clone().unwrap_or_default());
     };
     let tokenizer = model.tokenizer()?;
-    Ok(tokenizer.encode_prompt(text))
+    match &args.suffix {
+        None => Ok(tokenizer.encode_prompt(text)),
+        Some(suffix) => tokenizer
+            .encode_fill_in_the_middle(text, suffix)
+            .with_context(|| format!("model `{}` was not made to fill gaps", model.name)),
+    }
 }
 
 /// The engine checks the same; the logits are computed before it is asked.
@@ -186,8 +194,7 @@ fn write_logits(
     device: &Device,
 ) -> anyhow::Result<()> {
     let (n_tokens, vocab_size) = (prompt.len(), model.config.vocab_size);
-    let mut workspace =
-        Workspace::new(&model.config, model.decoder.dtype(), n_tokens, Passes::Forward);
+    let mut workspace = Workspace::for_decoder(&model.decoder, n_tokens);
     let segment = [0, u32::try_from(n_tokens).context("the prompt is too long")?];
     let logits = model.decoder.logits(device, prompt, &segment, &mut workspace);
     let tensor = TensorSource {

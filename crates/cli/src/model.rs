@@ -11,6 +11,7 @@ mod export;
 mod import;
 mod inspect;
 mod merge;
+mod pull;
 mod quantize;
 
 use inspect::dtype_name;
@@ -32,7 +33,7 @@ enum Command {
         #[arg(value_name = "NAME|PATH")]
         model: String,
     },
-    /// Copy a model into the home: a Hugging Face or native Mistral directory, or a GGUF file
+    /// Bring a model into the home: a Hugging Face or native Mistral directory, a GGUF file, or a repository of a model hub
     Import(import::Args),
     /// Write a model in another layout, without a change of a number
     Export(export::Args),

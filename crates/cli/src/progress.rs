@@ -1,9 +1,9 @@
-//! What the user sees while a model trains: a bar on a terminal, plain lines elsewhere.
+//! What the user sees while a model trains or arrives: a bar on a terminal, plain lines elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
 
-use eval::figures::duration;
+use eval::figures::{bytes, duration};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use train::Progress;
 
@@ -73,6 +73,68 @@ impl TrainingBar {
         if let Some(bar) = self.bar {
             bar.abandon();
             // A closed stderr harms no training.
+            let _ = writeln!(io::stderr());
+        }
+    }
+}
+
+/// The progress of a download, on stderr.
+#[derive(Debug)]
+pub(crate) struct DownloadBar {
+    /// On a terminal.
+    bar: Option<ProgressBar>,
+    started: Instant,
+    first: u64,
+    position: u64,
+    total: u64,
+    n_lines: u64,
+}
+
+impl DownloadBar {
+    /// Progress from `position` on, of `total` bytes.
+    pub(crate) fn new(position: u64, total: u64) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let target = ProgressDrawTarget::stderr();
+            let bar = ProgressBar::with_draw_target(Some(total), target).with_position(position);
+            let template = "{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg}";
+            // The template is a constant that the library accepts.
+            let style = ProgressStyle::with_template(template);
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        let started = Instant::now();
+        Self { bar, started, first: position, position, total, n_lines: 0 }
+    }
+
+    /// Shows how many bytes are there, and the file that is arriving.
+    pub(crate) fn observe(&mut self, position: u64, file: &str) {
+        self.position = position;
+        if let Some(bar) = &self.bar {
+            bar.set_position(position);
+            bar.set_message(file.to_owned());
+            return;
+        }
+        // As many lines as a training run has.
+        let n_due = (u128::from(position) * u128::from(N_LINES) / u128::from(self.total.max(1))) as u64;
+        if n_due > self.n_lines {
+            self.n_lines = n_due;
+            let speed = (position - self.first.min(position)) as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
+            let (position, total) = (bytes(position), bytes(self.total));
+            // A closed stderr harms no download.
+            let _ = writeln!(io::stderr(), "{position} of {total}  {}/s  {file}", bytes(speed as u64));
+        }
+    }
+
+    /// Bytes that are there.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Leaves the last state on the screen, and the cursor below it.
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.abandon();
+            // A closed stderr harms no download.
             let _ = writeln!(io::stderr());
         }
     }

@@ -115,8 +115,7 @@ impl Engine {
             dtype: decoder.dtype(),
             step_tokens: limits.step_tokens,
         };
-        let mut workspace =
-            Workspace::new(&plan.config, plan.dtype, limits.step_tokens, Passes::Forward);
+        let mut workspace = Workspace::for_decoder(&decoder, limits.step_tokens);
         let forward = move |rows: &mut [CachedRows<'_>], logits: &mut Vec<f32>| {
             decoder.forward_cached(&device, rows, &mut workspace, logits);
         };

@@ -14,7 +14,7 @@ use crate::gguf::GgufVocabulary;
 use crate::gguf::write::{GgufSource, write_gguf};
 use crate::licence::licence_of;
 use crate::model_dir::{
-    CONFIG_FILE, GenerationConfig, LINEAGE_FILE, Lineage, ModelDir, ModelDirWriter,
+    CONFIG_FILE, GenerationConfig, LINEAGE_FILE, Lineage, ModelDir, ModelDirWriter, write_lineage,
 };
 use crate::names::{LayerPart, Layout, RowOrder, WeightName};
 use crate::weights::{
@@ -223,6 +223,25 @@ pub fn copy_model(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError>
     writer.commit()
 }
 
+/// Moves the folder of a model to its place, and writes where it came from.
+///
+/// # Errors
+/// When the place is taken, or a file cannot be written; the folder stays where it was.
+pub fn move_model(model: ModelDir, source: String, out: &Path) -> Result<ModelDir, FormatError> {
+    let dir = model.dir().to_owned();
+    let licence = licence_of(&model)?.map(|licence| licence.name);
+    write_lineage(&dir, &Lineage { source: Some(source), licence, ..Lineage::default() })?;
+    // The files are mapped under their old names.
+    drop(model);
+    crate::durable::move_dir(&dir, out)?;
+    ModelDir::open(out)
+}
+
+/// Whether a file of this name belongs to a model beside its weights and configuration.
+pub(crate) fn is_companion(name: &str) -> bool {
+    COMPANIONS.contains(&name) || name.starts_with(SENTENCEPIECE)
+}
+
 /// The names of the companions in a model's folder, sorted; none of a model that is a file by itself.
 fn companions(dir: &Path) -> Result<Vec<String>, FormatError> {
     let mut names = Vec::new();
@@ -230,8 +249,7 @@ fn companions(dir: &Path) -> Result<Vec<String>, FormatError> {
         for entry in fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
             let entry = entry.map_err(FormatError::io("list", dir))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let is_known = COMPANIONS.contains(&name.as_str()) || name.starts_with(SENTENCEPIECE);
-            if is_known && is_plain_name(&name) && entry.path().is_file() {
+            if is_companion(&name) && is_plain_name(&name) && entry.path().is_file() {
                 names.push(name);
             }
         }

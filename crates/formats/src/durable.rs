@@ -123,14 +123,9 @@ impl TemporaryDir {
     /// # Errors
     /// [`FormatError::Exists`] when the final name is taken (nothing is overwritten), or the system's refusal.
     pub fn commit(mut self) -> Result<(), FormatError> {
-        let final_dir = &self.final_dir;
-        sync_tree(&self.path)?;
-        if final_dir.symlink_metadata().is_ok() {
-            return Err(FormatError::Exists { path: final_dir.clone() });
-        }
-        fs::rename(&self.path, final_dir).map_err(FormatError::io("rename", final_dir))?;
+        move_dir(&self.path, &self.final_dir)?;
         self.is_committed = true;
-        sync_dir(parent_of(&self.final_dir))
+        Ok(())
     }
 
     /// Takes the place of a folder that has the final name already, in one step, and removes the old one. The files in
@@ -151,6 +146,21 @@ impl Drop for TemporaryDir {
             let _ = fs::remove_dir_all(&self.path);
         }
     }
+}
+
+/// Moves a folder of this file system to a new name, and makes both it and the name durable.
+///
+/// # Errors
+/// [`FormatError::Exists`] when the name is taken (nothing is overwritten), or the system's refusal.
+pub(crate) fn move_dir(dir: &Path, final_dir: &Path) -> Result<(), FormatError> {
+    sync_tree(dir)?;
+    if final_dir.symlink_metadata().is_ok() {
+        return Err(FormatError::Exists { path: final_dir.to_owned() });
+    }
+    let parent = parent_of(final_dir);
+    fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
+    fs::rename(dir, final_dir).map_err(FormatError::io("rename", final_dir))?;
+    sync_dir(parent)
 }
 
 fn sync_tree(dir: &Path) -> Result<(), FormatError> {

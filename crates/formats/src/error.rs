@@ -126,6 +126,14 @@ pub enum FormatError {
         /// The tensor.
         tensor: String,
     },
+    /// A matrix that an adapter changes, and that is changed only by merging.
+    #[error("{} changes `{matrix}`, which is not changed at run time", path.display())]
+    AdapterMerges {
+        /// The file.
+        path: PathBuf,
+        /// The matrix.
+        matrix: String,
+    },
     /// A tensor has another shape than the configuration says.
     #[error("tensor `{tensor}` in {} has shape {got:?}, expected {expected:?} {axes}", path.display())]
     TensorShape {

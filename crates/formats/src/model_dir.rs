@@ -20,12 +20,15 @@ use crate::weights::{Leftovers, ModelWeights, is_plain_name};
 
 mod generation;
 mod list;
+mod repository;
 mod write;
 
 pub use generation::GenerationConfig;
 use generation::read_generation;
 pub use list::{ModelList, list_models};
+pub use repository::model_files;
 pub use write::ModelDirWriter;
+pub(crate) use write::write_lineage;
 
 /// The configuration of a Hugging Face directory.
 pub const CONFIG_FILE: &str = "config.json";
@@ -47,6 +50,9 @@ pub struct Lineage {
     pub run: Option<String>,
     /// The model it was trained from.
     pub parent: Option<String>,
+    /// Where it was brought in from, such as `hf:OWNER/NAME@COMMIT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// SHA-256 of the data sheet.
     pub data_sheet_sha256: Option<String>,
     /// Licence of the weights, as an SPDX expression.
@@ -198,6 +204,18 @@ impl ModelDir {
             return Ok(path);
         }
         Err(FormatError::FileMissing { dir: self.dir.clone(), name: name.to_owned() })
+    }
+}
+
+/// The configuration in a file of a folder, if the file is one that holds it.
+///
+/// # Errors
+/// When it cannot be read, or describes something that this family does not compute.
+pub fn config_in(dir: &Path, name: &str) -> Result<Option<DecoderConfig>, FormatError> {
+    match name {
+        CONFIG_FILE => read_config(dir).map(|read| Some(read.decoder)),
+        PARAMS_FILE => read_params(dir).map(|read| Some(read.decoder)),
+        _ => Ok(None),
     }
 }
 

@@ -446,8 +446,7 @@ fn no_weights(dir: &Path, names: [&'static str; 2]) -> Result<FormatError, Forma
     let mut pickles = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
         let path = entry.map_err(FormatError::io("list", dir))?.path();
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        if matches!(extension, Some("bin" | "pt" | "pth" | "pkl" | "ckpt")) {
+        if is_pickle(&path) {
             pickles.push(path);
         }
     }
@@ -455,6 +454,12 @@ fn no_weights(dir: &Path, names: [&'static str; 2]) -> Result<FormatError, Forma
         Some(path) => FormatError::Pickle { path },
         None => FormatError::NoWeights { dir: dir.to_owned(), names },
     })
+}
+
+/// Whether a name is one that weights in pickle form have.
+pub(crate) fn is_pickle(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    matches!(extension, Some("bin" | "pt" | "pth" | "pkl" | "ckpt"))
 }
 
 /// A file name without a folder part, not hidden.

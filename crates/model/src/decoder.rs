@@ -4,6 +4,7 @@ use half::bf16;
 use kernels::rope::RopeFrequencies;
 use tensor::{DType, Device, Linear, Passes, Tensor};
 
+use crate::adapted::Changes;
 use crate::config::ModelConfig;
 use crate::experts::FeedForward;
 use crate::parameters::{LayerParameters, Parameters};
@@ -21,6 +22,8 @@ pub struct Decoder {
     /// `[vocab, hidden]`, when not tied.
     pub(crate) head: Option<Linear>,
     pub(crate) rope: RopeFrequencies,
+    /// Those of an adapter.
+    pub(crate) changes: Option<Changes>,
 }
 
 /// One layer; shapes as in the parameters of the same names.
@@ -80,6 +83,7 @@ impl Decoder {
             final_norm: Tensor::zeroed(DType::F32, 1, config.hidden_dim),
             head: (!config.tied_embeddings).then(vocabulary),
             rope: crate::rope::frequencies(config),
+            changes: None,
         }
     }
 
@@ -146,5 +150,6 @@ impl Decoder {
             + self.head.as_ref().map_or(0, Linear::packed_bytes)
             + layers.sum::<usize>()
             + self.final_norm.n_bytes()
+            + self.changes.as_ref().map_or(0, Changes::packed_bytes)
     }
 }

@@ -2,8 +2,9 @@
 
 use kernels::experts::Routes;
 use kernels::matmul::Write;
-use tensor::{DType, Device, Linear, Passes, Tensor, ops};
+use tensor::{DType, Device, Linear, LowRankScratch, Passes, Tensor, ops};
 
+use crate::adapted::{self, LayerChanges};
 use crate::config::ModelConfig;
 use crate::workspace::{LayerActivations, Workspace};
 
@@ -132,13 +133,25 @@ impl ExpertWorkspace {
     }
 }
 
-/// `residual += ffn(ffn_normed)` of the layer whose activations are in `slot`. Experts are added in the order of their
-/// indices.
-pub(crate) fn run(device: &Device, ffn: &FeedForward, slot: usize, workspace: &mut Workspace) {
+/// `residual += ffn(ffn_normed)` of the layer whose activations are in `slot`, with the changes of an adapter to a dense
+/// block. Experts are added in the order of their indices.
+pub(crate) fn run(
+    device: &Device,
+    ffn: &FeedForward,
+    changes: Option<&LayerChanges>,
+    slot: usize,
+    workspace: &mut Workspace,
+) {
     let w = workspace;
     let LayerActivations { ffn_normed, gate_up: rounded, .. } = &mut w.layers[slot];
-    let mut run =
-        BlockRun { device, gate_up: &mut w.gate_up, rounded, activated: &mut w.activated };
+    let mut run = BlockRun {
+        device,
+        gate_up: &mut w.gate_up,
+        rounded,
+        activated: &mut w.activated,
+        changes,
+        low_rank: &mut w.low_rank,
+    };
     match ffn {
         FeedForward::Dense(block) => {
             run.block(block, ffn_normed, &mut w.residual, Write::Accumulate)
@@ -171,6 +184,9 @@ struct BlockRun<'a> {
     gate_up: &'a mut Tensor,
     rounded: &'a mut Tensor,
     activated: &'a mut Tensor,
+    /// Those of an adapter, for a dense block.
+    changes: Option<&'a LayerChanges>,
+    low_rank: &'a mut Option<LowRankScratch>,
 }
 
 impl BlockRun<'_> {
@@ -180,8 +196,14 @@ impl BlockRun<'_> {
         }
         let device = self.device;
         block.gate_up.forward(device, x.view(), self.gate_up.view_mut(), Write::Overwrite);
+        if let Some(changes) = self.changes {
+            adapted::add(device, &changes.gate_up, x.view(), self.gate_up, self.low_rank);
+        }
         let (rounded, activated) = (self.rounded.view_mut(), self.activated.view_mut());
         ops::swiglu(device, self.gate_up.view(), rounded, activated);
         block.down.forward(device, self.activated.view(), out.view_mut(), write);
+        if let Some(changes) = self.changes {
+            adapted::add(device, &changes.down, self.activated.view(), out, self.low_rank);
+        }
     }
 }

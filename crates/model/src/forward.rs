@@ -5,6 +5,7 @@ use kernels::matmul::Write;
 use kernels::rope::Direction;
 use tensor::{Device, Tensor, ops};
 
+use crate::adapted;
 use crate::cache::{CachedContext, CachedRows};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
@@ -216,13 +217,22 @@ impl Decoder {
         }
         let (normed, scales) = (a.attention_normed.view_mut(), a.attention_scales.view_mut());
         ops::rms_norm(device, w.residual.view(), &layer.attention_norm, self.eps(), normed, scales);
-        layer.qkv.forward(device, a.attention_normed.view(), w.qkv.view_mut(), Write::Overwrite);
+        let changes = self.layer_changes(layer_idx);
+        let normed = a.attention_normed.view();
+        layer.qkv.forward(device, normed, w.qkv.view_mut(), Write::Overwrite);
+        if let Some(changes) = changes {
+            adapted::add(device, &changes.qkv, normed, &mut w.qkv, &mut w.low_rank);
+        }
         let (heads, rotated) = (self.config.rotated_heads(), a.qkv.view_mut());
         ops::rotate(device, w.qkv.view(), &w.rope, heads, Direction::Forward, rotated);
         let (out, lse) = (&mut a.attention_out, &mut a.log_sum_exp);
         context.attend(device, &self.config, layer_idx, &a.qkv, out, lse);
         let residual = w.residual.view_mut();
         layer.attention_out.forward(device, a.attention_out.view(), residual, Write::Accumulate);
+        if let Some(changes) = changes {
+            let (x, scratch) = (a.attention_out.view(), &mut w.low_rank);
+            adapted::add(device, &changes.attention_out, x, &mut w.residual, scratch);
+        }
     }
 
     /// `residual += ffn(norm(residual))`
@@ -236,7 +246,7 @@ impl Decoder {
         }
         let (normed, scales) = (a.ffn_normed.view_mut(), a.ffn_scales.view_mut());
         ops::rms_norm(device, w.residual.view(), &layer.ffn_norm, self.eps(), normed, scales);
-        experts::run(device, &layer.ffn, slot, w);
+        experts::run(device, &layer.ffn, self.layer_changes(layer_idx), slot, w);
     }
 
     fn eps(&self) -> f32 {

@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+mod adapted;
 mod backward;
 mod block_kind;
 mod cache;

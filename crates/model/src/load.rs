@@ -47,6 +47,7 @@ impl Decoder {
             final_norm: loader.norm(WeightName::FinalNorm)?,
             head,
             rope: crate::rope::frequencies(config),
+            changes: None,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The decoder against independent implementations and against itself.
 
 use formats::model_dir::ModelDir;
-use formats::{DecoderConfig, Experts, QueryScaling, WeightName};
+use formats::{DecoderConfig, Experts, LayerPart, QueryScaling, WeightName};
 use kernels::{Compute, Family, detect_features};
 use proptest::prelude::*;
 use tensor::{DType, Device, Passes};
@@ -14,6 +14,7 @@ use crate::{
     TrainingRows, Workspace,
 };
 
+mod adapters;
 mod architectures;
 mod f64_decoder;
 mod memory;
@@ -113,7 +114,7 @@ fn cached_logits(
 ) -> Vec<f32> {
     let config = decoder.config();
     let mut cache = KvCache::new(config, decoder.dtype(), token_ids.len(), chunk_len);
-    let mut workspace = Workspace::new(config, decoder.dtype(), chunk_len, Passes::Forward);
+    let mut workspace = Workspace::for_decoder(decoder, chunk_len);
     let (mut all, mut logits) = (Vec::new(), Vec::new());
     for chunk in token_ids.chunks(chunk_len) {
         let rows = CachedRows { token_ids: chunk, cache: &mut cache };

@@ -1,9 +1,10 @@
 //! The planned memory of a forward pass.
 
 use kernels::rope::RopeTable;
-use tensor::{DType, Passes, Tensor};
+use tensor::{DType, LowRankScratch, Passes, Tensor};
 
 use crate::config::ModelConfig;
+use crate::decoder::Decoder;
 use crate::experts::ExpertWorkspace;
 
 /// Rows of logits that are in memory at a time.
@@ -128,6 +129,8 @@ pub struct Workspace {
     /// For a model with experts.
     pub(crate) experts: Option<ExpertWorkspace>,
     pub(crate) n_active_experts: usize,
+    /// For a decoder with an adapter.
+    pub(crate) low_rank: Option<LowRankScratch>,
     /// Keys and values of packed documents, T `[blocks, key block]`, for one layer at a time.
     pub(crate) key_blocks: Tensor,
 }
@@ -160,11 +163,20 @@ impl Workspace {
             rope: RopeTable::with_capacity(max_rows, config.head_dim),
             experts: ExpertWorkspace::new(config, dtype, max_rows),
             n_active_experts: config.experts.map_or(0, |experts| experts.n_active),
+            low_rank: None,
             key_blocks: Tensor::zeroed(dtype, planned_key_blocks(max_rows), block_len),
         };
         let planned = Self::bytes_for(config, dtype, max_rows, passes);
         debug_assert_eq!(workspace.n_bytes(), planned, "bytes of a workspace against the plan");
         workspace
+    }
+
+    /// Room for the forward pass of a decoder, with its adapter if it has one.
+    #[must_use]
+    pub fn for_decoder(decoder: &Decoder, max_rows: usize) -> Self {
+        let low_rank = decoder.low_rank_scratch(max_rows);
+        let workspace = Self::new(decoder.config(), decoder.dtype(), max_rows, Passes::Forward);
+        Self { low_rank, ..workspace }
     }
 
     /// Bytes of [`Workspace::new`].
@@ -206,6 +218,7 @@ impl Workspace {
             rope,
             experts,
             n_active_experts: _,
+            low_rank,
             key_blocks,
         } = self;
         let tensors =
@@ -215,6 +228,7 @@ impl Workspace {
             + positions.capacity() * size_of::<u32>()
             + rope.n_bytes()
             + experts.as_ref().map_or(0, ExpertWorkspace::n_bytes)
+            + low_rank.as_ref().map_or(0, LowRankScratch::n_bytes)
     }
 
     /// Tokens that there is room for.

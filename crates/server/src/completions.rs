@@ -28,9 +28,9 @@ pub(crate) async fn complete(
     let model = app.models.get(&name)?;
     // All are started before any is read: if the engine refuses one, dropping the others cancels them.
     let generations = generation::in_background(&app, move || {
-        let CompletionRequest { model: name, prompts, sampling, .. } = request;
+        let CompletionRequest { model: name, prompts, suffix, sampling, .. } = request;
         let started = prompts.into_iter().map(|input| {
-            let prompt = generation::text_prompt(&model, input);
+            let prompt = generation::text_prompt(&name, &model, input, suffix.as_deref())?;
             generation::start(&name, &model, prompt, &sampling, "prompt")
         });
         started.collect::<Result<Vec<Generation>, Failure>>()

@@ -25,6 +25,8 @@ pub(crate) enum Failure {
     Starting { status: String },
     #[error("the model `{name}` has no chat template, use /v1/completions")]
     NoChatTemplate { name: String },
+    #[error("the model `{name}` was not made to fill gaps: it has no tokens [SUFFIX] and [PREFIX]")]
+    NoFillInTheMiddle { name: String },
     #[error(
         "the prompt has {n_prompt_tokens} tokens, the context of `{model}` is {context_len} tokens for prompt and answer \
          together"
@@ -67,6 +69,9 @@ impl Failure {
             Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
             Self::Starting { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "starting"),
             Self::NoChatTemplate { .. } => (StatusCode::BAD_REQUEST, INVALID, "no_chat_template"),
+            Self::NoFillInTheMiddle { .. } => {
+                (StatusCode::BAD_REQUEST, INVALID, "no_fill_in_the_middle")
+            }
             Self::ContextFull { .. } => {
                 (StatusCode::BAD_REQUEST, INVALID, "context_length_exceeded")
             }
@@ -90,6 +95,7 @@ impl Failure {
         match self {
             Self::Request(error) => error.param(),
             Self::UnknownModel { .. } | Self::NoChatTemplate { .. } => Some("model"),
+            Self::NoFillInTheMiddle { .. } => Some("suffix"),
             Self::Conversation { .. } => Some("messages"),
             Self::ContextFull { param, .. } => Some(param),
             Self::Engine(EngineError::UnknownToken { .. } | EngineError::EmptyPrompt) => {

@@ -141,14 +141,23 @@ pub(crate) fn recent_chat_prompt(
 }
 
 /// Encodes the prompt of a text completion: text gets the token that begins a document where the tokenizer has it so,
-/// ids are used as given.
-pub(crate) fn text_prompt(model: &LoadedModel, input: PromptInput) -> Prompt {
-    let token_ids = match input {
-        PromptInput::TokenIds(token_ids) => token_ids,
-        PromptInput::Text(text) => model.tokenizer.encode_prompt(&text),
+/// and what comes after the gap where there is one; ids are used as given.
+pub(crate) fn text_prompt(
+    name: &str,
+    model: &LoadedModel,
+    input: PromptInput,
+    suffix: Option<&str>,
+) -> Result<Prompt, Failure> {
+    let token_ids = match (input, suffix) {
+        (PromptInput::TokenIds(token_ids), _) => token_ids,
+        (PromptInput::Text(text), None) => model.tokenizer.encode_prompt(&text),
+        (PromptInput::Text(text), Some(suffix)) => model
+            .tokenizer
+            .encode_fill_in_the_middle(&text, suffix)
+            .map_err(|_| Failure::NoFillInTheMiddle { name: name.to_owned() })?,
     };
     let text_stream = TextStream::after(&model.tokenizer, &token_ids);
-    Prompt { token_ids, text_stream }
+    Ok(Prompt { token_ids, text_stream })
 }
 
 /// Hands a prompt to the engine; `param` is the field it came from.

@@ -18,10 +18,12 @@
 //! ```
 
 mod linear;
+mod low_rank;
 pub mod ops;
 mod tensor;
 
 pub use linear::{BlockRows, Linear, LinearScratch, Passes};
+pub use low_rank::{LowRank, LowRankScratch};
 pub use tensor::{DType, Tensor, View, ViewMut};
 
 use kernels::Compute;

@@ -246,13 +246,32 @@ impl Linear {
     /// # Panics
     /// When a shape or number type does not fit.
     pub fn forward(&self, device: &Device, x: View<'_>, y: ViewMut<'_>, write: Write) {
-        assert_eq!([x.width(), y.width()], [self.n_in, self.n_out], "widths of x and y");
+        assert_eq!(y.width(), self.n_out, "width of y");
+        self.forward_columns(device, x, y, 0, write);
+    }
+
+    /// As [`Linear::forward`], into the columns of a wider `y` from `first_column` on.
+    ///
+    /// # Panics
+    /// As [`Linear::forward`].
+    pub fn forward_columns(
+        &self,
+        device: &Device,
+        x: View<'_>,
+        y: ViewMut<'_>,
+        first_column: usize,
+        write: Write,
+    ) {
+        assert_eq!(x.width(), self.n_in, "width of x");
+        let end = first_column + self.n_out;
+        assert!(end <= y.width(), "columns up to {end} of {}", y.width());
+        let columns = Columns { device, first: first_column, stride: y.width(), write };
         match &self.packed {
-            Packed::F32(weight) => product::<f32>(device, x, &weight.forward, y, write),
-            Packed::Bf16(weight) => product::<bf16>(device, x, &weight.forward, y, write),
+            Packed::F32(weight) => columns.product::<f32>(x, &weight.forward, y),
+            Packed::Bf16(weight) => columns.product::<bf16>(x, &weight.forward, y),
             Packed::Blocks(parts) => match x {
-                View::F32 { .. } => self.block_products::<f32>(device, parts, x, y, write),
-                View::Bf16 { .. } => self.block_products::<bf16>(device, parts, x, y, write),
+                View::F32 { .. } => columns.block_products::<f32>(parts, x, y),
+                View::Bf16 { .. } => columns.block_products::<bf16>(parts, x, y),
             },
         }
     }
@@ -265,35 +284,11 @@ impl Linear {
     /// When a shape or number type does not fit, or the weight is not packed for training.
     pub fn backward_input(&self, device: &Device, d_y: View<'_>, d_x: ViewMut<'_>) {
         assert_eq!([d_x.width(), d_y.width()], [self.n_in, self.n_out], "widths of d_x and d_y");
+        let columns = Columns { device, first: 0, stride: self.n_in, write: Write::Overwrite };
         match &self.packed {
-            Packed::F32(weight) => {
-                product::<f32>(device, d_y, weight.backward(), d_x, Write::Overwrite);
-            }
-            Packed::Bf16(weight) => {
-                product::<bf16>(device, d_y, weight.backward(), d_x, Write::Overwrite);
-            }
+            Packed::F32(weight) => columns.product::<f32>(d_y, weight.backward(), d_x),
+            Packed::Bf16(weight) => columns.product::<bf16>(d_y, weight.backward(), d_x),
             Packed::Blocks(_) => panic!("quantised rows have no backward pass"),
-        }
-    }
-
-    /// The products of all parts, each into its columns.
-    fn block_products<T: NumberType>(
-        &self,
-        device: &Device,
-        parts: &[BlockRows],
-        x: View<'_>,
-        y: ViewMut<'_>,
-        write: Write,
-    ) {
-        let (n_rows, y) = (x.n_rows(), y.f32());
-        let left = Left::Rows { values: x.of::<T>(), stride: self.n_in };
-        let mut column = 0;
-        for part in parts {
-            let dims = [n_rows, part.n_rows, self.n_in];
-            let right = Right::Blocks(part.matrix(self.n_in));
-            let out = y.get_mut(column..).unwrap_or_default();
-            matmul_columns(device.compute(), left, right, dims, out, self.n_out, write);
-            column += part.n_rows;
         }
     }
 
@@ -321,17 +316,45 @@ impl Linear {
     }
 }
 
-fn product<T: NumberType>(
-    device: &Device,
-    x: View<'_>,
-    weight: &Panels<T>,
-    y: ViewMut<'_>,
+/// Where products go: the columns of a matrix from `first` on, whose rows are `stride` apart.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    device: &'a Device,
+    first: usize,
+    stride: usize,
     write: Write,
-) {
-    let left = Left::Rows { values: x.of::<T>(), stride: x.width() };
-    let dims = [x.n_rows(), weight.n(), weight.k()];
-    let right = Right::Panels(weight.values());
-    matmul(device.compute(), left, right, dims, y.f32(), write);
+}
+
+impl Columns<'_> {
+    fn product<T: NumberType>(self, x: View<'_>, weight: &Panels<T>, y: ViewMut<'_>) {
+        let left = Left::Rows { values: x.of::<T>(), stride: x.width() };
+        let dims = [x.n_rows(), weight.n(), weight.k()];
+        self.write(left, Right::Panels(weight.values()), dims, 0, y.f32());
+    }
+
+    /// The products of all parts, each into its columns.
+    fn block_products<T: NumberType>(self, parts: &[BlockRows], x: View<'_>, y: ViewMut<'_>) {
+        let (n_rows, n_in, y) = (x.n_rows(), x.width(), y.f32());
+        let left = Left::Rows { values: x.of::<T>(), stride: n_in };
+        let mut column = 0;
+        for part in parts {
+            let right = Right::Blocks(part.matrix(n_in));
+            self.write(left, right, [n_rows, part.n_rows, n_in], column, y);
+            column += part.n_rows;
+        }
+    }
+
+    fn write<T: Operand>(
+        self,
+        left: Left<'_, T>,
+        right: Right<'_, T>,
+        dims: [usize; 3],
+        column: usize,
+        y: &mut [f32],
+    ) {
+        let out = y.get_mut(self.first + column..).unwrap_or_default();
+        matmul_columns(self.device.compute(), left, right, dims, out, self.stride, self.write);
+    }
 }
 
 /// Working memory of [`LinearScratch::backward_weight`]: the layer's input, packed with tokens as the inner dimension.

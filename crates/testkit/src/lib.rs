@@ -1,4 +1,4 @@
-//! Development only: AMX emulator, golden loader, tolerance and gradient checks, damaged files, folders of tests, random numbers, failing writers.
+//! Development only: AMX emulator, golden loader, model hub, tolerance and gradient checks, damaged files, folders of tests, random numbers, failing writers.
 //!
 //! Everything here serves tests of the other crates, so most of it panics with a message instead of returning an
 //! error. Nothing here may be a dependency of the program.
@@ -18,5 +18,6 @@ pub mod damage;
 pub mod failing_writer;
 pub mod finite_difference;
 pub mod golden;
+pub mod hub;
 pub mod random;
 pub mod test_dir;

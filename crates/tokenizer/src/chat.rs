@@ -1,6 +1,7 @@
 //! Conversations, and the templates that turn them into tokens: the same object for training and for serving.
 
 mod conversation;
+mod fill;
 mod galerne;
 pub mod instruct;
 mod jinja;

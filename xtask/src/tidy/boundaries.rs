@@ -59,6 +59,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("askama", &["eval", "server"]),
     ("tokio", &["server", "cli"]),
     ("ureq", &["client"]),
+    ("rustls", &["client"]),
     ("clap", &["cli"]),
     ("indicatif", &["cli"]),
     ("rustyline", &["cli"]),

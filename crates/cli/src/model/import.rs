@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use client::ClientError;
 use eval::figures::{bytes, short};
 use formats::convert::copy_model;
 use formats::free_disk_bytes;
@@ -16,18 +17,36 @@ use serde_json::json;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
+use crate::model::pull::{self, HubModel, PullArgs};
 use crate::open_model::{folder_name, locate_in};
 use crate::table::table;
 
 /// Arguments of `galerne model import`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Directory or GGUF file to copy
-    #[arg(value_name = "PATH")]
-    source: PathBuf,
-    /// Name in the home [default: that of the directory or file]
+    /// Directory or GGUF file to copy; or a repository of a model hub to download, hf:OWNER/NAME, of which one of several
+    /// GGUF files is hf:OWNER/NAME/FILE.gguf
+    #[arg(value_name = "PATH|hf:OWNER/NAME", value_parser = parse_source)]
+    source: Source,
+    /// Name in the home [default: that of the directory, file or repository]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    #[command(flatten)]
+    pull: PullArgs,
+}
+
+/// Where a model is.
+#[derive(Clone, Debug)]
+enum Source {
+    Path(PathBuf),
+    Hub(HubModel),
+}
+
+fn parse_source(text: &str) -> Result<Source, ClientError> {
+    match text.strip_prefix(pull::PREFIX) {
+        Some(model) => model.parse().map(Source::Hub),
+        None => Ok(Source::Path(text.into())),
+    }
 }
 
 /// Runs the command.
@@ -35,19 +54,35 @@ pub(super) struct Args {
 /// # Errors
 /// When the source is no model that can be computed, its name is taken, or the disk is too small.
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
-    let source = &args.source;
-    let name = args.name.clone().unwrap_or_else(|| default_name(source));
+    let name = args.name.clone().unwrap_or_else(|| match &args.source {
+        Source::Path(path) => default_name(path),
+        Source::Hub(model) => model.default_name(),
+    });
     check_name(&name)?;
-    let model =
-        ModelDir::open(source).with_context(|| format!("cannot import {}", source.display()))?;
+    let out = context.models_dir().join(&name);
+    if out.symlink_metadata().is_ok() {
+        let hint = "give another --name, or remove it with `galerne model rm`".to_owned();
+        return Err(Failure::Exists { path: out, hint }.into());
+    }
+    let model = match &args.source {
+        Source::Path(_) if args.pull.is_any() => {
+            let problem = "--revision and --endpoint are for hf:OWNER/NAME";
+            return Err(Failure::usage(problem).into());
+        }
+        Source::Path(path) => copy(path, &out)?,
+        Source::Hub(model) => pull::pull(model, &args.pull, &out, context)?,
+    };
+    let licence = licence_of(&model)?;
+    report(&name, &model, licence.as_ref(), context)
+}
+
+fn copy(source: &Path, out: &Path) -> anyhow::Result<ModelDir> {
+    let failed = || format!("cannot import {}", source.display());
+    let model = ModelDir::open(source).with_context(failed)?;
     ModelConfig::new(model.config().clone())
         .with_context(|| format!("cannot compute {}", source.display()))?;
-    let out = context.models_dir().join(&name);
-    check_disk(&model, &out)?;
-    let licence = licence_of(&model)?;
-    let copy =
-        copy_model(&model, &out).with_context(|| format!("cannot import as model `{name}`"))?;
-    report(&name, &copy, licence.as_ref(), context)
+    check_disk(&model, out)?;
+    copy_model(&model, out).with_context(failed)
 }
 
 /// Refuses a name that a `--model` value could not say.

@@ -129,6 +129,7 @@ pub(crate) fn write_models(dir: &Path, report: &Report, context: &Context) -> an
         let path = model_dir(&report.name, stage, context);
         let name = model_name(&report.name, stage);
         let lineage = Lineage {
+            source: None,
             run: Some(report.name.clone()),
             parent: parent.clone(),
             data_sheet_sha256: Some(data_sheet.clone()),

@@ -58,7 +58,7 @@ impl Home {
     }
 
     fn prepare(&self, command: &mut Command) {
-        for name in ["RUST_LOG", "GALERNE_KERNELS"] {
+        for name in ["RUST_LOG", "GALERNE_KERNELS", "HF_TOKEN", "HF_TOKEN_FILE"] {
             command.env_remove(name);
         }
         command.env("GALERNE_HOME", self.dir.join("home")).current_dir(&self.dir);

@@ -5,6 +5,7 @@ mod answers;
 mod home;
 mod messages;
 mod models;
+mod pulls;
 mod runs;
 mod serving;
 mod tokenizers;

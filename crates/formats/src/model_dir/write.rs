@@ -17,6 +17,14 @@ use crate::config::{DecoderConfig, to_hf_json};
 use crate::durable::{self, TemporaryDir};
 use crate::weights::{NATIVE_FILE, SINGLE_FILE, TensorSource, is_plain_name, write_safetensors};
 
+/// Writes `galerne.json` of a folder.
+pub(crate) fn write_lineage(dir: &Path, lineage: &Lineage) -> Result<(), FormatError> {
+    let path = dir.join(LINEAGE_FILE);
+    let mut value = serde_json::to_value(lineage).map_err(FormatError::json(&path))?;
+    value["format_version"] = json!(FORMAT_VERSION);
+    durable::write_json_atomically(&path, &value)
+}
+
 /// A model directory being written. Dropped without [`ModelDirWriter::commit`], it leaves nothing.
 #[derive(Debug)]
 pub struct ModelDirWriter {
@@ -98,10 +106,7 @@ impl ModelDirWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn lineage(&self, lineage: &Lineage) -> Result<(), FormatError> {
-        let path = self.temporary.path().join(LINEAGE_FILE);
-        let mut value = serde_json::to_value(lineage).map_err(FormatError::json(&path))?;
-        value["format_version"] = json!(FORMAT_VERSION);
-        durable::write_json_atomically(&path, &value)
+        write_lineage(self.temporary.path(), lineage)
     }
 
     /// Writes `generation_config.json`.

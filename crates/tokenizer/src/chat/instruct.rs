@@ -127,19 +127,5 @@ pub fn pieces(
     render::render(version, &normal, request)
 }
 
-/// Renders the middle of a text that is to be filled in: BOS, what comes after, what comes before.
-///
-/// The text after the gap is to be encoded without a space that the tokenizer would put before it.
-pub fn fill_in_the_middle(prefix: &str, suffix: &str) -> Vec<Piece> {
-    let piece = |token| Piece { token, is_trained: false };
-    let mut pieces = vec![piece(PieceKind::Control("<s>")), piece(PieceKind::Control("[SUFFIX]"))];
-    if !suffix.is_empty() {
-        pieces.push(piece(PieceKind::Text(suffix.to_owned())));
-    }
-    pieces.push(piece(PieceKind::Control("[PREFIX]")));
-    pieces.push(piece(PieceKind::Text(prefix.to_owned())));
-    pieces
-}
-
 #[cfg(test)]
 mod tests;

@@ -121,15 +121,3 @@ fn what_is_wrong_with_a_request_is_said() {
     let unknown = r#"{"messages": [{"role": "user", "content": "u", "audio": 1}]}"#;
     assert!(serde_json::from_str::<InstructRequest>(unknown).is_err());
 }
-
-#[test]
-fn the_gap_comes_after_what_stands_around_it() {
-    let names: Vec<PieceKind> =
-        fill_in_the_middle("fn a", "}").into_iter().map(|piece| piece.token).collect();
-    let text = |text: &str| PieceKind::Text(text.to_owned());
-    let control = PieceKind::Control;
-    assert_eq!(
-        names,
-        [control("<s>"), control("[SUFFIX]"), text("}"), control("[PREFIX]"), text("fn a")]
-    );
-}

@@ -1,0 +1,103 @@
+//! `model import hf:...` against a model hub on a local port.
+
+use std::fs;
+use std::path::Path;
+
+use testkit::hub::{COMMIT, FakeHub, Fault};
+
+use crate::home::{Finished, Home, names_in};
+
+/// The files of a golden model, and what else a repository holds.
+fn files_of(model: &str, more: &[(&str, &[u8])]) -> Vec<(String, Vec<u8>)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/architectures").join(model);
+    let named = names_in(&dir).into_iter().map(|name| (name.clone(), fs::read(dir.join(name)).unwrap()));
+    named.chain(more.iter().map(|&(name, bytes)| (name.to_owned(), bytes.to_vec()))).collect()
+}
+
+fn import(home: &Home, hub: &FakeHub, source: &str, more: &[&str]) -> Finished {
+    let arguments = ["model", "import", source, "--endpoint", &hub.endpoint()];
+    home.run(&[&arguments[..], more].concat())
+}
+
+#[test]
+fn a_model_comes_from_a_hub_with_its_licence_and_says_where_from() {
+    let home = Home::new("pull");
+    let card = b"---\nlicense: apache-2.0\n---\n";
+    let hub = FakeHub::start(files_of("mistral/hf", &[("README.md", card), ("logo.png", b"png")]));
+    let shown = import(&home, &hub, "hf:acme/tiny", &["--json"]).expect(0).json();
+    assert_eq!((&shown["name"], &shown["licence"]), (&"tiny".into(), &"apache-2.0".into()));
+    let dir = home.inside("models/tiny");
+    assert_eq!(names_in(&dir), ["README.md", "config.json", "galerne.json", "model.safetensors"]);
+    assert_eq!(names_in(&home.inside("cache/pulls")), [""; 0], "nothing is left behind");
+    let lineage = home.run(&["model", "inspect", "tiny", "--json"]).expect(0).json()["lineage"].clone();
+    assert_eq!(lineage["source"], format!("hf:acme/tiny@{COMMIT}"));
+    let ids = ["--token-ids", "1,5,9", "--max-tokens", "4", "--json"];
+    home.run(&[&["generate", "--model", "tiny"][..], &ids].concat()).expect(0);
+
+    // The name is taken: nothing is asked for.
+    let _ = hub.take_requests();
+    let again = import(&home, &hub, "hf:acme/tiny", &[]).expect(1);
+    assert!(again.stderr.contains("exists already"), "{}", again.stderr);
+    assert_eq!(hub.take_requests(), []);
+}
+
+#[test]
+fn a_download_that_failed_goes_on() {
+    let home = Home::new("pull-resume");
+    let hub = FakeHub::start(files_of("mistral/hf", &[]));
+    // The configuration, the smaller file, arrives; the weights break off and then are refused.
+    hub.fail_with([Fault::Whole, Fault::BreakAfter(10_000), Fault::Status(404)]);
+    let failed = import(&home, &hub, "hf:acme/tiny", &[]).expect(1);
+    assert!(failed.stderr.contains("404"), "{}", failed.stderr);
+    assert!(!home.inside("models/tiny").exists());
+    let _ = hub.take_requests();
+    import(&home, &hub, "hf:acme/tiny", &[]).expect(0);
+    let asked: Vec<_> = hub.take_requests().into_iter().filter_map(|request| request.range).collect();
+    assert_eq!(asked.last().map(String::as_str), Some("bytes=10000-"), "{asked:?}");
+    home.run(&["model", "inspect", "tiny"]).expect(0);
+}
+
+#[test]
+fn one_of_several_gguf_files_is_named() {
+    let home = Home::new("pull-gguf");
+    let gguf = files_of("mistral/gguf", &[]).remove(0).1;
+    let files = ["a.Q4_K_M.gguf", "a.Q8_0.gguf"].map(|name| (name.to_owned(), gguf.clone()));
+    let hub = FakeHub::start(files.to_vec());
+    let many = import(&home, &hub, "hf:acme/tiny", &[]).expect(1).stderr;
+    assert!(many.contains("hf:acme/tiny/a.Q8_0.gguf  ") && many.contains("2 GGUF files"), "{many}");
+    let token = home.path("token");
+    fs::write(&token, "secret\n").unwrap();
+    let arguments = ["model", "import", "hf:acme/tiny/a.Q8_0.gguf", "--endpoint", &hub.endpoint()];
+    let mut command = home.command(&arguments);
+    let _ = hub.take_requests();
+    Finished::new(command.env("HF_TOKEN_FILE", &token).output().unwrap()).expect(0);
+    assert_eq!(names_in(&home.inside("models/a-Q8_0")), ["a.Q8_0.gguf", "galerne.json"]);
+    let first = hub.take_requests().swap_remove(0);
+    assert_eq!(first.authorization.as_deref(), Some("Bearer secret"));
+}
+
+#[test]
+fn a_model_that_cannot_be_computed_is_refused_before_its_weights_arrive() {
+    let home = Home::new("pull-unknown");
+    let config = br#"{"model_type": "mamba", "hidden_size": 8}"#;
+    let files = [("config.json", &config[..]), ("model.safetensors", &[0; 100_000][..])];
+    let hub = FakeHub::start(files.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).to_vec());
+    let refused = import(&home, &hub, "hf:acme/tiny", &[]).expect(1);
+    assert!(refused.stderr.contains("mamba"), "{}", refused.stderr);
+    let asked = hub.take_requests();
+    assert!(asked.iter().all(|request| !request.path.contains("safetensors")), "{asked:?}");
+}
+
+#[test]
+fn wrong_sources_are_wrong_usage() {
+    let home = Home::new("pull-usage");
+    for (arguments, expected) in [
+        (&["model", "import", "hf:acme"][..], "expected OWNER/NAME"),
+        (&["model", "import", "hf:acme/tiny", "--endpoint", "acme"], "is no address of a hub"),
+        (&["model", "import", "./x", "--revision", "main"], "are for hf:OWNER/NAME"),
+        (&["model", "import", "hf:acme/tiny", "--revision", "a b"], "is no revision"),
+    ] {
+        let refused = home.run(arguments).expect(2);
+        assert!(refused.stderr.contains(expected), "{arguments:?}: {}", refused.stderr);
+    }
+}

@@ -1,0 +1,127 @@
+//! What goes wrong between this machine and another one.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Errors of requests and downloads. Addresses in them carry no secrets: the token travels in a header.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The address of a hub is none.
+    #[error("`{endpoint}` is no address of a hub, expected https://HOST or http://HOST:PORT")]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
+    },
+    /// A name that cannot be that of a repository.
+    #[error("`{name}` is no repository, expected OWNER/NAME")]
+    RepoName {
+        /// What was given.
+        name: String,
+    },
+    /// A name that cannot be that of a revision.
+    #[error("`{revision}` is no revision, expected a branch, a tag or a commit")]
+    Revision {
+        /// What was given.
+        revision: String,
+    },
+    /// A token with characters that a header cannot carry.
+    #[error("the token holds white space or characters that no token has")]
+    Token,
+    /// The host cannot be reached, or the connection broke and went on breaking.
+    #[error("cannot reach {url}: {reason}")]
+    Unreachable {
+        /// What was asked for.
+        url: String,
+        /// What the system or the library said.
+        reason: String,
+    },
+    /// The host answered with a status that is no success.
+    #[error("{url} answered {status}{}", reason(*status))]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The answer is not what a hub answers.
+    #[error("{url}: {problem}")]
+    Answer {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file that arrived whole and is not the one the hub lists.
+    #[error("{}: {kind} is {got}, expected {expected}; the file was removed", path.display())]
+    Digest {
+        /// Where it was written.
+        path: PathBuf,
+        /// What was compared.
+        kind: &'static str,
+        /// That of the bytes that arrived.
+        got: String,
+        /// That of the hub's list.
+        expected: String,
+    },
+    /// The caller asked to stop; what arrived is kept.
+    #[error("the download of {} was stopped after {n_bytes} bytes, which are kept", path.display())]
+    Stopped {
+        /// Where the file will be.
+        path: PathBuf,
+        /// Bytes that are there.
+        n_bytes: u64,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl ClientError {
+    /// What to do about it, for the command line to show.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Status { status: 401 | 403, .. } => Some(
+                "the repository is private, gated or not there: accept its terms on the hub, and set HF_TOKEN or HF_TOKEN_FILE",
+            ),
+            Self::Status { status: 404, .. } => {
+                Some("check the names of repository, revision and file")
+            }
+            Self::Status { status: 429, .. } => Some("the hub limits requests: wait, then run the same command"),
+            Self::Unreachable { .. } => Some(
+                "check the network and the proxy (HTTPS_PROXY), or name a mirror with --endpoint; \
+                 the same command goes on where it stopped",
+            ),
+            Self::Digest { .. } => Some("run the same command again; should it fail again, the hub's copy is damaged"),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        401 => " (unauthorised)",
+        403 => " (forbidden)",
+        404 => " (not found)",
+        416 => " (no such part of the file)",
+        429 => " (too many requests)",
+        500..=599 => " (the server failed)",
+        _ => "",
+    }
+}

@@ -1,0 +1,140 @@
+//! Adapters at run time: low-rank changes computed beside the weights of a decoder, which may be quantised and stay as they are.
+
+use std::collections::BTreeMap;
+
+use formats::adapter::{Adapter, LowRankPair};
+use formats::{FfnMatrix, FormatError, LayerPart, WeightName};
+use tensor::{DType, Device, LowRank, LowRankScratch, Tensor, View};
+
+use crate::config::ModelConfig;
+use crate::decoder::Decoder;
+
+/// The changes to all layers; all are of one even rank, smaller ones being filled up with zeros.
+#[derive(Clone, Debug)]
+pub(crate) struct Changes {
+    layers: Vec<LayerChanges>,
+    rank: usize,
+}
+
+/// The changes to the products of a layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LayerChanges {
+    pub(crate) qkv: Vec<LowRank>,
+    pub(crate) attention_out: Vec<LowRank>,
+    pub(crate) gate_up: Vec<LowRank>,
+    pub(crate) down: Vec<LowRank>,
+}
+
+impl LayerChanges {
+    fn all(&self) -> impl Iterator<Item = &LowRank> {
+        self.qkv.iter().chain(&self.attention_out).chain(&self.gate_up).chain(&self.down)
+    }
+}
+
+/// The product of a layer that a matrix belongs to, and the first of its outputs; `None` for matrices that are changed by
+/// merging only.
+pub(crate) fn place(name: WeightName, config: &ModelConfig) -> Option<(usize, LayerPart, usize)> {
+    let WeightName::Layer { layer_idx, part } = name else { return None };
+    let (n_heads, n_kv_heads) = (config.n_heads, config.n_kv_heads);
+    let first_out = match part {
+        LayerPart::Query | LayerPart::AttentionOut => 0,
+        LayerPart::Key => n_heads * config.head_dim,
+        LayerPart::Value => (n_heads + n_kv_heads) * config.head_dim,
+        LayerPart::Ffn(FfnMatrix::Gate | FfnMatrix::Down) => 0,
+        LayerPart::Ffn(FfnMatrix::Up) => config.ffn_dim,
+        _ => return None,
+    };
+    Some((layer_idx, part, first_out))
+}
+
+impl Decoder {
+    /// The decoder with an adapter. A product becomes `W x + scaling * B (A x)`; merged, it would be rounded otherwise.
+    ///
+    /// # Errors
+    /// [`FormatError::AdapterMerges`] for a matrix outside the products of dense layers, and those of [`Adapter::pair`].
+    pub fn with_adapter(
+        mut self,
+        device: &Device,
+        adapter: &Adapter,
+    ) -> Result<Self, FormatError> {
+        let mut pairs = BTreeMap::new();
+        for name in adapter.names() {
+            if place(name, &self.config).is_none() {
+                let (path, matrix) = (adapter.path().to_owned(), name.hf_name());
+                return Err(FormatError::AdapterMerges { path, matrix });
+            }
+            pairs.extend(adapter.pair(name, &self.config)?.map(|pair| (name, pair)));
+        }
+        // Products read their operands in pairs.
+        let rank = pairs.values().map(|pair| pair.rank).max().unwrap_or(0).next_multiple_of(2);
+        let mut layers = vec![LayerChanges::default(); self.config.n_layers];
+        for (name, pair) in pairs {
+            let (layer_idx, part, first_out) =
+                place(name, &self.config).expect("every place was found above");
+            let change = packed(device, self.dtype, first_out, &pair, rank);
+            let layer = &mut layers[layer_idx];
+            match part {
+                LayerPart::AttentionOut => layer.attention_out.push(change),
+                LayerPart::Ffn(FfnMatrix::Down) => layer.down.push(change),
+                LayerPart::Ffn(_) => layer.gate_up.push(change),
+                _ => layer.qkv.push(change),
+            }
+        }
+        self.changes = Some(Changes { layers, rank });
+        Ok(self)
+    }
+
+    /// The changes to a layer.
+    pub(crate) fn layer_changes(&self, layer_idx: usize) -> Option<&LayerChanges> {
+        self.changes.as_ref().map(|changes| &changes.layers[layer_idx])
+    }
+
+    /// Working memory of the changes for up to `max_rows` tokens.
+    pub(crate) fn low_rank_scratch(&self, max_rows: usize) -> Option<LowRankScratch> {
+        let changes = self.changes.as_ref()?;
+        Some(LowRankScratch::new(self.dtype, max_rows, changes.rank))
+    }
+}
+
+impl Changes {
+    /// Bytes that they hold.
+    pub(crate) fn packed_bytes(&self) -> usize {
+        self.layers.iter().flat_map(LayerChanges::all).map(LowRank::packed_bytes).sum()
+    }
+}
+
+/// The factors of a change, filled up to `rank`, the scaling in b.
+fn packed(
+    device: &Device,
+    dtype: DType,
+    first_out: usize,
+    pair: &LowRankPair,
+    rank: usize,
+) -> LowRank {
+    let n_in = pair.a.len() / pair.rank;
+    let mut a = pair.a.clone();
+    a.resize(rank * n_in, 0.0);
+    let scaling = pair.scaling as f32;
+    let mut b = vec![0.0; pair.b.len() / pair.rank * rank];
+    for (out, row) in b.chunks_exact_mut(rank).zip(pair.b.chunks_exact(pair.rank)) {
+        for (out, factor) in out.iter_mut().zip(row) {
+            *out = scaling * factor;
+        }
+    }
+    let (a, b) = (Tensor::from_f32(&a, n_in), Tensor::from_f32(&b, rank));
+    LowRank::new(device, dtype, first_out, &a, &b)
+}
+
+/// Adds changes to what a product wrote.
+pub(crate) fn add(
+    device: &Device,
+    changes: &[LowRank],
+    x: View<'_>,
+    y: &mut Tensor,
+    scratch: &mut Option<LowRankScratch>,
+) {
+    for change in changes {
+        let scratch = scratch.as_mut().expect("the workspace is one for this decoder");
+        change.add(device, x, y.view_mut(), scratch);
+    }
+}
