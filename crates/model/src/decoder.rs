@@ -5,7 +5,7 @@ use kernels::rope::RopeFrequencies;
 use tensor::{DType, Device, Linear, Passes, Tensor};
 
 use crate::config::ModelConfig;
-use crate::experts::FeedForward;
+use crate::feed_forward::FeedForward;
 use crate::parameters::{LayerParameters, Parameters};
 
 /// A decoder, ready to compute.
@@ -125,13 +125,6 @@ impl Decoder {
         n_vocabularies * linear(config.vocab_size, hidden) + config.n_layers * layer + hidden * 4
     }
 
-    /// The output head.
-    pub(crate) fn head(&self) -> &Linear {
-        self.head.as_ref().unwrap_or(&self.embedding)
-    }
-}
-
-impl Decoder {
     /// Bytes of the buffers that the decoder holds: what reading all of its weights reads.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {
@@ -146,5 +139,10 @@ impl Decoder {
             + self.head.as_ref().map_or(0, Linear::packed_bytes)
             + layers.sum::<usize>()
             + self.final_norm.n_bytes()
+    }
+
+    /// The output head.
+    pub(crate) fn head(&self) -> &Linear {
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 }

@@ -4,7 +4,7 @@ use kernels::rope::RopeTable;
 use tensor::{DType, Passes, Tensor};
 
 use crate::config::ModelConfig;
-use crate::experts::ExpertWorkspace;
+use crate::feed_forward::ExpertWorkspace;
 
 /// Rows of logits that are in memory at a time.
 pub(crate) const LOGIT_ROWS: usize = 512;

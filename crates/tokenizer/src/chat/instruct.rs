@@ -56,14 +56,14 @@ impl InstructVersion {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Piece {
     /// A control token by name, or text.
-    pub token: PieceKind,
+    pub content: PieceContent,
     /// Whether it is trained: what the assistant writes, and the end of its turn.
     pub is_trained: bool,
 }
 
-/// What a piece is.
+/// What a piece holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum PieceKind {
+pub enum PieceContent {
     /// A control token, by name.
     Control(&'static str),
     /// Text, to be encoded by itself.
@@ -131,13 +131,13 @@ pub fn pieces(
 ///
 /// The text after the gap is to be encoded without a space that the tokenizer would put before it.
 pub fn fill_in_the_middle(prefix: &str, suffix: &str) -> Vec<Piece> {
-    let piece = |token| Piece { token, is_trained: false };
-    let mut pieces = vec![piece(PieceKind::Control("<s>")), piece(PieceKind::Control("[SUFFIX]"))];
+    let piece = |content| Piece { content, is_trained: false };
+    let mut pieces = vec![piece(PieceContent::Control("<s>")), piece(PieceContent::Control("[SUFFIX]"))];
     if !suffix.is_empty() {
-        pieces.push(piece(PieceKind::Text(suffix.to_owned())));
+        pieces.push(piece(PieceContent::Text(suffix.to_owned())));
     }
-    pieces.push(piece(PieceKind::Control("[PREFIX]")));
-    pieces.push(piece(PieceKind::Text(prefix.to_owned())));
+    pieces.push(piece(PieceContent::Control("[PREFIX]")));
+    pieces.push(piece(PieceContent::Text(prefix.to_owned())));
     pieces
 }
 

@@ -29,9 +29,9 @@ fn requests_are_rendered_as_by_mistral_common() {
             let shown = |result: Vec<Piece>| -> Vec<(String, String)> {
                 result
                     .into_iter()
-                    .map(|piece| match piece.token {
-                        PieceKind::Control(name) => ("control".to_owned(), name.to_owned()),
-                        PieceKind::Text(text) => ("text".to_owned(), text),
+                    .map(|piece| match piece.content {
+                        PieceContent::Control(name) => ("control".to_owned(), name.to_owned()),
+                        PieceContent::Text(text) => ("text".to_owned(), text),
                     })
                     .collect()
             };
@@ -60,15 +60,15 @@ fn only_what_the_assistant_writes_is_trained() {
     )
     .unwrap();
     for version in [InstructVersion::V7, InstructVersion::V11, InstructVersion::V13] {
-        let trained: Vec<PieceKind> = pieces(version, &request, Ending::AwaitAnswer)
+        let trained: Vec<PieceContent> = pieces(version, &request, Ending::AwaitAnswer)
             .unwrap()
             .into_iter()
             .filter(|piece| piece.is_trained)
-            .map(|piece| piece.token)
+            .map(|piece| piece.content)
             .collect();
-        assert_eq!(trained.first(), Some(&PieceKind::Text("a".to_owned())));
-        assert_eq!(trained.last(), Some(&PieceKind::Control("</s>")));
-        assert!(!trained.contains(&PieceKind::Text("r".to_owned())));
+        assert_eq!(trained.first(), Some(&PieceContent::Text("a".to_owned())));
+        assert_eq!(trained.last(), Some(&PieceContent::Control("</s>")));
+        assert!(!trained.contains(&PieceContent::Text("r".to_owned())));
     }
 }
 
@@ -124,10 +124,10 @@ fn what_is_wrong_with_a_request_is_said() {
 
 #[test]
 fn the_gap_comes_after_what_stands_around_it() {
-    let names: Vec<PieceKind> =
-        fill_in_the_middle("fn a", "}").into_iter().map(|piece| piece.token).collect();
-    let text = |text: &str| PieceKind::Text(text.to_owned());
-    let control = PieceKind::Control;
+    let names: Vec<PieceContent> =
+        fill_in_the_middle("fn a", "}").into_iter().map(|piece| piece.content).collect();
+    let text = |text: &str| PieceContent::Text(text.to_owned());
+    let control = PieceContent::Control;
     assert_eq!(
         names,
         [control("<s>"), control("[SUFFIX]"), text("}"), control("[PREFIX]"), text("fn a")]
