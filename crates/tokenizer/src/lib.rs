@@ -52,6 +52,7 @@ mod vocabulary;
 pub use chat::instruct;
 pub use chat::{ChatTemplate, Conversation, Ending, JinjaTemplate, Message, Rendered, Role};
 pub use date::strftime;
+pub use directory::FOLDER_FILES;
 pub use error::Error;
 pub use listing::{Encoding, ListedKind, VocabularyListing};
 pub use stream::{AnswerText, TextStream};

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use eval::figures::{bytes, short};
-use formats::convert::copy_model;
 use formats::free_disk_bytes;
 use formats::licence::{Licence, licence_of};
 use formats::model_dir::ModelDir;
+use formats::model_dir::copy_model;
 use formats::published::published;
 use model::ModelConfig;
 use serde_json::json;

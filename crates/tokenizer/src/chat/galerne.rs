@@ -30,8 +30,9 @@ pub(super) fn render(
     let mut pieces = vec![masked(PieceContent::Control("<s>"))];
     for message in messages {
         let content = PieceContent::Text(format!("{CONTENT_PREFIX}{}", message.content));
-        let block =
-            |begin, end| [PieceContent::Control(begin), content.clone(), PieceContent::Control(end)];
+        let block = |begin, end| {
+            [PieceContent::Control(begin), content.clone(), PieceContent::Control(end)]
+        };
         match message.role {
             Role::System => {
                 pieces.extend(block("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]").map(masked));

@@ -132,7 +132,8 @@ pub fn pieces(
 /// The text after the gap is to be encoded without a space that the tokenizer would put before it.
 pub fn fill_in_the_middle(prefix: &str, suffix: &str) -> Vec<Piece> {
     let piece = |content| Piece { content, is_trained: false };
-    let mut pieces = vec![piece(PieceContent::Control("<s>")), piece(PieceContent::Control("[SUFFIX]"))];
+    let mut pieces =
+        vec![piece(PieceContent::Control("<s>")), piece(PieceContent::Control("[SUFFIX]"))];
     if !suffix.is_empty() {
         pieces.push(piece(PieceContent::Text(suffix.to_owned())));
     }
