@@ -1,18 +1,15 @@
 //! Vocabularies between GGUF files and tokenizers, which do not know one another.
 
 use anyhow::Context as _;
-use formats::gguf::{GgufTokenKind, GgufVocabulary};
+use formats::gguf::{GgufEncoding, GgufTokenKind, GgufVocabulary};
 use formats::model_dir::ModelDir;
 use tokenizer::{ChatTemplate, Encoding, ListedKind, Tokenizer, VocabularyListing};
 use tracing::warn;
 
-const PIECES: &str = "llama";
-const BYTES: &str = "gpt2";
-
 /// The tokenizer of a GGUF file's vocabulary.
 ///
 /// # Errors
-/// When it is of a kind that is not known.
+/// When its rules are not known, or its entries contradict one another.
 pub(crate) fn tokenizer(vocabulary: &GgufVocabulary) -> anyhow::Result<Tokenizer> {
     let kind = |kind| match kind {
         GgufTokenKind::Normal => ListedKind::Normal,
@@ -22,26 +19,12 @@ pub(crate) fn tokenizer(vocabulary: &GgufVocabulary) -> anyhow::Result<Tokenizer
         GgufTokenKind::Byte => ListedKind::Byte,
     };
     let kinds = vocabulary.kinds.iter().copied().map(kind);
-    let encoding = match vocabulary.model.as_str() {
-        PIECES => Encoding::Pieces {
-            scores: vocabulary.scores.clone(),
-            adds_space: vocabulary.adds_space.unwrap_or(true),
-        },
-        BYTES => Encoding::Bytes {
-            merges: vocabulary.merges.clone(),
-            split: vocabulary.split.clone().unwrap_or_default(),
-        },
-        other => anyhow::bail!(
-            "tokenizer.ggml.model is {:?}, expected {PIECES} or {BYTES}",
-            other.chars().take(80).collect::<String>()
-        ),
-    };
-    // What llama.cpp takes for granted where the file says nothing.
-    let adds_bos = match (&encoding, vocabulary.adds_bos) {
-        (_, Some(adds_bos)) => adds_bos,
-        (Encoding::Pieces { .. }, None) => true,
-        (Encoding::Bytes { split, .. }, None) => {
-            split.starts_with("llama") || ["tekken", "pixtral"].contains(&split.as_str())
+    let encoding = match &vocabulary.encoding {
+        GgufEncoding::Pieces { scores, adds_space } => {
+            Encoding::Pieces { scores: scores.clone(), adds_space: *adds_space }
+        }
+        GgufEncoding::Bytes { merges, split } => {
+            Encoding::Bytes { merges: merges.clone(), split: split.clone().unwrap_or_default() }
         }
     };
     Ok(Tokenizer::from_listing(&VocabularyListing {
@@ -49,7 +32,7 @@ pub(crate) fn tokenizer(vocabulary: &GgufVocabulary) -> anyhow::Result<Tokenizer
         encoding,
         bos_id: vocabulary.bos_id,
         eos_id: vocabulary.eos_id,
-        adds_bos,
+        adds_bos: vocabulary.adds_bos,
     })?)
 }
 
@@ -59,7 +42,7 @@ pub(crate) fn tokenizer(vocabulary: &GgufVocabulary) -> anyhow::Result<Tokenizer
 /// # Errors
 /// When the tokenizer's files cannot be read.
 pub(crate) fn of_model(name: &str, model: &ModelDir) -> anyhow::Result<Option<GgufVocabulary>> {
-    if !Tokenizer::is_in(model.dir()) {
+    if !Tokenizer::is_in(model.dir())? {
         return Ok(model.vocabulary()?);
     }
     let failed = || format!("cannot read the tokenizer of {}", model.dir().display());
@@ -71,13 +54,10 @@ pub(crate) fn of_model(name: &str, model: &ModelDir) -> anyhow::Result<Option<Gg
             return Ok(None);
         }
     };
-    Ok(Some(GgufVocabulary {
-        chat_template: ChatTemplate::source_in(model.dir()).with_context(failed)?,
-        ..of_listing(listing)
-    }))
+    Ok(Some(of_listing(listing, ChatTemplate::source_in(model.dir()).with_context(failed)?)))
 }
 
-fn of_listing(listing: VocabularyListing) -> GgufVocabulary {
+fn of_listing(listing: VocabularyListing, chat_template: Option<String>) -> GgufVocabulary {
     let kind = |kind| match kind {
         ListedKind::Normal => GgufTokenKind::Normal,
         ListedKind::Unknown => GgufTokenKind::Unknown,
@@ -86,26 +66,17 @@ fn of_listing(listing: VocabularyListing) -> GgufVocabulary {
         ListedKind::Byte => GgufTokenKind::Byte,
     };
     let kinds = listing.tokens.iter().map(|(_, listed)| kind(*listed)).collect();
-    let mut vocabulary = GgufVocabulary {
+    let encoding = match listing.encoding {
+        Encoding::Pieces { scores, adds_space } => GgufEncoding::Pieces { scores, adds_space },
+        Encoding::Bytes { merges, split } => GgufEncoding::Bytes { merges, split: Some(split) },
+    };
+    GgufVocabulary {
         tokens: listing.tokens.into_iter().map(|(text, _)| text).collect(),
         kinds,
+        encoding,
         bos_id: listing.bos_id,
         eos_id: listing.eos_id,
-        adds_bos: Some(listing.adds_bos),
-        ..GgufVocabulary::default()
-    };
-    match listing.encoding {
-        Encoding::Pieces { scores, adds_space } => {
-            vocabulary.model = PIECES.to_owned();
-            vocabulary.split = Some("default".to_owned());
-            vocabulary.scores = scores;
-            vocabulary.adds_space = Some(adds_space);
-        }
-        Encoding::Bytes { merges, split } => {
-            vocabulary.model = BYTES.to_owned();
-            vocabulary.split = Some(split);
-            vocabulary.merges = merges;
-        }
+        adds_bos: listing.adds_bos,
+        chat_template,
     }
-    vocabulary
 }

@@ -88,6 +88,14 @@ pub(crate) fn folder_name(path: &Path) -> String {
     absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
+/// A name in the home after a path: its last part without the ending of a file of weights. Dots, which mean a path in a `--model`
+/// value, become hyphens.
+pub(crate) fn home_name(path: &Path) -> String {
+    let name = folder_name(path);
+    let stem = [".gguf", ".safetensors"].iter().find_map(|ending| name.strip_suffix(ending));
+    stem.unwrap_or(&name).replace('.', "-")
+}
+
 impl OpenModel {
     /// Finds a model and loads it.
     ///
@@ -100,6 +108,7 @@ impl OpenModel {
     ) -> anyhow::Result<Self> {
         let (name, path) = locate(value, context)?;
         let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
+        warn_left_out(&name, &dir);
         Self::load(name, &dir, quantisation, &context.device()?)
     }
 
@@ -113,12 +122,6 @@ impl OpenModel {
         quantisation: Option<Quantisation>,
         device: &Device,
     ) -> anyhow::Result<Self> {
-        if let Some((whole, n_tensors)) = dir.text_part_of() {
-            warn!(model = name, whole, n_tensors, "only the text part of the model is read");
-        }
-        for tensor in dir.unused_tensors() {
-            warn!(model = name, tensor, "the model does not use this tensor of its files");
-        }
         let config = ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
         let dtype = compute_dtype(config.dtype);
@@ -207,9 +210,22 @@ pub(crate) fn weights_bytes(
     Ok(Decoder::loaded_bytes(config, dtype, dir.weights(), quantisation)? as u64)
 }
 
+/// Says what a model's files hold that is not read.
+pub(crate) fn warn_left_out(name: &str, dir: &ModelDir) {
+    if let Some((whole, n_tensors)) = dir.text_part_of() {
+        warn!(model = name, whole, n_tensors, "only the text part of the model is read");
+    }
+    for tensor in dir.unused_tensors() {
+        warn!(model = name, tensor, "the model does not use this tensor: it is left out");
+    }
+}
+
 /// Whether there is a tokenizer among the model's files or in its GGUF file.
-pub(crate) fn has_tokenizer(dir: &ModelDir) -> bool {
-    Tokenizer::is_in(dir.dir()) || matches!(dir.vocabulary(), Ok(Some(_)))
+///
+/// # Errors
+/// When that cannot be known: the folder or the vocabulary cannot be read.
+pub(crate) fn has_tokenizer(dir: &ModelDir) -> anyhow::Result<bool> {
+    Ok(Tokenizer::is_in(dir.dir())? || dir.vocabulary()?.is_some())
 }
 
 /// The tokenizer of a model and its chat template: of the files beside the weights, else of the GGUF file. A model whose
@@ -222,7 +238,7 @@ pub(crate) fn open_tokenizer(
     dir: &ModelDir,
 ) -> anyhow::Result<Option<(Tokenizer, Option<ChatTemplate>)>> {
     let failed = || format!("cannot read the tokenizer of {}", dir.dir().display());
-    let (tokenizer, template) = if Tokenizer::is_in(dir.dir()) {
+    let (tokenizer, template) = if Tokenizer::is_in(dir.dir())? {
         let tokenizer = Tokenizer::open(dir.dir()).with_context(failed)?;
         let template = ChatTemplate::open(dir.dir(), &tokenizer);
         (tokenizer, template)
@@ -257,4 +273,46 @@ pub(crate) fn of_home(context: &Context) -> anyhow::Result<Vec<(String, ModelDir
         warn!(model = name, %error, "this folder of the home is no usable model");
     }
     Ok(list.models)
+}
+
+#[cfg(test)]
+mod tests {
+    use formats::model_dir::copy_model;
+    use testkit::test_dir::TestDir;
+    use tokenizer::FOLDER_FILES;
+
+    use super::*;
+
+    /// Models and tokenizers do not know one another: what the one reads, the other must copy.
+    #[test]
+    fn every_file_of_a_tokenizer_is_copied_with_its_model() {
+        let scratch = TestDir::new("tokenizer-files");
+        let dir = scratch.path().join("model");
+        fs::create_dir(&dir).unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden");
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(golden.join("architectures/mistral/hf").join(name), dir.join(name)).unwrap();
+        }
+        let names = FOLDER_FILES.into_iter().chain(["tokenizer.model.v3", "tokenizer.model.v7m1"]);
+        for name in names.clone() {
+            fs::write(dir.join(name), name).unwrap();
+        }
+        let out = scratch.path().join("copy");
+        copy_model(&ModelDir::open(&dir).unwrap(), &out).unwrap();
+        for name in names {
+            assert_eq!(fs::read_to_string(out.join(name)).unwrap_or_default(), name);
+        }
+    }
+
+    #[test]
+    fn names_in_the_home_have_no_ending_and_no_dot() {
+        for (path, expected) in [
+            ("/models/Ministral-3.3b", "Ministral-3-3b"),
+            ("/models/tiny.v2.gguf", "tiny-v2"),
+            ("/runs/lora.safetensors", "lora"),
+            ("/runs/lora", "lora"),
+        ] {
+            assert_eq!(home_name(Path::new(path)), expected);
+        }
+    }
 }

@@ -13,7 +13,9 @@ use tracing::warn;
 use crate::context::{Context, Form};
 use crate::failure::{Failure, message};
 use crate::machine;
-use crate::open_model::{LoadArgs, OpenModel, has_tokenizer, locate, of_home, weights_bytes};
+use crate::open_model::{
+    LoadArgs, OpenModel, has_tokenizer, locate, of_home, warn_left_out, weights_bytes,
+};
 use crate::os::StopSignals;
 
 /// Arguments of `galerne serve`.
@@ -100,7 +102,7 @@ fn named_models(
     for value in named {
         let (name, path) = locate(value, context)?;
         let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
-        if !has_tokenizer(&dir) {
+        if !has_tokenizer(&dir).with_context(|| format!("cannot open model `{value}`"))? {
             return Err(Failure::NoTokenizer { model: name }.into());
         }
         total_bytes += needed_bytes(&name, &dir, load)?;
@@ -118,9 +120,16 @@ fn models_of_home(
 ) -> anyhow::Result<Vec<(String, ModelDir)>> {
     let (mut models, mut total_bytes) = (Vec::new(), 0);
     for (name, dir) in of_home(context)? {
-        if !has_tokenizer(&dir) {
-            warn!(model = name, "not served: it has no tokenizer");
-            continue;
+        match has_tokenizer(&dir) {
+            Ok(true) => {}
+            Ok(false) => {
+                warn!(model = name, "not served: it has no tokenizer");
+                continue;
+            }
+            Err(error) => {
+                left_out.add(&name, error);
+                continue;
+            }
         }
         let needed = needed_bytes(&name, &dir, load).and_then(|needed_bytes| {
             let what = format!("model `{name}` with those before it");
@@ -165,6 +174,7 @@ pub(crate) fn add(
     load: LoadArgs,
     context: &Context,
 ) -> anyhow::Result<()> {
+    warn_left_out(name, dir);
     let limits = EngineLimits::default();
     let config = ::model::ModelConfig::new(dir.config().clone())
         .with_context(|| format!("cannot compute model `{name}`"))?;

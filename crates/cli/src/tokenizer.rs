@@ -1,5 +1,6 @@
 //! `galerne tokenizer`: train one, and use it on lines.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 
@@ -7,11 +8,12 @@ use anyhow::Context as _;
 use data::reader::FolderReader;
 use formats::gguf::{GgufFile, GgufVocabulary};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokenizer::instruct::{InstructRequest, InstructVersion};
 use tokenizer::{
-    BpeTrainer, CONTROL_TOKENS, ChatTemplate, Conversation, Ending, Rendered, Role, Tokenizer,
-    TrainOptions, instruct,
+    BpeTrainer, CONTROL_TOKENS, ChatTemplate, Conversation, Tokenizer, TrainOptions, instruct,
 };
 use train::export::write_tokenizer;
 
@@ -230,11 +232,13 @@ fn render(
 ) -> anyhow::Result<String> {
     let rendered = match template {
         ChatTemplate::Instruct(version) => {
-            let request: InstructRequest =
-                serde_json::from_str(line).context("expected a chat request")?;
+            let request: InstructRequest = request(line, &["messages", "tools"])?;
             tokenizer.encode_pieces(&instruct::pieces(*version, &request, request.ending())?)?
         }
-        _ => rendered_conversation(tokenizer, template, line)?,
+        _ => {
+            let conversation: Conversation = request(line, &["messages"])?;
+            template.render(tokenizer, &conversation, conversation.ending())?
+        }
     };
     match form {
         Form::Text => Ok(rendered.text),
@@ -249,23 +253,20 @@ fn render(
     }
 }
 
-/// With a template that knows no tools.
-fn rendered_conversation(
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-    line: &str,
-) -> anyhow::Result<Rendered> {
-    let mut request: Map<String, Value> =
-        serde_json::from_str(line).context("expected a chat request")?;
-    let messages = request.remove("messages").context("`messages` is missing")?;
-    if let Some(member) = request.keys().find(|key| !OTHER_MEMBERS.contains(&key.as_str())) {
+/// What a template reads of a chat request: the members that it knows.
+fn request<T: DeserializeOwned>(line: &str, known: &[&str]) -> anyhow::Result<T> {
+    let expected = "expected a chat request";
+    // Values stay text: the model reads the members of a tool's schema in their order.
+    let mut members: BTreeMap<String, Box<RawValue>> =
+        serde_json::from_str(line).context(expected)?;
+    members.retain(|member, _| !OTHER_MEMBERS.contains(&member.as_str()));
+    if let Some(member) = members.keys().find(|member| !known.contains(&member.as_str())) {
         anyhow::bail!("`{member}` is not supported");
     }
-    let conversation: Conversation = serde_json::from_value(json!({"messages": messages}))?;
-    let is_complete =
-        conversation.messages.last().is_some_and(|message| message.role == Role::Assistant);
-    let ending = if is_complete { Ending::Complete } else { Ending::AwaitAnswer };
-    Ok(template.render(tokenizer, &conversation, ending)?)
+    if !members.contains_key("messages") {
+        anyhow::bail!("`messages` is missing");
+    }
+    serde_json::from_str(&to_json(&members)?).context(expected)
 }
 
 fn inspect(tokenizer: &Tokenizer, context: &Context) -> anyhow::Result<()> {

@@ -8,23 +8,25 @@ use serde_json::{Map, Value};
 
 use crate::FormatError;
 use crate::config::DecoderConfig;
-use crate::config::fields::Fields;
+use crate::config::native::PARAMS_FILE;
 use crate::durable::read_bounded;
+use crate::fields::Fields;
 use crate::names::{Layout, WeightName};
 use crate::weights::WeightFiles;
 
 /// What a PEFT directory holds.
 const PEFT_CONFIG: &str = "adapter_config.json";
 const PEFT_WEIGHTS: &str = "adapter_model.safetensors";
-/// What mistral-finetune writes, and where it notes the scaling.
+/// What mistral-finetune writes; it notes the scaling in the `params.json` beside it.
 const NATIVE_WEIGHTS: &str = "lora.safetensors";
-const NATIVE_PARAMS: &str = "params.json";
 /// Why a setting is refused.
 const PLAIN: &str = "only plain LoRA is read";
 /// What PEFT puts before the names of a model's tensors.
 const PEFT_PREFIX: &str = "base_model.model.";
 /// Largest configuration that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Largest scaling, to either side. Published adapters have 0.5 to 64; a number without bound makes a model of NaN.
+pub const MAX_SCALING: f64 = 1e6;
 /// Largest rank; published adapters have 8 to 256.
 const MAX_RANK: usize = 4096;
 
@@ -57,8 +59,9 @@ impl Adapter {
     /// the files do not say it, as those of mistral-finetune may not: a guess would change the model in silence.
     ///
     /// # Errors
-    /// When a file is missing or damaged, the adapter asks for more than `W + scaling * B A`, no scaling is known, or two differ,
-    /// or a tensor is of no matrix of this model or has another shape; the error names the field or the tensor.
+    /// When a file is missing or damaged, the adapter asks for more than `W + scaling * B A`, no scaling is known, two differ, or
+    /// one is beyond [`MAX_SCALING`], or a tensor is of no matrix of this model or has another shape; the error names the field or
+    /// the tensor.
     pub fn open(
         path: &Path,
         config: &DecoderConfig,
@@ -68,7 +71,7 @@ impl Adapter {
             (Layout::HuggingFace, path.join(PEFT_WEIGHTS), Some(peft_scaling(path)?))
         } else {
             let file = if path.is_dir() { path.join(NATIVE_WEIGHTS) } else { path.to_owned() };
-            let stated = native_scaling(&file.with_file_name(NATIVE_PARAMS))?;
+            let stated = native_scaling(&file.with_file_name(PARAMS_FILE))?;
             (Layout::Native, file, stated)
         };
         let field = |got: String, expected: String| FormatError::Field {
@@ -78,6 +81,10 @@ impl Adapter {
             expected,
         };
         let scaling = match (stated, scaling) {
+            (_, Some(asked)) if !(-MAX_SCALING..=MAX_SCALING).contains(&asked) => {
+                let expected = format!("a number -{MAX_SCALING:e}..={MAX_SCALING:e}");
+                return Err(field(asked.to_string(), expected));
+            }
             (Some(stated), Some(asked)) if stated != asked => {
                 return Err(field(asked.to_string(), format!("{stated}, as its files say")));
             }
@@ -253,7 +260,7 @@ fn peft_scaling(dir: &Path) -> Result<f64, FormatError> {
         _ => {}
     }
     let rank = fields.count("r", 1, MAX_RANK)?;
-    let alpha = fields.number("lora_alpha", 0.0, 1e6)?;
+    let alpha = fields.number("lora_alpha", 0.0, MAX_SCALING)?;
     let alpha = alpha.ok_or_else(|| fields.bad("lora_alpha", "missing", "a number".to_owned()))?;
     let is_root = fields.flag("use_rslora")?.unwrap_or(false);
     fields.refuse_the_rest(PLAIN)?;
@@ -267,7 +274,7 @@ fn native_scaling(path: &Path) -> Result<Option<f64>, FormatError> {
         return Ok(None);
     }
     let Some(Value::Object(lora)) = read_object(path)?.remove("lora") else { return Ok(None) };
-    Fields::new(path, "lora", lora).number("scaling", 0.0, 1e6)
+    Fields::new(path, "lora", lora).number("scaling", 0.0, MAX_SCALING)
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>, FormatError> {

@@ -19,6 +19,7 @@ use crate::digest::{hex, sha256_of_file};
 use crate::durable::{
     self, TemporaryDir, read_bounded, refuse_link, remove_dir_at_once, write_bytes_atomically,
 };
+use crate::version::check_format_version;
 use crate::weights::{TensorSource, WeightFiles, is_plain_name, write_safetensors_to};
 
 mod sums;
@@ -34,7 +35,7 @@ pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// Everything else: step, counters, schedules, random states.
 pub const STATE_FILE: &str = "state.json";
 /// Names the last checkpoint; in the folder `checkpoints`.
-pub const LATEST_FILE: &str = "LATEST";
+const LATEST_FILE: &str = "LATEST";
 
 const REQUIRED_FILES: [&str; 3] = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
 const FORMAT_VERSION: u64 = 1;
@@ -124,18 +125,9 @@ impl CheckpointWriter {
         metadata: &BTreeMap<String, String>,
     ) -> Result<(), FormatError> {
         let path = self.temporary.path().join(name);
-        let mut failed = None;
-        let result = self.file(name, |writer| {
-            write_safetensors_to(writer, &path, tensors, metadata).map_err(|error| {
-                failed = Some(error);
-                io::ErrorKind::Other.into()
-            })
-        });
-        match failed {
-            None => result,
-            // What the tensors say tells more than that writing failed.
-            Some(error) => Err(error),
-        }
+        self.file(name, |writer| {
+            write_safetensors_to(writer, &path, tensors, metadata).map_err(io::Error::other)
+        })
     }
 
     /// Writes `state.json`: format version, step, and `state` as the training code wants it back.
@@ -213,8 +205,8 @@ impl Checkpoint {
     /// Opens a checkpoint after verifying the sum of every file; reads all of them once.
     ///
     /// # Errors
-    /// [`FormatError::Damaged`] or [`FormatError::FileMissing`] naming the file, [`FormatError::Newer`] when a newer
-    /// program wrote it.
+    /// [`FormatError::Damaged`] or [`FormatError::FileMissing`] naming the file, [`FormatError::FormatVersion`] when a
+    /// newer program wrote it.
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
         let sums = read_sums(dir)?;
         for required in REQUIRED_FILES {
@@ -273,26 +265,6 @@ impl Checkpoint {
     /// As [`WeightFiles::open_file`].
     pub fn optimizer(&self) -> Result<WeightFiles, FormatError> {
         WeightFiles::open_file(&self.dir.join(OPTIMIZER_FILE))
-    }
-}
-
-/// Refuses a file of a newer format, and one without a version.
-///
-/// # Errors
-/// [`FormatError::Newer`], [`FormatError::Field`].
-pub fn check_format_version(path: &Path, value: &Value, supported: u64) -> Result<(), FormatError> {
-    let version = &value["format_version"];
-    match version.as_u64() {
-        Some(got) if (1..=supported).contains(&got) => Ok(()),
-        Some(got) if got > supported => {
-            Err(FormatError::Newer { path: path.to_owned(), got, supported })
-        }
-        _ => Err(FormatError::Field {
-            path: path.to_owned(),
-            field: "format_version".to_owned(),
-            got: if version.is_null() { "missing".to_owned() } else { "not a version".to_owned() },
-            expected: format!("a whole number 1..={supported}"),
-        }),
     }
 }
 

@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use crate::FormatError;
 use crate::names::WeightName;
 
-pub(crate) mod fields;
 pub(crate) mod hf;
 pub(crate) mod native;
 

@@ -3,51 +3,22 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-
-use half::{bf16, f16};
+use std::path::Path;
 
 use crate::FormatError;
-use crate::config::native::PARAMS_FILE;
 use crate::config::{DecoderConfig, WeightDtype};
 use crate::gguf::GgufVocabulary;
-use crate::gguf::write::{GgufSource, write_gguf};
+use crate::gguf::write::{Description, GgufSource, write_gguf};
 use crate::licence::licence_of;
-use crate::model_dir::{
-    CONFIG_FILE, GenerationConfig, LINEAGE_FILE, Lineage, ModelDir, ModelDirWriter, write_lineage,
-};
-use crate::names::{LayerPart, Layout, RowOrder, WeightName};
-use crate::weights::{
-    INDEX_FILE, ModelWeights, NATIVE_INDEX_FILE, StoredWeight, TensorData, TensorDtype,
-    TensorSource, is_plain_name,
-};
-
-/// Files that belong to a model beside its weights and configuration, and are copied as they are.
-const COMPANIONS: [&str; 11] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tekken.json",
-    "LICENSE",
-    "README.md",
-    "MODEL_CARD.md",
-];
+use crate::model_dir::{GenerationConfig, ModelDir, ModelDirWriter, Numbers, write_companions};
+use crate::names::{Layout, RowOrder, WeightName};
+use crate::weights::{ModelWeights, StoredWeight, TensorData, TensorDtype, TensorSource};
 
 /// The weights of a directory that [`write_quantised`] makes.
 const QUANTISED_FILE: &str = "model.gguf";
 
 /// Rows of a matrix that are in memory at a time.
 const ROWS_AT_A_TIME: usize = 256;
-
-/// Beginning of the names of SentencePiece models, which may end in a version, such as `tokenizer.model.v3`.
-const SENTENCEPIECE: &str = "tokenizer.model";
-
-/// Largest companion that is copied.
-const MAX_COMPANION_BYTES: u64 = 1 << 30;
 
 /// Rounds matrices that are written to blocks.
 pub trait Quantiser {
@@ -67,21 +38,22 @@ pub fn write_hugging_face(model: &ModelDir, out: &Path) -> Result<ModelDir, Form
     let sources = directory_sources(model, Layout::HuggingFace)?;
     writer.config(model.config())?;
     writer.weights(sources)?;
-    write_companions(model, &writer)?;
+    write_companions(model, &writer, Numbers::Same)?;
     writer.commit()
 }
 
 /// Adds to rows of a weight: the weight, the first row, and the rows in f32.
 pub type RowChange<'a> = dyn Fn(WeightName, usize, &mut [f32]) + 'a;
 
-/// Writes a model as a Hugging Face directory with some of its matrices changed; these are rounded to the model's number type. The
-/// new directory names the old one as its parent.
+/// Writes a model as a Hugging Face directory with some of its matrices changed by an adapter; these are rounded to the model's
+/// number type. The new directory names the old one as its parent, and the adapter.
 ///
 /// # Errors
 /// As [`write_hugging_face`].
-pub fn write_changed(
+pub fn write_adapted(
     model: &ModelDir,
     out: &Path,
+    adapter: &str,
     changed: &BTreeSet<WeightName>,
     change: &RowChange<'_>,
 ) -> Result<ModelDir, FormatError> {
@@ -90,32 +62,26 @@ pub fn write_changed(
     let mut sources = directory_sources(model, Layout::HuggingFace)?;
     for &name in changed {
         let weight = model.weights().weight(name, config)?;
+        let dtype = TensorDtype::from(config.dtype);
         let write = move |out: &mut dyn Write| {
             let mut first = 0;
             let n_in = weight.shape()[1];
-            write_numbers(out, &weight, name, RowOrder::Same, config.dtype.into(), |rows, out| {
+            write_numbers(out, &weight, RowOrder::Same, dtype, |rows, out| {
                 change(name, first, rows);
                 first += rows.len() / n_in;
-                put_rounded(rows, out, config.dtype);
+                dtype.write_f32(rows, out);
+                Ok(())
             })
         };
         let hf_name = name.hf_name();
         let source = sources.iter_mut().find(|source| source.name == hf_name);
         let source = source.expect("every weight of the model has a source");
-        (source.dtype, source.data) = (config.dtype.into(), stream(write));
+        (source.dtype, source.data) = (dtype, stream(write));
     }
     writer.config(config)?;
     writer.weights(sources)?;
-    write_companions(model, &writer)?;
+    write_companions(model, &writer, Numbers::Adapted(adapter))?;
     writer.commit()
-}
-
-fn put_rounded(numbers: &[f32], out: &mut [u8], dtype: WeightDtype) {
-    match dtype {
-        WeightDtype::F32 => put(numbers, out, f32::to_le_bytes),
-        WeightDtype::F16 => put(numbers, out, |number| f16::from_f32(number).to_le_bytes()),
-        WeightDtype::Bf16 => put(numbers, out, |number| bf16::from_f32(number).to_le_bytes()),
-    }
 }
 
 /// Writes a model as a native Mistral directory. The new directory names the old one as its parent.
@@ -127,7 +93,7 @@ pub fn write_native(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatErro
     let sources = directory_sources(model, Layout::Native)?;
     writer.native_config(model.config())?;
     writer.native_weights(sources)?;
-    write_companions(model, &writer)?;
+    write_companions(model, &writer, Numbers::Same)?;
     writer.commit()
 }
 
@@ -145,117 +111,13 @@ pub fn write_quantised(
     let writer = ModelDirWriter::begin(out)?;
     let path = writer.path().join(QUANTISED_FILE);
     write_gguf_parts(model, &path, Some(quantiser), vocabulary)?;
-    write_companions(model, &writer)?;
+    write_companions(model, &writer, Numbers::Rounded)?;
     if model.generation().is_none() {
         // GGUF files have keys for two end tokens only.
         let (bos_id, eos_ids) = (model.config().bos_id, model.eos_ids());
         writer.generation_config(&GenerationConfig { bos_id, eos_ids, ..Default::default() })?;
     }
     writer.commit()
-}
-
-/// Copies what belongs to a model beside its weights, and writes where the new one comes from.
-fn write_companions(model: &ModelDir, writer: &ModelDirWriter) -> Result<(), FormatError> {
-    for name in companions(model.dir())? {
-        let path = model.dir().join(&name);
-        refuse_foreign(model.dir(), &path)?;
-        let bytes = crate::durable::read_bounded(&path, MAX_COMPANION_BYTES)?;
-        writer.file(&name, |writer| writer.write_all(&bytes))?;
-    }
-    let parent = model.dir().file_name().map(|name| name.to_string_lossy().into_owned());
-    let lineage = model.lineage().cloned().unwrap_or_default();
-    writer.lineage(&Lineage { parent, ..lineage })
-}
-
-impl ModelDir {
-    /// The files of the model: weights, configuration, lineage, companions; of a folder with several layouts those of the one that
-    /// is read, and of a GGUF file by itself that file.
-    ///
-    /// # Errors
-    /// [`FormatError::ForeignLink`], and when the folder cannot be looked at.
-    pub fn files(&self) -> Result<Vec<PathBuf>, FormatError> {
-        let mut files: Vec<PathBuf> = self.weights().paths().map(Path::to_owned).collect();
-        if self.dir().is_dir() {
-            let of_layout: &[&str] = match self.weights().layout() {
-                Layout::HuggingFace => &[CONFIG_FILE, INDEX_FILE],
-                Layout::Native => &[PARAMS_FILE, NATIVE_INDEX_FILE],
-                Layout::Gguf => &[],
-            };
-            let named = of_layout.iter().chain(&[LINEAGE_FILE]).map(|&name| name.to_owned());
-            let named = named.chain(companions(self.dir())?).map(|name| self.dir().join(name));
-            for path in named.filter(|path| path.is_file()) {
-                refuse_foreign(self.dir(), &path)?;
-                files.push(path);
-            }
-        }
-        Ok(files)
-    }
-}
-
-/// Refuses to copy a file that a link of the folder fetches from elsewhere: in a stranger's model, a `LICENSE` may lead to a
-/// key of the user. Links within the folder are followed, and those of a hub cache, whose files lie in `../../blobs`.
-fn refuse_foreign(dir: &Path, path: &Path) -> Result<(), FormatError> {
-    let inspect = |path: &Path| path.canonicalize().map_err(FormatError::io("inspect", path));
-    let (dir, target) = (inspect(dir)?, inspect(path)?);
-    let snapshots = dir.parent().filter(|parent| parent.ends_with("snapshots"));
-    let blobs = snapshots.and_then(Path::parent).map(|hub| hub.join("blobs"));
-    if target.starts_with(&dir) || (blobs.is_some() && target.parent() == blobs.as_deref()) {
-        return Ok(());
-    }
-    Err(FormatError::ForeignLink { path: path.to_owned(), target })
-}
-
-/// Copies a model into a new directory as it is, of a folder with several layouts only the one that is read.
-///
-/// # Errors
-/// When the place is taken, or a file cannot be read or written; nothing is left behind.
-pub fn copy_model(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
-    let writer = ModelDirWriter::begin(out)?;
-    for path in model.files()? {
-        // Written below, with the licence.
-        if path.file_name().is_none_or(|name| name != LINEAGE_FILE) {
-            writer.copy(&path)?;
-        }
-    }
-    let licence = licence_of(model)?.map(|licence| licence.name);
-    let lineage = model.lineage().cloned().unwrap_or_default();
-    writer.lineage(&Lineage { licence: lineage.licence.clone().or(licence), ..lineage })?;
-    writer.commit()
-}
-
-/// Moves the folder of a model to its place, and writes where it came from.
-///
-/// # Errors
-/// When the place is taken, or a file cannot be written; the folder stays where it was.
-pub fn move_model(model: ModelDir, source: String, out: &Path) -> Result<ModelDir, FormatError> {
-    let dir = model.dir().to_owned();
-    let licence = licence_of(&model)?.map(|licence| licence.name);
-    write_lineage(&dir, &Lineage { source: Some(source), licence, ..Lineage::default() })?;
-    // The files are mapped under their old names.
-    drop(model);
-    crate::durable::move_dir(&dir, out)?;
-    ModelDir::open(out)
-}
-
-/// Whether a file of this name belongs to a model beside its weights and configuration.
-pub(crate) fn is_companion(name: &str) -> bool {
-    COMPANIONS.contains(&name) || name.starts_with(SENTENCEPIECE)
-}
-
-/// The names of the companions in a model's folder, sorted; none of a model that is a file by itself.
-fn companions(dir: &Path) -> Result<Vec<String>, FormatError> {
-    let mut names = Vec::new();
-    if dir.is_dir() {
-        for entry in fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
-            let entry = entry.map_err(FormatError::io("list", dir))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if is_companion(&name) && is_plain_name(&name) && entry.path().is_file() {
-                names.push(name);
-            }
-        }
-    }
-    names.sort();
-    Ok(names)
 }
 
 fn directory_sources(
@@ -267,12 +129,8 @@ fn directory_sources(
     for name in WeightName::all(config) {
         let weight = weights.weight(name, config)?;
         let dtype = weight.dtype();
-        if !dtype.is_plain() || dtype == TensorDtype::F8E4M3 {
-            return Err(FormatError::NotInLayout {
-                path: PathBuf::from(name.name(layout)),
-                setting: "numbers that share a scale",
-                layout: "safetensors",
-            });
+        if !dtype.is_rounded_to() {
+            return Err(weights.not_in_layout(name, dtype, layout));
         }
         let shape = weight.shape().to_vec();
         // Made twice, so that not all of them are in memory until they are written.
@@ -294,26 +152,19 @@ fn stream<'a>(write: impl FnOnce(&mut dyn Write) -> io::Result<()> + 'a) -> Tens
 
 /// The numbers of a norm or a router, which GGUF files hold in f32, in the 16 bits that they had before, if they had.
 fn narrowed(weight: &StoredWeight<'_>, name: WeightName, dtype: WeightDtype) -> Option<Vec<u8>> {
-    let is_router = matches!(name, WeightName::Layer { part: LayerPart::Router, .. });
-    let is_widened = weight.dtype() == TensorDtype::F32 && (weight.shape().len() == 1 || is_router);
-    if !is_widened {
+    let may_be_wide = weight.shape().len() == 1 || name.is_router();
+    if !may_be_wide || weight.dtype() != TensorDtype::F32 || dtype == WeightDtype::F32 {
         return None;
     }
     let mut numbers = vec![0.0; weight.shape().iter().product()];
     weight.read_f32(&mut numbers);
-    let exact = |&number: &f32| {
-        let (wide, bytes) = match dtype {
-            WeightDtype::F32 => return None,
-            WeightDtype::F16 => {
-                (f16::from_f32(number).to_f32(), f16::from_f32(number).to_le_bytes())
-            }
-            WeightDtype::Bf16 => {
-                (bf16::from_f32(number).to_f32(), bf16::from_f32(number).to_le_bytes())
-            }
-        };
-        (wide.to_bits() == number.to_bits()).then_some(bytes)
-    };
-    Some(numbers.iter().map(exact).collect::<Option<Vec<_>>>()?.concat())
+    let narrow = TensorDtype::from(dtype);
+    let mut bytes = vec![0; narrow.bytes_of(numbers.len())];
+    narrow.write_f32(&numbers, &mut bytes);
+    let mut widened = vec![0.0; numbers.len()];
+    narrow.read_f32(&bytes, &mut widened);
+    let is_exact = numbers.iter().zip(&widened).all(|(a, b)| a.to_bits() == b.to_bits());
+    is_exact.then_some(bytes)
 }
 
 /// The rows of a weight in the order of a layout.
@@ -362,7 +213,13 @@ fn write_gguf_parts(
     let parts =
         names.map(|name| Ok((name.expert_idx(), gguf_part(weights, name, config, quantiser)?)));
     let parts = group_experts(parts.collect::<Result<_, _>>()?, config);
-    write_gguf(out, config, vocabulary, parts.map_err(|setting| not_in_gguf(out, setting))?)
+    let parts = parts.map_err(|setting| FormatError::NotInLayout {
+        path: out.to_owned(),
+        setting,
+        layout: Layout::Gguf.title(),
+    })?;
+    let licence = licence_of(model)?.map(|licence| licence.name);
+    write_gguf(out, &Description { config, vocabulary, licence: licence.as_deref() }, parts)
 }
 
 /// One weight on its own; experts are put together by [`group_experts`].
@@ -374,10 +231,9 @@ fn gguf_part<'a>(
 ) -> Result<GgufSource<'a>, FormatError> {
     let weight = weights.weight(name, config)?;
     let shape = weight.shape().to_vec();
-    let is_router = matches!(name, WeightName::Layer { part: LayerPart::Router, .. });
     let quantised = quantiser.and_then(|q| Some((q, q.dtype(name, *shape.get(1)?)?)));
     let dtype = match weight.dtype() {
-        _ if shape.len() == 1 || is_router => TensorDtype::F32,
+        _ if shape.len() == 1 || name.is_router() => TensorDtype::F32,
         TensorDtype::F8E4M3 => TensorDtype::Bf16,
         other => other,
     };
@@ -391,22 +247,22 @@ fn gguf_part<'a>(
             stream(move |out| write_rows(out, &weight, name, Layout::Gguf, config))
         }
         None => stream(move |out| {
-            write_numbers(out, &weight, name, order, dtype, |numbers, out| match dtype {
-                TensorDtype::F32 => put(numbers, out, f32::to_le_bytes),
-                _ => put(numbers, out, |number| bf16::from_f32(number).to_le_bytes()),
+            write_numbers(out, &weight, order, dtype, |numbers, out| {
+                dtype.write_f32(numbers, out);
+                Ok(())
             })
         }),
         Some((quantiser, _)) => stream(move |out| {
-            write_numbers(out, &weight, name, order, dtype, |numbers, out| {
+            write_numbers(out, &weight, order, dtype, |numbers, out| {
+                if numbers.iter().any(|number| !number.is_finite()) {
+                    return Err(weights.not_finite(name));
+                }
                 quantiser.encode(dtype, numbers, out);
+                Ok(())
             })
         }),
     };
     Ok(GgufSource { name: name.name(Layout::Gguf), dtype, shape, parts: vec![data] })
-}
-
-fn not_in_gguf(path: &Path, setting: &'static str) -> FormatError {
-    FormatError::NotInLayout { path: path.to_owned(), setting, layout: "GGUF" }
 }
 
 /// Puts the parts of experts that have one name together to one tensor with a new slowest axis.
@@ -442,10 +298,9 @@ fn group_experts<'a>(
 fn write_numbers(
     out: &mut dyn Write,
     weight: &StoredWeight<'_>,
-    name: WeightName,
     order: RowOrder,
     dtype: TensorDtype,
-    mut encode: impl FnMut(&mut [f32], &mut [u8]),
+    mut encode: impl FnMut(&mut [f32], &mut [u8]) -> Result<(), FormatError>,
 ) -> io::Result<()> {
     let (n_rows, width) = match *weight.shape() {
         [n_rows, width] => (n_rows, width),
@@ -458,23 +313,12 @@ fn write_numbers(
         for (row, numbers) in rows.zip(numbers.chunks_exact_mut(width.max(1))) {
             let row = order.row_of_file(row);
             weight.read_rows(row..row + 1, numbers);
-            if !dtype.is_plain() && numbers.iter().any(|number| !number.is_finite()) {
-                let name = name.name(Layout::HuggingFace);
-                let problem = format!("row {row} of `{name}` has a number that is not finite");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
-            }
         }
         bytes.resize(dtype.bytes_of(numbers.len()), 0);
-        encode(&mut numbers, &mut bytes);
+        encode(&mut numbers, &mut bytes).map_err(io::Error::other)?;
         out.write_all(&bytes)?;
     }
     Ok(())
-}
-
-fn put<const N: usize>(numbers: &[f32], out: &mut [u8], bytes_of: impl Fn(f32) -> [u8; N]) {
-    for (number, out) in numbers.iter().zip(out.as_chunks_mut().0) {
-        *out = bytes_of(*number);
-    }
 }
 
 #[cfg(test)]

@@ -222,6 +222,18 @@ pub enum FormatError {
         /// The layout.
         layout: &'static str,
     },
+    /// A tensor of a type that is not written in a layout.
+    #[error("tensor `{tensor}` in {} has type {got}, expected F32, F16 or BF16: the {layout} layout is written without numbers that share a scale", path.display())]
+    TensorNotInLayout {
+        /// The file that has it.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        got: &'static str,
+        /// The layout to be written.
+        layout: &'static str,
+    },
     /// A model that is quantised already is to be quantised.
     #[error("`{tensor}` in {} is quantised to {got} already: expected a model of f32, f16, bf16 or f8 numbers, such as the one it was made from", path.display())]
     Quantised {
@@ -284,23 +296,27 @@ pub enum FormatError {
         /// What the lock file says of the holder, such as `process 1234`.
         holder: String,
     },
-    /// Written by a newer version of this program.
-    #[error("{} has format_version {got}, this program reads up to {supported}", path.display())]
-    Newer {
+    /// Of a version that this program does not read, or without one.
+    #[error("{} has format_version {got}, this program reads 1 up to {supported}", path.display())]
+    FormatVersion {
         /// The file.
         path: PathBuf,
-        /// Its version.
-        got: u64,
+        /// Its version; `none` when it states none.
+        got: String,
         /// The newest version this program reads.
         supported: u64,
     },
 }
 
 impl FormatError {
-    /// Makes `map_err` closures short: `.map_err(FormatError::io("read", path))`.
+    /// Makes `map_err` closures short: `.map_err(FormatError::io("read", path))`. An error of this crate that what was written
+    /// with gave as an `io::Error` comes out as it was.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
+        move |source| match source.downcast() {
+            Ok(error) => error,
+            Err(source) => Self::Io { action, path, source },
+        }
     }
 
     pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self {

@@ -19,12 +19,14 @@ pub(crate) mod write;
 
 use cursor::Cursor;
 pub use metadata::{Array, Metadata, Value};
-pub use vocabulary::{GgufTokenKind, GgufVocabulary};
+pub use vocabulary::{GgufEncoding, GgufTokenKind, GgufVocabulary};
 
 /// Most tensors and most entries of metadata; real files have some thousands.
 const MAX_COUNT: u64 = 1 << 17;
 /// Most axes of a tensor.
 const MAX_AXES: u32 = 4;
+/// Key of the name of the weights' licence.
+pub(crate) const LICENCE: &str = "general.license";
 /// Alignment of tensors where the file names none.
 const DEFAULT_ALIGNMENT: u64 = 32;
 

@@ -17,7 +17,9 @@
 //! ```
 
 mod error;
+mod fields;
 mod os;
+mod version;
 
 pub mod adapter;
 pub mod checkpoint;
@@ -33,7 +35,6 @@ pub mod names;
 pub mod published;
 pub mod weights;
 
-pub use checkpoint::check_format_version;
 pub use config::{
     DecoderConfig, Experts, QueryScaling, ReadConfig, Rope, RopeScaling, WeightDtype, parse_config,
     to_hf_json,
@@ -41,6 +42,7 @@ pub use config::{
 pub use error::FormatError;
 pub use names::{FfnMatrix, LayerPart, Layout, WeightName};
 pub use os::{SharedBytes, free_disk_bytes};
+pub use version::{check_format_version, check_version};
 pub use weights::{
     ModelWeights, TensorData, TensorDtype, TensorSource, WeightFiles, WeightView,
     write_safetensors, write_safetensors_to,

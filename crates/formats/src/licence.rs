@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::FormatError;
 use crate::durable::read_bounded;
-use crate::gguf::Value;
+use crate::gguf::{LICENCE, Value};
 use crate::model_dir::ModelDir;
 
 /// Largest `README.md` whose head is read.
@@ -53,7 +53,7 @@ pub fn licence_of(model: &ModelDir) -> Result<Option<Licence>, FormatError> {
     if let Some(name) = of_readme(&model.dir().join("README.md"))? {
         return Ok(Some(Licence::named(&name)));
     }
-    let of_gguf = match model.weights().gguf().and_then(|file| file.get("general.license")) {
+    let of_gguf = match model.weights().gguf().and_then(|file| file.get(LICENCE)) {
         Some(Value::Text(name)) if name.len() <= MAX_NAME_BYTES => {
             std::str::from_utf8(name).ok().map(Licence::named)
         }

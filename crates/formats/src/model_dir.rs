@@ -10,34 +10,37 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::FormatError;
-use crate::checkpoint::check_format_version;
 use crate::config::hf::read_config;
 use crate::config::native::{PARAMS_FILE, read_params};
 use crate::config::{DecoderConfig, ReadConfig};
 use crate::durable::{self, read_bounded};
 use crate::gguf::{GgufFile, GgufVocabulary};
+use crate::version::check_format_version;
 use crate::weights::{Leftovers, ModelWeights, is_plain_name};
 
+mod companions;
 mod generation;
 mod list;
 mod repository;
 mod write;
 
+pub use companions::{copy_model, move_model};
+pub(crate) use companions::{Numbers, write_companions};
 pub use generation::GenerationConfig;
 use generation::read_generation;
 pub use list::{ModelList, list_models};
 pub use repository::model_files;
 pub use write::ModelDirWriter;
-pub(crate) use write::write_lineage;
+use write::write_lineage;
 
 /// The configuration of a Hugging Face directory.
 pub const CONFIG_FILE: &str = "config.json";
 /// Our own file of a model directory.
 pub const LINEAGE_FILE: &str = "galerne.json";
 /// Defaults for generation, as transformers reads them.
-pub const GENERATION_FILE: &str = "generation_config.json";
+const GENERATION_FILE: &str = "generation_config.json";
 /// The model card.
-pub const CARD_FILE: &str = "MODEL_CARD.md";
+const CARD_FILE: &str = "MODEL_CARD.md";
 
 const FORMAT_VERSION: u64 = 1;
 /// Largest `galerne.json` or `generation_config.json` that is read.
@@ -48,8 +51,11 @@ const MAX_JSON_BYTES: u64 = 1 << 20;
 pub struct Lineage {
     /// The run that made it, such as `quickstart-3`.
     pub run: Option<String>,
-    /// The model it was trained from.
+    /// The model it was trained or made from.
     pub parent: Option<String>,
+    /// The adapter that was merged into the parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
     /// Where it was brought in from, such as `hf:OWNER/NAME@COMMIT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,

@@ -103,6 +103,15 @@ pub enum Layout {
 }
 
 impl Layout {
+    /// What messages call it.
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::HuggingFace => "Hugging Face",
+            Self::Native => "native",
+            Self::Gguf => "GGUF",
+        }
+    }
+
     /// The order of a weight's rows in files of this layout.
     pub(crate) fn row_order(self, weight: WeightName, head_dim: usize) -> RowOrder {
         match self {
@@ -233,6 +242,12 @@ impl WeightName {
     #[must_use]
     pub fn hf_name(self) -> String {
         self.name(Layout::HuggingFace)
+    }
+
+    /// Whether it chooses the experts of a token.
+    #[must_use]
+    pub fn is_router(self) -> bool {
+        matches!(self, Self::Layer { part: LayerPart::Router, .. })
     }
 
     /// Whether its rows are rotated, so that their order depends on the layout.

@@ -132,8 +132,7 @@ impl TensorDtype {
     }
 
     /// The type that GGUF files number so, if it is one that is read.
-    #[must_use]
-    pub fn from_ggml(number: u32) -> Option<Self> {
+    pub(crate) fn from_ggml(number: u32) -> Option<Self> {
         DTYPES.iter().find(|row| row.1 == Some(number)).map(|row| row.0)
     }
 
@@ -208,6 +207,32 @@ impl TensorDtype {
             }
             _ => unreachable!("only plain numbers came here"),
         }
+    }
+
+    /// Writes numbers as little-endian bytes, rounded to the nearest, of two as near to the even one. The inverse of
+    /// [`TensorDtype::read_f32`] for numbers that the type holds.
+    ///
+    /// # Panics
+    /// When `out` has another length than the numbers take, or rounding alone does not make the type.
+    pub(crate) fn write_f32(self, numbers: &[f32], out: &mut [u8]) {
+        assert_eq!(out.len(), self.bytes_of(numbers.len()), "bytes of {} numbers", numbers.len());
+        match self {
+            Self::F32 => put(numbers, out, f32::to_le_bytes),
+            Self::F16 => put(numbers, out, |number| f16::from_f32(number).to_le_bytes()),
+            Self::Bf16 => put(numbers, out, |number| bf16::from_f32(number).to_le_bytes()),
+            _ => panic!("{} is not made by rounding alone", self.name()),
+        }
+    }
+
+    /// Whether f32 numbers become the type by rounding alone.
+    pub(crate) const fn is_rounded_to(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+}
+
+fn put<const N: usize>(numbers: &[f32], out: &mut [u8], bytes_of: impl Fn(f32) -> [u8; N]) {
+    for (number, out) in numbers.iter().zip(out.as_chunks_mut().0) {
+        *out = bytes_of(*number);
     }
 }
 

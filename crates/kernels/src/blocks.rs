@@ -128,8 +128,7 @@ impl BlockKind {
     }
 
     /// Whether [`encode_rows`] writes the kind.
-    #[must_use]
-    pub const fn is_written(self) -> bool {
+    const fn is_written(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Q8_0 | Self::Q4_K | Self::Q6_K)
     }
 

@@ -11,6 +11,8 @@ const TASK_ROWS: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Routes {
     experts: Vec<Route>,
+    /// The experts of the row at hand, by their logits.
+    order: Vec<u32>,
 }
 
 /// The rows of one expert, ascending, and the weight of its output in each.
@@ -28,13 +30,16 @@ impl Routes {
     pub fn with_capacity(n_experts: usize, max_rows: usize) -> Self {
         let route =
             || Route { rows: Vec::with_capacity(max_rows), weights: Vec::with_capacity(max_rows) };
-        Self { experts: (0..n_experts).map(|_| route()).collect() }
+        Self {
+            experts: (0..n_experts).map(|_| route()).collect(),
+            order: Vec::with_capacity(n_experts),
+        }
     }
 
     /// Bytes of [`Routes::with_capacity`].
     #[must_use]
     pub fn bytes_for(n_experts: usize, max_rows: usize) -> usize {
-        n_experts * max_rows * (size_of::<u32>() + size_of::<f32>())
+        n_experts * (max_rows * (size_of::<u32>() + size_of::<f32>()) + size_of::<u32>())
     }
 
     /// Bytes that there is room for.
@@ -43,7 +48,7 @@ impl Routes {
         let of = |Route { rows, weights }: &Route| {
             rows.capacity() * size_of::<u32>() + weights.capacity() * size_of::<f32>()
         };
-        self.experts.iter().map(of).sum()
+        self.experts.iter().map(of).sum::<usize>() + self.order.capacity() * size_of::<u32>()
     }
 
     /// The route of an expert.
@@ -60,29 +65,31 @@ impl Routes {
     /// # Panics
     /// When the logits are not whole rows, or more experts are active than there are.
     pub fn set(&mut self, logits: &[f32], n_active: usize) {
-        let n_experts = self.experts.len();
+        let Self { experts, order } = self;
+        let n_experts = experts.len();
         assert!(logits.len().is_multiple_of(n_experts), "{} logits", logits.len());
         assert!((1..=n_experts).contains(&n_active), "{n_active} of {n_experts} experts");
-        for route in &mut self.experts {
+        for route in &mut *experts {
             route.rows.clear();
             route.weights.clear();
         }
         // A NaN is the largest, whatever its sign, so that it is seen in the weights.
         let key = |logit: f32| if logit.is_nan() { f32::NAN } else { logit };
-        let mut order: Vec<usize> = Vec::with_capacity(n_experts);
         for (row, logits) in logits.chunks_exact(n_experts).enumerate() {
             order.clear();
-            order.extend(0..n_experts);
-            // Stable: of equal logits the first expert comes first.
-            order.sort_by(|&a, &b| key(logits[b]).total_cmp(&key(logits[a])));
+            order.extend(0..n_experts as u32);
+            // Of equal logits the first expert comes first. A stable sort would take memory.
+            let logit = |expert: u32| logits[expert as usize];
+            let descending = |a: &u32, b: &u32| key(logit(*b)).total_cmp(&key(logit(*a)));
+            order.sort_unstable_by(|a, b| descending(a, b).then(a.cmp(b)));
             let chosen = &mut order[..n_active];
-            let max = logits[chosen[0]];
+            let max = logit(chosen[0]);
             chosen.sort_unstable();
-            let sum: f32 = chosen.iter().map(|&expert| (logits[expert] - max).exp()).sum();
+            let sum: f32 = chosen.iter().map(|&expert| (logit(expert) - max).exp()).sum();
             for &expert in &*chosen {
-                let route = &mut self.experts[expert];
+                let route = &mut experts[expert as usize];
                 route.rows.push(row as u32);
-                route.weights.push((logits[expert] - max).exp() / sum);
+                route.weights.push((logit(expert) - max).exp() / sum);
             }
         }
     }
@@ -204,6 +211,23 @@ mod tests {
             assert_eq!((routes.expert(0).weights[0], routes.expert(1).weights[1]), (0.5, 0.5));
             assert!(routes.expert(2).rows.is_empty());
         }
+    }
+
+    #[test]
+    fn of_many_equal_logits_the_first_are_chosen_in_the_memory_that_was_planned() {
+        let (n_experts, n_active) = (64, 30);
+        let logits: Vec<f32> = (0..n_experts).map(|expert| (expert * 7 % 3) as f32).collect();
+        let mut order: Vec<usize> = (0..n_experts).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        let mut routes = Routes::with_capacity(n_experts, 1);
+        routes.set(&logits, n_active);
+        for expert in 0..n_experts {
+            let is_chosen = order[..n_active].contains(&expert);
+            assert_eq!(!routes.expert(expert).rows.is_empty(), is_chosen, "expert {expert}");
+        }
+        assert_eq!(routes.n_bytes(), Routes::bytes_for(n_experts, 1));
+        let of_order = Routes::bytes_for(n_experts, 0);
+        assert_eq!(of_order, n_experts * size_of::<u32>(), "the order of a row's experts counts");
     }
 
     #[test]

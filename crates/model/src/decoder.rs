@@ -6,7 +6,7 @@ use tensor::{DType, Device, Linear, Passes, Tensor};
 
 use crate::adapted::Changes;
 use crate::config::ModelConfig;
-use crate::experts::FeedForward;
+use crate::feed_forward::FeedForward;
 use crate::parameters::{LayerParameters, Parameters};
 
 /// A decoder, ready to compute.
@@ -129,13 +129,6 @@ impl Decoder {
         n_vocabularies * linear(config.vocab_size, hidden) + config.n_layers * layer + hidden * 4
     }
 
-    /// The output head.
-    pub(crate) fn head(&self) -> &Linear {
-        self.head.as_ref().unwrap_or(&self.embedding)
-    }
-}
-
-impl Decoder {
     /// Bytes of the buffers that the decoder holds: what reading all of its weights reads.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {
@@ -151,5 +144,10 @@ impl Decoder {
             + layers.sum::<usize>()
             + self.final_norm.n_bytes()
             + self.changes.as_ref().map_or(0, Changes::packed_bytes)
+    }
+
+    /// The output head.
+    pub(crate) fn head(&self) -> &Linear {
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 }

@@ -9,7 +9,7 @@ use crate::adapted;
 use crate::cache::{CachedContext, CachedRows};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
-use crate::experts;
+use crate::feed_forward;
 use crate::workspace::{LOGIT_ROWS, Workspace};
 
 /// Where a layer's attention finds the keys and values of earlier tokens.
@@ -246,7 +246,7 @@ impl Decoder {
         }
         let (normed, scales) = (a.ffn_normed.view_mut(), a.ffn_scales.view_mut());
         ops::rms_norm(device, w.residual.view(), &layer.ffn_norm, self.eps(), normed, scales);
-        experts::run(device, &layer.ffn, self.layer_changes(layer_idx), slot, w);
+        feed_forward::run(device, &layer.ffn, self.layer_changes(layer_idx), slot, w);
     }
 
     fn eps(&self) -> f32 {

@@ -26,7 +26,7 @@ mod block_kind;
 mod cache;
 mod config;
 mod decoder;
-mod experts;
+mod feed_forward;
 mod forward;
 mod load;
 mod merge;

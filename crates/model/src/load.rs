@@ -11,7 +11,7 @@ use tensor::{BlockRows, DType, Device, Linear, Passes, Tensor, View};
 use crate::block_kind::block_kind;
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::experts::{FeedForward, FfnBlock};
+use crate::feed_forward::{FeedForward, FfnBlock};
 use crate::quantise::Quantisation;
 
 /// Rows of a matrix that are in memory as f32 at a time; whole panels.

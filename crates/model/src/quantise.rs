@@ -37,14 +37,11 @@ impl Quantisation {
     /// blocks of 256 become `Q8_0`, and those that are not whole blocks of 32 stay as they are.
     pub(crate) fn kind(self, name: WeightName, n_in: usize) -> Option<BlockKind> {
         let kinds: &[BlockKind] = match (self, name) {
+            (_, name) if name.is_router() => &[],
             (_, WeightName::FinalNorm) => &[],
-            (
-                _,
-                WeightName::Layer {
-                    part: LayerPart::AttentionNorm | LayerPart::FfnNorm | LayerPart::Router,
-                    ..
-                },
-            ) => &[],
+            (_, WeightName::Layer { part: LayerPart::AttentionNorm | LayerPart::FfnNorm, .. }) => {
+                &[]
+            }
             (Self::Q8_0, _) => &[BlockKind::Q8_0],
             (Self::Q4_K, WeightName::Embedding | WeightName::Head) => {
                 &[BlockKind::Q6_K, BlockKind::Q8_0]

@@ -5,7 +5,7 @@ use tensor::{DType, LowRankScratch, Passes, Tensor};
 
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
-use crate::experts::ExpertWorkspace;
+use crate::feed_forward::ExpertWorkspace;
 
 /// Rows of logits that are in memory at a time.
 pub(crate) const LOGIT_ROWS: usize = 512;

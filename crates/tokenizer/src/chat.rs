@@ -10,5 +10,5 @@ mod template;
 pub(crate) use galerne::JINJA as GALERNE_JINJA;
 
 pub use conversation::{Conversation, Message, Role};
-pub use jinja::{JinjaTemplate, strftime};
+pub use jinja::JinjaTemplate;
 pub use template::{ChatTemplate, Ending, Rendered};

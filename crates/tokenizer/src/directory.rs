@@ -18,8 +18,14 @@ const MAX_BYTES: u64 = 256 << 20;
 
 /// A chat template by itself, and the JSON files that may hold one.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
+const TEMPLATE_JSON_FILE: &str = "chat_template.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
-const TEMPLATE_IN_JSON: [&str; 2] = ["chat_template.json", CONFIG_FILE];
+const TEMPLATE_IN_JSON: [&str; 2] = [TEMPLATE_JSON_FILE, CONFIG_FILE];
+
+/// The files of a folder that [`Tokenizer::open`] and [`ChatTemplate::open`] read, where they are there. `tokenizer.model` may end
+/// in a version, such as `tokenizer.model.v7`.
+pub const FOLDER_FILES: [&str; 6] =
+    [TOKENIZER_FILE, TEKKEN_FILE, MODEL_FILE, CONFIG_FILE, TEMPLATE_FILE, TEMPLATE_JSON_FILE];
 
 impl Tokenizer {
     /// Reads a tokenizer's file, or the one in a folder: Mistral's own, which say their version (`tekken.json`, else the
@@ -58,9 +64,18 @@ impl Tokenizer {
         }
     }
 
-    /// Whether a folder holds a file that [`Tokenizer::open`] would read.
-    pub fn is_in(folder: &Path) -> bool {
-        matches!(find_file(folder), Ok(Some(_)))
+    /// Whether a path is a folder that holds a file that [`Tokenizer::open`] would read.
+    ///
+    /// # Errors
+    /// [`Error::Read`] when the folder cannot be listed.
+    pub fn is_in(path: &Path) -> Result<bool, Error> {
+        if !path.is_dir() {
+            return Ok(false);
+        }
+        let found = find_file(path);
+        found
+            .map(|file| file.is_some())
+            .map_err(|source| Error::Read { path: path.to_path_buf(), source })
     }
 
     /// Names and contents of the tokenizer's files of a model directory; the tokenizer's own file is the last one. A

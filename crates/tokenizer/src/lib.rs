@@ -29,6 +29,7 @@
 mod added;
 mod base64;
 mod chat;
+mod date;
 mod directory;
 mod encode;
 mod error;
@@ -49,9 +50,9 @@ mod train;
 mod vocabulary;
 
 pub use chat::instruct;
-pub use chat::{
-    ChatTemplate, Conversation, Ending, JinjaTemplate, Message, Rendered, Role, strftime,
-};
+pub use chat::{ChatTemplate, Conversation, Ending, JinjaTemplate, Message, Rendered, Role};
+pub use date::strftime;
+pub use directory::FOLDER_FILES;
 pub use error::Error;
 pub use listing::{Encoding, ListedKind, VocabularyListing};
 pub use stream::{AnswerText, TextStream};

@@ -22,7 +22,7 @@ use crate::symbols::{Characters, Symbols};
 use crate::text::{Decoding, FirstSpace};
 use crate::tokenizer::{Origin, Prefix, Tokenizer};
 use crate::vocabulary::{Controls, Kind, Vocabulary};
-use model::{Model, Piece, PieceKind};
+use model::{Model, Piece};
 use std::collections::{HashMap, HashSet};
 
 pub(crate) const MODEL_FILE: &str = "tokenizer.model";
@@ -39,7 +39,7 @@ impl Tokenizer {
             |name| inconsistent("pieces", format!("the control piece `{name}` is missing"));
         let controls =
             Controls::find(&vocabulary, Some(model.bos), Some(model.eos)).map_err(missing)?;
-        let normal = (0..).zip(&model.pieces).filter(|(_, piece)| piece.kind == PieceKind::Normal);
+        let normal = (0..).zip(&model.pieces).filter(|(_, piece)| piece.kind == ListedKind::Normal);
         let neighbours = Neighbours::in_tokens(normal.filter_map(|(id, _)| vocabulary.get(id)));
         let (prefix, first) = if model.adds_space {
             (Prefix::Text, FirstSpace::Dropped)
@@ -66,7 +66,7 @@ impl Tokenizer {
 #[expect(clippy::type_complexity, reason = "three parts of one list, taken apart at once")]
 pub(crate) fn list(file: &[u8]) -> Result<(Vec<(String, ListedKind)>, Vec<f32>, bool), Error> {
     let model = Model::read(file)?;
-    let token = |piece: &Piece<'_>| (piece.text.to_string(), piece.kind.into());
+    let token = |piece: &Piece<'_>| (piece.text.to_string(), piece.kind);
     let scores = model.pieces.iter().map(|piece| piece.score).collect();
     Ok((model.pieces.iter().map(token).collect(), scores, model.adds_space))
 }
@@ -91,17 +91,17 @@ fn vocabulary(pieces: &[Piece<'_>]) -> Result<Vocabulary, Error> {
             ));
         }
         match piece.kind {
-            PieceKind::Normal | PieceKind::UserDefined => {
+            ListedKind::Normal | ListedKind::UserDefined => {
                 if piece.text.len() > MAX_TOKEN_BYTES {
                     let problem = format!("the piece has more than {MAX_TOKEN_BYTES} bytes");
                     return Err(inconsistent(field(), problem));
                 }
                 vocabulary.push(piece.text.replace(SPACE_SIGN, " ").as_bytes(), Kind::Ordinary);
             }
-            PieceKind::Unknown | PieceKind::Control => {
+            ListedKind::Unknown | ListedKind::Control => {
                 vocabulary.push(piece.text.as_bytes(), Kind::Control);
             }
-            PieceKind::Byte => {
+            ListedKind::Byte => {
                 let byte = byte_of(piece.text).ok_or_else(|| {
                     inconsistent(field(), format!("{:?} does not name a byte", piece.text))
                 })?;
@@ -115,7 +115,7 @@ fn vocabulary(pieces: &[Piece<'_>]) -> Result<Vocabulary, Error> {
 /// Pieces that are found in text by themselves.
 fn user_defined(pieces: &[Piece<'_>]) -> Result<HashMap<String, u32>, Error> {
     let mut found = HashMap::new();
-    for (id, piece) in (0..).zip(pieces).filter(|(_, p)| p.kind == PieceKind::UserDefined) {
+    for (id, piece) in (0..).zip(pieces).filter(|(_, p)| p.kind == ListedKind::UserDefined) {
         if piece.text.contains([' ', '\u{2581}']) {
             let got = format!("user-defined and {:?}", piece.text);
             return Err(unsupported(&format!("pieces[{id}]"), got, "no space in such a piece"));
@@ -135,7 +135,7 @@ fn encoder(vocabulary: &Vocabulary, pieces: &[Piece<'_>]) -> Result<WordEncoder,
     let mut characters = Characters::new(byte_ids);
     let mut tokens = Vec::new();
     for (id, piece) in (0..).zip(pieces) {
-        if piece.kind != PieceKind::Normal {
+        if piece.kind != ListedKind::Normal {
             continue;
         }
         let rank = order.partition_point(|&score| score > piece.score) as u32;

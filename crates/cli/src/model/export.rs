@@ -7,12 +7,11 @@ use clap::ValueEnum;
 use formats::convert::{write_gguf_file, write_hugging_face, write_native};
 use formats::model_dir::ModelDir;
 use serde_json::json;
-use tracing::warn;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::gguf_vocabulary;
-use crate::open_model::locate;
+use crate::open_model::{locate, warn_left_out};
 
 /// Arguments of `galerne model export`.
 #[derive(Debug, clap::Args)]
@@ -45,12 +44,7 @@ enum Target {
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let (name, path) = locate(&args.model, context)?;
     let model = ModelDir::open(&path).with_context(|| format!("cannot open model `{name}`"))?;
-    for tensor in model.unused_tensors() {
-        warn!(model = name, tensor, "the model does not use this tensor: it is left out");
-    }
-    if let Some((whole, n_tensors)) = model.text_part_of() {
-        warn!(model = name, whole, n_tensors, "only the text part of the model is written");
-    }
+    warn_left_out(&name, &model);
     let is_file = args.out.extension().is_some_and(|extension| extension == "gguf");
     if matches!(args.to, Target::Gguf) != is_file {
         let problem = format!(

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use client::ClientError;
 use eval::figures::{bytes, short};
-use formats::convert::copy_model;
 use formats::free_disk_bytes;
 use formats::licence::{Licence, licence_of};
 use formats::model_dir::ModelDir;
+use formats::model_dir::copy_model;
 use formats::published::published;
 use model::ModelConfig;
 use serde_json::json;
@@ -18,7 +18,7 @@ use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
 use crate::model::pull::{self, HubModel, PullArgs};
-use crate::open_model::{folder_name, locate_in};
+use crate::open_model::{home_name, locate_in};
 use crate::table::table;
 
 /// Arguments of `galerne model import`.
@@ -55,7 +55,7 @@ fn parse_source(text: &str) -> Result<Source, ClientError> {
 /// When the source is no model that can be computed, its name is taken, or the disk is too small.
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let name = args.name.clone().unwrap_or_else(|| match &args.source {
-        Source::Path(path) => default_name(path),
+        Source::Path(path) => home_name(path),
         Source::Hub(model) => model.default_name(),
     });
     check_name(&name)?;
@@ -92,12 +92,6 @@ pub(super) fn check_name(name: &str) -> Result<(), Failure> {
         return Err(Failure::usage(problem));
     }
     Ok(())
-}
-
-/// The last part of the path, without `.gguf`; dots, which mean a path in a `--model` value, become hyphens.
-fn default_name(source: &Path) -> String {
-    let name = folder_name(source);
-    name.strip_suffix(".gguf").unwrap_or(&name).replace('.', "-")
 }
 
 pub(super) fn check_disk(model: &ModelDir, out: &Path) -> anyhow::Result<()> {

@@ -92,6 +92,9 @@ fn as_json(
         "serving_memory_bytes": serving_bytes(dir),
         "tensors": tensors.collect::<Vec<_>>(),
         "unused_tensors": dir.unused_tensors(),
+        "text_part_of": dir.text_part_of().map(|(whole, n_tensors)| {
+            json!({"whole": whole, "tensors_left_out": n_tensors})
+        }),
         "tokenizer": tokenizer,
         "licence": licence_of(dir)?.map(|licence| licence.name),
         "published_shape": published(dir.config()),
@@ -119,6 +122,10 @@ fn as_text(
         format!("{} ids, digest {}", tokenizer.vocab_size(), tokenizer.digest())
     };
     let mut rows = vec![("model", name.to_owned()), ("folder", dir.dir().display().to_string())];
+    let text_part = dir.text_part_of();
+    rows.extend(text_part.map(|(whole, n_tensors)| {
+        ("text part of", format!("{whole}; {n_tensors} tensors are left out"))
+    }));
     rows.extend(shape_rows(dir.config()));
     rows.extend([
         ("serving memory", serving_bytes(dir).map_or_else(unknown, bytes)),
@@ -127,6 +134,8 @@ fn as_text(
         ("run", lineage.and_then(|l| l.run.clone()).unwrap_or_else(unknown)),
         ("parent", lineage.and_then(|l| l.parent.clone()).unwrap_or_else(none)),
     ]);
+    rows.extend(lineage.and_then(|l| l.adapter.clone()).map(|adapter| ("adapter", adapter)));
+    rows.extend(lineage.and_then(|l| l.source.clone()).map(|source| ("source", source)));
     let mut text = table(&rows);
     text.push_str("\nfiles\n");
     let sizes: Vec<_> = files.iter().map(|(name, size)| (name.as_str(), bytes(*size))).collect();

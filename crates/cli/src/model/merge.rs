@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use formats::adapter::Adapter;
-use formats::convert::write_changed;
+use formats::adapter::{Adapter, MAX_SCALING};
+use formats::convert::write_adapted;
 use formats::model_dir::ModelDir;
 use model::add_low_rank;
 use serde_json::json;
 
 use super::import::{check_disk, check_name};
 use crate::context::{Context, Form};
-use crate::open_model::{folder_name, locate};
+use crate::open_model::{folder_name, home_name, locate, warn_left_out};
 use crate::table::table;
 
 /// Arguments of `galerne model merge`.
@@ -25,11 +25,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "PATH")]
     adapter: PathBuf,
     /// What the adapter's product is multiplied with [default: what its files say]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_scaling, allow_negative_numbers = true)]
     scaling: Option<f64>,
     /// Name of the new model in the home [default: those of model and adapter]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+}
+
+fn parse_scaling(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| (-MAX_SCALING..=MAX_SCALING).contains(number));
+    number.ok_or_else(|| format!("expected a number -{MAX_SCALING:e}..={MAX_SCALING:e}"))
 }
 
 /// Runs the command.
@@ -44,18 +49,20 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let adapter = Adapter::open(&args.adapter, config, args.scaling).with_context(failed)?;
     let new_name = match &args.name {
         Some(name) => name.clone(),
-        None => format!("{name}-{}", folder_name(&args.adapter)).replace('.', "-"),
+        None => format!("{}-{}", home_name(&path), home_name(&args.adapter)),
     };
     check_name(&new_name)?;
     let out = context.models_dir().join(&new_name);
     check_disk(&original, &out)?;
+    warn_left_out(&name, &original);
     let mut pairs = BTreeMap::new();
     for name in adapter.names() {
         pairs.extend(adapter.pair(name, config).with_context(failed)?.map(|pair| (name, pair)));
     }
     let changed: BTreeSet<_> = pairs.keys().copied().collect();
-    let merged = write_changed(&original, &out, &changed, &|name, first_row, rows| {
-        add_low_rank(&pairs[&name], first_row, rows);
+    let adapter_name = folder_name(&args.adapter);
+    let merged = write_adapted(&original, &out, &adapter_name, &changed, &|name, first, rows| {
+        add_low_rank(&pairs[&name], first, rows);
     });
     merged.with_context(|| format!("cannot write model `{new_name}`"))?;
     match context.form() {

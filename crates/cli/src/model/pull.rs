@@ -10,8 +10,7 @@ use client::{ClientError, Hub, RemoteFile, RepoName, Repository, Revision};
 use eval::figures::bytes;
 use formats::durable::DirLock;
 use formats::free_disk_bytes;
-use formats::convert::move_model;
-use formats::model_dir::{ModelDir, config_in, model_files};
+use formats::model_dir::{ModelDir, config_in, model_files, move_model};
 use model::ModelConfig;
 
 use crate::context::Context;

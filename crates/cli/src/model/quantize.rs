@@ -21,7 +21,9 @@ use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::gguf_vocabulary;
 use crate::machine;
-use crate::open_model::{OpenModel, has_tokenizer, locate, weights_bytes};
+use crate::open_model::{
+    OpenModel, has_tokenizer, home_name, locate, warn_left_out, weights_bytes,
+};
 use crate::table::table;
 
 /// Largest text that is read.
@@ -59,16 +61,17 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let config = ModelConfig::new(original.config().clone())
         .with_context(|| format!("cannot compute model `{name}`"))?;
     let text = args.text.as_deref().map(read_text).transpose()?;
-    if text.is_some() && !has_tokenizer(&original) {
+    if text.is_some() && !has_tokenizer(&original)? {
         return Err(Failure::NoTokenizer { model: name }.into());
     }
     let new_name = match &args.name {
         Some(name) => name.clone(),
-        None => format!("{}-{}", name.trim_end_matches(".gguf").replace('.', "-"), args.to),
+        None => format!("{}-{}", home_name(&path), args.to),
     };
     check_name(&new_name)?;
     let out = context.models_dir().join(&new_name);
     check_disk(&original, &config, args.to, &out)?;
+    warn_left_out(&name, &original);
     let device = context.device()?;
     context.say(&format!("writing {}", out.display()));
     let quantiser = FileQuantiser { quantisation: args.to, device: &device };
@@ -109,7 +112,7 @@ fn compare(
     text: Option<String>,
     context: &Context,
 ) -> anyhow::Result<Option<Divergence>> {
-    if !has_tokenizer(original) {
+    if !has_tokenizer(original)? {
         context.say(&format!("not compared: model `{name}` has no tokenizer"));
         return Ok(None);
     }

@@ -135,7 +135,7 @@ pub(crate) fn write_models(dir: &Path, report: &Report, context: &Context) -> an
             data_sheet_sha256: Some(data_sheet.clone()),
             licence: report.data.licence.clone(),
             evaluation: serde_json::to_value(model).context("scores as JSON")?,
-            energy: None,
+            ..Lineage::default()
         };
         if path.exists() {
             // A quickstart that was stopped between two models finds its own; a stranger's is not served in its place.

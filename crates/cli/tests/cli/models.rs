@@ -201,6 +201,9 @@ fn an_adapter_is_merged_into_a_model_of_its_own() {
     );
     let shown = home.run(&["model", "inspect", "one", "--json"]).expect(0).json();
     assert_eq!(shown["lineage"]["parent"], "hf", "{shown}");
+    assert_eq!(shown["lineage"]["adapter"], "peft", "{shown}");
+    let text = home.run(&["model", "inspect", "two"]).expect(0).stdout;
+    assert!(text.lines().any(|line| line.starts_with("adapter ") && line.ends_with(" native")));
     let again = home.run(&["model", "merge", &base, "--adapter", &peft, "--name", "one"]).expect(1);
     assert!(again.stderr.contains("already exists"), "{}", again.stderr);
     let other = golden("mixtral/hf");
@@ -210,4 +213,57 @@ fn an_adapter_is_merged_into_a_model_of_its_own() {
     let error = home.run(&[&["model", "merge", &base][..], &wrong].concat()).expect(1);
     assert!(error.stderr.contains("is 2, expected 2.33"), "{}", error.stderr);
     assert_eq!(names_in(&home.inside("models")), ["one", "two"]);
+    for scaling in ["NaN", "inf", "-inf", "1e300", "x"] {
+        let scaling = format!("--scaling={scaling}");
+        let arguments = ["model", "merge", &base, "--adapter", &native, &scaling];
+        let error = home.run(&arguments).expect(2).stderr;
+        assert!(error.contains("expected a number -1e6..=1e6"), "{error}");
+    }
+    // The file by itself is named without its ending.
+    let file = format!("{native}/lora.safetensors");
+    home.run(&["model", "merge", &base, "--adapter", &file]).expect(0);
+    assert_eq!(names_in(&home.inside("models")), ["hf-lora", "one", "two"]);
+}
+
+/// Only `export` said what it left out.
+#[test]
+fn what_a_model_does_not_use_is_said_by_all_that_write_it_anew() {
+    let home = Home::new("left-out");
+    let source = home.path("source");
+    fs::create_dir(&source).unwrap();
+    let golden = golden("mistral/hf");
+    let text = String::from_utf8(read(&Path::new(&golden).join("config.json"))).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let whole = serde_json::json!({"model_type": "mistral3", "text_config": config});
+    fs::write(source.join("config.json"), whole.to_string()).unwrap();
+    let files = formats::WeightFiles::open(Path::new(&golden)).unwrap();
+    let more = [("vision_tower.x".to_owned(), vec![0; 4]), ("unused.x".to_owned(), vec![0; 4])];
+    let sources = files.names().map(|name| {
+        let view = files.get(name).unwrap();
+        let data = formats::TensorData::Bytes(view.bytes);
+        let (name, shape) = (name.to_owned(), view.shape.to_vec());
+        formats::TensorSource { name, dtype: view.dtype, shape, data }
+    });
+    let sources = sources.chain(more.iter().map(|(name, bytes)| formats::TensorSource {
+        name: name.clone(),
+        dtype: formats::TensorDtype::F32,
+        shape: vec![1],
+        data: formats::TensorData::Bytes(bytes),
+    }));
+    let path = source.join("model.safetensors");
+    formats::write_safetensors(&path, sources, &std::collections::BTreeMap::new()).unwrap();
+    let adapter = Path::new(&golden).join("../../../adapters/peft").display().to_string();
+    for arguments in [
+        &["model", "export", "./source", "--to", "native", "--out", "./native"][..],
+        &["model", "quantize", "./source", "--to", "q8_0", "--name", "small"],
+        &["model", "merge", "./source", "--adapter", &adapter, "--name", "merged"],
+    ] {
+        let said = home.run(arguments).expect(0).stderr;
+        assert!(said.contains("unused.x") && said.contains("mistral3"), "{arguments:?}: {said}");
+    }
+    let shown = home.run(&["model", "inspect", "./source", "--json"]).expect(0).json();
+    let expected = serde_json::json!({"whole": "mistral3", "tensors_left_out": 1});
+    assert_eq!(shown["text_part_of"], expected);
+    let text = home.run(&["model", "inspect", "./source"]).expect(0).stdout;
+    assert!(text.contains("mistral3; 1 tensors are left out"), "{text}");
 }

@@ -80,12 +80,22 @@ fn a_model_of_the_home_that_cannot_be_used_does_not_keep_the_others_from_answeri
     let (short, long) =
         ("\"max_position_embeddings\": 64", "\"max_position_embeddings\": 99999999");
     copy("a-long", "config.json", &|text| text.replace(short, long));
+    // A vocabulary that cannot be read is not one that is not there.
+    let gguf = home.inside("models/a-vocabulary/model.gguf");
+    let out = gguf.display().to_string();
+    home.run(&["model", "export", "tiny-1", "--to", "gguf", "--out", &out]).expect(0);
+    let (mut bytes, key) = (read(&gguf), b"tokenizer.ggml.token_type");
+    let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len();
+    // Behind the types of the list and of its values and their number, the kind of the first token.
+    bytes[at + 16] = 77;
+    std::fs::write(&gguf, bytes).unwrap();
     let (child, line) = start(&home, &["--json"]);
     let started: Value = serde_json::from_str(&line).unwrap_or_default();
     assert_eq!(started["models"], serde_json::json!(["tiny-1"]));
     signal(&child, "-TERM");
     let finished = Finished::of(child).expect(143);
-    for name in ["a-damaged", "a-long"] {
+    assert!(finished.stderr.contains("tokenizer.ggml.token_type"), "{finished:?}");
+    for name in ["a-damaged", "a-long", "a-vocabulary"] {
         assert!(finished.stderr.contains(name), "it is said what is left out: {finished:?}");
         let named = home.run(&["serve", "--port", "0", "--model", "tiny-1", name]).expect(1);
         assert_eq!(named.stdout, "", "what was asked for by name is served or refused");

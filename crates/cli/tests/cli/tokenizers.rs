@@ -99,6 +99,33 @@ fn render_marks_the_answer_as_trained() {
     }
 }
 
+/// Members such as `model` were refused by Mistral's templates and taken by our own.
+#[test]
+fn one_request_is_read_in_one_way_whatever_renders_it() {
+    let home = Home::new("render-members");
+    home.make_tokenizer();
+    let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/family");
+    let tekken = family.join("v13.tekken.json").display().to_string();
+    let line = |more: &str| {
+        format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"mer\"}}], {more}}}\n")
+    };
+    for tokenizer in ["tokenizer", &tekken] {
+        let render = ["tokenizer", "render", "--tokenizer", tokenizer];
+        let others = "\"model\": \"m\", \"temperature\": 0.5, \"stream\": true, \"random_seed\": 1";
+        let rendered = home.run_with_input(&render, &line(others)).expect(0).stdout;
+        assert!(rendered.contains("[INST]") && rendered.contains("mer"), "{rendered}");
+        let error = home.run_with_input(&render, &line("\"audio\": 1")).expect(1).stderr;
+        assert!(error.contains("`audio` is not supported"), "{error}");
+        let error = home.run_with_input(&render, "{\"model\": \"m\"}\n").expect(1).stderr;
+        assert!(error.contains("`messages` is missing"), "{error}");
+    }
+    // The members of a schema keep their order.
+    let tools = "\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"z\": 1, \"a\": 1.0}}}]";
+    let render = ["tokenizer", "render", "--tokenizer", &tekken];
+    let rendered = home.run_with_input(&render, &line(tools)).expect(0).stdout;
+    assert!(rendered.contains("{\"z\": 1, \"a\": 1.0}"), "{rendered}");
+}
+
 #[test]
 fn a_tokenizer_is_never_overwritten_and_can_be_inspected() {
     let home = Home::new("inspect");

@@ -56,6 +56,30 @@ fn a_scaling_is_never_guessed() {
     assert_eq!(Adapter::open(&native, &config, Some(2.0)).unwrap().scaling(), 2.0);
 }
 
+/// A scaling of NaN made a model of NaN, which was written and reported as done.
+#[test]
+fn a_scaling_without_bound_is_refused() {
+    let scratch = TestDir::new("adapter-bound");
+    let (config, native, peft) = (config(), copy(&scratch, "native"), copy(&scratch, "peft"));
+    fs::remove_file(native.join("params.json")).unwrap();
+    for scaling in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e30] {
+        for path in [&native, &peft] {
+            let error = Adapter::open(path, &config, Some(scaling)).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("is {scaling}, expected a number -1e6..=1e6")),
+                "{error}"
+            );
+        }
+    }
+    assert!(Adapter::open(&native, &config, Some(-2.0)).is_ok());
+    // JSON has no NaN; what its readers take for one is refused.
+    let path = native.join("params.json");
+    for scaling in ["NaN", "Infinity", "1e999", "1e7"] {
+        fs::write(&path, format!(r#"{{"lora": {{"scaling": {scaling}}}}}"#)).unwrap();
+        assert!(Adapter::open(&native, &config, None).is_err(), "{scaling}");
+    }
+}
+
 #[test]
 fn what_is_more_than_plain_lora_is_refused_by_its_field() {
     let scratch = TestDir::new("adapter-fields");

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::fields::Fields;
 use super::{DecoderConfig, Experts, ReadConfig, WeightDtype};
 use crate::FormatError;
+use crate::fields::{Fields, same};
+use crate::model_dir::CONFIG_FILE;
 
 mod position;
 
@@ -24,7 +25,7 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// When the file is absent, is not JSON, or describes something that this family does not compute; the error names
 /// the field.
 pub(crate) fn read_config(dir: &Path) -> Result<ReadConfig, FormatError> {
-    let path = dir.join("config.json");
+    let path = dir.join(CONFIG_FILE);
     let bytes = crate::durable::read_bounded(&path, MAX_CONFIG_BYTES)?;
     parse_at(&path, &bytes)
 }
@@ -34,7 +35,7 @@ pub(crate) fn read_config(dir: &Path) -> Result<ReadConfig, FormatError> {
 /// # Errors
 /// When it is not JSON, or describes something that this family does not compute; the error names the field.
 pub fn parse_config(bytes: &[u8]) -> Result<ReadConfig, FormatError> {
-    parse_at(Path::new("config.json"), bytes)
+    parse_at(Path::new(CONFIG_FILE), bytes)
 }
 
 /// Keys without effect on what the model computes at inference. `torch_dtype`, `dtype` and the keys that are
@@ -216,7 +217,7 @@ fn require_computation(fields: &mut Fields<'_>) -> Result<(), FormatError> {
     for (field, value, reason) in required {
         match fields.take_present(field) {
             None => {}
-            Some(got) if super::fields::same(&got, &value) => {}
+            Some(got) if same(&got, &value) => {}
             Some(got) => return Err(fields.unsupported(field, got, reason)),
         }
     }
@@ -297,17 +298,7 @@ fn read_eos(fields: &mut Fields<'_>, vocab_size: usize) -> Result<Vec<u32>, Form
     if !fields.has("eos_token_id") {
         return Ok(if vocab_size > 2 { vec![2] } else { Vec::new() });
     }
-    match fields.take_present("eos_token_id") {
-        None => Ok(Vec::new()),
-        Some(Value::Array(values)) if values.len() <= 64 => {
-            values.iter().map(|value| fields.token_id("eos_token_id", value, vocab_size)).collect()
-        }
-        Some(Value::Array(values)) => {
-            let got = format!("{} ids", values.len());
-            Err(fields.bad("eos_token_id", got, "at most 64 ids".to_owned()))
-        }
-        Some(value) => Ok(vec![fields.token_id("eos_token_id", &value, vocab_size)?]),
-    }
+    fields.token_ids("eos_token_id", vocab_size)
 }
 
 /// `dtype` is the name in transformers 5, `torch_dtype` before; without either, files hold f32.

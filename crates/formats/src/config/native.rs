@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::fields::{Fields, same};
 use super::hf::{has_yarn_magnitude, magnitude, shortest_pattern};
 use super::{DecoderConfig, Experts, QueryScaling, ReadConfig, Rope, RopeScaling, WeightDtype};
 use crate::FormatError;
+use crate::fields::{Fields, same};
 
 /// Name of the file.
 pub(crate) const PARAMS_FILE: &str = "params.json";

@@ -6,6 +6,7 @@ use crate::config::{DecoderConfig, Experts, QueryScaling, Rope, RopeScaling, Wei
 use crate::names::{LayerPart, Layout, ROPE_DIVISORS, WeightName};
 use crate::weights::TensorDtype;
 
+use super::vocabulary::{BOS, EOS, EOT};
 use super::{GgufFile, Value, describe};
 
 /// Architectures whose tensors and keys are those of this family. `llama` files hold Mistral, Mixtral and Llama models.
@@ -128,7 +129,7 @@ impl Keys<'_> {
             tied_embeddings: !self.file.tensors.contains_key(&WeightName::Head.name(Layout::Gguf)),
             sliding_windows: self.sliding_windows(n_layers)?,
             experts: self.experts()?,
-            bos_id: self.token_id("tokenizer.ggml.bos_token_id", vocab_size)?,
+            bos_id: self.token_id(BOS, vocab_size)?,
             eos_ids: self.eos_ids(vocab_size)?,
             dtype: self.dtype(),
         })
@@ -307,9 +308,8 @@ impl Keys<'_> {
     }
 
     fn eos_ids(&self, vocab_size: usize) -> Result<Vec<u32>, FormatError> {
-        let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
         let mut ids = Vec::new();
-        for key in keys {
+        for key in [EOS, EOT] {
             ids.extend(self.token_id(key, vocab_size)?);
         }
         ids.dedup();

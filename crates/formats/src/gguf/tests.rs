@@ -291,3 +291,89 @@ fn a_norm_in_blocks_is_not_written_again() {
     let error = error.unwrap_err().to_string();
     assert!(error.contains("`output_norm.weight`") && error.contains("Q8_0"), "{error}");
 }
+
+fn vocabulary(encoding: GgufEncoding) -> GgufVocabulary {
+    GgufVocabulary {
+        tokens: ["<unk>", "<s>", "</s>", "a"].map(str::to_owned).to_vec(),
+        kinds: [&[GgufTokenKind::Control; 3][..], &[GgufTokenKind::Normal]].concat(),
+        encoding,
+        bos_id: Some(1),
+        eos_id: Some(2),
+        adds_bos: true,
+        chat_template: Some("{{ messages }}".to_owned()),
+    }
+}
+
+#[test]
+fn a_vocabulary_is_read_back_as_it_was_written() {
+    let scratch = TestDir::new("gguf-vocabulary");
+    let dir = workspace_root().join("golden/architectures/mistral/hf");
+    let model = ModelDir::open(&dir).unwrap();
+    let text = |text: &str| text.to_owned();
+    let encodings = [
+        GgufEncoding::Pieces { scores: vec![0.0, 0.0, 0.0, -1.5], adds_space: false },
+        GgufEncoding::Bytes { merges: vec![text("a a")], split: Some(text("tekken")) },
+        GgufEncoding::Bytes { merges: Vec::new(), split: None },
+    ];
+    for (number, encoding) in encodings.into_iter().enumerate() {
+        let mut expected = vocabulary(encoding);
+        expected.adds_bos = number != 1;
+        let path = scratch.path().join(format!("{number}.gguf"));
+        crate::convert::write_gguf_file(&model, &path, Some(&expected)).unwrap();
+        let mut found = ModelDir::open(&path).unwrap().vocabulary().unwrap().unwrap();
+        // The model has more ids than the vocabulary.
+        assert_eq!(found.tokens.len(), model.config().vocab_size);
+        assert_eq!(found.kinds[4], GgufTokenKind::Unused);
+        found.tokens.truncate(4);
+        found.kinds.truncate(4);
+        if let GgufEncoding::Pieces { scores, .. } = &mut found.encoding {
+            scores.truncate(4);
+        }
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn what_a_vocabulary_does_not_say_is_what_llama_cpp_takes_for_granted() {
+    let scratch = TestDir::new("gguf-defaults");
+    let read = |model: &str, split: &str| {
+        let header =
+            Header::new(3, 0, 3).text(b"tokenizer.ggml.model").u32(8).text(model.as_bytes());
+        let header = header.text(b"tokenizer.ggml.pre").u32(8).text(split.as_bytes());
+        let header = header.text(b"tokenizer.ggml.tokens").u32(9).u32(8).u64(1).text(b"a");
+        open(&scratch, &header.padded(0)).unwrap().vocabulary()
+    };
+    let pieces = read("llama", "default").unwrap().unwrap();
+    assert_eq!(pieces.encoding, GgufEncoding::Pieces { scores: Vec::new(), adds_space: true });
+    assert!(pieces.adds_bos && pieces.kinds == [GgufTokenKind::Normal]);
+    for (split, adds_bos) in [("llama-bpe", true), ("tekken", true), ("qwen2", false)] {
+        assert_eq!(read("gpt2", split).unwrap().unwrap().adds_bos, adds_bos, "{split}");
+    }
+    assert_eq!(read("none", "").unwrap(), None);
+    let error = read("bert", "").unwrap_err().to_string();
+    assert!(error.contains("`tokenizer.ggml.model`"), "{error}");
+    assert!(error.contains("is bert, expected llama, gpt2 or none"), "{error}");
+}
+
+#[test]
+fn a_tensor_of_another_length_than_it_says_is_named() {
+    let scratch = TestDir::new("gguf-length");
+    let config = crate::config::tests::tiny_config();
+    for n_bytes in [7, 9] {
+        let bytes = vec![0; n_bytes];
+        let source = write::GgufSource {
+            name: "x".to_owned(),
+            dtype: TensorDtype::F32,
+            shape: vec![2],
+            parts: vec![crate::TensorData::Bytes(&bytes)],
+        };
+        let description = write::Description { config: &config, vocabulary: None, licence: None };
+        let path = scratch.path().join("model.gguf");
+        let error = write::write_gguf(&path, &description, vec![source]).unwrap_err();
+        let FormatError::TensorBytes { tensor, got, expected, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!((tensor.as_str(), *got, *expected), ("x", n_bytes as u64, 8), "{error}");
+        assert!(scratch.names().is_empty());
+    }
+}

@@ -6,30 +6,41 @@ use super::write::Entries;
 use super::{Array, GgufFile, Value};
 
 /// Tokens and how text becomes tokens.
-#[derive(Clone, Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GgufVocabulary {
-    /// `llama` for pieces with scores, `gpt2` for bytes with merges.
-    pub model: String,
-    /// The rule that cuts text, by the name that llama.cpp gives it.
-    pub split: Option<String>,
-    /// Texts by id; of `gpt2` with a character for each byte.
+    /// Texts by id; of [`GgufEncoding::Bytes`] with a character for each byte.
     pub tokens: Vec<String>,
     /// What each token is; as long as `tokens`.
     pub kinds: Vec<GgufTokenKind>,
-    /// Of `llama`, as long as `tokens`, else empty.
-    pub scores: Vec<f32>,
-    /// Of `gpt2`: two texts with a space between, the first to be merged first.
-    pub merges: Vec<String>,
+    /// How text becomes tokens.
+    pub encoding: GgufEncoding,
     /// The token that begins a text.
     pub bos_id: Option<u32>,
     /// The token that ends a text.
     pub eos_id: Option<u32>,
     /// Whether BOS stands before a text.
-    pub adds_bos: Option<bool>,
-    /// Whether a space stands before a text.
-    pub adds_space: Option<bool>,
+    pub adds_bos: bool,
     /// The model's chat template, in Jinja.
     pub chat_template: Option<String>,
+}
+
+/// How text becomes tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GgufEncoding {
+    /// Characters are merged to the piece with the highest score.
+    Pieces {
+        /// As long as the tokens, or empty.
+        scores: Vec<f32>,
+        /// Whether a space stands before a text.
+        adds_space: bool,
+    },
+    /// Bytes are merged, within words.
+    Bytes {
+        /// Two texts with a space between, the first to be merged first.
+        merges: Vec<String>,
+        /// The rule that cuts text, by the name that llama.cpp gives it.
+        split: Option<String>,
+    },
 }
 
 /// What a token is.
@@ -55,29 +66,36 @@ impl GgufTokenKind {
         [Self::Normal, Self::Unknown, Self::Control, Self::UserDefined, Self::Unused, Self::Byte];
 }
 
+/// What the model of a vocabulary is called, in the order of [`GgufEncoding`], and that of a file without one.
+const PIECES: &str = "llama";
+const BYTES: &str = "gpt2";
+const NONE: &str = "none";
+/// The split of pieces, which are not cut.
+const NO_SPLIT: &str = "default";
+/// Score of an id that no text has.
+const NO_SCORE: f32 = -10_000.0;
+
 const MODEL: &str = "tokenizer.ggml.model";
 const SPLIT: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const KINDS: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
-const BOS: &str = "tokenizer.ggml.bos_token_id";
-const EOS: &str = "tokenizer.ggml.eos_token_id";
+pub(super) const BOS: &str = "tokenizer.ggml.bos_token_id";
+pub(super) const EOS: &str = "tokenizer.ggml.eos_token_id";
+/// The token that ends an answer, where it is another.
+pub(super) const EOT: &str = "tokenizer.ggml.eot_token_id";
 const ADDS_BOS: &str = "tokenizer.ggml.add_bos_token";
 const ADDS_SPACE: &str = "tokenizer.ggml.add_space_prefix";
 const TEMPLATE: &str = "tokenizer.chat_template";
 
 impl GgufFile {
-    /// The vocabulary; `None` of a file that has none.
+    /// The vocabulary; `None` of a file that has none. What the file does not say is what llama.cpp takes for granted.
     ///
     /// # Errors
-    /// When an entry has another type than it should, or the lists differ in length; the error names the key.
+    /// When it is of a kind that is not known, an entry has another type than it should, or the lists differ in length; the error
+    /// names the key.
     pub fn vocabulary(&self) -> Result<Option<GgufVocabulary>, FormatError> {
-        let model = match self.text(MODEL)? {
-            None => return Ok(None),
-            Some(model) if model == "none" => return Ok(None),
-            Some(model) => model,
-        };
         let tokens = self.texts(TOKENS)?;
         let n_tokens = tokens.len();
         let kind = |value| match value {
@@ -87,31 +105,56 @@ impl GgufFile {
             }
             _ => None,
         };
+        let (encoding, adds_bos) = match self.text(MODEL)?.as_deref() {
+            None | Some(NONE) => return Ok(None),
+            Some(PIECES) => {
+                let scores = self.scores(n_tokens)?;
+                let adds_space = self.flag(ADDS_SPACE)?.unwrap_or(true);
+                (GgufEncoding::Pieces { scores, adds_space }, true)
+            }
+            Some(BYTES) => {
+                let split = self.text(SPLIT)?;
+                let adds_bos = split.as_deref().is_some_and(|split| {
+                    split.starts_with("llama") || ["tekken", "pixtral"].contains(&split)
+                });
+                (GgufEncoding::Bytes { merges: self.texts(MERGES)?, split }, adds_bos)
+            }
+            Some(_) => {
+                let expected = format!("{PIECES}, {BYTES} or {NONE}");
+                return Err(self.bad(MODEL, self.get(MODEL), expected));
+            }
+        };
+        let kinds = self.list(KINDS, "1 to 6 for each token", kind)?;
+        let kinds = kinds.unwrap_or_else(|| vec![GgufTokenKind::Normal; n_tokens]);
+        if kinds.len() != n_tokens {
+            return Err(self.wrong_length(KINDS, n_tokens));
+        }
+        Ok(Some(GgufVocabulary {
+            tokens,
+            kinds,
+            encoding,
+            bos_id: self.id(BOS, n_tokens)?,
+            eos_id: self.id(EOS, n_tokens)?,
+            adds_bos: self.flag(ADDS_BOS)?.unwrap_or(adds_bos),
+            chat_template: self.text(TEMPLATE)?,
+        }))
+    }
+
+    fn scores(&self, n_tokens: usize) -> Result<Vec<f32>, FormatError> {
         let score = |value| match value {
             Value::Float(number) => Some(number as f32),
             _ => None,
         };
-        let kinds = self.list(KINDS, "1 to 6 for each token", kind)?;
-        let kinds = kinds.unwrap_or_else(|| vec![GgufTokenKind::Normal; n_tokens]);
         let scores = self.list(SCORES, "a number for each token", score)?.unwrap_or_default();
-        for (key, len) in [(KINDS, kinds.len()), (SCORES, scores.len())] {
-            if len != n_tokens && len != 0 {
-                return Err(self.bad(key, self.get(key), format!("{n_tokens} values ({TOKENS})")));
-            }
+        if scores.is_empty() || scores.len() == n_tokens {
+            Ok(scores)
+        } else {
+            Err(self.wrong_length(SCORES, n_tokens))
         }
-        Ok(Some(GgufVocabulary {
-            split: self.text(SPLIT)?,
-            tokens,
-            kinds,
-            scores,
-            merges: self.texts(MERGES)?,
-            bos_id: self.id(BOS, n_tokens)?,
-            eos_id: self.id(EOS, n_tokens)?,
-            adds_bos: self.flag(ADDS_BOS)?,
-            adds_space: self.flag(ADDS_SPACE)?,
-            chat_template: self.text(TEMPLATE)?,
-            model,
-        }))
+    }
+
+    fn wrong_length(&self, key: &str, n_tokens: usize) -> FormatError {
+        self.bad(key, self.get(key), format!("{n_tokens} values ({TOKENS})"))
     }
 
     fn text(&self, key: &str) -> Result<Option<String>, FormatError> {
@@ -171,32 +214,36 @@ fn text(value: Value<'_>) -> Option<String> {
     }
 }
 
-/// Writes a vocabulary. A model may have more ids than its tokenizer: llama.cpp wants a token for each.
-pub(super) fn write(entries: &mut Entries, vocabulary: &GgufVocabulary, vocab_size: usize) {
-    entries.text(MODEL, &vocabulary.model);
-    if let Some(split) = &vocabulary.split {
-        entries.text(SPLIT, split);
-    }
+/// Writes a vocabulary, or that there is none. A model may have more ids than its tokenizer: llama.cpp wants a token for each.
+pub(super) fn write(entries: &mut Entries, vocabulary: Option<&GgufVocabulary>, vocab_size: usize) {
+    let Some(vocabulary) = vocabulary else { return entries.text(MODEL, NONE) };
     let padding = (vocabulary.tokens.len()..vocab_size).map(|id| format!("[PAD{id}]"));
     let tokens: Vec<String> = vocabulary.tokens.iter().cloned().chain(padding).collect();
+    match &vocabulary.encoding {
+        GgufEncoding::Pieces { scores, adds_space } => {
+            entries.text(MODEL, PIECES);
+            entries.text(SPLIT, NO_SPLIT);
+            if !scores.is_empty() {
+                let mut scores = scores.clone();
+                scores.resize(tokens.len(), NO_SCORE);
+                entries.f32s(SCORES, &scores);
+            }
+            entries.flag(ADDS_SPACE, *adds_space);
+        }
+        GgufEncoding::Bytes { merges, split } => {
+            entries.text(MODEL, BYTES);
+            if let Some(split) = split {
+                entries.text(SPLIT, split);
+            }
+            entries.texts(MERGES, merges);
+        }
+    }
     let number = |kind| 1 + GgufTokenKind::ALL.iter().position(|&other| other == kind).unwrap_or(0);
     let mut kinds: Vec<i32> = vocabulary.kinds.iter().map(|&kind| number(kind) as i32).collect();
     kinds.resize(tokens.len(), number(GgufTokenKind::Unused) as i32);
     entries.texts(TOKENS, &tokens);
     entries.i32s(KINDS, &kinds);
-    if !vocabulary.scores.is_empty() {
-        let mut scores = vocabulary.scores.clone();
-        scores.resize(tokens.len(), -10_000.0);
-        entries.f32s(SCORES, &scores);
-    }
-    if !vocabulary.merges.is_empty() {
-        entries.texts(MERGES, &vocabulary.merges);
-    }
-    for (key, flag) in [(ADDS_BOS, vocabulary.adds_bos), (ADDS_SPACE, vocabulary.adds_space)] {
-        if let Some(flag) = flag {
-            entries.flag(key, flag);
-        }
-    }
+    entries.flag(ADDS_BOS, vocabulary.adds_bos);
     if let Some(template) = &vocabulary.chat_template {
         entries.text(TEMPLATE, template);
     }

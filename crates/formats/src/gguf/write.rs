@@ -7,10 +7,11 @@ use crate::FormatError;
 use crate::config::hf::has_yarn_magnitude;
 use crate::config::{DecoderConfig, RopeScaling};
 use crate::durable::write_atomically;
-use crate::names::ROPE_DIVISORS;
+use crate::names::{Layout, ROPE_DIVISORS};
 use crate::weights::{Counted, TensorData, TensorDtype};
 
-use super::vocabulary::{self, GgufVocabulary};
+use super::LICENCE;
+use super::vocabulary::{self, BOS, EOS, EOT, GgufVocabulary};
 
 /// Alignment of tensors.
 const ALIGNMENT: u64 = 32;
@@ -30,23 +31,31 @@ impl GgufSource<'_> {
     }
 }
 
-/// Writes a file atomically: the description of the decoder, the vocabulary, then the tensors in the order given.
+/// What a file says of its model before the tensors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Description<'a> {
+    pub(crate) config: &'a DecoderConfig,
+    pub(crate) vocabulary: Option<&'a GgufVocabulary>,
+    /// The licence of the weights, where it is known.
+    pub(crate) licence: Option<&'a str>,
+}
+
+/// Writes a file atomically: the description, then the tensors in the order given.
 ///
 /// # Errors
 /// When a setting has no key, or writing fails; nothing is left behind.
 pub(crate) fn write_gguf(
     path: &Path,
-    config: &DecoderConfig,
-    vocabulary: Option<&GgufVocabulary>,
+    description: &Description<'_>,
     mut tensors: Vec<GgufSource<'_>>,
 ) -> Result<(), FormatError> {
     let mut entries = Entries::default();
-    describe(&mut entries, config, vocabulary).map_err(|setting| FormatError::NotInLayout {
+    describe(&mut entries, description).map_err(|setting| FormatError::NotInLayout {
         path: path.to_owned(),
         setting,
-        layout: "GGUF",
+        layout: Layout::Gguf.title(),
     })?;
-    if let Some(divisors) = divisors(config) {
+    if let Some(divisors) = divisors(description.config) {
         tensors.push(GgufSource {
             name: ROPE_DIVISORS.to_owned(),
             dtype: TensorDtype::F32,
@@ -57,7 +66,7 @@ pub(crate) fn write_gguf(
         });
     }
     let header = header(&entries, &tensors);
-    write_atomically(path, |out| write_all(out, &header, tensors))
+    write_atomically(path, |out| write_all(out, path, &header, tensors))
 }
 
 /// The entries before the tensors.
@@ -128,15 +137,15 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
 }
 
 /// What llama.cpp's converter writes of this family.
-fn describe(
-    entries: &mut Entries,
-    config: &DecoderConfig,
-    vocabulary: Option<&GgufVocabulary>,
-) -> Result<(), &'static str> {
+fn describe(entries: &mut Entries, description: &Description<'_>) -> Result<(), &'static str> {
+    let Description { config, vocabulary, licence } = *description;
     let arch = if config.query_scaling.is_some() { "mistral3" } else { "llama" };
     let key = |name: &str| format!("{arch}.{name}");
     entries.text("general.architecture", arch);
     entries.u32("general.alignment", ALIGNMENT as usize);
+    if let Some(licence) = licence {
+        entries.text(LICENCE, licence);
+    }
     let counts = [
         ("vocab_size", config.vocab_size),
         ("context_length", config.context_len),
@@ -167,22 +176,18 @@ fn describe(
             entries.flags(&key("attention.sliding_window_pattern"), &layers);
         }
     }
-    match vocabulary {
-        Some(known) => vocabulary::write(entries, known, config.vocab_size),
-        None => entries.text("tokenizer.ggml.model", "none"),
-    }
+    vocabulary::write(entries, vocabulary, config.vocab_size);
     let bos_id = config.bos_id.or_else(|| vocabulary?.bos_id);
     if let Some(bos_id) = bos_id {
-        entries.u32("tokenizer.ggml.bos_token_id", bos_id as usize);
+        entries.u32(BOS, bos_id as usize);
     }
-    let keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
     // That of the vocabulary first: the model's list is sorted.
     let mut eos_ids = config.eos_ids.clone();
     if let Some(eos_id) = vocabulary.and_then(|known| known.eos_id) {
         eos_ids.retain(|&id| id != eos_id);
         eos_ids.insert(0, eos_id);
     }
-    for (key, eos_id) in keys.into_iter().zip(eos_ids) {
+    for (key, eos_id) in [EOS, EOT].into_iter().zip(eos_ids) {
         entries.u32(key, eos_id as usize);
     }
     Ok(())
@@ -258,7 +263,12 @@ fn header(entries: &Entries, tensors: &[GgufSource<'_>]) -> Vec<u8> {
     bytes
 }
 
-fn write_all(out: &mut dyn Write, header: &[u8], tensors: Vec<GgufSource<'_>>) -> io::Result<()> {
+fn write_all(
+    out: &mut dyn Write,
+    path: &Path,
+    header: &[u8],
+    tensors: Vec<GgufSource<'_>>,
+) -> io::Result<()> {
     out.write_all(header)?;
     for tensor in tensors {
         let n_bytes = tensor.n_bytes();
@@ -268,11 +278,7 @@ fn write_all(out: &mut dyn Write, header: &[u8], tensors: Vec<GgufSource<'_>>) -
             TensorData::Stream(write) => write(&mut counted),
             TensorData::F32(_) => unreachable!("the converter writes bytes"),
         });
-        if let Some(got) = counted.wrong_length(&result) {
-            let problem = format!("`{}` has {got} bytes, not {n_bytes}", tensor.name);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
-        }
-        result?;
+        counted.check(result, path, &tensor.name)?;
         let padding = n_bytes.next_multiple_of(ALIGNMENT) - n_bytes;
         out.write_all(&[0; ALIGNMENT as usize][..padding as usize])?;
     }

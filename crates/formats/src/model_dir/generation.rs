@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{GENERATION_FILE, read_json};
 use crate::FormatError;
+use crate::fields::Fields;
 
 /// Defaults for generation.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,36 +50,12 @@ pub(super) fn read_generation(
 ) -> Result<Option<GenerationConfig>, FormatError> {
     let path = dir.join(GENERATION_FILE);
     let Some(value) = read_json(&path)? else { return Ok(None) };
-    let bad = |field: &str, got: &Value, expected: String| FormatError::Field {
-        path: path.clone(),
-        field: field.to_owned(),
-        got: got.to_string().chars().take(80).collect(),
-        expected,
-    };
-    let ids = |field: &str| -> Result<Vec<u32>, FormatError> {
-        let values = match &value[field] {
-            Value::Null => &[],
-            Value::Array(values) => values.as_slice(),
-            one => std::slice::from_ref(one),
-        };
-        let id_of = |one: &Value| {
-            let id = one.as_u64().filter(|&id| id < vocab_size as u64);
-            id.and_then(|id| u32::try_from(id).ok())
-                .ok_or_else(|| bad(field, one, format!("a token id below {vocab_size}")))
-        };
-        values.iter().map(id_of).collect()
-    };
-    let number = |field: &str, max: f64| match &value[field] {
-        Value::Null => Ok(None),
-        got => match got.as_f64().filter(|number| (0.0..=max).contains(number)) {
-            Some(number) => Ok(Some(number)),
-            None => Err(bad(field, got, format!("a number 0..={max}"))),
-        },
-    };
+    let object = serde_json::from_value(value).map_err(FormatError::json(&path))?;
+    let mut fields = Fields::new(&path, "", object);
     Ok(Some(GenerationConfig {
-        bos_id: ids("bos_token_id")?.first().copied(),
-        eos_ids: ids("eos_token_id")?,
-        temperature: number("temperature", 100.0)?,
-        top_p: number("top_p", 1.0)?,
+        bos_id: fields.token_ids("bos_token_id", vocab_size)?.first().copied(),
+        eos_ids: fields.token_ids("eos_token_id", vocab_size)?,
+        temperature: fields.number("temperature", 0.0, 100.0)?,
+        top_p: fields.number("top_p", 0.0, 1.0)?,
     }))
 }

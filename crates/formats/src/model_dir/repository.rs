@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use super::CONFIG_FILE;
+use super::companions::is_companion;
 use crate::FormatError;
 use crate::config::native::PARAMS_FILE;
-use crate::convert::is_companion;
-use crate::model_dir::CONFIG_FILE;
 use crate::weights::{
     INDEX_FILE, NATIVE_FILE, NATIVE_INDEX_FILE, SINGLE_FILE, is_pickle, is_plain_name,
 };

@@ -118,6 +118,31 @@ fn models_are_listed_and_broken_ones_say_why() {
 }
 
 #[test]
+fn wrong_defaults_for_generation_are_refused_by_their_field() {
+    let scratch = TestDir::new("model-generation");
+    let dir = scratch.path().join("tiny");
+    let writer = ModelDirWriter::begin(&dir).unwrap();
+    fill(&writer);
+    writer.commit().unwrap();
+    let opened = |text: &str| {
+        fs::write(dir.join(GENERATION_FILE), text).unwrap();
+        ModelDir::open(&dir).map(|model| model.generation().cloned().unwrap())
+    };
+    for (text, expected) in [
+        (r#"{"eos_token_id": [2, 9999]}"#, "field `eos_token_id`"),
+        (r#"{"bos_token_id": -1}"#, "field `bos_token_id`"),
+        (r#"{"temperature": "hot"}"#, "field `temperature`"),
+        (r#"{"top_p": 1.5}"#, "field `top_p`"),
+        ("[]", "not valid JSON of its kind"),
+    ] {
+        let error = opened(text).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains(GENERATION_FILE), "{error}");
+    }
+    let found = opened(r#"{"bos_token_id": 1, "eos_token_id": null, "max_length": 20}"#).unwrap();
+    assert_eq!((found.bos_id, found.eos_ids, found.top_p), (Some(1), Vec::new(), None));
+}
+
+#[test]
 fn a_missing_model_is_named() {
     let scratch = TestDir::new("model-missing");
     let error = ModelDir::open(&scratch.path().join("mistral")).unwrap_err().to_string();

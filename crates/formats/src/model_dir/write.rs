@@ -15,6 +15,7 @@ use crate::FormatError;
 use crate::config::native::{PARAMS_FILE, to_native_json};
 use crate::config::{DecoderConfig, to_hf_json};
 use crate::durable::{self, TemporaryDir};
+use crate::names::Layout;
 use crate::weights::{NATIVE_FILE, SINGLE_FILE, TensorSource, is_plain_name, write_safetensors};
 
 /// Writes `galerne.json` of a folder.
@@ -55,7 +56,7 @@ impl ModelDirWriter {
         let json = to_hf_json(config).map_err(|setting| FormatError::NotInLayout {
             path: path.clone(),
             setting,
-            layout: "Hugging Face",
+            layout: Layout::HuggingFace.title(),
         })?;
         durable::write_json_atomically(&path, &json)
     }
@@ -64,12 +65,12 @@ impl ModelDirWriter {
     ///
     /// # Errors
     /// When it cannot be written, or has no key for a setting.
-    pub fn native_config(&self, config: &DecoderConfig) -> Result<(), FormatError> {
+    pub(crate) fn native_config(&self, config: &DecoderConfig) -> Result<(), FormatError> {
         let path = self.temporary.path().join(PARAMS_FILE);
         let json = to_native_json(config).map_err(|setting| FormatError::NotInLayout {
             path: path.clone(),
             setting,
-            layout: "native",
+            layout: Layout::Native.title(),
         })?;
         durable::write_json_atomically(&path, &json)
     }
@@ -78,7 +79,7 @@ impl ModelDirWriter {
     ///
     /// # Errors
     /// As [`write_safetensors`].
-    pub fn native_weights<'a>(
+    pub(crate) fn native_weights<'a>(
         &self,
         tensors: impl IntoIterator<Item = TensorSource<'a>>,
     ) -> Result<(), FormatError> {

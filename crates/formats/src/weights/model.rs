@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{TensorDtype, WeightFiles, WeightView};
 use crate::FormatError;
@@ -382,25 +382,39 @@ impl ModelWeights {
     /// Why a norm of a type cannot be used: it is in blocks.
     #[must_use]
     pub fn norm_in_blocks(&self, norm: WeightName, dtype: TensorDtype) -> FormatError {
-        let tensor = self.naming.name(norm);
-        let path = self.files.path_of(&tensor).to_owned();
+        let (path, tensor) = self.place(norm);
         FormatError::NormInBlocks { path, tensor, got: dtype.name() }
     }
 
     /// Why a weight cannot be quantised: it has a number that is not finite.
     #[must_use]
     pub fn not_finite(&self, weight: WeightName) -> FormatError {
-        let tensor = self.naming.name(weight);
-        let path = self.files.path_of(&tensor).to_owned();
+        let (path, tensor) = self.place(weight);
         FormatError::NotFinite { path, tensor }
     }
 
     /// Why a weight cannot be quantised: it is already.
-    #[must_use]
     pub(crate) fn quantised(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
-        let tensor = self.naming.name(weight);
-        let path = self.files.path_of(&tensor).to_owned();
+        let (path, tensor) = self.place(weight);
         FormatError::Quantised { path, tensor, got: dtype.name() }
+    }
+
+    /// Why a weight of a type cannot be written in a layout: its numbers share a scale.
+    pub(crate) fn not_in_layout(
+        &self,
+        weight: WeightName,
+        dtype: TensorDtype,
+        layout: Layout,
+    ) -> FormatError {
+        let (path, tensor) = self.place(weight);
+        let (got, layout) = (dtype.name(), layout.title());
+        FormatError::TensorNotInLayout { path, tensor, got, layout }
+    }
+
+    /// File and name of a weight that is there.
+    fn place(&self, weight: WeightName) -> (PathBuf, String) {
+        let tensor = self.naming.name(weight);
+        (self.files.path_of(&tensor).to_owned(), tensor)
     }
 
     /// Checks that every weight of the model is there with its shape, and says what else the files hold: the caller reports it.

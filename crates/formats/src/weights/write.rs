@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::FormatError;
@@ -61,9 +60,7 @@ pub fn write_safetensors<'a>(
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), FormatError> {
     let (header, tensors) = plan(path, tensors, metadata)?;
-    let mut wrong = None;
-    let result = write_atomically(path, |writer| write_all(writer, &header, tensors, &mut wrong));
-    explain(path, result, wrong)
+    write_atomically(path, |writer| write_all(writer, path, &header, tensors))
 }
 
 /// Writes the bytes of a safetensors file to `writer`, as [`write_safetensors`]; `path` is for messages.
@@ -77,29 +74,7 @@ pub fn write_safetensors_to<'a>(
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), FormatError> {
     let (header, tensors) = plan(path, tensors, metadata)?;
-    let mut wrong = None;
-    let result = write_all(writer, &header, tensors, &mut wrong);
-    explain(path, result.map_err(FormatError::io("write", path)), wrong)
-}
-
-/// A tensor that gave the wrong number of bytes.
-struct WrongLength {
-    tensor: String,
-    got: u64,
-    expected: u64,
-}
-
-fn explain(
-    path: &Path,
-    result: Result<(), FormatError>,
-    wrong: Option<WrongLength>,
-) -> Result<(), FormatError> {
-    match wrong {
-        None => result,
-        Some(WrongLength { tensor, got, expected }) => {
-            Err(FormatError::TensorBytes { path: path.to_owned(), tensor, got, expected })
-        }
-    }
+    write_all(writer, path, &header, tensors).map_err(FormatError::io("write", path))
 }
 
 /// A tensor and the bytes it must give.
@@ -148,16 +123,11 @@ fn n_bytes(tensor: &TensorSource<'_>) -> u64 {
     tensor.shape.iter().fold(width, |n, &axis| n.saturating_mul(axis as u64))
 }
 
-/// Whether f32 numbers are written in a type by rounding alone.
-fn is_rounded_to(dtype: TensorDtype) -> bool {
-    matches!(dtype, TensorDtype::F32 | TensorDtype::F16 | TensorDtype::Bf16)
-}
-
 fn check_length(path: &Path, tensor: &TensorSource<'_>, expected: u64) -> Result<(), FormatError> {
     let width = tensor.dtype.block_bytes();
     let got = match &tensor.data {
         TensorData::Bytes(bytes) => bytes.len(),
-        TensorData::F32(_) if !is_rounded_to(tensor.dtype) => 0,
+        TensorData::F32(_) if !tensor.dtype.is_rounded_to() => 0,
         TensorData::F32(numbers) => numbers.len() * width,
         TensorData::Stream(_) => return Ok(()),
     } as u64;
@@ -170,19 +140,15 @@ fn check_length(path: &Path, tensor: &TensorSource<'_>, expected: u64) -> Result
 
 fn write_all(
     writer: &mut dyn Write,
+    path: &Path,
     header: &[u8],
     tensors: Vec<Planned<'_>>,
-    wrong: &mut Option<WrongLength>,
 ) -> io::Result<()> {
     writer.write_all(header)?;
     for (tensor, expected) in tensors {
         let mut counted = Counted::new(&mut *writer, expected);
         let result = write_tensor(&mut counted, tensor.dtype, tensor.data);
-        if let Some(got) = counted.wrong_length(&result) {
-            *wrong = Some(WrongLength { tensor: tensor.name, got, expected });
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        result?;
+        counted.check(result, path, &tensor.name)?;
     }
     Ok(())
 }
@@ -192,38 +158,19 @@ fn write_tensor(
     dtype: TensorDtype,
     data: TensorData<'_>,
 ) -> io::Result<()> {
-    match (data, dtype) {
-        (TensorData::Bytes(bytes), _) => writer.write_all(bytes),
-        (TensorData::Stream(write), _) => write(writer),
-        (TensorData::F32(numbers), TensorDtype::F32) => {
-            write_numbers(writer, numbers, |number| number.to_le_bytes())
-        }
-        (TensorData::F32(numbers), TensorDtype::F16) => {
-            write_numbers(writer, numbers, |number| f16::from_f32(number).to_le_bytes())
-        }
-        (TensorData::F32(numbers), TensorDtype::Bf16) => {
-            write_numbers(writer, numbers, |number| bf16::from_f32(number).to_le_bytes())
-        }
-        (TensorData::F32(_), other) => {
-            unreachable!("`plan` refused numbers for {}", other.name())
+    match data {
+        TensorData::Bytes(bytes) => writer.write_all(bytes),
+        TensorData::Stream(write) => write(writer),
+        TensorData::F32(numbers) => {
+            let mut buffer = vec![0; dtype.bytes_of(CHUNK_ELEMENTS.min(numbers.len()))];
+            for chunk in numbers.chunks(CHUNK_ELEMENTS) {
+                let bytes = &mut buffer[..dtype.bytes_of(chunk.len())];
+                dtype.write_f32(chunk, bytes);
+                writer.write_all(bytes)?;
+            }
+            Ok(())
         }
     }
-}
-
-fn write_numbers<T: Copy, const N: usize>(
-    writer: &mut dyn Write,
-    numbers: &[T],
-    to_bytes: impl Fn(T) -> [u8; N],
-) -> io::Result<()> {
-    let mut buffer = Vec::with_capacity(N * CHUNK_ELEMENTS.min(numbers.len()));
-    for chunk in numbers.chunks(CHUNK_ELEMENTS) {
-        buffer.clear();
-        for &number in chunk {
-            buffer.extend_from_slice(&to_bytes(number));
-        }
-        writer.write_all(&buffer)?;
-    }
-    Ok(())
 }
 
 /// Counts, and refuses what would run over into the next tensor.
@@ -239,12 +186,15 @@ impl<'a> Counted<'a> {
         Self { inner, n_written: 0, limit }
     }
 
-    /// The bytes that were given, when they are not as many as the tensor has. Too many end in an error of this writer, too few in
-    /// none.
-    pub(crate) fn wrong_length(&self, result: &io::Result<()>) -> Option<u64> {
-        let is_wrong =
-            self.n_written > self.limit || (result.is_ok() && self.n_written != self.limit);
-        is_wrong.then_some(self.n_written)
+    /// What came of writing a tensor, which is [`FormatError::TensorBytes`] when it gave another number of bytes than it has. Too
+    /// many end in an error of this writer, too few in none.
+    pub(crate) fn check(self, result: io::Result<()>, path: &Path, tensor: &str) -> io::Result<()> {
+        let (got, expected) = (self.n_written, self.limit);
+        if got <= expected && (result.is_err() || got == expected) {
+            return result;
+        }
+        let (path, tensor) = (path.to_owned(), tensor.to_owned());
+        Err(io::Error::other(FormatError::TensorBytes { path, tensor, got, expected }))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Conversations as JSON lines have them, and their rules.
 
+use super::instruct::InstructRequest;
+use super::template::Ending;
 use crate::error::Error;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +54,11 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// Complete if an answer stands last.
+    pub fn ending(&self) -> Ending {
+        InstructRequest::from(self).ending()
+    }
+
     /// Checks what every template needs: an optional system message, then user and assistant in turn, no empty content.
     /// Who must speak last depends on the use and is checked by
     /// [`ChatTemplate::render`](crate::ChatTemplate::render).

@@ -1,7 +1,7 @@
 //! The template of models that are trained here.
 
 use super::conversation::{Conversation, Role};
-use super::instruct::{Piece, PieceKind};
+use super::instruct::{Piece, PieceContent};
 use super::template::{Ending, Rendered};
 use crate::error::Error;
 use crate::tokenizer::Tokenizer;
@@ -27,25 +27,26 @@ pub(super) fn render(
     if messages.last().is_some_and(|message| message.role != last_role) {
         return Err(Error::UnexpectedEnd { n_messages: messages.len(), expected });
     }
-    let mut pieces = vec![masked(PieceKind::Control("<s>"))];
+    let mut pieces = vec![masked(PieceContent::Control("<s>"))];
     for message in messages {
-        let content = PieceKind::Text(format!("{CONTENT_PREFIX}{}", message.content));
-        let block =
-            |begin, end| [PieceKind::Control(begin), content.clone(), PieceKind::Control(end)];
+        let content = PieceContent::Text(format!("{CONTENT_PREFIX}{}", message.content));
+        let block = |begin, end| {
+            [PieceContent::Control(begin), content.clone(), PieceContent::Control(end)]
+        };
         match message.role {
             Role::System => {
                 pieces.extend(block("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]").map(masked));
             }
             Role::User => pieces.extend(block("[INST]", "[/INST]").map(masked)),
             Role::Assistant => {
-                let answer = [content, PieceKind::Control("</s>")];
-                pieces.extend(answer.map(|token| Piece { token, is_trained: true }));
+                let answer = [content, PieceContent::Control("</s>")];
+                pieces.extend(answer.map(|content| Piece { content, is_trained: true }));
             }
         }
     }
     tokenizer.encode_pieces(&pieces)
 }
 
-fn masked(token: PieceKind) -> Piece {
-    Piece { token, is_trained: false }
+fn masked(content: PieceContent) -> Piece {
+    Piece { content, is_trained: false }
 }

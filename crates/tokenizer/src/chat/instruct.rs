@@ -56,14 +56,14 @@ impl InstructVersion {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Piece {
     /// A control token by name, or text.
-    pub token: PieceKind,
+    pub content: PieceContent,
     /// Whether it is trained: what the assistant writes, and the end of its turn.
     pub is_trained: bool,
 }
 
-/// What a piece is.
+/// What a piece holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum PieceKind {
+pub enum PieceContent {
     /// A control token, by name.
     Control(&'static str),
     /// Text, to be encoded by itself.

@@ -5,10 +5,7 @@
 //! control tokens (`shield.rs`). Templates are strangers' programs: they run with fuel, which bounds time and memory,
 //! and reach neither files nor the network.
 
-mod date;
 mod shield;
-
-pub use date::strftime;
 
 use std::fmt;
 use std::time::SystemTime;
@@ -20,6 +17,7 @@ use minijinja::{Environment, ErrorKind, Value, context};
 use super::conversation::Conversation;
 use super::instruct::python_json;
 use super::template::Rendered;
+use crate::date::strftime;
 use crate::error::Error;
 use crate::tokenizer::{ControlText, Tokenizer};
 use shield::Shield;

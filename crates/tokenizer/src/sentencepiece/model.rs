@@ -10,29 +10,7 @@ use crate::listing::ListedKind;
 pub(super) struct Piece<'a> {
     pub(super) text: &'a str,
     pub(super) score: f32,
-    pub(super) kind: PieceKind,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum PieceKind {
-    Normal,
-    Unknown,
-    Control,
-    /// Found in text wherever it stands.
-    UserDefined,
-    Byte,
-}
-
-impl From<PieceKind> for ListedKind {
-    fn from(kind: PieceKind) -> ListedKind {
-        match kind {
-            PieceKind::Normal => ListedKind::Normal,
-            PieceKind::Unknown => ListedKind::Unknown,
-            PieceKind::Control => ListedKind::Control,
-            PieceKind::UserDefined => ListedKind::UserDefined,
-            PieceKind::Byte => ListedKind::Byte,
-        }
-    }
+    pub(super) kind: ListedKind,
 }
 
 /// What is kept of the file.
@@ -114,11 +92,11 @@ fn read_piece<'a>(mut message: Message<'a>, idx: usize) -> Result<Piece<'a>, Err
         }
     }
     let kind = match kind {
-        1 => PieceKind::Normal,
-        2 => PieceKind::Unknown,
-        3 => PieceKind::Control,
-        4 => PieceKind::UserDefined,
-        6 => PieceKind::Byte,
+        1 => ListedKind::Normal,
+        2 => ListedKind::Unknown,
+        3 => ListedKind::Control,
+        4 => ListedKind::UserDefined,
+        6 => ListedKind::Byte,
         other => {
             let expected = "1 (normal), 2 (unknown), 3 (control), 4 (user-defined) or 6 (byte)";
             return Err(unsupported(&format!("pieces[{idx}].type"), other, expected));

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::super::fields::{Fields, same};
 use super::super::{QueryScaling, Rope, RopeScaling};
 use super::Kind;
 use crate::FormatError;
+use crate::fields::{Fields, same};
 
 /// What a model does with positions.
 pub(super) struct Positions {

@@ -1,6 +1,6 @@
 //! Pieces to token ids.
 
-use super::{InstructVersion, Piece, PieceKind};
+use super::{InstructVersion, Piece, PieceContent};
 use crate::chat::template::Rendered;
 use crate::error::Error;
 use crate::tokenizer::{ControlText, Tokenizer};
@@ -20,14 +20,14 @@ impl Tokenizer {
     pub fn encode_pieces(&self, pieces: &[Piece]) -> Result<Rendered, Error> {
         let (mut token_ids, mut trained) = (Vec::new(), Vec::new());
         for piece in pieces {
-            match &piece.token {
-                PieceKind::Control(name) => {
+            match &piece.content {
+                PieceContent::Control(name) => {
                     token_ids.push(self.control_id(name).ok_or(Error::MissingControl { name })?);
                 }
-                PieceKind::Text(text) if token_ids.is_empty() => {
+                PieceContent::Text(text) if token_ids.is_empty() => {
                     self.encode_into(text, &mut token_ids);
                 }
-                PieceKind::Text(text) => self.encode_after_control(text, &mut token_ids),
+                PieceContent::Text(text) => self.encode_after_control(text, &mut token_ids),
             }
             trained.resize(token_ids.len(), piece.is_trained);
         }

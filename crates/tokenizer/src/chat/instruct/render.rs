@@ -3,7 +3,7 @@
 use super::normalise::{Normal, NormalMessage, Spoken};
 use super::python_json::{self, Json};
 use super::request::{Call, Chunk, InstructRequest};
-use super::{InstructError, InstructVersion, Piece, PieceKind};
+use super::{InstructError, InstructVersion, Piece, PieceContent};
 
 /// Writes a request down.
 pub(super) fn render(
@@ -82,13 +82,13 @@ struct Writer {
 
 impl Writer {
     fn control(&mut self, name: &'static str, is_trained: bool) {
-        self.pieces.push(Piece { token: PieceKind::Control(name), is_trained });
+        self.pieces.push(Piece { content: PieceContent::Control(name), is_trained });
     }
 
     /// Encoding nothing gives nothing.
     fn text(&mut self, text: &str, is_trained: bool) {
         if !text.is_empty() {
-            self.pieces.push(Piece { token: PieceKind::Text(text.to_owned()), is_trained });
+            self.pieces.push(Piece { content: PieceContent::Text(text.to_owned()), is_trained });
         }
     }
 

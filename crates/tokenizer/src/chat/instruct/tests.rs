@@ -29,9 +29,9 @@ fn requests_are_rendered_as_by_mistral_common() {
             let shown = |result: Vec<Piece>| -> Vec<(String, String)> {
                 result
                     .into_iter()
-                    .map(|piece| match piece.token {
-                        PieceKind::Control(name) => ("control".to_owned(), name.to_owned()),
-                        PieceKind::Text(text) => ("text".to_owned(), text),
+                    .map(|piece| match piece.content {
+                        PieceContent::Control(name) => ("control".to_owned(), name.to_owned()),
+                        PieceContent::Text(text) => ("text".to_owned(), text),
                     })
                     .collect()
             };
@@ -60,15 +60,15 @@ fn only_what_the_assistant_writes_is_trained() {
     )
     .unwrap();
     for version in [InstructVersion::V7, InstructVersion::V11, InstructVersion::V13] {
-        let trained: Vec<PieceKind> = pieces(version, &request, Ending::AwaitAnswer)
+        let trained: Vec<PieceContent> = pieces(version, &request, Ending::AwaitAnswer)
             .unwrap()
             .into_iter()
             .filter(|piece| piece.is_trained)
-            .map(|piece| piece.token)
+            .map(|piece| piece.content)
             .collect();
-        assert_eq!(trained.first(), Some(&PieceKind::Text("a".to_owned())));
-        assert_eq!(trained.last(), Some(&PieceKind::Control("</s>")));
-        assert!(!trained.contains(&PieceKind::Text("r".to_owned())));
+        assert_eq!(trained.first(), Some(&PieceContent::Text("a".to_owned())));
+        assert_eq!(trained.last(), Some(&PieceContent::Control("</s>")));
+        assert!(!trained.contains(&PieceContent::Text("r".to_owned())));
     }
 }
 

@@ -9,6 +9,8 @@ use crate::FormatError;
 
 /// Longest value shown in an error.
 const MAX_SHOWN: usize = 80;
+/// Most token ids of one field.
+const MAX_TOKEN_IDS: usize = 64;
 
 /// The fields of an object that have not been taken yet.
 pub(crate) struct Fields<'a> {
@@ -113,6 +115,24 @@ impl<'a> Fields<'a> {
             Value::Bool(flag) => Ok(Some(flag)),
             other => Err(self.bad(field, other, "true or false".to_owned())),
         }
+    }
+
+    /// A list of ids, or one; none when it is absent or null.
+    pub(crate) fn token_ids(
+        &mut self,
+        field: &str,
+        vocab_size: usize,
+    ) -> Result<Vec<u32>, FormatError> {
+        let values = match self.take_present(field) {
+            None => Vec::new(),
+            Some(Value::Array(values)) => values,
+            Some(one) => vec![one],
+        };
+        if values.len() > MAX_TOKEN_IDS {
+            let got = format!("{} ids", values.len());
+            return Err(self.bad(field, got, format!("at most {MAX_TOKEN_IDS} ids")));
+        }
+        values.iter().map(|value| self.token_id(field, value, vocab_size)).collect()
     }
 
     pub(crate) fn token_id(
