@@ -12,7 +12,8 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     with_files(data, &[STATE_FILE, MODEL_FILE], |folder| {
-        fs::copy(folder.join(MODEL_FILE), folder.join(OPTIMIZER_FILE)).expect("it was just written");
+        fs::copy(folder.join(MODEL_FILE), folder.join(OPTIMIZER_FILE))
+            .expect("it was just written");
         write_sums(folder);
         if let Ok(checkpoint) = Checkpoint::open(folder) {
             let _ = (checkpoint.model(), checkpoint.optimizer());

@@ -266,7 +266,7 @@ fn a_recipe_that_cannot_run_leaves_no_run_behind() {
     let home = Home::new("bad-recipe");
     home.make_recipe(10);
     let cases: &[(&[&str], i32, &str)] = &[
-        (&["--set", "n_step=3"], 1, "unknown field `n_step`"),
+        (&["--set", "n_step=3"], 2, "unknown field `n_step`"),
         (&["--set", "batch.seq_len=65"], 1, "context_len"),
         (&["--set", "data.tokenizer=nowhere"], 1, "nowhere"),
         (&["--set", "data.shards=[\"nowhere\"]"], 1, "nowhere"),
