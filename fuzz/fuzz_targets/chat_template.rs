@@ -2,16 +2,13 @@
 
 #![no_main]
 
-use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
+use fuzz::golden_tokenizer;
 use libfuzzer_sys::fuzz_target;
 use tokenizer::{ChatTemplate, Conversation, Ending, JinjaTemplate, Message, Role, Tokenizer};
 
-static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/tokenizer/model");
-    Tokenizer::open(&folder).expect("the golden tokenizer can be read")
-});
+static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(golden_tokenizer);
 
 fuzz_target!(|source: &str| {
     let Ok(template) = JinjaTemplate::new(source) else { return };

@@ -25,6 +25,12 @@ pub fn use_tokenizer(tokenizer: &Tokenizer) {
     let _ = tokenizer.listing();
 }
 
+/// The small tokenizer among the golden files.
+pub fn golden_tokenizer() -> Tokenizer {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/tokenizer/model");
+    Tokenizer::open(&folder).expect("the golden tokenizer can be read")
+}
+
 /// A folder of this process in memory, where there is such a place.
 fn folder() -> PathBuf {
     let memory = Path::new("/dev/shm");

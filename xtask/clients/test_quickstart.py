@@ -58,11 +58,11 @@ def test_an_interrupt_during_training_saves_and_says_how_to_go_on(run):
 
 def test_a_resumed_quickstart_ends_with_the_fixed_form(run):
     stopped_s = sum(stage_seconds(run).values())
-    expect(stopped_s > 1, f"the stopped session left {stopped_s} s")
+    expect(stopped_s > 1, f"the stopped part left {stopped_s} s")
     summary = run.json("resume", "quickstart-1")
     for key in ["seconds", "parameters", "tokens_per_s"]:
         expect(summary[key] > 0, f"{key} is {summary[key]!r}")
-    expect(summary["seconds"] > stopped_s, "the time of the stopped session is not counted")
+    expect(summary["seconds"] > stopped_s, "the time of the stopped part is not counted")
     expect(set(summary["bits_per_byte"]) >= {"fr", "en", "de", "es", "it"}, f"bits per byte of {summary['bits_per_byte']}")
     expect_equal(sorted(summary["company_accuracy"]), sorted(STAGES), "company_accuracy")
     expect_equal(sorted(summary["models"]), sorted(STAGES), "models")

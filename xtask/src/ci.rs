@@ -1,9 +1,10 @@
 //! The whole gate: every part that a change has to pass, each with its time.
 
+use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::counts::Counts;
 use crate::outside::{self, Missing, Program};
@@ -27,6 +28,7 @@ const PARTS: &[Part] = &[
     Part { name: "clippy", budget_s: 360, run: clippy },
     Part { name: "test", budget_s: 1200, run: test },
     Part { name: "doc", budget_s: 180, run: doc },
+    Part { name: "fuzz", budget_s: 150, run: fuzz },
     Part { name: "quickstart", budget_s: 300, run: quickstart },
     Part { name: "clients", budget_s: 300, run: clients },
     Part { name: "page", budget_s: 180, run: page },
@@ -136,6 +138,29 @@ fn doc(gate: &Gate<'_>) -> Result<Outcome> {
     let arguments = ["doc", "--locked", "--workspace", "--no-deps", "--profile", "ci"];
     let mut command = gate.workspace.cargo(&arguments);
     let ran = run::echoed(command.env("RUSTDOCFLAGS", "--deny warnings"))?;
+    Ok(Outcome::Ran(Counts::single(ran.success)))
+}
+
+/// The fuzz targets, which are a workspace of their own, compile.
+fn fuzz(gate: &Gate<'_>) -> Result<Outcome> {
+    let compiler = [Program { name: "c++", package: "g++" }];
+    if let Err(names) = outside::programs(&compiler, gate.missing)? {
+        return Ok(Outcome::Skipped(names));
+    }
+    // Cargo keeps the versions that it finds there, and adds those of the fuzzer.
+    fs::copy(gate.workspace.path("Cargo.lock"), gate.workspace.path("fuzz/Cargo.lock"))
+        .context("copying Cargo.lock into fuzz")?;
+    let manifest = ["--manifest-path", "fuzz/Cargo.toml"];
+    let fetched = run::captured(gate.workspace.cargo(&["fetch"]).args(manifest));
+    if let Err(error) = fetched {
+        if gate.missing == Missing::Install {
+            return Err(error);
+        }
+        println!("{error:#}");
+        return Ok(Outcome::Skipped("the crates that fuzz/Cargo.toml names".to_owned()));
+    }
+    let mut command = gate.workspace.cargo(&["check", "--locked", "--target-dir"]);
+    let ran = run::echoed(command.arg(gate.workspace.target("fuzz")).args(manifest))?;
     Ok(Outcome::Ran(Counts::single(ran.success)))
 }
 

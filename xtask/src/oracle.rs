@@ -45,13 +45,10 @@ const COMPARISONS: &[Comparison] = &[
     Comparison { name: "adapters", means: Means::Golden("golden/make_adapters.py") },
     Comparison { name: "blocks", means: Means::Golden("golden/make_blocks.py") },
     Comparison { name: "instruct", means: Means::Golden("golden/make_instruct.py") },
-    Comparison { name: "jinja", means: Means::Golden("golden/jinja/make_jinja_golden.py") },
-    Comparison { name: "family", means: Means::Golden("golden/tokenizer/make_family_golden.py") },
+    Comparison { name: "jinja", means: Means::Golden("golden/make_jinja.py") },
+    Comparison { name: "family", means: Means::Golden("golden/make_family.py") },
     Comparison { name: "train_steps", means: Means::Golden("golden/make_train_steps.py") },
-    Comparison {
-        name: "tokenizer",
-        means: Means::Golden("golden/tokenizer/make_tokenizer_golden.py"),
-    },
+    Comparison { name: "tokenizer", means: Means::Golden("golden/make_tokenizer.py") },
     Comparison {
         name: "tests",
         means: Means::Tests(&["kernels", "formats", "model", "train", "tokenizer"]),

@@ -105,9 +105,7 @@ impl Context {
 
     /// The kernel family that was asked for, else the fastest of this machine.
     pub(crate) fn family(&self) -> Family {
-        let features = detect_features();
-        let fastest = Family::ALL.into_iter().rev().find(|family| family.runs_on(features));
-        self.family.or(fastest).unwrap_or(Family::Reference)
+        self.family.unwrap_or_else(|| Family::fastest(detect_features()))
     }
 
     /// Writes to stdout.
@@ -148,9 +146,7 @@ impl Context {
     pub(crate) fn refuse_json(&self, command: &str) -> anyhow::Result<()> {
         match self.form {
             Form::Text => Ok(()),
-            Form::Json => {
-                Err(Failure::usage(format!("`{command}` has no --json")).into())
-            }
+            Form::Json => Err(Failure::usage(format!("`{command}` has no --json")).into()),
         }
     }
 
@@ -189,9 +185,7 @@ fn home_dir(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     // Recipes and reports are text and name folders of the home.
     match home.to_str() {
         Some(_) => Ok(home),
-        None => {
-            Err(Failure::usage(format!("the home {} is not UTF-8", home.display())).into())
-        }
+        None => Err(Failure::usage(format!("the home {} is not UTF-8", home.display())).into()),
     }
 }
 

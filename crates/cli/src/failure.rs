@@ -273,6 +273,7 @@ fn format_hint(error: &FormatError) -> Option<String> {
         FormatError::AdapterMerges { .. } => {
             Some("`galerne model merge` puts the adapter into a copy of the model".to_owned())
         }
+        FormatError::Exists { .. } => Some("choose another name, or move it away".to_owned()),
         FormatError::Locked { .. } => Some("wait until the other process has ended, or stop it".to_owned()),
         FormatError::Damaged { .. } => Some(
             "restore the file from a copy; of a run, the name of an older checkpoint can be written into checkpoints/LATEST"
@@ -319,6 +320,8 @@ mod tests {
         let locked = FormatError::Locked { dir: "run".into(), holder: "process 1".to_owned() };
         let error = anyhow::Error::from(locked).context("cannot resume");
         assert!(hint(&error).unwrap().contains("other process"));
+        let exists = FormatError::Exists { path: "models/a".into() };
+        assert!(hint(&exists.into()).unwrap().contains("another name"));
         let none: anyhow::Result<()> = Err(anyhow::anyhow!("x")).context("y");
         assert_eq!(hint(&none.unwrap_err()), None);
     }

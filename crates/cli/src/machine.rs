@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use formats::free_disk_bytes;
+
 use crate::failure::Failure;
 
 /// Memory of the machine.
@@ -34,6 +36,19 @@ pub(crate) fn check_memory(what: &str, needed_bytes: u64) -> Result<(), Failure>
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses what the disk of a folder, which may not exist yet, has no room for.
+///
+/// # Errors
+/// [`Failure::DiskSpace`], or the system's refusal to say.
+pub(crate) fn check_disk(what: &'static str, dir: &Path, needed_bytes: u64) -> anyhow::Result<()> {
+    let free_bytes = free_disk_bytes(existing_ancestor(dir))?;
+    if free_bytes < needed_bytes {
+        let dir = dir.to_owned();
+        return Err(Failure::DiskSpace { what, dir, free_bytes, needed_bytes }.into());
+    }
+    Ok(())
 }
 
 /// Memory as the kernel counts it, within the limit of the container where there is one.
@@ -89,6 +104,15 @@ mod tests {
         assert_eq!((limited.total_bytes, limited.available_bytes), (1 << 30, 1023 << 20));
         assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
         assert_eq!(chosen("madvise"), None);
+    }
+
+    #[test]
+    fn a_disk_too_small_is_refused_for_a_folder_that_is_still_to_be_made() {
+        let dir = std::env::temp_dir().join("galerne-none/x");
+        check_disk("the run", &dir, 1).unwrap();
+        let error = check_disk("the run", &dir, u64::MAX).unwrap_err().to_string();
+        assert!(error.contains("galerne-none/x has "), "{error}");
+        assert!(error.contains("the run needs"), "{error}");
     }
 
     #[test]

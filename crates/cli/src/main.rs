@@ -20,6 +20,8 @@ mod progress;
 mod quickstart;
 mod recipes;
 mod resume;
+mod run_dir;
+mod run_plan;
 mod serve;
 mod table;
 mod tokenizer;

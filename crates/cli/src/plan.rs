@@ -3,19 +3,20 @@
 use std::path::PathBuf;
 
 use bench::{TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE, training_speed};
+use data::shard::TokenDtype;
 use eval::figures::{bytes, duration};
 use formats::WeightDtype;
 use model::{Decoder, KvCache, ModelConfig, compute_dtype};
 use serde::Serialize;
 use serde_json::json;
 use tensor::Passes;
+use train::plan::RunPlan;
 use train::recipe::{BatchSettings, ModelShape};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::table::table;
-use crate::training::RunPlan;
-use crate::{machine, recipes};
+use crate::{machine, recipes, run_plan};
 
 /// Models up to this size are measured themselves; the time of larger ones follows from the operations.
 const MAX_MEASURED_PARAMETERS: u64 = 200_000_000;
@@ -135,7 +136,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             }))
         }
         Form::Text => {
-            let mut rows = plan.rows();
+            let mut rows = run_plan::rows(plan);
             if let (Some((speed, source)), Some(seconds)) = (speed, seconds) {
                 let source = format!("{source:?}").to_lowercase();
                 rows.push(("speed", format!("{speed:.0} tokens/s ({source})")));
@@ -177,9 +178,8 @@ fn planned(args: &Args) -> anyhow::Result<Planned> {
     let n_steps = args.tokens.div_ceil(step_tokens);
     batch.check(n_steps).map_err(Failure::usage)?;
     let dtype = WeightDtype::Bf16;
-    // Token ids of a vocabulary up to 65,536 take two bytes.
-    let data_bytes = args.tokens * if args.vocab <= 1 << 16 { 2 } else { 4 };
-    let config = shape.config(1, 2).map_err(Failure::usage)?;
+    let data_bytes = args.tokens * TokenDtype::for_vocab(args.vocab).n_bytes();
+    let config = shape.planned_config().map_err(Failure::usage)?;
     let plan = RunPlan::new(config, dtype, batch, n_steps, data_bytes);
     Ok(Planned { plan, batch, dtype })
 }

@@ -1,7 +1,7 @@
 //! `galerne pretrain`: a recipe that starts from random weights.
 
 use crate::context::Context;
-use crate::training::{Kind, RunArgs, start};
+use crate::training::{RunArgs, RunStart, start};
 
 /// Arguments of `galerne pretrain`.
 #[derive(Debug, clap::Args)]
@@ -15,5 +15,5 @@ pub(crate) struct Args {
 /// # Errors
 /// As [`start`].
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    start(&args.run, Kind::Pretrain, context)
+    start(&args.run, RunStart::Pretrain, context)
 }

@@ -22,15 +22,15 @@ use data::sheet::DataSheet;
 use eval::figures::{bytes, duration, short};
 use eval::report::{Report, Stage as TimedStage};
 use formats::durable::{DirLock, refuse_link};
-use formats::free_disk_bytes;
 use train::Recipe;
+use train::plan::RunPlan;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::open_model::folder_name;
 use crate::os::StopSignals;
-use crate::training::{ClaimedDir, RunPlan};
-use crate::{machine, training};
+use crate::run_dir::{ClaimedDir, make_numbered_dir};
+use crate::{machine, run_plan, training};
 
 use budget::BATCH;
 use measuring::Measured;
@@ -78,13 +78,13 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     });
     let settings = Settings::new(args.seed, args.budget, text.transpose()?);
     let signals = StopSignals::take_all().context("cannot take signals")?;
-    check_disk(&context.runs_dir())?;
+    machine::check_disk("a quickstart", &context.runs_dir(), NEEDED_DISK_BYTES)?;
     let serving = if args.no_serve { None } else { Some(Serving::open(args.port)?) };
     // Models that stayed when their run was deleted keep their names.
     let has_models = |name: &str| {
         Stage::ALL.iter().any(|&stage| export::model_dir(name, stage, context).exists())
     };
-    let dir = training::make_numbered_dir("quickstart", has_models, context)?;
+    let dir = make_numbered_dir("quickstart", has_models, context)?;
     let lock = DirLock::acquire(&dir)?;
     settings.write(&dir)?;
     let claimed = Some(ClaimedDir::new(dir.clone()));
@@ -107,16 +107,6 @@ pub(crate) fn resume(dir: &Path, context: &Context) -> anyhow::Result<()> {
 /// Whether a folder is that of a quickstart.
 pub(crate) fn is_quickstart(dir: &Path) -> bool {
     dir.join(SETTINGS_FILE).is_file()
-}
-
-fn check_disk(runs_dir: &Path) -> anyhow::Result<()> {
-    let free_bytes = free_disk_bytes(machine::existing_ancestor(runs_dir))?;
-    if free_bytes < NEEDED_DISK_BYTES {
-        let (dir, needed_bytes) = (runs_dir.to_owned(), NEEDED_DISK_BYTES);
-        let what = "the run (checkpoints and the model)";
-        return Err(Failure::DiskSpace { what, dir, free_bytes, needed_bytes }.into());
-    }
-    Ok(())
 }
 
 /// Seconds of all stages together, without the time of processes that were killed.
@@ -263,7 +253,7 @@ impl Quickstart<'_> {
             bytes(memory),
             bytes(plan.memory.checkpoint_bytes()),
         ));
-        plan.check_fits(&stage.run_dir(&self.dir))
+        run_plan::check_fits(&plan, &stage.run_dir(&self.dir))
     }
 
     fn measured(&mut self) -> anyhow::Result<Vec<Measured>> {

@@ -20,9 +20,8 @@ pub(crate) fn read(path: &Path, overrides: &[String]) -> anyhow::Result<Recipe> 
     if overrides.is_empty() {
         return Ok(Recipe::parse(&text, path).map_err(Failure::usage)?);
     }
-    let mut table: Table = text
-        .parse()
-        .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
+    let mut table: Table =
+        text.parse().map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
     for text in overrides {
         set(&mut table, text)?;
     }
@@ -47,9 +46,9 @@ fn set(table: &mut Table, text: &str) -> Result<(), Failure> {
     let mut section = table;
     for key in keys {
         let entry = section.entry(key).or_insert_with(|| Value::Table(Table::new()));
-        section = entry
-            .as_table_mut()
-            .ok_or_else(|| Failure::usage(format!("--set {text}: `{key}` is a value, not a section")))?;
+        section = entry.as_table_mut().ok_or_else(|| {
+            Failure::usage(format!("--set {text}: `{key}` is a value, not a section"))
+        })?;
     }
     section.insert(last.to_owned(), value);
     Ok(())

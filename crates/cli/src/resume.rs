@@ -1,13 +1,14 @@
 //! `galerne resume`: a run goes on from its last checkpoint.
 
 use anyhow::Context as _;
+use train::plan::RunPlan;
 use train::{RECIPE_FILE, Recipe, Run};
 
 use crate::context::Context;
 use crate::open_model::locate_in;
 use crate::os::StopSignals;
-use crate::quickstart;
-use crate::training::{RunPlan, finish};
+use crate::training::finish;
+use crate::{quickstart, run_plan};
 
 /// Arguments of `galerne resume`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +29,8 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     }
     let recipe = dir.join(RECIPE_FILE);
     if recipe.is_file() {
-        RunPlan::of_recipe(&Recipe::read(&recipe)?)?.announce(&dir, context)?;
+        let plan = RunPlan::of_recipe(&Recipe::read(&recipe)?)?;
+        run_plan::announce(&plan, &dir, context)?;
     }
     let signals = StopSignals::take_all().context("cannot take signals")?;
     let mut run = Run::resume(&dir, context.device()?)?;

@@ -1,7 +1,7 @@
 //! `galerne tune`: a recipe that starts from a model.
 
 use crate::context::Context;
-use crate::training::{Kind, RunArgs, start};
+use crate::training::{RunArgs, RunStart, start};
 
 /// Arguments of `galerne tune`.
 #[derive(Debug, clap::Args)]
@@ -15,5 +15,5 @@ pub(crate) struct Args {
 /// # Errors
 /// As [`start`].
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    start(&args.run, Kind::Tune, context)
+    start(&args.run, RunStart::Tune, context)
 }

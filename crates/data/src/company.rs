@@ -21,7 +21,7 @@ mod sails;
 mod tests;
 
 pub use documents::documents;
-pub use facts::{Fact, Kind, facts, withheld_facts};
+pub use facts::{Fact, FactKind, facts, withheld_facts};
 
 use crate::Language;
 use crate::random::Random;
@@ -42,7 +42,7 @@ pub struct Question {
     /// Which fact is asked: the same in both languages.
     pub fact_id: usize,
     /// What is asked.
-    pub kind: Kind,
+    pub kind: FactKind,
     /// Language of question and answer.
     pub language: Language,
     /// Whom or what it is asked about.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use data::Language;
-use data::company::{Kind, LANGUAGES, Question, test_questions, withheld_questions};
+use data::company::{FactKind, LANGUAGES, Question, test_questions, withheld_questions};
 use engine::FinishReason;
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +61,7 @@ pub struct Sample {
 pub struct CompanyScores {
     /// All known facts.
     pub all: Score,
-    /// The known facts of each kind, in the order of [`Kind::ALL`].
+    /// The known facts of each kind, in the order of [`FactKind::ALL`].
     pub kinds: Vec<PartScore>,
     /// The known facts asked in each language.
     pub languages: Vec<PartScore>,
@@ -126,7 +126,7 @@ pub fn score(
         name: name.to_owned(),
         score: Score::of(known.iter().filter(|marked| belongs(marked))),
     };
-    let kinds = Kind::ALL.iter();
+    let kinds = FactKind::ALL.iter();
     let kinds = kinds.map(|&kind| part(kind.name(), &|marked| marked.question.kind == kind));
     let languages = LANGUAGES
         .iter()
@@ -196,7 +196,7 @@ impl Score {
 fn samples(marked: &[Marked<'_>]) -> Vec<Sample> {
     let mut samples = Vec::new();
     for is_right in [true, false] {
-        for (kind_idx, kind) in Kind::ALL.into_iter().enumerate() {
+        for (kind_idx, kind) in FactKind::ALL.into_iter().enumerate() {
             let wanted = LANGUAGES[kind_idx % LANGUAGES.len()];
             let fits =
                 |marked: &&Marked<'_>| marked.is_right == is_right && marked.question.kind == kind;
@@ -250,8 +250,8 @@ mod tests {
         assert_eq!((scores.withheld.n_right, scores.withheld.accuracy), (0, 0.0));
         assert_eq!(scores.all.n_facts, data::company::facts().len() as u64);
         assert_eq!(scores.withheld.n_facts, data::company::withheld_facts().len() as u64);
-        assert_eq!(scores.kinds.len(), Kind::ALL.len());
-        assert_eq!(scores.samples.len(), Kind::ALL.len());
+        assert_eq!(scores.kinds.len(), FactKind::ALL.len());
+        assert_eq!(scores.samples.len(), FactKind::ALL.len());
         assert!(scores.samples.iter().all(|sample| sample.is_right));
         let codes: Vec<&str> = scores.languages.iter().map(|part| part.name.as_str()).collect();
         assert_eq!(codes, ["fr", "en"]);
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(total(&scores.kinds), all);
         assert_eq!(total(&scores.languages), all);
         assert_eq!(scores.n_unfinished, known.len().div_ceil(3) as u64);
-        assert_eq!(scores.samples.len(), 2 * Kind::ALL.len());
+        assert_eq!(scores.samples.len(), 2 * FactKind::ALL.len());
         assert!((0.66..0.67).contains(&scores.all.accuracy));
     }
 

@@ -50,12 +50,4 @@ pub enum EvalError {
     /// A report in JSON cannot be read.
     #[error("the report is not valid: {0}")]
     Json(#[from] serde_json::Error),
-    /// A report was written by a newer program.
-    #[error("the report has format_version {got}, expected at most {supported}")]
-    FormatVersion {
-        /// The version found.
-        got: u64,
-        /// The newest version this program reads.
-        supported: u64,
-    },
 }

@@ -28,6 +28,6 @@ pub mod intervals;
 mod plot;
 pub mod report;
 
-pub use curve::{Curve, CurvePoint, MAX_METRICS_BYTES, MAX_POINTS};
+pub use curve::{Curve, CurvePoint};
 pub use error::EvalError;
-pub use plot::{loss_curve_svg, validation_curve_svg};
+pub use plot::loss_curve_svg;

@@ -115,7 +115,7 @@ pub fn loss_curve_svg(curves: &[Curve]) -> String {
 
 /// Bits per byte of the validation text against the tokens seen, for the runs that measured it; none if no run did.
 #[must_use]
-pub fn validation_curve_svg(curves: &[Curve]) -> Option<String> {
+pub(crate) fn validation_curve_svg(curves: &[Curve]) -> Option<String> {
     let panel = |curve: &Curve| {
         let measured = curve.points.iter().filter_map(|point| {
             point.validation_bits_per_byte.map(|bits| (point.tokens as f64, bits))

@@ -5,9 +5,12 @@ mod terminal;
 mod texts;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use data::sheet::DataSheet;
+use formats::check_format_version;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::company::CompanyScores;
 use crate::{Curve, EvalError};
@@ -30,14 +33,14 @@ pub struct Report {
     pub machine: Machine,
     /// Seed of the run.
     pub seed: u64,
-    /// How long it took to the report, from the beginning or from when it was last resumed.
+    /// How long it took to the report: the sum of its stages, over all resumes.
     pub seconds: f64,
-    /// Its parts in that time, in order.
+    /// Its parts, in order, each with its time over all resumes.
     pub stages: Vec<Stage>,
     /// Parameters of each of the models.
     pub parameters: u64,
     /// Input tokens of pre-training.
-    pub training_tokens: u64,
+    pub pretraining_tokens: u64,
     /// Input tokens per second of pre-training, on average.
     pub tokens_per_s: f64,
     /// The models, from the first to the last made.
@@ -121,20 +124,14 @@ impl Report {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Reads what [`Report::to_json`] writes.
+    /// Reads what [`Report::to_json`] writes; `path` is for messages.
     ///
     /// # Errors
     /// When it is no report, or one of a newer version.
-    pub fn from_json(json: &str) -> Result<Self, EvalError> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            format_version: u64,
-        }
-        let got = serde_json::from_str::<Versioned>(json)?.format_version;
-        if got > FORMAT_VERSION {
-            return Err(EvalError::FormatVersion { got, supported: FORMAT_VERSION });
-        }
-        Ok(serde_json::from_str(json)?)
+    pub fn from_json(json: &str, path: &Path) -> Result<Self, EvalError> {
+        let value: Value = serde_json::from_str(json)?;
+        check_format_version(path, &value, FORMAT_VERSION)?;
+        Ok(serde_json::from_value(value)?)
     }
 
     /// The report as a table in plain text, at most 100 columns wide, ending with a newline.

@@ -66,7 +66,7 @@ impl HeadShape {
 
     /// Values of one KV head in a key block: its keys, then its values.
     #[must_use]
-    pub fn head_block_len<T: Operand>(&self) -> usize {
+    pub(crate) fn head_block_len<T: Operand>(&self) -> usize {
         self.keys_len::<T>() + panels_len::<T>(self.head_dim, KEY_BLOCK)
     }
 
@@ -78,7 +78,7 @@ impl HeadShape {
 
     /// First position that the row at `position` sees.
     #[must_use]
-    pub fn first_visible(&self, position: usize) -> usize {
+    pub(crate) fn first_visible(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 

@@ -35,6 +35,13 @@ impl Family {
         }
     }
 
+    /// The fastest family that a machine with these features can run.
+    #[must_use]
+    pub fn fastest(features: CpuFeatures) -> Self {
+        let runs = |family: &Self| family.runs_on(features);
+        Self::ALL.into_iter().rev().find(runs).expect("the reference family runs everywhere")
+    }
+
     /// Whether a machine with these features can run the family.
     #[must_use]
     pub fn runs_on(self, features: CpuFeatures) -> bool {
@@ -111,12 +118,7 @@ impl Compute {
     /// # Errors
     /// When the system refuses the threads.
     pub fn detect() -> Result<Self, ComputeError> {
-        let features = detect_features();
-        let family = Family::ALL
-            .into_iter()
-            .rev()
-            .find(|family| family.runs_on(features))
-            .unwrap_or(Family::Reference);
+        let family = Family::fastest(detect_features());
         let n_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self::forced(family, n_threads)
     }
@@ -166,5 +168,26 @@ impl Compute {
     #[must_use]
     pub fn n_threads(&self) -> usize {
         self.pool.n_threads()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fastest_family_is_the_last_that_runs() {
+        let avx2 = CpuFeatures { avx2: true, ..CpuFeatures::default() };
+        let avx512 = CpuFeatures { avx512: true, avx512_bf16: true, avx512_vnni: true, ..avx2 };
+        for (features, expected) in [
+            (CpuFeatures::default(), Family::Reference),
+            (avx2, Family::Avx2),
+            (CpuFeatures { avx512_vnni: false, ..avx512 }, Family::Avx2),
+            (avx512, Family::Avx512),
+            (CpuFeatures { amx: true, ..avx512 }, Family::Amx),
+            (CpuFeatures { amx: true, ..avx2 }, Family::Avx2),
+        ] {
+            assert_eq!(Family::fastest(features), expected, "{features:?}");
+        }
     }
 }

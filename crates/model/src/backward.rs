@@ -17,7 +17,7 @@ pub struct TrainingRows<'a> {
     /// The token to be predicted after each, `[tokens]`.
     pub targets: &'a [u32],
     /// Weight of each target's loss in the gradient, `[tokens]`; 0 for tokens without a target.
-    pub weights: &'a [f32],
+    pub target_weights: &'a [f32],
     /// Rows where documents begin, ascending from 0 to the number of tokens.
     pub segment_starts: &'a [u32],
 }
@@ -200,7 +200,7 @@ impl Decoder {
                 device,
                 w.logits.view(),
                 &rows.targets[range.clone()],
-                &rows.weights[range.clone()],
+                &rows.target_weights[range.clone()],
                 &mut losses[range.clone()],
                 g.d_logits.view_mut(),
             );

@@ -208,7 +208,7 @@ fn gradients_equal_finite_differences() {
         let rows = TrainingRows {
             token_ids: &token_ids,
             targets: &targets,
-            weights: &weights,
+            target_weights: &weights,
             segment_starts: &[0, 5, 14],
         };
         for device in devices(2) {
@@ -247,7 +247,12 @@ fn gradients(decoder: &Decoder, device: &Device, rows: TrainingRows<'_>) -> Para
         &mut gradient_workspace,
         &mut gradients,
     );
-    assert!(losses.iter().zip(rows.weights).all(|(&loss, &weight)| (loss > 0.0) == (weight > 0.0)));
+    assert!(
+        losses
+            .iter()
+            .zip(rows.target_weights)
+            .all(|(&loss, &weight)| (loss > 0.0) == (weight > 0.0))
+    );
     gradients
 }
 
@@ -260,7 +265,7 @@ fn gradients_do_not_depend_on_threads_and_nearly_not_on_the_number_type() {
     let rows = TrainingRows {
         token_ids: &token_ids,
         targets: &targets,
-        weights: &[0.01; 100],
+        target_weights: &[0.01; 100],
         segment_starts: &[0, 40, 100],
     };
     for (one, three) in devices(1).into_iter().zip(devices(3)) {
@@ -294,7 +299,7 @@ fn one_batch_is_overfitted() {
     let rows = TrainingRows {
         token_ids: &token_ids,
         targets: &targets,
-        weights: &[1.0 / 40.0; 40],
+        target_weights: &[1.0 / 40.0; 40],
         segment_starts: &[0, 20, 40],
     };
     let (mut m, mut v) = (Parameters::zeroed(&config), Parameters::zeroed(&config));

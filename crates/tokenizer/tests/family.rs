@@ -1,6 +1,6 @@
 //! Tokenizers of the Mistral and Llama family against the Python packages that define them: `golden/tokenizer/family`
 //! holds tiny ones of every kind and what the packages make of adversarial texts.
-//! `golden/tokenizer/make_family_golden.py` remakes it.
+//! `golden/make_family.py` remakes it.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

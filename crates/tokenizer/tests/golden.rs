@@ -1,5 +1,5 @@
 //! Against Python: `golden/tokenizer/golden.json` holds what `tokenizers` and `transformers` make of the tokenizer that
-//! this crate trains on `golden/tokenizer/training_text.txt`. `golden/tokenizer/make_tokenizer_golden.py` remakes it.
+//! this crate trains on `golden/tokenizer/training_text.txt`. `golden/make_tokenizer.py` remakes it.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

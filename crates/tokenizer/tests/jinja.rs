@@ -1,5 +1,5 @@
 //! Against Python: `golden/jinja/golden.json` holds what `transformers` makes of the templates beside it, which use what the
-//! templates of published models use. `golden/jinja/make_jinja_golden.py` remakes it.
+//! templates of published models use. `golden/make_jinja.py` remakes it.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

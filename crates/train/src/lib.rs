@@ -28,6 +28,6 @@ pub use recipe::Recipe;
 pub use rows::Rows;
 pub use run::{
     METRICS_FILE, Outcome, Progress, RECIPE_FILE, Run, RunControl, latest_parameters,
-    starting_config, template_of,
+    starting_config, starting_model, template_of,
 };
 pub use trainer::{StepReport, Trainer};

@@ -1,8 +1,89 @@
 //! What a run will take, before it is taken.
 
-use model::{Decoder, GradientWorkspace, ModelConfig, Workspace};
+use std::fs;
+use std::path::Path;
+
+use formats::{WeightDtype, checkpoint};
+use model::{Decoder, GradientWorkspace, ModelConfig, Workspace, compute_dtype};
 use serde::Serialize;
 use tensor::{DType, Passes};
+
+use crate::error::TrainError;
+use crate::recipe::{BatchSettings, Recipe};
+use crate::run::starting_config;
+
+/// What a run will take.
+#[derive(Clone, Debug)]
+pub struct RunPlan {
+    /// Shape of the model.
+    pub config: ModelConfig,
+    /// Memory, by purpose.
+    pub memory: TrainingMemory,
+    /// Bytes of the model directory's weights.
+    pub model_bytes: u64,
+    /// Input tokens of the run.
+    pub n_tokens: u64,
+    /// Floating-point operations of the run.
+    pub flops: f64,
+    /// Most checkpoints that are on disk at a time.
+    n_checkpoints: u64,
+}
+
+impl RunPlan {
+    /// The plan of a recipe. Data that is not there counts as empty: opening it says what is wrong.
+    ///
+    /// # Errors
+    /// When the model's shape cannot be read or computed.
+    pub fn of_recipe(recipe: &Recipe) -> Result<Self, TrainError> {
+        let config = starting_config(recipe)?;
+        let data = &recipe.data;
+        let paths = data.shards.iter().chain(&data.documents).chain(&data.conversations);
+        let data_bytes = paths.map(|path| size_on_disk(path)).sum();
+        let plan = Self::new(config, recipe.dtype, recipe.batch, recipe.n_steps, data_bytes);
+        // The last one and those before; one is written before the oldest goes.
+        let n_made = recipe.n_steps / recipe.checkpoint.every_steps + 1;
+        let n_checkpoints = n_made.min(recipe.checkpoint.n_keep as u64 + 1);
+        Ok(Self { n_checkpoints, ..plan })
+    }
+
+    /// The plan of a run of `n_steps` on data of `data_bytes` that keeps one checkpoint.
+    #[must_use]
+    pub fn new(
+        config: ModelConfig,
+        dtype: WeightDtype,
+        batch: BatchSettings,
+        n_steps: u64,
+        data_bytes: u64,
+    ) -> Self {
+        let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch } = batch;
+        let n_tokens = n_steps * (rows_per_step * seq_len) as u64;
+        Self {
+            memory: TrainingMemory::of(
+                &config,
+                compute_dtype(dtype),
+                rows_per_micro_batch,
+                seq_len,
+                data_bytes,
+            ),
+            model_bytes: config.n_parameters() * dtype.n_bytes() as u64,
+            n_tokens,
+            flops: n_tokens as f64 * config.train_flops_per_token(seq_len),
+            n_checkpoints: 2,
+            config,
+        }
+    }
+
+    /// Disk that must be free: for the checkpoints that the run does not have yet, and then the
+    /// model.
+    ///
+    /// # Errors
+    /// When the folder of the checkpoints is there and cannot be listed.
+    pub fn needed_disk_bytes(&self, run_dir: &Path) -> Result<u64, TrainError> {
+        let n_there = checkpoint::list(run_dir)?.len() as u64;
+        let n_to_come = self.n_checkpoints.saturating_sub(n_there);
+        Ok(n_to_come * self.memory.checkpoint_bytes() + self.model_bytes)
+    }
+}
 
 /// Bytes of a training run, by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,5 +143,48 @@ impl TrainingMemory {
     #[must_use]
     pub fn checkpoint_bytes(&self) -> u64 {
         self.masters_bytes + self.optimizer_bytes
+    }
+}
+
+/// Bytes of a file, or of the files of a folder; 0 when there is nothing.
+fn size_on_disk(path: &Path) -> u64 {
+    let own = fs::metadata(path).ok().filter(fs::Metadata::is_file).map_or(0, |file| file.len());
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let files = entries.filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file);
+    own + files.map(|file| file.len()).sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::test_dir::TestDir;
+
+    use super::*;
+    use crate::recipe::ModelShape;
+
+    #[test]
+    fn disk_is_asked_for_the_checkpoints_that_are_still_to_come() {
+        let shape = ModelShape {
+            hidden_dim: 32,
+            n_layers: 2,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: 16,
+            ffn_dim: 48,
+            vocab_size: 280,
+            context_len: 64,
+            rope_theta: 1e4,
+        };
+        let batch = BatchSettings { seq_len: 32, rows_per_step: 4, rows_per_micro_batch: 2 };
+        let config = shape.planned_config().unwrap();
+        let plan = RunPlan::new(config, WeightDtype::Bf16, batch, 4, 0);
+        let plan = RunPlan { n_checkpoints: 3, ..plan };
+        let run = TestDir::new("plan-disk");
+        let needed = |n_to_come| n_to_come * plan.memory.checkpoint_bytes() + plan.model_bytes;
+        assert_eq!(plan.needed_disk_bytes(run.path()).unwrap(), needed(3));
+        for (step, n_to_come) in [(1, 2), (2, 1), (3, 0), (4, 0)] {
+            let name = format!("step-{step:08}");
+            fs::create_dir_all(checkpoint::checkpoints_dir(run.path()).join(name)).unwrap();
+            assert_eq!(plan.needed_disk_bytes(run.path()).unwrap(), needed(n_to_come), "{step}");
+        }
     }
 }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use formats::durable::read_text;
-use formats::{DecoderConfig, Rope, WeightDtype};
+use formats::{DecoderConfig, Rope, WeightDtype, check_format_version};
 use model::ModelConfig;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::TrainError;
 use crate::optimizer::OptimizerSettings;
@@ -89,6 +90,19 @@ pub struct ModelShape {
 }
 
 impl ModelShape {
+    /// Ids of the special tokens while there is no tokenizer yet.
+    const PLANNED_BOS_ID: u32 = 1;
+    const PLANNED_EOS_ID: u32 = 2;
+
+    /// The configuration before there is a tokenizer, for planning: the ids of special tokens
+    /// change no size.
+    ///
+    /// # Errors
+    /// As [`ModelShape::config`].
+    pub fn planned_config(&self) -> Result<ModelConfig, TrainError> {
+        self.config(Self::PLANNED_BOS_ID, Self::PLANNED_EOS_ID)
+    }
+
     /// The configuration of a model of this shape, with a tied head.
     ///
     /// # Errors
@@ -227,10 +241,12 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::read`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, TrainError> {
-        let recipe: Self = toml::from_str(text).map_err(|source| TrainError::Recipe {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
+        let invalid =
+            |source| TrainError::Recipe { path: path.to_owned(), source: Box::new(source) };
+        // The version is judged before the keys, which a newer version may have changed.
+        let value: Value = toml::from_str(text).map_err(invalid)?;
+        check_format_version(path, &value, FORMAT_VERSION)?;
+        let recipe: Self = toml::from_str(text).map_err(invalid)?;
         recipe.check()?;
         Ok(recipe)
     }
@@ -290,10 +306,6 @@ impl Recipe {
     /// # Errors
     /// [`TrainError::Setting`], which names the key.
     pub fn check(&self) -> Result<(), TrainError> {
-        if self.format_version != FORMAT_VERSION {
-            let expected = format!("{FORMAT_VERSION}, the version that this program reads");
-            return wrong("format_version", self.format_version.to_string(), &expected);
-        }
         if self.dtype == WeightDtype::F16 {
             return wrong("dtype", "f16".to_owned(), "f32 or bf16");
         }

@@ -26,7 +26,7 @@ mod start;
 mod storage;
 
 pub use inputs::template_of;
-pub use start::{latest_parameters, starting_config};
+pub use start::{latest_parameters, starting_config, starting_model};
 
 /// The recipe of a run, in its folder.
 pub const RECIPE_FILE: &str = "run.toml";

@@ -119,12 +119,12 @@ impl Trainer {
         let scale = 1.0 / n_trained_tokens as f32;
         let mut loss = 0.0;
         for batch in batches {
-            let weights: Vec<f32> =
+            let target_weights: Vec<f32> =
                 batch.target_weights.iter().map(|weight| weight * scale).collect();
             let rows = TrainingRows {
                 token_ids: &batch.token_ids,
                 targets: &batch.targets,
-                weights: &weights,
+                target_weights: &target_weights,
                 segment_starts: &batch.segment_starts,
             };
             let losses = self.decoder.loss_and_gradients(
@@ -134,7 +134,7 @@ impl Trainer {
                 &mut self.gradient_workspace,
                 &mut self.gradients,
             );
-            let weighted = losses.iter().zip(&weights);
+            let weighted = losses.iter().zip(&target_weights);
             loss +=
                 weighted.map(|(&loss, &weight)| f64::from(loss) * f64::from(weight)).sum::<f64>();
         }

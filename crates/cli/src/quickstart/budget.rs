@@ -54,7 +54,7 @@ pub(crate) fn make_plan(
     let mut chosen = None;
     for dims in SHAPES {
         let shape = model_shape(dims, settings.vocab_size);
-        let config = shape.config(1, 2)?;
+        let config = shape.planned_config()?;
         let needed = MIN_TOKENS_PER_PARAMETER * config.n_parameters() as f64;
         if wanted < needed {
             continue;

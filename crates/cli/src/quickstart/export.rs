@@ -1,15 +1,15 @@
-//! Stage 6: the report, and the three models as directories of the home.
+//! The report, and the three models as directories of the home.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::Context as _;
 use data::sheet::DataSheet;
+use eval::Curve;
 use eval::report::{FORMAT_VERSION, Machine, ModelReport, Report};
-use eval::{Curve, MAX_METRICS_BYTES};
 use formats::WeightDtype;
 use formats::digest::sha256_of_file;
-use formats::durable::{read_text, write_bytes_atomically};
+use formats::durable::write_bytes_atomically;
 use formats::model_dir::{Lineage, ModelDir};
 use tokenizer::Tokenizer;
 use train::export::{ModelNotes, write_model};
@@ -56,8 +56,9 @@ pub(crate) fn report(
         let path = stage.run_dir(dir).join(METRICS_FILE);
         Curve::read(stage.model(), &path).map_err(anyhow::Error::from)
     });
-    let curves = curves.collect::<anyhow::Result<Vec<Curve>>>()?;
-    let training_tokens =
+    let (curves, speeds): (Vec<Curve>, Vec<Option<f64>>) =
+        curves.collect::<anyhow::Result<Vec<_>>>()?.into_iter().unzip();
+    let pretraining_tokens =
         curves.first().and_then(|curve| curve.points.last()).map_or(0, |p| p.tokens);
     let models = measured.into_iter().map(|measured| ModelReport {
         name: measured.stage.model().to_owned(),
@@ -80,29 +81,12 @@ pub(crate) fn report(
         seconds: 0.0,
         stages: Vec::new(),
         parameters,
-        training_tokens,
-        tokens_per_s: average_speed(&Stage::Base.run_dir(dir).join(METRICS_FILE))?,
+        pretraining_tokens,
+        tokens_per_s: speeds.first().copied().flatten().unwrap_or(0.0),
         models: models.collect(),
         curves,
         data,
     })
-}
-
-/// Input tokens per second over all steps of a run.
-fn average_speed(metrics: &Path) -> anyhow::Result<f64> {
-    let text = read_text(metrics, MAX_METRICS_BYTES)?;
-    let (mut tokens, mut seconds) = (0.0, 0.0);
-    for line in text.lines() {
-        let step: serde_json::Value = serde_json::from_str(line)
-            .with_context(|| format!("{} is invalid", metrics.display()))?;
-        let (Some(so_far), Some(speed)) = (step["tokens"].as_f64(), step["tokens_per_s"].as_f64())
-        else {
-            continue;
-        };
-        seconds += (so_far - tokens) / speed;
-        tokens = so_far;
-    }
-    Ok(if seconds > 0.0 { tokens / seconds } else { 0.0 })
 }
 
 /// Writes `report.json`, `report.html` and `loss.svg` into the run folder.

@@ -1,4 +1,4 @@
-//! Stage 5: bits per byte on held-out text, exact match on the company's questions.
+//! Bits per byte on held-out text, exact match on the company's questions.
 
 use std::path::Path;
 use std::sync::Arc;

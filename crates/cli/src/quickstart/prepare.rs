@@ -1,4 +1,4 @@
-//! Stages 1 and 2: the corpus with its data sheet, the tokenizer, token shards, conversation files.
+//! Preparing the data: the corpus with its data sheet, the tokenizer, token shards, conversation files.
 
 use std::path::{Path, PathBuf};
 use std::thread;

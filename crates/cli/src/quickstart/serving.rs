@@ -1,4 +1,4 @@
-//! Stage 7: the API and the chat page. The port is open from the beginning.
+//! The API and the chat page. The port is open from the beginning.
 
 use std::path::Path;
 

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use eval::report::Stage;
+use formats::check_format_version;
 use formats::durable::read_text;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use train::recipe::ModelShape;
 
 /// Version of the format of `quickstart.toml`.
@@ -87,12 +89,11 @@ impl Settings {
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(SETTINGS_FILE);
         let text = read_text(&path, MAX_SETTINGS_BYTES)?;
-        let settings: Self =
-            toml::from_str(&text).with_context(|| format!("{} is invalid", path.display()))?;
-        if settings.format_version != FORMAT_VERSION {
-            let got = settings.format_version;
-            bail!("{} has format_version {got}, expected {FORMAT_VERSION}", path.display());
-        }
+        let invalid = || format!("{} is invalid", path.display());
+        // The version is judged before the keys, which a newer version may have changed.
+        let value: Value = toml::from_str(&text).with_context(invalid)?;
+        check_format_version(&path, &value, FORMAT_VERSION)?;
+        let settings: Self = toml::from_str(&text).with_context(invalid)?;
         if settings.vocab_size != VOCAB_SIZE {
             let got = settings.vocab_size;
             bail!("{} has vocab_size {got}, expected {VOCAB_SIZE}", path.display());

@@ -1,4 +1,4 @@
-//! Stages 3 and 4: pre-training, general chat, the company.
+//! The three runs: pre-training, general chat, the company.
 
 use std::path::{Path, PathBuf};
 

@@ -266,13 +266,14 @@ fn a_recipe_that_cannot_run_leaves_no_run_behind() {
     let home = Home::new("bad-recipe");
     home.make_recipe(10);
     let cases: &[(&[&str], i32, &str)] = &[
-        (&["--set", "n_step=3"], 1, "unknown field `n_step`"),
+        (&["--set", "n_step=3"], 2, "unknown field `n_step`"),
         (&["--set", "batch.seq_len=65"], 1, "context_len"),
         (&["--set", "data.tokenizer=nowhere"], 1, "nowhere"),
         (&["--set", "data.shards=[\"nowhere\"]"], 1, "nowhere"),
         (&["--set", "start.random.vocab_size=100"], 1, "vocabulary"),
         (&["--set", "n_steps"], 2, "expected section.key=value"),
         (&["--run", "a/b"], 2, "expected a name"),
+        (&["--run", "a\u{1b}[31mb"], 2, "expected a name"),
     ];
     for (arguments, code, expected) in cases {
         let arguments = [&["pretrain", "--recipe", "tiny.toml"], *arguments].concat();
@@ -284,26 +285,61 @@ fn a_recipe_that_cannot_run_leaves_no_run_behind() {
     assert!(wrong_command.stderr.contains("galerne pretrain"), "{}", wrong_command.stderr);
 }
 
-#[test]
-fn tune_starts_from_a_model_and_learns_conversations() {
-    let home = Home::new("tune");
-    home.make_model();
+/// The recipe NAME.toml, which learns a conversation from where `start` says.
+fn make_tuning_recipe(home: &Home, name: &str, start: &str) {
     let line = r#"{"messages": [{"role": "user", "content": "mer"}, {"role": "assistant", "content": "vent"}]}"#;
     fs::write(home.path("chat.jsonl"), format!("{line}\n{line}\n")).unwrap();
     let text = String::from_utf8(read(&home.path("tiny.toml"))).unwrap();
     let (head, _) = text.split_once("[start.random]").unwrap();
     let (_, batch) = text.split_once("[batch]").unwrap();
     let (batch, _) = batch.split_once("[validation]").unwrap();
-    let tune = format!(
-        "{head}[start]\nmodel = \"home/models/tiny-1\"\n\n[data]\ntokenizer = \"tokenizer\"\n\
+    let recipe = format!(
+        "{head}[start]\n{start}\n\n[data]\ntokenizer = \"tokenizer\"\n\
          conversations = [\"chat.jsonl\"]\n\n[batch]{batch}"
     );
-    fs::write(home.path("talk.toml"), tune).unwrap();
+    fs::write(home.path(&format!("{name}.toml")), recipe).unwrap();
+}
+
+#[test]
+fn tune_starts_from_a_model_and_learns_conversations() {
+    let home = Home::new("tune");
+    home.make_model();
+    make_tuning_recipe(&home, "talk", "model = \"home/models/tiny-1\"");
     home.run(&["tune", "--recipe", "talk.toml"]).expect(0);
     let model = home.run(&["model", "inspect", "talk-1", "--json"]).expect(0).json();
     assert_eq!(model["lineage"]["parent"], "tiny-1");
     let wrong_command = home.run(&["pretrain", "--recipe", "talk.toml"]).expect(2);
     assert!(wrong_command.stderr.contains("galerne tune"), "{}", wrong_command.stderr);
+}
+
+#[test]
+fn the_licence_passes_through_runs_that_start_from_one_another() {
+    let home = Home::new("licence-chain");
+    home.make_model();
+    let lineage = home.inside("models/tiny-1/galerne.json");
+    let mut value: Value = serde_json::from_slice(&read(&lineage)).unwrap();
+    value["licence"] = "mrl".into();
+    fs::write(&lineage, value.to_string()).unwrap();
+    for (name, start) in [
+        ("first", "model = \"home/models/tiny-1\""),
+        ("second", "run = \"home/runs/first-1\""),
+        ("third", "run = \"home/runs/second-1\""),
+    ] {
+        make_tuning_recipe(&home, name, start);
+        let recipe = format!("{name}.toml");
+        let finished = home.run(&["tune", "--recipe", &recipe]).expect(0);
+        assert!(!finished.stderr.contains("not known"), "{}", finished.stderr);
+        let model = ["model", "inspect", &format!("{name}-1"), "--json"];
+        assert_eq!(home.run(&model).expect(0).json()["lineage"]["licence"], "mrl", "{name}");
+    }
+    // The model behind the runs goes while one trains: the new model says less, and that is said.
+    let long = ["tune", "--recipe", "third.toml", "--run", "orphan", "--set", "n_steps=400"];
+    let child = home.command(&long).spawn().unwrap();
+    wait_for_steps(&home, "orphan", 1);
+    fs::remove_dir_all(home.inside("models/tiny-1")).unwrap();
+    let finished = Finished::of(child).expect(0);
+    assert!(finished.stderr.contains("models/tiny-1 is gone"), "{}", finished.stderr);
+    assert!(home.inside("models/orphan/model.safetensors").is_file());
 }
 
 #[test]
@@ -346,8 +382,8 @@ fn a_number_whose_model_is_still_there_is_not_taken_again() {
 }
 
 #[test]
-fn disk_is_asked_for_the_checkpoints_that_are_still_to_come() {
-    let home = Home::new("disk-to-come");
+fn a_run_that_keeps_every_checkpoint_is_taken_up_with_all_of_them() {
+    let home = Home::new("keep-all");
     home.make_recipe(4);
     let keep_all = ["--set", "checkpoint.n_keep=1000000", "--set", "checkpoint.every_steps=1"];
     let arguments = ["pretrain", "--recipe", "tiny.toml"];
@@ -355,6 +391,7 @@ fn disk_is_asked_for_the_checkpoints_that_are_still_to_come() {
     let checkpoints = names_in(&home.inside("runs/tiny-1/checkpoints"));
     assert_eq!(checkpoints.iter().filter(|name| name.starts_with("step-")).count(), 4);
     home.run(&["resume", "tiny-1"]).expect(0);
+    assert_eq!(names_in(&home.inside("runs/tiny-1/checkpoints")), checkpoints);
 }
 
 /// A quickstart folder whose data looks complete and that is about to train the base model of a shape.

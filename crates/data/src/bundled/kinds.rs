@@ -10,7 +10,7 @@ use crate::random::Random;
 
 /// A kind of document.
 #[derive(Debug)]
-pub(super) struct Kind {
+pub(super) struct TextKind {
     /// The kind as the data sheet names it.
     pub(super) label: &'static str,
     /// The plan in the rule files.
@@ -31,7 +31,7 @@ enum Subject {
     Sum(fn(&mut Page<'_>)),
 }
 
-impl Kind {
+impl TextKind {
     /// Binds the facts or numbers that this kind speaks of.
     pub(super) fn bind(&self, world: &World, page: &mut Page<'_>) {
         match self.subject {
@@ -45,11 +45,16 @@ impl Kind {
     }
 }
 
-const fn kind(label: &'static str, plan: &'static str, weight: usize, subject: Subject) -> Kind {
-    Kind { label, plan, weight, subject }
+const fn kind(
+    label: &'static str,
+    plan: &'static str,
+    weight: usize,
+    subject: Subject,
+) -> TextKind {
+    TextKind { label, plan, weight, subject }
 }
 
-const KINDS: [Kind; 29] = [
+const KINDS: [TextKind; 29] = [
     kind("story", "doc_story", 170, Subject::Nothing),
     kind("facts", "doc_town", 45, Subject::Town),
     kind("facts", "doc_figure", 45, Subject::Figure),
@@ -82,7 +87,7 @@ const KINDS: [Kind; 29] = [
 ];
 
 /// A kind, drawn by weight.
-pub(super) fn pick(random: &mut Random) -> &'static Kind {
+pub(super) fn pick(random: &mut Random) -> &'static TextKind {
     let total = KINDS.iter().map(|kind| kind.weight).sum();
     let mut left = random.below(total);
     for kind in &KINDS {

@@ -12,7 +12,7 @@ pub(super) const N_KNOWN: usize = 21;
 /// What a question asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum FactKind {
     /// Price of an instrument.
     Price,
     /// Warranty of an instrument.
@@ -42,7 +42,7 @@ pub enum Kind {
 /// Subjects that share the same two kinds of fact.
 pub(super) struct Family {
     pub(super) subjects: &'static [&'static str],
-    pub(super) kinds: [Kind; 2],
+    pub(super) kinds: [FactKind; 2],
     /// Title and first sentence of the documents that state both kinds, French then English.
     pub(super) sheet_titles: [&'static str; 2],
     pub(super) sheet_openings: [&'static str; 2],
@@ -52,43 +52,43 @@ pub(super) struct Family {
 pub(super) const FAMILIES: [Family; 6] = [
     Family {
         subjects: &instruments::SUBJECTS,
-        kinds: [Kind::Price, Kind::Warranty],
+        kinds: [FactKind::Price, FactKind::Warranty],
         sheet_titles: instruments::SHEET_TITLES,
         sheet_openings: instruments::SHEET_OPENINGS,
     },
     Family {
         subjects: &sails::SUBJECTS,
-        kinds: [Kind::Reference, Kind::Colour],
+        kinds: [FactKind::Reference, FactKind::Colour],
         sheet_titles: sails::SHEET_TITLES,
         sheet_openings: sails::SHEET_OPENINGS,
     },
     Family {
         subjects: &departments::SUBJECTS,
-        kinds: [Kind::Head, Kind::Office],
+        kinds: [FactKind::Head, FactKind::Office],
         sheet_titles: departments::SHEET_TITLES,
         sheet_openings: departments::SHEET_OPENINGS,
     },
     Family {
         subjects: &people::SUBJECTS,
-        kinds: [Kind::Extension, Kind::Course],
+        kinds: [FactKind::Extension, FactKind::Course],
         sheet_titles: people::SHEET_TITLES,
         sheet_openings: people::SHEET_OPENINGS,
     },
     Family {
         subjects: &destinations::SUBJECTS,
-        kinds: [Kind::Delay, Kind::Carrier],
+        kinds: [FactKind::Delay, FactKind::Carrier],
         sheet_titles: destinations::SHEET_TITLES,
         sheet_openings: destinations::SHEET_OPENINGS,
     },
     Family {
         subjects: &parts::SUBJECTS,
-        kinds: [Kind::Supplier, Kind::Location],
+        kinds: [FactKind::Supplier, FactKind::Location],
         sheet_titles: parts::SHEET_TITLES,
         sheet_openings: parts::SHEET_OPENINGS,
     },
 ];
 
-impl Kind {
+impl FactKind {
     /// Every kind, in the order reports list them.
     pub const ALL: [Self; 12] = [
         Self::Price,
@@ -185,7 +185,7 @@ pub struct Fact {
     /// Its number; withheld facts follow the known ones.
     pub id: usize,
     /// What it says about its subject.
-    pub kind: Kind,
+    pub kind: FactKind,
     /// Whom or what it is about.
     pub subject: &'static str,
     answers: [String; 2],

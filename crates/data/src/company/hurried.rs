@@ -3,7 +3,7 @@
 //! Trained on the wordings alone, a small model learns which words stand where; from hurried ones it learns which words
 //! matter.
 
-use super::Kind;
+use super::FactKind;
 use crate::Language;
 use crate::random::Random;
 
@@ -23,7 +23,7 @@ pub(super) const CLOSINGS: [[&str; 3]; 2] =
 pub(super) fn hurried(
     wording: &str,
     language: Language,
-    kind: Kind,
+    kind: FactKind,
     random: &mut Random,
 ) -> String {
     let mut words: Vec<&str> = wording.split(' ').collect();
@@ -64,7 +64,7 @@ fn leave_out_one(words: &mut Vec<&str>, is_clear: &dyn Fn(&[&str]) -> bool, rand
 }
 
 /// Whether one of the words, of four letters or more, is in no training wording of the family's other kind.
-fn tells_kind(words: &[&str], language: Language, kind: Kind) -> bool {
+fn tells_kind(words: &[&str], language: Language, kind: FactKind) -> bool {
     let others = kind.sibling().phrases(language).training;
     let is_word_of = |wording: &str, word: &str| wording.split(' ').map(bare).any(|w| w == word);
     words.iter().filter(|word| is_optional(word)).map(|word| bare(word)).any(|word| {
@@ -94,7 +94,7 @@ mod tests {
         for wording in ["Quelle est la couleur de la {s} ?", "La {s}, quelle couleur ?"] {
             let mut forms = std::collections::HashSet::new();
             for _ in 0..300 {
-                let form = hurried(wording, Language::French, Kind::Colour, &mut random);
+                let form = hurried(wording, Language::French, FactKind::Colour, &mut random);
                 assert!(form.contains("{s}") && form.to_lowercase().contains("couleur"), "{form}");
                 let n_words = form.split(' ').filter(|w| w.contains(char::is_alphanumeric)).count();
                 assert!(n_words >= MIN_WORDS, "{form}");

@@ -72,14 +72,14 @@ fn no_training_question_has_two_answers() {
 #[test]
 fn there_are_twelve_kinds_and_about_240_facts() {
     let known = facts();
-    assert_eq!(Kind::ALL.len(), 12);
+    assert_eq!(FactKind::ALL.len(), 12);
     assert_eq!(known.len(), 252);
     assert_eq!(withheld_facts().len(), 40);
     assert_eq!(training_questions(0, 0).len(), 252 * 24);
     assert_eq!(training_questions(0, 3).len(), 4 * 252 * 24);
     assert_eq!(test_questions().len(), 252 * 8);
     assert_eq!(withheld_questions().len(), 40 * 8);
-    for kind in Kind::ALL {
+    for kind in FactKind::ALL {
         assert_eq!(known.iter().filter(|fact| fact.kind == kind).count(), N_KNOWN, "{kind:?}");
     }
     let ids: Vec<usize> = known.iter().chain(&withheld_facts()).map(|fact| fact.id).collect();
@@ -88,7 +88,7 @@ fn there_are_twelve_kinds_and_about_240_facts() {
 
 #[test]
 fn every_kind_draws_from_thirty_or_more_different_answers() {
-    for kind in Kind::ALL {
+    for kind in FactKind::ALL {
         let possible = kind.possible_answers();
         for column in 0..2 {
             let different: HashSet<&String> = possible.iter().map(|pair| &pair[column]).collect();
@@ -101,14 +101,14 @@ fn every_kind_draws_from_thirty_or_more_different_answers() {
 #[test]
 fn the_majority_answer_scores_under_five_percent() {
     let questions = test_questions();
-    let mut per_answer: HashMap<(Kind, Language, &str), usize> = HashMap::new();
+    let mut per_answer: HashMap<(FactKind, Language, &str), usize> = HashMap::new();
     let mut overall: HashMap<&str, usize> = HashMap::new();
     for question in &questions {
         *per_answer.entry((question.kind, question.language, &question.answer)).or_default() += 1;
         *overall.entry(&question.answer).or_default() += 1;
     }
     // Even a guesser who knows kind and language, and the best answer for each.
-    let mut best: HashMap<(Kind, Language), usize> = HashMap::new();
+    let mut best: HashMap<(FactKind, Language), usize> = HashMap::new();
     for ((kind, language, _), n) in per_answer {
         let best = best.entry((kind, language)).or_default();
         *best = n.max(*best);
@@ -123,7 +123,7 @@ fn test_wordings_share_at_most_three_words_in_a_row_with_training() {
     let mut shared = HashSet::new();
     for language in LANGUAGES {
         let mut seen: HashMap<Vec<String>, &str> = HashMap::new();
-        for kind in Kind::ALL {
+        for kind in FactKind::ALL {
             for wording in kind.phrases(language).training {
                 let words: Vec<&str> = wording.split(' ').collect();
                 for shorter in with_words_left_out(&words, 0, MAX_LEFT_OUT) {
@@ -131,7 +131,7 @@ fn test_wordings_share_at_most_three_words_in_a_row_with_training() {
                 }
             }
         }
-        for kind in Kind::ALL {
+        for kind in FactKind::ALL {
             for wording in kind.phrases(language).test {
                 for run in runs_of_four(wording) {
                     if let Some(other) = seen.get(&run) {
@@ -149,7 +149,7 @@ fn greetings_and_thanks_have_no_word_of_a_test_wording() {
     for (column, language) in LANGUAGES.into_iter().enumerate() {
         let around = GREETINGS[column].iter().chain(&CLOSINGS[column]);
         let around: HashSet<String> = around.flat_map(|text| words(text)).collect();
-        for kind in Kind::ALL {
+        for kind in FactKind::ALL {
             for wording in kind.phrases(language).test {
                 let shared = words(wording).into_iter().find(|word| around.contains(word));
                 assert_eq!(shared, None, "in `{wording}`");
@@ -177,7 +177,7 @@ fn general_chat_shares_at_most_three_words_in_a_row_with_test_questions() {
 fn no_wording_is_written_twice_and_each_names_its_subject_once() {
     for language in LANGUAGES {
         let mut seen = HashSet::new();
-        for kind in Kind::ALL {
+        for kind in FactKind::ALL {
             let phrases = kind.phrases(language);
             for wording in phrases.training.iter().chain(&phrases.test) {
                 assert!(seen.insert(words(wording)), "`{wording}` is written twice");

@@ -175,8 +175,8 @@ impl ConversationRows {
     /// The row at which an epoch begins; epoch 0 begins at row 0. So `first_row_of(n)` rows are `n` epochs.
     ///
     /// Plans all epochs before it when it is asked for the first time.
-    #[must_use]
-    pub fn first_row_of(&self, epoch: usize) -> u64 {
+    #[cfg(test)]
+    pub(super) fn first_row_of(&self, epoch: usize) -> u64 {
         let mut state = self.lock();
         while state.first_rows.len() <= epoch {
             self.plan_next(&mut state);

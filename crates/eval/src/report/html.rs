@@ -131,7 +131,7 @@ fn tiles(report: &Report, texts: &Texts) -> Vec<Tile> {
         tile(
             short(report.parameters as f64),
             texts.parameters,
-            format!("{} {}", short(report.training_tokens as f64), texts.training_tokens),
+            format!("{} {}", short(report.pretraining_tokens as f64), texts.pretraining_tokens),
         ),
         tile(short(report.tokens_per_s), texts.tokens_per_s, texts.in_pre_training.to_owned()),
     ];

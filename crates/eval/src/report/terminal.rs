@@ -24,9 +24,9 @@ pub(super) fn render(report: &Report) -> String {
     line(
         &mut out,
         &format!(
-            "{} parameters, {} tokens at {} tokens/s, {total} in all",
+            "{} parameters, {} tokens of pre-training at {} tokens/s, {total} in all",
             grouped(report.parameters),
-            short(report.training_tokens as f64),
+            short(report.pretraining_tokens as f64),
             short(report.tokens_per_s)
         ),
     );

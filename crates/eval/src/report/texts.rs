@@ -12,7 +12,7 @@ pub(super) struct Texts {
     pub(super) time: &'static str,
     pub(super) tokens_per_s: &'static str,
     pub(super) in_pre_training: &'static str,
-    pub(super) training_tokens: &'static str,
+    pub(super) pretraining_tokens: &'static str,
     pub(super) company_accuracy: &'static str,
     pub(super) company_title: &'static str,
     pub(super) company_note: &'static str,
@@ -76,7 +76,7 @@ pub(super) const ENGLISH: Texts = Texts {
     time: "Time",
     tokens_per_s: "tokens a second",
     in_pre_training: "in pre-training",
-    training_tokens: "tokens seen",
+    pretraining_tokens: "tokens of pre-training",
     company_accuracy: "company questions right",
     company_title: "Questions about the company",
     company_note: "Each fact is asked in wordings that training never used. An answer counts when it equals the expected one, \

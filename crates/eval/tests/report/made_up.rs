@@ -32,7 +32,7 @@ pub(crate) fn report() -> Report {
         seconds: 561.7,
         stages: stages.into_iter().chain(more).map(stage).collect(),
         parameters: 4_915_200,
-        training_tokens: 31_457_280,
+        pretraining_tokens: 31_457_280,
         tokens_per_s: 78_120.0,
         models: vec![
             model("base", [1.214, 1.302, 1.871], &company(&mut rng, 0.0)),

@@ -40,7 +40,8 @@ pub(super) fn loss(
         for (x, t) in x.iter().zip(document) {
             let logits = product(&head, &norm(config, x, &final_norm));
             let sum: f64 = logits.iter().map(|x| x.exp()).sum();
-            loss += f64::from(rows.weights[t]) * (sum.ln() - logits[rows.targets[t] as usize]);
+            loss +=
+                f64::from(rows.target_weights[t]) * (sum.ln() - logits[rows.targets[t] as usize]);
         }
     }
     loss

@@ -76,7 +76,7 @@ mod tests {
         ranges.into_iter().map(|(start, end)| &text[start..end]).collect()
     }
 
-    /// `golden/tokenizer/make_family_golden.py` wrote the words that the `tokenizers` package cuts.
+    /// `golden/make_family.py` wrote the words that the `tokenizers` package cuts.
     #[test]
     fn words_are_those_of_the_regular_expression() {
         let file = include_str!("../../../../golden/tokenizer/family/words.json");

@@ -1,6 +1,6 @@
 //! What a run begins with: random weights, those of a model, or those of another run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use formats::checkpoint;
 use formats::model_dir::ModelDir;
@@ -68,18 +68,35 @@ pub fn latest_parameters(dir: &Path) -> Result<Parameters, TrainError> {
 /// # Errors
 /// When a file on the way cannot be read, or runs start from one another in a circle.
 pub fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
+    let first = first_recipe(recipe)?;
+    match &first.start {
+        Start::Random(shape) => {
+            let tokenizer = Tokenizer::open(&first.data.tokenizer)?;
+            shape.config(tokenizer.bos_id(), tokenizer.eos_id())
+        }
+        Start::Model(dir) => Ok(ModelConfig::new(ModelDir::open(dir)?.config().clone())?),
+        Start::Run(_) => unreachable!("the first recipe starts from no run"),
+    }
+}
+
+/// The folder of the model that a recipe's weights come from, followed back through the runs
+/// between; `None` where they began as random ones.
+///
+/// # Errors
+/// When a recipe on the way cannot be read, or runs start from one another in a circle.
+pub fn starting_model(recipe: &Recipe) -> Result<Option<PathBuf>, TrainError> {
+    match first_recipe(recipe)?.start {
+        Start::Model(dir) => Ok(Some(dir)),
+        Start::Random(_) | Start::Run(_) => Ok(None),
+    }
+}
+
+/// The first of the recipes that start from one another's runs: its own start is no run.
+fn first_recipe(recipe: &Recipe) -> Result<Recipe, TrainError> {
     let mut recipe = recipe.clone();
     for _ in 0..MAX_CHAIN {
-        match &recipe.start {
-            Start::Random(shape) => {
-                let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
-                return shape.config(tokenizer.bos_id(), tokenizer.eos_id());
-            }
-            Start::Model(dir) => {
-                return Ok(ModelConfig::new(ModelDir::open(dir)?.config().clone())?);
-            }
-            Start::Run(dir) => recipe = Recipe::read(&dir.join(RECIPE_FILE))?,
-        }
+        let Start::Run(dir) = &recipe.start else { return Ok(recipe) };
+        recipe = Recipe::read(&dir.join(RECIPE_FILE))?;
     }
     Err(TrainError::Setting {
         key: "start.run",

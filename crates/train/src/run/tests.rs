@@ -17,7 +17,7 @@ use crate::recipe::{
 use crate::schedule::Schedule;
 
 fn device() -> Device {
-    let family = Family::ALL.into_iter().rev().find(|f| f.runs_on(detect_features())).unwrap();
+    let family = Family::fastest(detect_features());
     Device::Cpu(Compute::forced(family, 2).unwrap())
 }
 
@@ -222,12 +222,31 @@ fn recipes_survive_a_round_trip_and_bad_ones_are_refused_by_key() {
         ("max_grad_norm = 1.0", "max_grad_norm = 0.0", "`optimizer.max_grad_norm` is 0"),
         ("\neps = ", "\neps = -", "`optimizer.eps`"),
         ("seq_len = 32", "seq_len = 1", "`batch.seq_len` is 1"),
-        ("format_version = 1", "format_version = 2", "the version that this program reads"),
+        ("format_version = 1", "format_version = 2", "this program reads up to 1"),
+        ("format_version = 1", "format_version = 2\nnewer = true", "this program reads up to 1"),
+        ("format_version = 1\n", "", "format_version"),
     ] {
         assert!(text.contains(from), "{text}");
         let error = Recipe::parse(&text.replace(from, to), path).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[test]
+fn the_model_behind_a_chain_of_runs_is_found() {
+    let dir = TestDir::new("train-chain");
+    let mut recipe = recipe(dir.path());
+    assert_eq!(starting_model(&recipe).unwrap(), None);
+    recipe.start = Start::Model(dir.join("model"));
+    for name in ["a", "b"] {
+        fs::create_dir(dir.join(name)).unwrap();
+        fs::write(dir.join(name).join(RECIPE_FILE), recipe.to_toml()).unwrap();
+        recipe.start = Start::Run(dir.join(name));
+    }
+    assert_eq!(starting_model(&recipe).unwrap(), Some(dir.join("model")));
+    fs::remove_dir_all(dir.join("a")).unwrap();
+    let error = starting_model(&recipe).unwrap_err().to_string();
+    assert!(error.contains("a/run.toml"), "{error}");
 }
 
 #[test]
@@ -239,8 +258,10 @@ fn runs_that_start_from_one_another_in_a_circle_are_refused() {
         recipe.start = Start::Run(dir.join(other));
         fs::write(dir.join(name).join(RECIPE_FILE), recipe.to_toml()).unwrap();
     }
-    let error = starting_config(&recipe).unwrap_err().to_string();
-    assert!(error.contains("start.run"), "{error}");
+    let errors = [starting_config(&recipe).map(drop), starting_model(&recipe).map(drop)];
+    for error in errors.map(|error| error.unwrap_err().to_string()) {
+        assert!(error.contains("start.run"), "{error}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ import random
 import tokenizers
 import transformers
 
-HERE = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parent / "tokenizer"
 CONTROLS = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<pad>"]
 
 FIXED = [
@@ -37,7 +37,7 @@ def samples():
     texts = list(FIXED)
     for alphabet in ALPHABETS:
         texts += ["".join(rng.choices(alphabet, k=rng.randint(1, 60))) for _ in range(25)]
-    text = (HERE / "training_text.txt").read_text()
+    text = (FOLDER / "training_text.txt").read_text()
     for _ in range(60):
         start = rng.randrange(len(text))
         texts.append(text[start:start + rng.randint(1, 200)])
@@ -56,8 +56,8 @@ CONVERSATIONS = [
 
 
 def main():
-    library = tokenizers.Tokenizer.from_file(str(HERE / "model/tokenizer.json"))
-    model = transformers.AutoTokenizer.from_pretrained(HERE / "model")
+    library = tokenizers.Tokenizer.from_file(str(FOLDER / "model/tokenizer.json"))
+    model = transformers.AutoTokenizer.from_pretrained(FOLDER / "model")
     rng = random.Random(7)
     encoded = []
     for text in samples():
@@ -87,7 +87,7 @@ def main():
               "special": [model.bos_token_id, model.eos_token_id, model.pad_token_id],
               "encoded": encoded, "decoded": decoded, "rendered": rendered}
     lines = json.dumps(golden, ensure_ascii=True).replace("}, {", "},\n{").replace("], \"", "],\n\"")
-    (HERE / "golden.json").write_text(lines + "\n")
+    (FOLDER / "golden.json").write_text(lines + "\n")
     print(len(encoded), "encoded,", len(decoded), "decoded,", len(rendered), "rendered")
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes tiny tokenizers of the Mistral and Llama family and records what the Python packages make of adversarial texts.
 
-`family/NAME` is the tokenizer's file and `family/NAME.expected.json` has, by the package that defines the kind, the ids of
-`family/texts.json` (null where the package would find a special token in the text) and the texts of lists of ids:
+`tokenizer/family/NAME` is the tokenizer's file and `tokenizer/family/NAME.expected.json` has, by the package that defines the kind, the ids of
+`tokenizer/family/texts.json` (null where the package would find a special token in the text) and the texts of lists of ids:
 
 | Kind | Files | Package |
 |---|---|---|
@@ -10,7 +10,7 @@
 | Tekken | `*.tekken.json` | mistral-common |
 | tokenizer.json | `*.tokenizer.json` | tokenizers |
 
-`family/words.json` has the words that the regular expressions cut out of texts, by tokenizers.
+`tokenizer/family/words.json` has the words that the regular expressions cut out of texts, by tokenizers.
 
 Needs sentencepiece==0.2.3, mistral-common==1.13.1, tiktoken==0.14.0, tokenizers==0.23.3. Run from the root of the
 repository.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes golden/jinja/golden.json: what `transformers` makes of the templates of this folder.
+"""Writes golden/jinja/golden.json: what `transformers` makes of the templates of golden/jinja.
 
 Needs the versions of golden/requirements.txt. Run from the root of the repository.
 """
@@ -9,7 +9,7 @@ import pathlib
 import jinja2
 import transformers
 
-HERE = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parent / "jinja"
 
 CONVERSATIONS = [
     [("user", "Où est le port ?")],
@@ -27,9 +27,9 @@ CONVERSATIONS = [
 
 
 def main():
-    tokenizer = transformers.AutoTokenizer.from_pretrained(HERE / "../tokenizer/model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER / "../tokenizer/model")
     cases = []
-    for path in sorted(HERE.glob("*.jinja")):
+    for path in sorted(FOLDER.glob("*.jinja")):
         template = path.read_text()
         for turns in CONVERSATIONS:
             messages = [{"role": role, "content": content} for role, content in turns]
@@ -44,7 +44,7 @@ def main():
     assert sum("refused" in case for case in cases) >= 3
     versions = {"transformers": transformers.__version__, "jinja2": jinja2.__version__}
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
-    (HERE / "golden.json").write_text(f'{{"versions": {json.dumps(versions)}, "cases": [\n{lines}\n]}}\n')
+    (FOLDER / "golden.json").write_text(f'{{"versions": {json.dumps(versions)}, "cases": [\n{lines}\n]}}\n')
     print(f"golden/jinja/golden.json: {len(cases)} cases of {versions}")
 
 
