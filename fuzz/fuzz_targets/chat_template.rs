@@ -1,4 +1,4 @@
-//! A chat template in Jinja, rendered.
+//! A chat template in Jinja, rendered; to be run with `-max_len=131072`, the longest that is read.
 
 #![no_main]
 

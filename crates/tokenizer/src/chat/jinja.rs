@@ -1,36 +1,35 @@
 //! A model's own chat template, in the dialect of `transformers`.
 //!
 //! The template makes one text of the whole conversation, in which control tokens stand by name. So that none can come
-//! from content, whatever could begin one there is hidden before rendering and shown again after the text is cut at its
-//! control tokens (`shield.rs`). Templates are strangers' programs: they run with fuel, which bounds time and memory,
-//! and reach neither files nor the network.
+//! from content, its characters go through the template marked, and the text is cut at control tokens whose characters
+//! all came from the template (`marks.rs`). Templates are strangers' programs: they reach neither files nor the network,
+//! fuel and a limit bound their time and memory (`python.rs`), their values are data of bounded size and depth
+//! (`values.rs`, which `guard.rs` puts into the program), and they run on a thread whose stack suffices (`worker.rs`).
 
-mod shield;
+mod guard;
+mod marks;
+mod python;
+mod values;
+mod worker;
 
 use std::fmt;
-use std::time::SystemTime;
+use std::sync::Arc;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{Value, context};
 
 use super::conversation::Conversation;
-use super::instruct::python_json;
 use super::template::Rendered;
-use crate::date::strftime;
 use crate::error::Error;
 use crate::tokenizer::{ControlText, Tokenizer};
-use shield::Shield;
+use marks::Marks;
+use worker::Worker;
 
-/// Steps that rendering may take. The longest published templates take some thousands, and some tens for each message;
-/// 64 bytes of text count as a step, so this is about 128 MB.
-const FUEL: u64 = 2_000_000;
-/// Name of the only template in its environment.
-const NAME: &str = "chat_template";
+/// The longest template in bytes. The longest published ones have some tens of thousands.
+const MAX_SOURCE: usize = 128 << 10;
 
 /// A chat template that a model's files bring along.
 pub struct JinjaTemplate {
-    environment: Environment<'static>,
+    worker: Worker,
 }
 
 impl fmt::Debug for JinjaTemplate {
@@ -40,25 +39,17 @@ impl fmt::Debug for JinjaTemplate {
 }
 
 impl JinjaTemplate {
-    /// Compiles a template.
+    /// Compiles a template, on a thread that lives as long as it.
     ///
     /// # Errors
-    /// [`Error::Jinja`] when it is not Jinja.
+    /// [`Error::Jinja`] when it is not Jinja, or too long or too deeply nested.
     pub fn new(source: &str) -> Result<JinjaTemplate, Error> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.expect("the usual signs are valid"));
-        environment.set_fuel(Some(FUEL));
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", raise);
-        environment.add_function("strftime_now", date_now);
-        environment
-            .add_template_owned(NAME, without_generation_marks(source))
-            .map_err(|error| failed(&error))?;
-        Ok(JinjaTemplate { environment })
+        let n_bytes = source.len();
+        if n_bytes > MAX_SOURCE {
+            let problem = format!("it has {n_bytes} bytes, expected at most {MAX_SOURCE}");
+            return Err(Error::Jinja { line: None, problem });
+        }
+        Ok(JinjaTemplate { worker: Worker::start(without_generation_marks(source))? })
     }
 
     /// Renders a conversation up to the place of the next answer; nothing of it is trained.
@@ -70,26 +61,28 @@ impl JinjaTemplate {
         tokenizer: &Tokenizer,
         conversation: &Conversation,
     ) -> Result<Rendered, Error> {
-        let shield = Shield::new(tokenizer, conversation)?;
-        let messages: Vec<Value> = conversation
-            .messages
-            .iter()
+        let marks = Arc::new(Marks::new(tokenizer, conversation, &self.worker.reserved)?);
+        let messages = conversation.messages.iter();
+        let messages: Vec<Value> = messages
             .map(|message| {
-                let role = message.role.to_string();
-                context! { role, content => shield.hide(&message.content) }
+                let content = marks.mark(&message.content);
+                Value::from_pairs([("role", message.role.to_string()), ("content", content)])
             })
             .collect();
-        let name = |id| tokenizer.decode_with(&[id], ControlText::Show);
-        let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
-        let text = template
-            .render(context! {
-                messages,
-                add_generation_prompt => true,
-                bos_token => name(tokenizer.bos_id()),
-                eos_token => name(tokenizer.eos_id()),
-            })
-            .map_err(|error| failed(&error))?;
-        let token_ids = shield.encode(tokenizer, &text);
+        let name = |id| Value::from(tokenizer.decode_with(&[id], ControlText::Show));
+        let name_of = |id: Option<u32>| id.map_or(Value::UNDEFINED, name);
+        let variables = context! {
+            messages,
+            add_generation_prompt => true,
+            bos_token => name(tokenizer.bos_id()),
+            eos_token => name(tokenizer.eos_id()),
+            pad_token => name_of(tokenizer.pad_id()),
+            unk_token => name_of(tokenizer.control_id("<unk>")),
+            tools => (),
+            documents => (),
+        };
+        let text = self.worker.render(Arc::clone(&marks), variables)?;
+        let token_ids = marks.encode(tokenizer, &text);
         let trained = vec![false; token_ids.len()];
         let text = tokenizer.decode_with(&token_ids, ControlText::Show);
         Ok(Rendered { token_ids, trained, text })
@@ -118,33 +111,15 @@ fn without_generation_marks(source: &str) -> String {
     text
 }
 
-/// JSON as Python writes it, which is what `transformers` gives templates.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let invalid = |problem: String| minijinja::Error::new(ErrorKind::InvalidOperation, problem);
-    options.assert_all_used().map_err(|_| invalid("tojson takes no options here".to_string()))?;
-    let text = serde_json::to_string(value).map_err(|error| invalid(error.to_string()))?;
-    let json = python_json::parse(&text);
-    json.map(|json| json.dump()).ok_or_else(|| invalid("too many levels for tojson".to_string()))
-}
-
-/// What templates call on conversations that they do not know.
-fn raise(message: String) -> Result<Value, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-fn date_now(format: &str) -> Result<String, minijinja::Error> {
-    strftime(SystemTime::now(), format).map_err(|field| {
-        let problem = format!("strftime_now: the field {field} is not supported");
-        minijinja::Error::new(ErrorKind::InvalidOperation, problem)
-    })
-}
-
-fn failed(error: &minijinja::Error) -> Error {
+/// Without marks the message holds no content.
+fn failed(error: &minijinja::Error, marks: Option<&Marks>) -> Error {
     let problem = match error.detail() {
         Some(detail) => detail.to_string(),
         None => error.kind().to_string(),
     };
-    Error::Jinja { line: error.line(), problem: problem.chars().take(300).collect() }
+    let problem = problem.chars().take(300).collect::<String>();
+    let problem = marks.map_or(problem.clone(), |marks| marks.show(&problem).into_owned());
+    Error::Jinja { line: error.line(), problem }
 }
 
 #[cfg(test)]
