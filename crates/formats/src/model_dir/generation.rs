@@ -75,10 +75,12 @@ pub(super) fn read_generation(
             None => Err(bad(field, got, format!("a number 0..={max}"))),
         },
     };
+    // Where the file says that nothing is sampled, transformers does not look at these numbers.
+    let is_sampled = value["do_sample"] != json!(false);
     Ok(Some(GenerationConfig {
         bos_id: ids("bos_token_id")?.first().copied(),
         eos_ids: ids("eos_token_id")?,
-        temperature: number("temperature", 100.0)?,
-        top_p: number("top_p", 1.0)?,
+        temperature: number("temperature", 100.0)?.filter(|_| is_sampled),
+        top_p: number("top_p", 1.0)?.filter(|_| is_sampled),
     }))
 }
