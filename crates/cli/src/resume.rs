@@ -1,6 +1,7 @@
 //! `galerne resume`: a run goes on from its last checkpoint.
 
 use anyhow::Context as _;
+use train::recipe::Start;
 use train::{RECIPE_FILE, Recipe, Run};
 
 use crate::context::Context;
@@ -26,9 +27,11 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     if quickstart::is_quickstart(&dir) {
         return quickstart::resume(&dir, context);
     }
-    let recipe = dir.join(RECIPE_FILE);
-    if recipe.is_file() {
-        RunPlan::of_recipe(&Recipe::read(&recipe)?)?.announce(&dir, context)?;
+    let path = dir.join(RECIPE_FILE);
+    if path.is_file() {
+        // It goes on from its own last checkpoint, whatever has become of what it began with.
+        let recipe = Recipe { start: Start::Run(dir.clone()), ..Recipe::read(&path)? };
+        RunPlan::of_recipe(&recipe)?.announce(&dir, context)?;
     }
     let signals = StopSignals::take_all().context("cannot take signals")?;
     let mut run = Run::resume(&dir, context.device()?)?;

@@ -395,9 +395,9 @@ impl ModelWeights {
         FormatError::NotFinite { path, tensor }
     }
 
-    /// Why a weight cannot be quantised: it is already.
+    /// Why a weight can be neither quantised nor trained: it is quantised already.
     #[must_use]
-    pub(crate) fn quantised(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
+    pub fn quantised(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
         let tensor = self.naming.name(weight);
         let path = self.files.path_of(&tensor).to_owned();
         FormatError::Quantised { path, tensor, got: dtype.name() }

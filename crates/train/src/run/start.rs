@@ -1,14 +1,15 @@
-//! What a run begins with: random weights, those of a model, or those of another run.
+//! What a run begins with, or goes on with: random weights, those of a model, those of a run's checkpoint.
 
 use std::path::Path;
 
-use formats::checkpoint;
+use formats::checkpoint::{self, Checkpoint};
 use formats::model_dir::ModelDir;
 use formats::{Layout, ModelWeights, WeightName};
 use model::{ModelConfig, Parameters};
 use tokenizer::Tokenizer;
 
 use super::RECIPE_FILE;
+use super::saved::SavedState;
 use crate::error::TrainError;
 use crate::recipe::{Recipe, Start};
 
@@ -38,9 +39,30 @@ pub(super) fn initial_parameters(
 fn read_parameters(config: &ModelConfig, weights: &ModelWeights) -> Result<Parameters, TrainError> {
     let mut parameters = Parameters::zeroed(config);
     for name in WeightName::all(config) {
-        weights.weight(name, config)?.read_f32(parameters.weight_mut(name));
+        let weight = weights.weight(name, config)?;
+        if !weight.dtype().is_plain() {
+            return Err(weights.quantised(name, weight.dtype()).into());
+        }
+        weight.read_f32(parameters.weight_mut(name));
     }
     Ok(parameters)
+}
+
+/// The f32 weights of a checkpoint of a run of this recipe, with the configuration that they were trained with.
+pub(super) fn checkpoint_parameters(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+) -> Result<Parameters, TrainError> {
+    let config = match SavedState::read(checkpoint.state(), checkpoint.dir())?.config()? {
+        Some(config) => config,
+        // Format 1: as what the run began with says it now.
+        None => starting_config(recipe)?,
+    };
+    config.check_trainable()?;
+    let weights = ModelWeights::new(checkpoint.model()?, Layout::HuggingFace);
+    // Before memory is taken for what the state says.
+    weights.check(&config)?;
+    read_parameters(&config, &weights)
 }
 
 /// The f32 weights of a run's last checkpoint.
@@ -59,18 +81,18 @@ pub fn latest_parameters(dir: &Path) -> Result<Parameters, TrainError> {
         got: "nothing".to_owned(),
         expected: "a checkpoint".to_owned(),
     })?;
-    let config = starting_config(&recipe)?;
-    read_parameters(&config, &ModelWeights::new(checkpoint.model()?, Layout::HuggingFace))
+    checkpoint_parameters(&checkpoint, &recipe)
 }
 
-/// The configuration of a recipe's model, followed back to where it is written down.
+/// The configuration of a recipe's model, followed back to where it is written down: a model, a run's last checkpoint, or a
+/// recipe.
 ///
 /// # Errors
 /// When a file on the way cannot be read, or runs start from one another in a circle.
 pub fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
     let mut recipe = recipe.clone();
     for _ in 0..MAX_CHAIN {
-        match &recipe.start {
+        let dir = match &recipe.start {
             Start::Random(shape) => {
                 let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
                 return shape.config(tokenizer.bos_id(), tokenizer.eos_id());
@@ -78,8 +100,14 @@ pub fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
             Start::Model(dir) => {
                 return Ok(ModelConfig::new(ModelDir::open(dir)?.config().clone())?);
             }
-            Start::Run(dir) => recipe = Recipe::read(&dir.join(RECIPE_FILE))?,
+            Start::Run(dir) => dir,
+        };
+        if let Some(state) = checkpoint::latest_state(dir)?
+            && let Some(config) = SavedState::read(&state, dir)?.config()?
+        {
+            return Ok(config);
         }
+        recipe = Recipe::read(&dir.join(RECIPE_FILE))?;
     }
     Err(TrainError::Setting {
         key: "start.run",
