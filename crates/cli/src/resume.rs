@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use train::plan::RunPlan;
+use train::recipe::Start;
 use train::{RECIPE_FILE, Recipe, Run};
 
 use crate::context::Context;
@@ -27,10 +28,11 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     if quickstart::is_quickstart(&dir) {
         return quickstart::resume(&dir, context);
     }
-    let recipe = dir.join(RECIPE_FILE);
-    if recipe.is_file() {
-        let plan = RunPlan::of_recipe(&Recipe::read(&recipe)?)?;
-        run_plan::announce(&plan, &dir, context)?;
+    let path = dir.join(RECIPE_FILE);
+    if path.is_file() {
+        // It goes on from its own last checkpoint, whatever has become of what it began with.
+        let recipe = Recipe { start: Start::Run(dir.clone()), ..Recipe::read(&path)? };
+        run_plan::announce(&RunPlan::of_recipe(&recipe)?, &dir, context)?;
     }
     let signals = StopSignals::take_all().context("cannot take signals")?;
     let mut run = Run::resume(&dir, context.device()?)?;

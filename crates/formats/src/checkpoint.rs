@@ -38,7 +38,8 @@ pub const STATE_FILE: &str = "state.json";
 const LATEST_FILE: &str = "LATEST";
 
 const REQUIRED_FILES: [&str; 3] = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
-const FORMAT_VERSION: u64 = 1;
+/// Version 1 did not hold the model's configuration, which the training code puts into its state.
+const FORMAT_VERSION: u64 = 2;
 /// Largest `state.json` or `LATEST` that is written or read; a state of the digests of thousands of files is smaller.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 
@@ -58,11 +59,15 @@ fn step_of(name: &str) -> Option<u64> {
     (dir_name(step) == name).then_some(step)
 }
 
-#[derive(Serialize, Deserialize)]
-struct StateFile {
-    format_version: u64,
-    step: u64,
-    state: Value,
+/// What `state.json` holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointState {
+    /// Version of the file's format, at most the one that is written now.
+    pub format_version: u64,
+    /// Number of training steps done.
+    pub step: u64,
+    /// What the training code gave to [`CheckpointWriter::state`].
+    pub state: Value,
 }
 
 /// A checkpoint being written. Dropped without [`CheckpointWriter::commit`], it leaves nothing.
@@ -135,8 +140,11 @@ impl CheckpointWriter {
     /// # Errors
     /// [`FormatError::TooLarge`] for what could not be read again, and as [`CheckpointWriter::file`].
     pub fn state(&mut self, state: &Value) -> Result<(), FormatError> {
-        let file =
-            StateFile { format_version: FORMAT_VERSION, step: self.step, state: state.clone() };
+        let file = CheckpointState {
+            format_version: FORMAT_VERSION,
+            step: self.step,
+            state: state.clone(),
+        };
         let path = self.temporary.path().join(STATE_FILE);
         let mut bytes = serde_json::to_vec_pretty(&file).map_err(FormatError::json(&path))?;
         bytes.push(b'\n');
@@ -197,8 +205,7 @@ impl Write for Summed<'_> {
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
-    step: u64,
-    state: Value,
+    state: CheckpointState,
 }
 
 impl Checkpoint {
@@ -216,21 +223,9 @@ impl Checkpoint {
             }
         }
         for (name, expected) in sums {
-            let path = dir.join(&name);
-            if !path.is_file() {
-                return Err(FormatError::FileMissing { dir: dir.to_owned(), name });
-            }
-            let (got, n_bytes) = sha256_of_file(&path)?;
-            if got != expected {
-                return Err(FormatError::Damaged { path, got, expected, n_bytes });
-            }
+            verify(dir, name, expected)?;
         }
-        let path = dir.join(STATE_FILE);
-        let bytes = read_bounded(&path, MAX_TEXT_BYTES)?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(FormatError::json(&path))?;
-        check_format_version(&path, &value, FORMAT_VERSION)?;
-        let file: StateFile = serde_json::from_value(value).map_err(FormatError::json(&path))?;
-        Ok(Self { dir: dir.to_owned(), step: file.step, state: file.state })
+        Ok(Self { dir: dir.to_owned(), state: read_state(dir)? })
     }
 
     /// The folder.
@@ -242,12 +237,12 @@ impl Checkpoint {
     /// Number of training steps done.
     #[must_use]
     pub fn step(&self) -> u64 {
-        self.step
+        self.state.step
     }
 
-    /// What the training code gave to [`CheckpointWriter::state`].
+    /// What its `state.json` holds.
     #[must_use]
-    pub fn state(&self) -> &Value {
+    pub fn state(&self) -> &CheckpointState {
         &self.state
     }
 
@@ -268,6 +263,27 @@ impl Checkpoint {
     }
 }
 
+fn verify(dir: &Path, name: String, expected: String) -> Result<(), FormatError> {
+    let path = dir.join(&name);
+    if !path.is_file() {
+        return Err(FormatError::FileMissing { dir: dir.to_owned(), name });
+    }
+    let (got, n_bytes) = sha256_of_file(&path)?;
+    if got != expected {
+        return Err(FormatError::Damaged { path, got, expected, n_bytes });
+    }
+    Ok(())
+}
+
+/// Reads the `state.json` of a checkpoint, whose sum is right.
+fn read_state(dir: &Path) -> Result<CheckpointState, FormatError> {
+    let path = dir.join(STATE_FILE);
+    let bytes = read_bounded(&path, MAX_TEXT_BYTES)?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(FormatError::json(&path))?;
+    check_format_version(&path, &value, FORMAT_VERSION)?;
+    serde_json::from_value(value).map_err(FormatError::json(&path))
+}
+
 /// The checkpoint that `LATEST` names, verified; `None` when there is no `LATEST`.
 ///
 /// A run that was killed between the rename of its first checkpoint and the writing of `LATEST` has none, but [`list`]
@@ -280,6 +296,21 @@ pub fn latest(run_dir: &Path) -> Result<Option<Checkpoint>, FormatError> {
         None => Ok(None),
         Some(name) => Checkpoint::open(&checkpoints_dir(run_dir).join(name)).map(Some),
     }
+}
+
+/// The `state.json` of the checkpoint that `LATEST` names, verified by its own sum, without reading the tensors; `None` when
+/// there is no `LATEST`.
+///
+/// # Errors
+/// As [`latest`], for this file.
+pub fn latest_state(run_dir: &Path) -> Result<Option<CheckpointState>, FormatError> {
+    let Some(name) = latest_name(run_dir)? else { return Ok(None) };
+    let dir = checkpoints_dir(run_dir).join(name);
+    match read_sums(&dir)?.into_iter().find(|(name, _)| name == STATE_FILE) {
+        Some((name, expected)) => verify(&dir, name, expected)?,
+        None => return Err(FormatError::FileMissing { dir, name: STATE_FILE.to_owned() }),
+    }
+    read_state(&dir).map(Some)
 }
 
 fn latest_name(run_dir: &Path) -> Result<Option<String>, FormatError> {

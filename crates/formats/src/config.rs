@@ -43,7 +43,8 @@ impl WeightDtype {
 
 /// The shape and constants of a decoder of the Mistral and Llama family: RMSNorm, rotary positions, grouped-query
 /// attention, SwiGLU in one block or in routed experts, no bias.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DecoderConfig {
     /// Number of token ids.
     pub vocab_size: usize,

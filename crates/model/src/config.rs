@@ -75,6 +75,8 @@ impl ModelConfig {
     /// # Errors
     /// When it cannot, naming the field.
     pub fn new(config: DecoderConfig) -> Result<Self, ModelError> {
+        let scaled_context_len =
+            config.query_scaling.map_or(1, |scaling| scaling.original_context_len);
         // Far beyond every published model, and small enough that no plan of memory overflows.
         let dimensions = [
             ("vocab_size", config.vocab_size, 1 << 22),
@@ -85,6 +87,7 @@ impl ModelConfig {
             ("head_dim", config.head_dim, 1 << 10),
             ("ffn_dim", config.ffn_dim, 1 << 20),
             ("context_len", config.context_len, 1 << 24),
+            ("query_scaling.original_context_len", scaled_context_len, 1 << 28),
         ];
         for (field, got, limit) in dimensions {
             if got == 0 {

@@ -7,6 +7,7 @@ use crate::json::TOKENIZER_FILE;
 use crate::sentencepiece::MODEL_FILE;
 use crate::tekken::TEKKEN_FILE;
 use crate::tokenizer::{Origin, Tokenizer};
+use crate::vocabulary::Controls;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -80,17 +81,28 @@ impl Tokenizer {
 
     /// Names and contents of the tokenizer's files of a model directory; the tokenizer's own file is the last one. A
     /// tokenizer that was trained here also has `chat_template.jinja` (the default template) and
-    /// `tokenizer_config.json`; of others the file is given as it was read.
+    /// `tokenizer_config.json`; of others the file is given as it was read, and a `tokenizer_config.json` where only such
+    /// a file named BOS and EOS.
     pub fn files(&self) -> Vec<(String, Vec<u8>)> {
+        let name = |id: u32| self.decode_with(&[id], crate::ControlText::Show);
         let merges = match &self.origin {
             Origin::Own { merges } => merges,
-            Origin::File { name, contents } => {
-                let version = self.version.filter(|_| *name == MODEL_FILE);
+            Origin::File { name: file, contents } => {
+                let version = self.version.filter(|_| *file == MODEL_FILE);
                 let suffix = version.map(|version| format!(".v{version}")).unwrap_or_default();
-                return vec![(format!("{name}{suffix}"), contents.clone())];
+                let names = self.has_given_names().then(|| {
+                    let config = json!({
+                        "bos_token": name(self.bos_id()),
+                        "clean_up_tokenization_spaces": false,
+                        "eos_token": name(self.eos_id()),
+                        "tokenizer_class": "PreTrainedTokenizerFast",
+                    });
+                    (CONFIG_FILE.to_string(), format!("{config:#}\n").into_bytes())
+                });
+                let own = (format!("{file}{suffix}"), contents.clone());
+                return names.into_iter().chain([own]).collect();
             }
         };
-        let name = |id: u32| self.decode_with(&[id], crate::ControlText::Show);
         let config = json!({
             "bos_token": name(self.bos_id()),
             "chat_template": GALERNE_JINJA,
@@ -105,6 +117,18 @@ impl Tokenizer {
             (TOKENIZER_FILE, self.own_json(merges)),
         ];
         files.map(|(name, text)| (name.to_string(), text.into_bytes())).into()
+    }
+
+    /// Whether BOS or EOS of a `tokenizer.json` are others than the file by itself says.
+    fn has_given_names(&self) -> bool {
+        let Origin::File { name: TOKENIZER_FILE, .. } = &self.origin else { return false };
+        // What the file puts before a text is its BOS.
+        let bos = (self.adds_bos == Some(true)).then(|| self.bos_id());
+        let usual = Controls::find(&self.vocabulary, None, None);
+        let is_said = usual.is_ok_and(|usual| {
+            bos.unwrap_or(usual.bos) == self.bos_id() && usual.eos == self.eos_id()
+        });
+        !is_said
     }
 }
 

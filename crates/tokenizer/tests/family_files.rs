@@ -249,6 +249,34 @@ fn bos_and_eos_are_those_that_the_folder_names() {
 }
 
 #[test]
+fn names_that_only_the_folder_gives_are_written_with_the_file() {
+    let (folder, copy) = (TestDir::new("given-names"), TestDir::new("given-names-copy"));
+    let mut file: Value = serde_json::from_slice(&contents("llama3.tokenizer.json")).unwrap();
+    file["post_processor"] = Value::Null;
+    let renamed = [("<|begin_of_text|>", "<bos>"), ("<|end_of_text|>", "<eos>")];
+    let text = renamed.iter().fold(file.to_string(), |text, (from, to)| text.replace(from, to));
+    fs::write(folder.path().join("tokenizer.json"), text).unwrap();
+    let open = |names: Value| {
+        fs::write(folder.path().join("tokenizer_config.json"), names.to_string()).unwrap();
+        Tokenizer::open(folder.path())
+    };
+    assert!(open(json!({})).is_err(), "the file by itself does not say them");
+    for eos in ["<eos>", "<|eot_id|>"] {
+        let tokenizer = open(json!({"bos_token": "<bos>", "eos_token": eos})).unwrap();
+        let files = tokenizer.files();
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["tokenizer_config.json", "tokenizer.json"]);
+        for (name, contents) in files {
+            fs::write(copy.path().join(name), contents).unwrap();
+        }
+        let read = Tokenizer::open(copy.path()).unwrap();
+        assert_eq!((read.bos_id(), read.eos_id()), (tokenizer.bos_id(), tokenizer.eos_id()));
+        assert_eq!(read.eos_id(), read.control_id(eos).unwrap());
+        assert_eq!(read.files(), tokenizer.files());
+    }
+}
+
+#[test]
 fn the_template_of_a_folder_is_its_own_unless_the_tokenizer_says_the_version() {
     let folder = TestDir::new("templates");
     let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();

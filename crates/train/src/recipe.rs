@@ -23,7 +23,8 @@ const MAX_TOKENS: u64 = 1 << 50;
 /// Most checkpoints that are kept.
 const MAX_KEPT: usize = 1 << 20;
 
-/// Everything that a run is a function of. Paths are as given; a resumed run must find them.
+/// Everything that a run is a function of. Paths are as given; a resumed run must find its data, and has in its checkpoints
+/// what it started from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {

@@ -10,7 +10,7 @@ use formats::durable::{DirLock, open_to_append, write_bytes_atomically};
 use formats::json_lines::truncate_jsonl;
 use kernels::Family;
 use model::{Parameters, compute_dtype};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 use tensor::Device;
 use tokenizer::Tokenizer;
@@ -22,10 +22,12 @@ use crate::trainer::Trainer;
 use crate::validation::{TextLoss, score_documents};
 
 mod inputs;
+mod saved;
 mod start;
 mod storage;
 
 pub use inputs::template_of;
+use saved::SavedState;
 pub use start::{latest_parameters, starting_config, starting_model};
 
 /// The recipe of a run, in its folder.
@@ -77,19 +79,6 @@ pub enum Outcome {
     Stopped,
 }
 
-/// What `state.json` of a checkpoint holds beside the step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct SavedState {
-    /// The next row of the data.
-    next_row: u64,
-    /// Input tokens so far.
-    tokens: u64,
-    /// Kernel family that made the steps: another one rounds differently.
-    kernel_family: String,
-    /// What the run learns from: other data under the same names would be another run.
-    data_digests: Vec<String>,
-}
-
 /// A run in memory; its folder is locked.
 #[derive(Debug)]
 pub struct Run {
@@ -124,7 +113,10 @@ impl Run {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
             Err(error) => return Err(TrainError::io("create", dir)(error)),
         };
-        let run = Self::open(dir, recipe, device).inspect_err(|_| {
+        let opened = DirLock::acquire(dir)
+            .map_err(TrainError::from)
+            .and_then(|lock| Self::open(dir, lock, recipe, None, device));
+        let run = opened.inspect_err(|_| {
             if is_new_folder {
                 // Nothing but the lock is in it. What cannot be removed harms nothing.
                 let _ = fs::remove_dir_all(dir);
@@ -145,7 +137,8 @@ impl Run {
         Ok(run)
     }
 
-    /// Takes up a run at its last checkpoint, or at its beginning when it has none.
+    /// Takes up a run at its last checkpoint, or at its beginning when it has none. The checkpoint holds the model: what the
+    /// run began with is needed no more.
     ///
     /// # Errors
     /// When the folder is no run or is in use, a file is damaged, or the data is not there any more.
@@ -154,11 +147,14 @@ impl Run {
         if !path.is_file() {
             return Err(TrainError::NotARun { path: dir.to_owned() });
         }
-        let mut run = Self::open(dir, Recipe::read(&path)?, device)?;
+        let lock = DirLock::acquire(dir)?;
+        let recipe = Recipe::read(&path)?;
+        let checkpoint = checkpoint::latest(dir)?;
+        let mut run = Self::open(dir, lock, recipe, checkpoint.as_ref(), device)?;
         checkpoint::clean_leftovers(dir)?;
         let family = run.trainer.device().compute().family().name();
         let mut event = json!({"event": "resumed", "kernel_family": family});
-        if let Some(checkpoint) = checkpoint::latest(dir)? {
+        if let Some(checkpoint) = checkpoint {
             let state = run.restore(&checkpoint)?;
             if state.kernel_family != family {
                 event["warning"] = json!(format!(
@@ -181,10 +177,19 @@ impl Run {
         Ok(run)
     }
 
-    fn open(dir: &Path, recipe: Recipe, device: Device) -> Result<Self, TrainError> {
-        let lock = DirLock::acquire(dir)?;
+    /// Opens what the recipe names. The model is that of the checkpoint, or the one that the recipe begins with.
+    fn open(
+        dir: &Path,
+        lock: DirLock,
+        recipe: Recipe,
+        checkpoint: Option<&Checkpoint>,
+        device: Device,
+    ) -> Result<Self, TrainError> {
         let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
-        let parameters = start::initial_parameters(&recipe, &tokenizer)?;
+        let parameters = match checkpoint {
+            Some(checkpoint) => start::checkpoint_parameters(checkpoint, &recipe)?,
+            None => start::initial_parameters(&recipe, &tokenizer)?,
+        };
         let config = parameters.config();
         if tokenizer.vocab_size() > config.vocab_size {
             let (data, model) = (tokenizer.vocab_size(), config.vocab_size);
@@ -335,6 +340,7 @@ impl Run {
             tokens: self.tokens,
             kernel_family: self.trainer.device().compute().family().name().to_owned(),
             data_digests: self.data_digests.clone(),
+            model: Some((**self.trainer.config()).clone()),
         };
         writer.state(&serde_json::to_value(state).expect("plain numbers and strings"))?;
         let path = writer.commit()?;
@@ -343,17 +349,17 @@ impl Run {
         self.event(&json!({"event": "checkpoint", "step": self.step}))
     }
 
+    /// Takes up what the checkpoint holds beside the model.
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<SavedState, TrainError> {
         let wrong = |field, got: String, expected: String| {
             let path = checkpoint.dir().to_owned();
             Err(TrainError::Checkpoint { path, field, got, expected })
         };
-        let state: SavedState = match serde_json::from_value(checkpoint.state().clone()) {
-            Ok(state) => state,
-            Err(error) => {
-                return wrong("state.json", error.to_string(), "a training state".to_owned());
-            }
-        };
+        let mut state = SavedState::read(checkpoint.state(), checkpoint.dir())?;
+        if checkpoint.state().format_version == 1 {
+            // It did not say the template, which is taken as it is now.
+            state.data_digests.extend(inputs::template_digest(&self.recipe, &self.tokenizer)?);
+        }
         if checkpoint.step() > self.recipe.n_steps {
             let expected = format!("at most n_steps, {}", self.recipe.n_steps);
             return wrong("step", checkpoint.step().to_string(), expected);
@@ -369,11 +375,19 @@ impl Run {
             let list = |digests: &[String]| digests.join(", ");
             return wrong("data_digests", list(&self.data_digests), list(&state.data_digests));
         }
+        if let Start::Random(shape) = &self.recipe.start {
+            let (bos_id, eos_id) = (self.tokenizer.bos_id(), self.tokenizer.eos_id());
+            let (of_recipe, saved) = (shape.config(bos_id, eos_id)?, self.trainer.config());
+            if of_recipe != *saved {
+                let [got, expected] = [&of_recipe, saved].map(|config| format!("{:?}", **config));
+                return wrong("model of the recipe", got, expected);
+            }
+        }
         if !Family::ALL.iter().any(|family| family.name() == state.kernel_family) {
             let expected = "a kernel family".to_owned();
             return wrong("kernel_family", state.kernel_family, expected);
         }
-        storage::read_tensors(checkpoint, &mut self.trainer)?;
+        storage::read_moments(checkpoint, &mut self.trainer)?;
         Ok(state)
     }
 

@@ -79,11 +79,6 @@ impl Trainer {
         (&self.decoder, &mut self.workspace)
     }
 
-    /// Packs the masters of a checkpoint for the kernels.
-    pub(crate) fn repack(&mut self) {
-        self.decoder.pack(&self.device, &self.parameters);
-    }
-
     /// Refuses weights or moments that are no numbers, so that they never replace a good checkpoint.
     pub(crate) fn check_finite(&self, step: u64) -> Result<(), TrainError> {
         let all = [&self.parameters, &self.optimizer.m, &self.optimizer.v];

@@ -27,11 +27,13 @@ fn save(run_dir: &Path, step: u64, value: f32) -> PathBuf {
 fn a_checkpoint_is_read_back_as_written() {
     let scratch = TestDir::new("checkpoint");
     assert!(latest(scratch.path()).unwrap().is_none());
+    assert!(latest_state(scratch.path()).unwrap().is_none());
     save(scratch.path(), 10, 1.0);
     let dir = save(scratch.path(), 20, 2.0);
     assert!(dir.ends_with("checkpoints/step-00000020"));
     let checkpoint = latest(scratch.path()).unwrap().unwrap();
-    assert_eq!((checkpoint.step(), checkpoint.state()), (20, &json!({"value": 2.0})));
+    assert_eq!((checkpoint.step(), &checkpoint.state().state), (20, &json!({"value": 2.0})));
+    assert_eq!(latest_state(scratch.path()).unwrap().as_ref(), Some(checkpoint.state()));
     assert_eq!(checkpoint.model().unwrap().get("x").unwrap().to_f32(), [2.0]);
     assert_eq!(checkpoint.optimizer().unwrap().get("x").unwrap().to_f32(), [4.0]);
     assert_eq!(
@@ -70,6 +72,8 @@ fn every_kind_of_damage_names_the_file() {
             let error = latest(scratch.path()).unwrap_err();
             assert!(matches!(error, FormatError::Damaged { .. }), "{error}");
             assert!(error.to_string().contains(name), "{error}");
+            let is_state = name == STATE_FILE;
+            assert_eq!(latest_state(scratch.path()).is_err(), is_state, "only its own damage");
         }
         fs::remove_file(&path).unwrap();
         let error = latest(scratch.path()).unwrap_err().to_string();
@@ -190,10 +194,11 @@ fn a_newer_state_is_refused_by_version() {
     let mut writer = CheckpointWriter::begin(scratch.path(), 1).unwrap();
     writer.tensors(MODEL_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
     writer.tensors(OPTIMIZER_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
-    writer.file(STATE_FILE, |out| out.write_all(br#"{"format_version": 2, "step": 1}"#)).unwrap();
+    writer.file(STATE_FILE, |out| out.write_all(br#"{"format_version": 3, "step": 1}"#)).unwrap();
     writer.commit().unwrap();
     let error = latest(scratch.path()).unwrap_err().to_string();
-    assert!(error.contains("format_version 2") && error.contains("up to 1"), "{error}");
+    assert!(error.contains("format_version 3") && error.contains("up to 2"), "{error}");
+    assert_eq!(latest_state(scratch.path()).unwrap_err().to_string(), error);
 }
 
 #[test]

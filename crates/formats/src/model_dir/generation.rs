@@ -52,10 +52,12 @@ pub(super) fn read_generation(
     let Some(value) = read_json(&path)? else { return Ok(None) };
     let object = serde_json::from_value(value).map_err(FormatError::json(&path))?;
     let mut fields = Fields::new(&path, "", object);
+    // Where the file says that nothing is sampled, transformers does not look at these numbers.
+    let is_sampled = fields.flag("do_sample")? != Some(false);
     Ok(Some(GenerationConfig {
         bos_id: fields.token_ids("bos_token_id", vocab_size)?.first().copied(),
         eos_ids: fields.token_ids("eos_token_id", vocab_size)?,
-        temperature: fields.number("temperature", 0.0, 100.0)?,
-        top_p: fields.number("top_p", 0.0, 1.0)?,
+        temperature: fields.number("temperature", 0.0, 100.0)?.filter(|_| is_sampled),
+        top_p: fields.number("top_p", 0.0, 1.0)?.filter(|_| is_sampled),
     }))
 }

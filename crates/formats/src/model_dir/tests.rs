@@ -148,3 +148,19 @@ fn a_missing_model_is_named() {
     let error = ModelDir::open(&scratch.path().join("mistral")).unwrap_err().to_string();
     assert!(error.starts_with("mistral is missing from"), "{error}");
 }
+
+#[test]
+fn numbers_of_sampling_count_only_where_the_file_samples() {
+    let scratch = TestDir::new("generation");
+    let path = scratch.path().join(GENERATION_FILE);
+    for (more, expected) in [
+        ("", (Some(0.7), Some(0.9))),
+        (r#", "do_sample": true"#, (Some(0.7), Some(0.9))),
+        (r#", "do_sample": null"#, (Some(0.7), Some(0.9))),
+        (r#", "do_sample": false"#, (None, None)),
+    ] {
+        fs::write(&path, format!(r#"{{"temperature": 0.7, "top_p": 0.9{more}}}"#)).unwrap();
+        let read = read_generation(scratch.path(), 512).unwrap().unwrap();
+        assert_eq!((read.temperature, read.top_p), expected, "{more}");
+    }
+}

@@ -393,8 +393,9 @@ impl ModelWeights {
         FormatError::NotFinite { path, tensor }
     }
 
-    /// Why a weight cannot be quantised: it is already.
-    pub(crate) fn quantised(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
+    /// Why a weight can be neither quantised nor trained: it is quantised already.
+    #[must_use]
+    pub fn quantised(&self, weight: WeightName, dtype: TensorDtype) -> FormatError {
         let (path, tensor) = self.place(weight);
         FormatError::Quantised { path, tensor, got: dtype.name() }
     }

@@ -140,5 +140,25 @@ pub(super) fn data_digests(
     for path in &data.conversations {
         digests.push(sha256_of_file(path)?.0);
     }
+    digests.extend(template_digest(recipe, tokenizer)?);
     Ok(digests)
+}
+
+/// How conversations are rendered, where there are any: names of files and files beside the tokenizer's own decide it, which
+/// its digest does not cover. Format 1 of `state.json` did not have it.
+pub(super) fn template_digest(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+) -> Result<Option<String>, TrainError> {
+    if recipe.data.conversations.is_empty() {
+        return Ok(None);
+    }
+    let name = match template_of(recipe, tokenizer)? {
+        ChatTemplate::Galerne => "galerne",
+        ChatTemplate::Instruct(version) => version.name(),
+        // What has no loss mask cannot be trained on.
+        _ => "another",
+    };
+    let (bos_id, eos_id) = (tokenizer.bos_id(), tokenizer.eos_id());
+    Ok(Some(format!("template {name}, bos {bos_id}, eos {eos_id}")))
 }

@@ -1,14 +1,15 @@
-//! What a run begins with: random weights, those of a model, or those of another run.
+//! What a run begins with, or goes on with: random weights, those of a model, those of a run's checkpoint.
 
 use std::path::{Path, PathBuf};
 
-use formats::checkpoint;
+use formats::checkpoint::{self, Checkpoint};
 use formats::model_dir::ModelDir;
 use formats::{Layout, ModelWeights, WeightName};
 use model::{ModelConfig, Parameters};
 use tokenizer::Tokenizer;
 
 use super::RECIPE_FILE;
+use super::saved::SavedState;
 use crate::error::TrainError;
 use crate::recipe::{Recipe, Start};
 
@@ -38,9 +39,30 @@ pub(super) fn initial_parameters(
 fn read_parameters(config: &ModelConfig, weights: &ModelWeights) -> Result<Parameters, TrainError> {
     let mut parameters = Parameters::zeroed(config);
     for name in WeightName::all(config) {
-        weights.weight(name, config)?.read_f32(parameters.weight_mut(name));
+        let weight = weights.weight(name, config)?;
+        if !weight.dtype().is_plain() {
+            return Err(weights.quantised(name, weight.dtype()).into());
+        }
+        weight.read_f32(parameters.weight_mut(name));
     }
     Ok(parameters)
+}
+
+/// The f32 weights of a checkpoint of a run of this recipe, with the configuration that they were trained with.
+pub(super) fn checkpoint_parameters(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+) -> Result<Parameters, TrainError> {
+    let config = match SavedState::read(checkpoint.state(), checkpoint.dir())?.config()? {
+        Some(config) => config,
+        // Format 1: as what the run began with says it now.
+        None => starting_config(recipe)?,
+    };
+    config.check_trainable()?;
+    let weights = ModelWeights::new(checkpoint.model()?, Layout::HuggingFace);
+    // Before memory is taken for what the state says.
+    weights.check(&config)?;
+    read_parameters(&config, &weights)
 }
 
 /// The f32 weights of a run's last checkpoint.
@@ -59,43 +81,52 @@ pub fn latest_parameters(dir: &Path) -> Result<Parameters, TrainError> {
         got: "nothing".to_owned(),
         expected: "a checkpoint".to_owned(),
     })?;
-    let config = starting_config(&recipe)?;
-    read_parameters(&config, &ModelWeights::new(checkpoint.model()?, Layout::HuggingFace))
+    checkpoint_parameters(&checkpoint, &recipe)
 }
 
-/// The configuration of a recipe's model, followed back to where it is written down.
+/// The configuration of a recipe's model, followed back to where it is written down: a model, a run's last checkpoint, or a
+/// recipe.
 ///
 /// # Errors
 /// When a file on the way cannot be read, or runs start from one another in a circle.
 pub fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
-    let first = first_recipe(recipe)?;
-    match &first.start {
+    trace_back(recipe, |recipe| match &recipe.start {
         Start::Random(shape) => {
-            let tokenizer = Tokenizer::open(&first.data.tokenizer)?;
-            shape.config(tokenizer.bos_id(), tokenizer.eos_id())
+            let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
+            shape.config(tokenizer.bos_id(), tokenizer.eos_id()).map(Some)
         }
-        Start::Model(dir) => Ok(ModelConfig::new(ModelDir::open(dir)?.config().clone())?),
-        Start::Run(_) => unreachable!("the first recipe starts from no run"),
-    }
+        Start::Model(dir) => Ok(Some(ModelConfig::new(ModelDir::open(dir)?.config().clone())?)),
+        Start::Run(dir) => match checkpoint::latest_state(dir)? {
+            Some(state) => SavedState::read(&state, dir)?.config(),
+            None => Ok(None),
+        },
+    })
 }
 
-/// The folder of the model that a recipe's weights come from, followed back through the runs
-/// between; `None` where they began as random ones.
+/// The folder of the model that a recipe's weights come from, followed back through the runs between; `None` where they
+/// began as random ones.
 ///
 /// # Errors
 /// When a recipe on the way cannot be read, or runs start from one another in a circle.
 pub fn starting_model(recipe: &Recipe) -> Result<Option<PathBuf>, TrainError> {
-    match first_recipe(recipe)?.start {
-        Start::Model(dir) => Ok(Some(dir)),
-        Start::Random(_) | Start::Run(_) => Ok(None),
-    }
+    trace_back(recipe, |recipe| match &recipe.start {
+        Start::Random(_) => Ok(Some(None)),
+        Start::Model(dir) => Ok(Some(Some(dir.clone()))),
+        Start::Run(_) => Ok(None),
+    })
 }
 
-/// The first of the recipes that start from one another's runs: its own start is no run.
-fn first_recipe(recipe: &Recipe) -> Result<Recipe, TrainError> {
+/// Asks a recipe, then those of the runs that start from one another, until one has the answer; one that starts from no run has it.
+fn trace_back<T>(
+    recipe: &Recipe,
+    answer: impl Fn(&Recipe) -> Result<Option<T>, TrainError>,
+) -> Result<T, TrainError> {
     let mut recipe = recipe.clone();
     for _ in 0..MAX_CHAIN {
-        let Start::Run(dir) = &recipe.start else { return Ok(recipe) };
+        if let Some(answer) = answer(&recipe)? {
+            return Ok(answer);
+        }
+        let Start::Run(dir) = &recipe.start else { unreachable!("the first recipe has the answer") };
         recipe = Recipe::read(&dir.join(RECIPE_FILE))?;
     }
     Err(TrainError::Setting {

@@ -36,17 +36,16 @@ fn sources<'a>(
     })
 }
 
-pub(super) fn read_tensors(
+/// The moments of AdamW and the count of its steps; the weights are the trainer's from the beginning.
+pub(super) fn read_moments(
     checkpoint: &Checkpoint,
     trainer: &mut Trainer,
 ) -> Result<(), TrainError> {
     let config = trainer.config().clone();
-    let (model, optimizer) = (checkpoint.model()?, checkpoint.optimizer()?);
-    read(checkpoint, &config, &model, "", &mut trainer.parameters)?;
-    read(checkpoint, &config, &optimizer, MOMENTS[0], &mut trainer.optimizer.m)?;
-    read(checkpoint, &config, &optimizer, MOMENTS[1], &mut trainer.optimizer.v)?;
+    let files = checkpoint.optimizer()?;
+    read(checkpoint, &config, &files, MOMENTS[0], &mut trainer.optimizer.m)?;
+    read(checkpoint, &config, &files, MOMENTS[1], &mut trainer.optimizer.v)?;
     trainer.optimizer.n_steps = checkpoint.step();
-    trainer.repack();
     Ok(())
 }
 

@@ -16,6 +16,8 @@ use crate::recipe::{
 };
 use crate::schedule::Schedule;
 
+mod resume;
+
 fn device() -> Device {
     let family = Family::fastest(detect_features());
     Device::Cpu(Compute::forced(family, 2).unwrap())
@@ -174,7 +176,7 @@ fn a_run_from_another_keeps_the_weights_that_it_began_with() {
     let mut parent = Run::create(&parent_dir, parent_recipe.clone(), device()).unwrap();
     parent.train(|_| RunControl::Stop).unwrap();
     let child_dir = dir.join("child");
-    let child_recipe = Recipe { start: Start::Run(parent_dir), ..parent_recipe };
+    let child_recipe = Recipe { start: Start::Run(parent_dir.clone()), ..parent_recipe };
     let child = Run::create(&child_dir, child_recipe.clone(), device()).unwrap();
     let began_with = fingerprint(&child);
     drop(child);
@@ -184,6 +186,8 @@ fn a_run_from_another_keeps_the_weights_that_it_began_with() {
         Recipe { batch: BatchSettings { seq_len: 1000, ..child_recipe.batch }, ..child_recipe };
     assert!(Run::create(&dir.join("long"), long, device()).is_err());
     assert!(!dir.join("long").exists(), "a run that cannot be opened leaves no folder");
+    fs::remove_dir_all(&parent_dir).unwrap();
+    assert_eq!(fingerprint(&Run::resume(&child_dir, device()).unwrap()), began_with);
 }
 
 #[test]
