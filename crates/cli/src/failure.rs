@@ -275,6 +275,9 @@ fn format_hint(error: &FormatError) -> Option<String> {
         }
         FormatError::Exists { .. } => Some("choose another name, or move it away".to_owned()),
         FormatError::Locked { .. } => Some("wait until the other process has ended, or stop it".to_owned()),
+        FormatError::Quantised { .. } => {
+            Some("start from the model that it was made from".to_owned())
+        }
         FormatError::Damaged { .. } => Some(
             "restore the file from a copy; of a run, the name of an older checkpoint can be written into checkpoints/LATEST"
                 .to_owned(),

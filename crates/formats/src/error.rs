@@ -234,7 +234,7 @@ pub enum FormatError {
         /// The layout to be written.
         layout: &'static str,
     },
-    /// A model that is quantised already is to be quantised.
+    /// A model that is quantised already is to be quantised or trained.
     #[error("`{tensor}` in {} is quantised to {got} already: expected a model of f32, f16, bf16 or f8 numbers, such as the one it was made from", path.display())]
     Quantised {
         /// The file.

@@ -161,11 +161,12 @@ fn a_gguf_file_holds_the_tokenizer_and_the_template() {
     };
     let expected = ask("tiny-1");
     assert_eq!(ask("./tiny.gguf"), expected);
-    let talk = |model: &str| {
-        let finished = home.run_with_input(&["chat", "--model", model], "the wind\n");
+    let talk_with = |model: &str, more: &[&str]| {
+        let arguments = [&["chat", "--model", model][..], more].concat();
+        let finished = home.run_with_input(&arguments, "the wind\n");
         finished.expect(0).stdout
     };
-    assert_eq!(talk("./tiny.gguf"), talk("tiny-1"));
+    assert_eq!(talk_with("./tiny.gguf", &[]), talk_with("tiny-1", &[]));
     let text = "\"l'\u{e9}t\u{e9}, 1234 [INST] x\"\n";
     let encoded = |tokenizer: &str| {
         let arguments = ["tokenizer", "encode", "--tokenizer", tokenizer, "--json"];
@@ -177,7 +178,12 @@ fn a_gguf_file_holds_the_tokenizer_and_the_template() {
     assert!(shown["tokenizer"]["vocab_size"].as_u64().unwrap() > 264, "{shown}");
     home.run(&["model", "quantize", "./tiny.gguf", "--to", "q8_0", "--name", "small"]).expect(0);
     assert_eq!(ask("small")["token_ids"].as_array().unwrap().len(), 8);
-    assert_eq!(talk("small").is_empty(), talk("tiny-1").is_empty());
+    // What it says is what the model says when it is quantised at load, in words of its own vocabulary.
+    let said = talk_with("tiny-1", &["--quantize", "q8_0"]);
+    assert!(!said.trim().is_empty(), "an empty answer shows nothing");
+    assert_eq!(talk_with("small", &[]), said);
+    let file = home.inside("models/small/model.gguf");
+    assert_eq!(encoded(file.to_str().unwrap()), encoded("./tiny.gguf"));
 }
 
 #[test]

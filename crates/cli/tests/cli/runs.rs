@@ -310,6 +310,29 @@ fn tune_starts_from_a_model_and_learns_conversations() {
     assert_eq!(model["lineage"]["parent"], "tiny-1");
     let wrong_command = home.run(&["pretrain", "--recipe", "talk.toml"]).expect(2);
     assert!(wrong_command.stderr.contains("galerne tune"), "{}", wrong_command.stderr);
+    // The run needs the model that it began with no more.
+    let weights = read(&home.inside("models/talk-1/model.safetensors"));
+    for name in ["tiny-1", "talk-1"] {
+        fs::remove_dir_all(home.inside("models").join(name)).unwrap();
+    }
+    home.run(&["resume", "talk-1"]).expect(0);
+    assert!(read(&home.inside("models/talk-1/model.safetensors")) == weights);
+}
+
+#[test]
+fn a_quantised_model_is_refused_as_a_start_by_tensor_and_type() {
+    let home = Home::new("tune-quantised");
+    home.make_model();
+    make_tuning_recipe(&home, "talk", "model = \"home/models/tiny-1\"");
+    home.run(&["model", "quantize", "tiny-1", "--to", "q8_0"]).expect(0);
+    let start = "start.model=home/models/tiny-1-q8_0";
+    let arguments = ["tune", "--recipe", "talk.toml", "--set", start, "--json"];
+    let error = home.run(&arguments).expect(1).json_error();
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("`token_embd.weight`"), "{message}");
+    assert!(message.contains("quantised to Q8_0"), "{message}");
+    assert!(error["hint"].as_str().unwrap().contains("the model that it was made from"), "{error}");
+    assert_eq!(names_in(&home.inside("runs")), ["tiny-1"], "nothing is left behind");
 }
 
 #[test]
