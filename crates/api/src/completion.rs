@@ -56,7 +56,9 @@ impl CompletionRequest {
         fields.refuse_unless("logprobs", |_| false, "leave it out")?;
         fields.refuse_unless("echo", is_false, "only false is accepted")?;
         let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
-        if suffix.is_some() && prompts.iter().any(|prompt| matches!(prompt, PromptInput::TokenIds(_))) {
+        if suffix.is_some()
+            && prompts.iter().any(|prompt| matches!(prompt, PromptInput::TokenIds(_)))
+        {
             let (param, expected) = (fields.path("suffix"), "a prompt that is text".to_owned());
             return Err(RequestError::OutOfRange { param, expected, got: "token ids".to_owned() });
         }

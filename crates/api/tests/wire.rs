@@ -148,11 +148,7 @@ fn what_would_change_the_answer_is_refused_by_name() {
         assert!(matches!(error, RequestError::Unsupported { .. }), "{name}: {error}");
         assert_eq!(error.param(), Some(name));
     }
-    for (name, value) in [
-        ("echo", json!(true)),
-        ("logprobs", json!(0)),
-        ("best_of", json!(3)),
-    ] {
+    for (name, value) in [("echo", json!(true)), ("logprobs", json!(0)), ("best_of", json!(3))] {
         assert_eq!(completion_with(name, &value).expect_err(name).param(), Some(name));
     }
 }

@@ -86,6 +86,9 @@ fn check(args: &Args) -> Result<(), Failure> {
         _ if args.load.quantize.is_some() && args.model.is_none() => {
             "--quantize is for models: give --model"
         }
+        _ if args.load.adapter.is_some() && args.model.is_none() => {
+            "--adapter is for models: give --model"
+        }
         _ => return Ok(()),
     };
     Err(Failure::usage(problem))
@@ -135,7 +138,7 @@ fn decoder(
     context: &Context,
 ) -> anyhow::Result<(String, Arc<Decoder>)> {
     if let Some(value) = &args.model {
-        let model = OpenModel::open(value, args.load.quantize, context)?;
+        let model = OpenModel::open(value, &args.load, context)?;
         return Ok((model.name, model.decoder));
     }
     let (shape, config) = shape_of(args)?;

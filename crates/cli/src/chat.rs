@@ -75,7 +75,7 @@ struct Talk {
 
 impl Talk {
     fn open(value: &str, args: &Args, context: &Context) -> anyhow::Result<Self> {
-        let model = OpenModel::open(value, args.load.quantize, context)?;
+        let model = OpenModel::open(value, &args.load, context)?;
         let template = model
             .template
             .clone()

@@ -103,7 +103,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         return Err(Failure::Exists { path: path.clone(), hint }.into());
     }
     args.sampling.check()?;
-    let model = OpenModel::open(&args.model, args.load.quantize, context)?;
+    let model = OpenModel::open(&args.model, &args.load, context)?;
     let prompt = token_ids(&args, &model)?;
     check(&prompt, &model)?;
     let device = context.device()?;
@@ -164,7 +164,8 @@ fn token_ids(args: &Args, model: &OpenModel) -> anyhow::Result<Vec<u32>> {
     match &args.suffix {
         None => Ok(tokenizer.encode_prompt(text)),
         Some(suffix) => tokenizer
-            .encode_fill_in_the_middle(text, suffix)
+            .render_fill_in_the_middle(text, suffix)
+            .map(|rendered| rendered.token_ids)
             .with_context(|| format!("model `{}` was not made to fill gaps", model.name)),
     }
 }

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
+use formats::adapter::{Adapter, MAX_SCALING};
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
 use model::{Decoder, KvCache, ModelConfig, Quantisation, compute_dtype};
 use tensor::Device;
@@ -20,11 +21,23 @@ use crate::gguf_vocabulary;
 use crate::machine;
 
 /// How a model is loaded.
-#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct LoadArgs {
     /// Quantise the matrices at load: q8_0 (8.5 bits a number) or q4_k (4.5 bits) [default: as the files have them]
     #[arg(long, value_name = "KIND")]
     pub(crate) quantize: Option<Quantisation>,
+    /// Adapter (LoRA) to apply as the model runs: a PEFT directory, or the lora.safetensors of mistral-finetune or its folder
+    #[arg(long, value_name = "PATH")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// What the adapter's product is multiplied with [default: what its files say]
+    #[arg(long, value_name = "NUMBER", requires = "adapter", value_parser = parse_scaling, allow_negative_numbers = true)]
+    pub(crate) scaling: Option<f64>,
+}
+
+/// Parses the scaling of an adapter.
+pub(crate) fn parse_scaling(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| (-MAX_SCALING..=MAX_SCALING).contains(number));
+    number.ok_or_else(|| format!("expected a number -{MAX_SCALING:e}..={MAX_SCALING:e}"))
 }
 
 /// A model in memory with everything that answering needs.
@@ -101,37 +114,39 @@ impl OpenModel {
     ///
     /// # Errors
     /// When it is not there, or its files cannot be used.
-    pub(crate) fn open(
-        value: &str,
-        quantisation: Option<Quantisation>,
-        context: &Context,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn open(value: &str, load: &LoadArgs, context: &Context) -> anyhow::Result<Self> {
         let (name, path) = locate(value, context)?;
         let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
         warn_left_out(&name, &dir);
-        Self::load(name, &dir, quantisation, &context.device()?)
+        Self::load(name, &dir, load, &context.device()?)
     }
 
-    /// Loads the weights of a model directory, quantised where that is asked for. The memory is logged before it is taken.
+    /// Loads the weights of a model directory, quantised and with an adapter where that is asked for. The memory is logged
+    /// before it is taken.
     ///
     /// # Errors
     /// When the weights, the tokenizer or the shape cannot be used.
     pub(crate) fn load(
         name: String,
         dir: &ModelDir,
-        quantisation: Option<Quantisation>,
+        load: &LoadArgs,
         device: &Device,
     ) -> anyhow::Result<Self> {
         let config = ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
         let dtype = compute_dtype(config.dtype);
-        let weights_bytes = weights_bytes(&config, dir, quantisation)?;
+        let weights_bytes = weights_bytes(&config, dir, load.quantize)?;
         let available = machine::memory().map(|memory| bytes(memory.available_bytes));
         info!(model = name, weights = bytes(weights_bytes), available, "memory of the model");
         machine::check_memory(&format!("model `{name}`"), weights_bytes)?;
         let (tokenizer, template) = open_tokenizer(&name, dir)?.unzip();
         let template = template.flatten();
-        let decoder = Decoder::load(device, &config, dtype, dir.weights(), quantisation)?;
+        let mut decoder = Decoder::load(device, &config, dtype, dir.weights(), load.quantize)?;
+        if let Some(path) = &load.adapter {
+            let failed = || format!("cannot use the adapter {}", path.display());
+            let adapter = Adapter::open(path, &config, load.scaling).with_context(failed)?;
+            decoder = decoder.with_adapter(device, &adapter).with_context(failed)?;
+        }
         let mut eos_ids = dir.eos_ids();
         if let Some(tokenizer) = &tokenizer
             && (template.is_some() || eos_ids.is_empty())

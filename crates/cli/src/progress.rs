@@ -115,13 +115,16 @@ impl DownloadBar {
             return;
         }
         // As many lines as a training run has.
-        let n_due = (u128::from(position) * u128::from(N_LINES) / u128::from(self.total.max(1))) as u64;
+        let n_due =
+            (u128::from(position) * u128::from(N_LINES) / u128::from(self.total.max(1))) as u64;
         if n_due > self.n_lines {
             self.n_lines = n_due;
-            let speed = (position - self.first.min(position)) as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
+            let speed = (position - self.first.min(position)) as f64
+                / self.started.elapsed().as_secs_f64().max(1e-3);
             let (position, total) = (bytes(position), bytes(self.total));
             // A closed stderr harms no download.
-            let _ = writeln!(io::stderr(), "{position} of {total}  {}/s  {file}", bytes(speed as u64));
+            let _ =
+                writeln!(io::stderr(), "{position} of {total}  {}/s  {file}", bytes(speed as u64));
         }
     }
 

@@ -40,11 +40,15 @@ pub(crate) struct Args {
 /// When there is no model, the port cannot be opened, or a model that was named cannot be loaded; [`Failure::Stopped`]
 /// after a signal.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    if args.load.adapter.is_some() && args.model.len() != 1 {
+        let problem = "--adapter is for one model: give one --model";
+        return Err(Failure::usage(problem).into());
+    }
     let mut left_out = LeftOut::default();
     let models = if args.model.is_empty() {
-        models_of_home(args.load, &mut left_out, context)?
+        models_of_home(&args.load, &mut left_out, context)?
     } else {
-        named_models(&args.model, args.load, context)?
+        named_models(&args.model, &args.load, context)?
     };
     let address = SocketAddr::new(args.host, args.port);
     let mut signals = StopSignals::take_all().context("cannot take signals")?;
@@ -56,7 +60,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             break;
         }
         registry.set_status(&format!("loading {name}"));
-        match add(&registry, name, dir, args.load, context) {
+        match add(&registry, name, dir, &args.load, context) {
             Err(error) if args.model.is_empty() => left_out.add(name, error),
             added => added?,
         }
@@ -95,7 +99,7 @@ impl LeftOut {
 
 fn named_models(
     named: &[String],
-    load: LoadArgs,
+    load: &LoadArgs,
     context: &Context,
 ) -> anyhow::Result<Vec<(String, ModelDir)>> {
     let (mut models, mut total_bytes) = (Vec::new(), 0);
@@ -114,7 +118,7 @@ fn named_models(
 
 /// The models of the home that can be talked with or continue text, as many as the machine can hold together.
 fn models_of_home(
-    load: LoadArgs,
+    load: &LoadArgs,
     left_out: &mut LeftOut,
     context: &Context,
 ) -> anyhow::Result<Vec<(String, ModelDir)>> {
@@ -160,7 +164,7 @@ fn answer_bytes(config: &::model::ModelConfig) -> u64 {
 ///
 /// # Errors
 /// When it cannot be computed.
-fn needed_bytes(name: &str, dir: &ModelDir, load: LoadArgs) -> anyhow::Result<u64> {
+fn needed_bytes(name: &str, dir: &ModelDir, load: &LoadArgs) -> anyhow::Result<u64> {
     let config = model::ModelConfig::new(dir.config().clone())
         .with_context(|| format!("cannot compute model `{name}`"))?;
     Ok(weights_bytes(&config, dir, load.quantize)? + answer_bytes(&config))
@@ -171,7 +175,7 @@ pub(crate) fn add(
     registry: &ModelRegistry,
     name: &str,
     dir: &ModelDir,
-    load: LoadArgs,
+    load: &LoadArgs,
     context: &Context,
 ) -> anyhow::Result<()> {
     warn_left_out(name, dir);
@@ -183,7 +187,7 @@ pub(crate) fn add(
         bytes(weights_bytes(&config, dir, load.quantize)?),
         bytes(answer_bytes(&config))
     ));
-    let model = OpenModel::load(name.to_owned(), dir, load.quantize, &context.device()?)?;
+    let model = OpenModel::load(name.to_owned(), dir, load, &context.device()?)?;
     let (temperature, top_p) = model.sampling_defaults();
     let fallback = SamplingDefaults::default();
     let loaded = LoadedModel {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use data::reader::FolderReader;
 use formats::gguf::{GgufFile, GgufVocabulary};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokenizer::instruct::{InstructRequest, InstructVersion};
@@ -47,7 +47,7 @@ enum Command {
     Encode(Used),
     /// Turn lines of token ids into text; with --json, lists into JSON strings
     Decode(Used),
-    /// Render chat requests, one JSON object per line, with the chat template
+    /// Render chat requests, one JSON object per line, with the chat template; of {"prompt", "suffix"} the prompt to fill the gap
     Render {
         #[command(flatten)]
         used: Used,
@@ -230,13 +230,18 @@ fn render(
     line: &str,
     form: Form,
 ) -> anyhow::Result<String> {
+    let members = members(line)?;
     let rendered = match template {
+        _ if members.contains_key("prompt") => {
+            let gap: Gap = request(&members, &["prompt", "suffix"])?;
+            tokenizer.render_fill_in_the_middle(&gap.prompt, &gap.suffix)?
+        }
         ChatTemplate::Instruct(version) => {
-            let request: InstructRequest = request(line, &["messages", "tools"])?;
+            let request: InstructRequest = request(&members, &["messages", "tools"])?;
             tokenizer.encode_pieces(&instruct::pieces(*version, &request, request.ending())?)?
         }
         _ => {
-            let conversation: Conversation = request(line, &["messages"])?;
+            let conversation: Conversation = request(&members, &["messages"])?;
             template.render(tokenizer, &conversation, conversation.ending())?
         }
     };
@@ -253,20 +258,37 @@ fn render(
     }
 }
 
-/// What a template reads of a chat request: the members that it knows.
-fn request<T: DeserializeOwned>(line: &str, known: &[&str]) -> anyhow::Result<T> {
-    let expected = "expected a chat request";
-    // Values stay text: the model reads the members of a tool's schema in their order.
-    let mut members: BTreeMap<String, Box<RawValue>> =
-        serde_json::from_str(line).context(expected)?;
+/// A text with a gap, as the request to fill it has it.
+#[derive(Debug, Deserialize)]
+struct Gap {
+    /// What comes before the gap.
+    prompt: String,
+    /// What comes after it.
+    #[serde(default)]
+    suffix: String,
+}
+
+/// Values stay text: the model reads the members of a tool's schema in their order.
+type Members = BTreeMap<String, Box<RawValue>>;
+
+const EXPECTED: &str = "expected a chat request, or a prompt with a suffix";
+
+/// The members of a request that change how it is rendered.
+fn members(line: &str) -> anyhow::Result<Members> {
+    let mut members: Members = serde_json::from_str(line).context(EXPECTED)?;
     members.retain(|member, _| !OTHER_MEMBERS.contains(&member.as_str()));
+    Ok(members)
+}
+
+/// What a template reads of a request: the members that it knows, of which the first must be there.
+fn request<T: DeserializeOwned>(members: &Members, known: &[&str]) -> anyhow::Result<T> {
     if let Some(member) = members.keys().find(|member| !known.contains(&member.as_str())) {
         anyhow::bail!("`{member}` is not supported");
     }
-    if !members.contains_key("messages") {
-        anyhow::bail!("`messages` is missing");
+    if !members.contains_key(known[0]) {
+        anyhow::bail!("`{}` is missing", known[0]);
     }
-    serde_json::from_str(&to_json(&members)?).context(expected)
+    serde_json::from_str(&to_json(members)?).context(EXPECTED)
 }
 
 fn inspect(tokenizer: &Tokenizer, context: &Context) -> anyhow::Result<()> {

@@ -91,7 +91,9 @@ impl Hub {
             }
             match body.read(&mut buffer) {
                 Ok(0) if n_read < n_missing => {
-                    return Ok(Some(format!("the answer ended after {n_read} of {n_missing} bytes")));
+                    return Ok(Some(format!(
+                        "the answer ended after {n_read} of {n_missing} bytes"
+                    )));
                 }
                 Ok(0) => return Ok(None),
                 Ok(n) => {
@@ -99,7 +101,10 @@ impl Hub {
                     if n_read > n_missing {
                         return Err(ClientError::Answer {
                             url: url.to_owned(),
-                            problem: format!("the file is longer than {} bytes", partial.remote.n_bytes),
+                            problem: format!(
+                                "the file is longer than {} bytes",
+                                partial.remote.n_bytes
+                            ),
                         });
                     }
                     partial.append(&buffer[..n])?;

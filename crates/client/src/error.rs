@@ -95,12 +95,16 @@ impl ClientError {
             Self::Status { status: 404, .. } => {
                 Some("check the names of repository, revision and file")
             }
-            Self::Status { status: 429, .. } => Some("the hub limits requests: wait, then run the same command"),
+            Self::Status { status: 429, .. } => {
+                Some("the hub limits requests: wait, then run the same command")
+            }
             Self::Unreachable { .. } => Some(
                 "check the network and the proxy (HTTPS_PROXY), or name a mirror with --endpoint; \
                  the same command goes on where it stopped",
             ),
-            Self::Digest { .. } => Some("run the same command again; should it fail again, the hub's copy is damaged"),
+            Self::Digest { .. } => {
+                Some("run the same command again; should it fail again, the hub's copy is damaged")
+            }
             _ => None,
         }
     }

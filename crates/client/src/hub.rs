@@ -74,7 +74,9 @@ impl Hub {
         if host.is_empty() || host.starts_with('/') || !host.chars().all(is_plain) {
             return Err(wrong());
         }
-        if token.is_some_and(|token| token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic())) {
+        if token
+            .is_some_and(|token| token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()))
+        {
             return Err(ClientError::Token);
         }
         Ok(Self { http: Http::new(scheme, host, token), endpoint: trimmed.to_owned() })
@@ -90,14 +92,12 @@ impl Hub {
         revision: &Revision,
     ) -> Result<Repository, ClientError> {
         let revision = encoded(&revision.0, false);
-        let url =
-            format!("{}/api/models/{name}/revision/{revision}?blobs=true", self.endpoint);
+        let url = format!("{}/api/models/{name}/revision/{revision}?blobs=true", self.endpoint);
         let mut response = self.http.get(&url, 0)?;
         let body = response.body_mut().with_config().limit(MAX_LIST_BYTES).read_to_vec();
         let body = body.map_err(|error| unreachable(&url, &error))?;
         let wrong = |problem: String| ClientError::Answer { url: url.clone(), problem };
-        let listed: Listed =
-            serde_json::from_slice(&body)
+        let listed: Listed = serde_json::from_slice(&body)
             .map_err(|error| wrong(format!("the answer is no list of files: {error}")))?;
         let is_commit = listed.sha.len() == 40
             && listed.sha.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
@@ -273,11 +273,14 @@ mod tests {
     #[test]
     fn a_list_without_digests_is_refused() {
         let file = |json: &str| serde_json::from_str::<ListedFile>(json).unwrap().checked();
-        let lfs = r#"{"rfilename": "a", "size": 3, "blobId": "x", "lfs": {"sha256": "SUM", "size": 9}}"#;
+        let lfs =
+            r#"{"rfilename": "a", "size": 3, "blobId": "x", "lfs": {"sha256": "SUM", "size": 9}}"#;
         let sum = "0a".repeat(32);
         let right = file(&lfs.replace("SUM", &sum)).unwrap();
         assert_eq!((right.n_bytes, right.digest), (9, FileDigest::Sha256(sum)));
         assert!(file(lfs).unwrap_err().contains("SHA-256 of file `a` is `SUM`"));
-        assert!(file(r#"{"rfilename": "a", "size": 3}"#).unwrap_err().contains("no size or digest"));
+        assert!(
+            file(r#"{"rfilename": "a", "size": 3}"#).unwrap_err().contains("no size or digest")
+        );
     }
 }

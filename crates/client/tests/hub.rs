@@ -33,7 +33,12 @@ fn file<'a>(repository: &'a Repository, path: &str) -> &'a RemoteFile {
     repository.files.iter().find(|file| file.path == path).unwrap()
 }
 
-fn download(hub: &Hub, repository: &Repository, name: &str, to: &Path) -> Result<Downloaded, ClientError> {
+fn download(
+    hub: &Hub,
+    repository: &Repository,
+    name: &str,
+    to: &Path,
+) -> Result<Downloaded, ClientError> {
     hub.download(repository, file(repository, name), to, &mut |_| ControlFlow::Continue(()))
 }
 
@@ -69,7 +74,8 @@ fn a_broken_connection_is_made_again_from_where_it_broke() {
     let got = download(&hub, &repository, "model.safetensors", &path).unwrap();
     assert_eq!(got.n_fetched, N_BYTES as u64, "nothing is sent twice");
     assert!(fs::read(&path).unwrap() == weights());
-    let ranges: Vec<_> = fake.take_requests().into_iter().filter_map(|request| request.range).collect();
+    let ranges: Vec<_> =
+        fake.take_requests().into_iter().filter_map(|request| request.range).collect();
     assert!(ranges.contains(&"bytes=400000-".to_owned()), "{ranges:?}");
 }
 
@@ -105,9 +111,10 @@ fn a_stop_keeps_what_arrived() {
     let dir = TestDir::new("client-stop");
     let (_fake, hub, repository) = hub_with_weights();
     let path = dir.path().join("model.safetensors");
-    let stopped = hub.download(&repository, file(&repository, "model.safetensors"), &path, &mut |n| {
-        if n >= 200_000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let stopped =
+        hub.download(&repository, file(&repository, "model.safetensors"), &path, &mut |n| {
+            if n >= 200_000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
     let Err(ClientError::Stopped { n_bytes, .. }) = stopped else { panic!("{stopped:?}") };
     assert_eq!(fs::metadata(partial_path(&path)).unwrap().len(), n_bytes);
     let got = download(&hub, &repository, "model.safetensors", &path).unwrap();

@@ -52,11 +52,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`FormatError::AdapterMerges`] for a matrix outside the products of dense layers, and those of [`Adapter::pair`].
-    pub fn with_adapter(
-        mut self,
-        device: &Device,
-        adapter: &Adapter,
-    ) -> Result<Self, FormatError> {
+    pub fn with_adapter(mut self, device: &Device, adapter: &Adapter) -> Result<Self, FormatError> {
         let mut pairs = BTreeMap::new();
         for name in adapter.names() {
             if place(name, &self.config).is_none() {

@@ -153,7 +153,8 @@ pub(crate) fn text_prompt(
         (PromptInput::Text(text), None) => model.tokenizer.encode_prompt(&text),
         (PromptInput::Text(text), Some(suffix)) => model
             .tokenizer
-            .encode_fill_in_the_middle(&text, suffix)
+            .render_fill_in_the_middle(&text, suffix)
+            .map(|rendered| rendered.token_ids)
             .map_err(|_| Failure::NoFillInTheMiddle { name: name.to_owned() })?,
     };
     let text_stream = TextStream::after(&model.tokenizer, &token_ids);

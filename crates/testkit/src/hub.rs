@@ -153,9 +153,15 @@ impl State {
     fn list(&self) -> String {
         let describe = |(name, bytes): &(String, Vec<u8>)| {
             let n = bytes.len();
-            let id = hex(&Sha1::new().chain_update(format!("blob {n}\0")).chain_update(bytes).finalize());
+            let id = hex(&Sha1::new()
+                .chain_update(format!("blob {n}\0"))
+                .chain_update(bytes)
+                .finalize());
             let lfs = if is_large(name) {
-                format!(r#","lfs":{{"sha256":"{}","size":{n},"pointerSize":130}}"#, hex(&Sha256::digest(bytes)))
+                format!(
+                    r#","lfs":{{"sha256":"{}","size":{n},"pointerSize":130}}"#,
+                    hex(&Sha256::digest(bytes))
+                )
             } else {
                 String::new()
             };
@@ -165,12 +171,7 @@ impl State {
         format!(r#"{{"id":"{REPOSITORY}","sha":"{COMMIT}","siblings":[{}]}}"#, files.join(","))
     }
 
-    fn send(
-        &self,
-        mut stream: &TcpStream,
-        name: &str,
-        request: &Request,
-    ) -> std::io::Result<bool> {
+    fn send(&self, mut stream: &TcpStream, name: &str, request: &Request) -> std::io::Result<bool> {
         let Some((_, bytes)) = self.files.iter().find(|(found, _)| found == name) else {
             write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
             return Ok(true);

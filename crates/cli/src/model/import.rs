@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use client::ClientError;
 use eval::figures::{bytes, short};
-use formats::free_disk_bytes;
 use formats::licence::{Licence, licence_of};
 use formats::model_dir::ModelDir;
 use formats::model_dir::copy_model;
@@ -97,12 +96,7 @@ pub(super) fn check_name(name: &str) -> Result<(), Failure> {
 pub(super) fn check_disk(model: &ModelDir, out: &Path) -> anyhow::Result<()> {
     let sizes = model.files()?.into_iter().map(|path| fs::metadata(path).map(|file| file.len()));
     let needed_bytes = sizes.sum::<Result<u64, _>>().context("cannot look at the model's files")?;
-    let free_bytes = free_disk_bytes(machine::existing_ancestor(out))?;
-    if free_bytes < needed_bytes {
-        let dir = out.to_owned();
-        return Err(Failure::DiskSpace { what: "the model", dir, needed_bytes, free_bytes }.into());
-    }
-    Ok(())
+    machine::check_disk("the model", out, needed_bytes)
 }
 
 fn report(

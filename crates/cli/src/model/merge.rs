@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use formats::adapter::{Adapter, MAX_SCALING};
+use formats::adapter::Adapter;
 use formats::convert::write_adapted;
 use formats::model_dir::ModelDir;
 use model::add_low_rank;
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::import::{check_disk, check_name};
 use crate::context::{Context, Form};
-use crate::open_model::{folder_name, home_name, locate, warn_left_out};
+use crate::open_model::{folder_name, home_name, locate, parse_scaling, warn_left_out};
 use crate::table::table;
 
 /// Arguments of `galerne model merge`.
@@ -30,11 +30,6 @@ pub(super) struct Args {
     /// Name of the new model in the home [default: those of model and adapter]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-}
-
-fn parse_scaling(text: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|number| (-MAX_SCALING..=MAX_SCALING).contains(number));
-    number.ok_or_else(|| format!("expected a number -{MAX_SCALING:e}..={MAX_SCALING:e}"))
 }
 
 /// Runs the command.

@@ -9,13 +9,12 @@ use anyhow::Context as _;
 use client::{ClientError, Hub, RemoteFile, RepoName, Repository, Revision};
 use eval::figures::bytes;
 use formats::durable::DirLock;
-use formats::free_disk_bytes;
 use formats::model_dir::{ModelDir, config_in, model_files, move_model};
 use model::ModelConfig;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::machine::existing_ancestor;
+use crate::machine;
 use crate::os::StopSignals;
 use crate::progress::DownloadBar;
 
@@ -142,7 +141,11 @@ fn fetch(
         let path = dir.join(&file.path);
         let result = hub.download(repository, file, &path, &mut |n_bytes| {
             bar.observe(n_before + n_bytes, &file.path);
-            if signals.requested().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if signals.requested().is_some() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         });
         if let (Err(ClientError::Stopped { .. }), Some(signal)) = (&result, signals.requested()) {
             let saved = Some(format!("{} of {} are there", bytes(bar.position()), bytes(total)));
@@ -166,13 +169,7 @@ fn check_disk(missing: &[&RemoteFile], dir: &Path) -> anyhow::Result<()> {
         fs::metadata(partial).map_or(0, |found| found.len())
     };
     let needed = missing.iter().map(|file| file.n_bytes.saturating_sub(there(file)));
-    let needed_bytes = needed.sum();
-    let free_bytes = free_disk_bytes(existing_ancestor(dir))?;
-    if free_bytes < needed_bytes {
-        let dir = dir.to_owned();
-        return Err(Failure::DiskSpace { what: "the model", dir, needed_bytes, free_bytes }.into());
-    }
-    Ok(())
+    machine::check_disk("the model", dir, needed.sum())
 }
 
 /// A folder name of its own for each repository, commit and file.

@@ -9,7 +9,6 @@ use eval::divergence::{Divergence, divergence};
 use eval::figures::{bytes, grouped, percent};
 use formats::convert::write_quantised;
 use formats::durable::read_bounded;
-use formats::free_disk_bytes;
 use formats::model_dir::ModelDir;
 use model::{Decoder, FileQuantiser, ModelConfig, Quantisation, Workspace, compute_dtype};
 use serde_json::json;
@@ -22,7 +21,7 @@ use crate::failure::Failure;
 use crate::gguf_vocabulary;
 use crate::machine;
 use crate::open_model::{
-    OpenModel, has_tokenizer, home_name, locate, warn_left_out, weights_bytes,
+    LoadArgs, OpenModel, has_tokenizer, home_name, locate, warn_left_out, weights_bytes,
 };
 use crate::table::table;
 
@@ -96,12 +95,7 @@ fn check_disk(
 ) -> anyhow::Result<()> {
     let dtype = compute_dtype(config.dtype);
     let needed_bytes = Decoder::loaded_bytes(config, dtype, model.weights(), Some(to))? as u64;
-    let free_bytes = free_disk_bytes(machine::existing_ancestor(out))?;
-    if free_bytes < needed_bytes {
-        let (what, dir) = ("the quantised model", out.to_owned());
-        return Err(Failure::DiskSpace { what, dir, needed_bytes, free_bytes }.into());
-    }
-    Ok(())
+    machine::check_disk("the quantised model", out, needed_bytes)
 }
 
 /// How far apart the two are; `None`, with a word why, where it cannot be known.
@@ -129,7 +123,8 @@ fn compare(
         return Ok(None);
     }
     let device = context.device()?;
-    let load = |name: &str, dir| OpenModel::load(name.to_owned(), dir, None, &device);
+    let load =
+        |name: &str, dir| OpenModel::load(name.to_owned(), dir, &LoadArgs::default(), &device);
     let (original, quantised) = (load(name, original)?, load(new_name, quantised)?);
     let tokenizer = original.tokenizer()?;
     let token_ids = token_ids(tokenizer, text, args.tokens as usize);

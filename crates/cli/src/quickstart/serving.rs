@@ -49,7 +49,7 @@ impl Serving {
             let path = Path::new(&model.directory);
             let dir = ModelDir::open(path)
                 .with_context(|| format!("cannot open model {}", path.display()))?;
-            serve::add(&self.registry, &folder_name(path), &dir, LoadArgs::default(), context)?;
+            serve::add(&self.registry, &folder_name(path), &dir, &LoadArgs::default(), context)?;
         }
         let url = format!("http://{}", self.server.address());
         match context.form() {

@@ -201,6 +201,15 @@ fn an_adapter_is_merged_into_a_model_of_its_own() {
     let tokens = ["one", "two"].map(|name| first_tokens(&home, name));
     assert_eq!(tokens[0], tokens[1]);
     assert_ne!(tokens[0], first_tokens(&home, &base));
+    // Applied as the model runs, it says the same.
+    for path in [&peft, &native] {
+        let ids = ["generate", "--token-ids", "1,5,9", "--max-tokens", "12", "--temperature", "0"];
+        let model = ["--json", "--model", &base, "--adapter", path];
+        let run = home.run(&[&ids[..], &model].concat()).expect(0).json();
+        assert_eq!(run["token_ids"], tokens[0], "{path}");
+    }
+    let several = ["serve", "--model", &base, "one", "--adapter", &peft];
+    assert!(home.run(&several).expect(2).stderr.contains("one --model"));
     assert_eq!(
         read(&home.inside("models/one/model.safetensors")),
         read(&home.inside("models/two/model.safetensors"))

@@ -10,7 +10,8 @@ use crate::home::{Finished, Home, names_in};
 /// The files of a golden model, and what else a repository holds.
 fn files_of(model: &str, more: &[(&str, &[u8])]) -> Vec<(String, Vec<u8>)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/architectures").join(model);
-    let named = names_in(&dir).into_iter().map(|name| (name.clone(), fs::read(dir.join(name)).unwrap()));
+    let named =
+        names_in(&dir).into_iter().map(|name| (name.clone(), fs::read(dir.join(name)).unwrap()));
     named.chain(more.iter().map(|&(name, bytes)| (name.to_owned(), bytes.to_vec()))).collect()
 }
 
@@ -29,7 +30,8 @@ fn a_model_comes_from_a_hub_with_its_licence_and_says_where_from() {
     let dir = home.inside("models/tiny");
     assert_eq!(names_in(&dir), ["README.md", "config.json", "galerne.json", "model.safetensors"]);
     assert_eq!(names_in(&home.inside("cache/pulls")), [""; 0], "nothing is left behind");
-    let lineage = home.run(&["model", "inspect", "tiny", "--json"]).expect(0).json()["lineage"].clone();
+    let lineage =
+        home.run(&["model", "inspect", "tiny", "--json"]).expect(0).json()["lineage"].clone();
     assert_eq!(lineage["source"], format!("hf:acme/tiny@{COMMIT}"));
     let ids = ["--token-ids", "1,5,9", "--max-tokens", "4", "--json"];
     home.run(&[&["generate", "--model", "tiny"][..], &ids].concat()).expect(0);
@@ -52,7 +54,8 @@ fn a_download_that_failed_goes_on() {
     assert!(!home.inside("models/tiny").exists());
     let _ = hub.take_requests();
     import(&home, &hub, "hf:acme/tiny", &[]).expect(0);
-    let asked: Vec<_> = hub.take_requests().into_iter().filter_map(|request| request.range).collect();
+    let asked: Vec<_> =
+        hub.take_requests().into_iter().filter_map(|request| request.range).collect();
     assert_eq!(asked.last().map(String::as_str), Some("bytes=10000-"), "{asked:?}");
     home.run(&["model", "inspect", "tiny"]).expect(0);
 }

@@ -74,6 +74,19 @@ fn a_wrong_line_is_named_by_its_number() {
 }
 
 #[test]
+fn render_shows_the_prompt_that_fills_a_gap() {
+    let home = Home::new("gap");
+    let golden =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../golden/tokenizer/family/v3.tekken.json");
+    let render = ["tokenizer", "render", "--tokenizer", golden];
+    let line = r#"{"prompt": "le ", "suffix": " vent", "max_tokens": 3}"#;
+    let text = home.run_with_input(&render, line).expect(0).stdout;
+    assert_eq!(text, "<s>[SUFFIX] vent[PREFIX]le \n");
+    let wrong = r#"{"prompt": "le ", "messages": []}"#;
+    assert!(home.run_with_input(&render, wrong).expect(1).stderr.contains("`messages` is not"));
+}
+
+#[test]
 fn render_marks_the_answer_as_trained() {
     let home = Home::new("render");
     let tokenizer = home.make_tokenizer();

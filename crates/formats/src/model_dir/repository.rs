@@ -23,10 +23,8 @@ pub fn model_files<'a>(
     let names: Vec<&str> = paths.into_iter().filter(|path| is_plain_name(path)).collect();
     let has = |name: &str| names.contains(&name);
     let is_gguf = |name: &str| name.ends_with(".gguf");
-    let missing = |name: &str| FormatError::FileMissing {
-        dir: place.to_owned(),
-        name: name.to_owned(),
-    };
+    let missing =
+        |name: &str| FormatError::FileMissing { dir: place.to_owned(), name: name.to_owned() };
     let is_weight: Box<dyn Fn(&str) -> bool> = if let Some(wanted) = wanted {
         if !has(wanted) || !is_gguf(wanted) {
             return Err(missing(wanted));
@@ -35,9 +33,7 @@ pub fn model_files<'a>(
     } else if has(CONFIG_FILE) && has(SINGLE_FILE) {
         Box::new(|name| [CONFIG_FILE, SINGLE_FILE].contains(&name))
     } else if has(CONFIG_FILE) && has(INDEX_FILE) {
-        Box::new(|name| {
-            [CONFIG_FILE, INDEX_FILE].contains(&name) || is_part(name, "model-")
-        })
+        Box::new(|name| [CONFIG_FILE, INDEX_FILE].contains(&name) || is_part(name, "model-"))
     } else if has(PARAMS_FILE) && has(NATIVE_FILE) {
         Box::new(|name| [PARAMS_FILE, NATIVE_FILE].contains(&name))
     } else if has(PARAMS_FILE) && has(NATIVE_INDEX_FILE) {

@@ -59,8 +59,7 @@ fn a_quantised_model_takes_an_adapter_as_it_is() {
     let plain = one_pass(&device, &load(Some(Quantisation::Q8_0)), &token_ids);
     let exact = with_adapter(load(None));
     let quantised = with_adapter(load(Some(Quantisation::Q8_0)));
-    let (near, far) =
-        (largest_difference(&quantised, &exact), largest_difference(&plain, &exact));
+    let (near, far) = (largest_difference(&quantised, &exact), largest_difference(&plain, &exact));
     assert!(near < far / 4.0, "{near} from the adapted model, {far} without the adapter");
 }
 

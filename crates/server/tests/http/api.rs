@@ -140,6 +140,15 @@ fn text_completions_take_texts_and_ids_and_several_at_once() {
 }
 
 #[test]
+fn a_model_without_the_tokens_for_gaps_fills_none() {
+    let fixture = fixture::start();
+    let body = json!({"model": "tiny", "prompt": "le ", "suffix": " vent"});
+    let refused = post(fixture.address(), "/v1/completions", &body);
+    assert_eq!((refused.status, &refused.error()["param"]), (400, &json!("suffix")));
+    assert_eq!(refused.error()["code"], "no_fill_in_the_middle");
+}
+
+#[test]
 fn models_are_listed_and_found_by_name() {
     let fixture = fixture::start();
     let list = get(fixture.address(), "/v1/models").json();

@@ -1,5 +1,6 @@
 //! Fill-in-the-middle: a text with a gap as the prompt of a model that was trained to fill it.
 
+use super::template::Rendered;
 use crate::error::Error;
 use crate::tokenizer::Tokenizer;
 
@@ -8,15 +9,11 @@ use crate::tokenizer::Tokenizer;
 const MARK: &str = "☺";
 
 impl Tokenizer {
-    /// Token ids of a prompt whose answer is the text between `prefix` and `suffix`: `<s>[SUFFIX]suffix[PREFIX]prefix`.
+    /// A prompt whose answer is the text between `prefix` and `suffix`: `<s>[SUFFIX]suffix[PREFIX]prefix`.
     ///
     /// # Errors
     /// [`Error::MissingControl`] of a vocabulary without these tokens.
-    pub fn encode_fill_in_the_middle(
-        &self,
-        prefix: &str,
-        suffix: &str,
-    ) -> Result<Vec<u32>, Error> {
+    pub fn render_fill_in_the_middle(&self, prefix: &str, suffix: &str) -> Result<Rendered, Error> {
         let control = |name| self.control_id(name).ok_or(Error::MissingControl { name });
         let mut token_ids = vec![self.bos_id(), control("[SUFFIX]")?];
         let n_mark = self.encode(MARK).len();
@@ -24,7 +21,12 @@ impl Tokenizer {
         token_ids.extend_from_slice(marked.get(n_mark..).unwrap_or_default());
         token_ids.push(control("[PREFIX]")?);
         self.encode_after_control(prefix, &mut token_ids);
-        Ok(token_ids)
+        let bos = String::from_utf8_lossy(self.token_bytes(self.bos_id()).unwrap_or_default());
+        Ok(Rendered {
+            trained: vec![false; token_ids.len()],
+            token_ids,
+            text: format!("{bos}[SUFFIX]{suffix}[PREFIX]{prefix}"),
+        })
     }
 }
 
@@ -47,10 +49,11 @@ mod tests {
             tokenizer.encode_into(suffix, &mut expected);
             expected.push(control("[PREFIX]"));
             tokenizer.encode_into(prefix, &mut expected);
-            let token_ids = tokenizer.encode_fill_in_the_middle(prefix, suffix).unwrap();
-            assert_eq!(token_ids, expected, "{prefix:?} {suffix:?}");
+            let rendered = tokenizer.render_fill_in_the_middle(prefix, suffix).unwrap();
+            assert_eq!(rendered.token_ids, expected, "{prefix:?} {suffix:?}");
+            assert_eq!(rendered.text, format!("<s>[SUFFIX]{suffix}[PREFIX]{prefix}"));
         }
-        let error = golden("tiny.model").encode_fill_in_the_middle("a", "b").unwrap_err();
+        let error = golden("tiny.model").render_fill_in_the_middle("a", "b").unwrap_err();
         assert!(matches!(error, Error::MissingControl { name: "[SUFFIX]" }), "{error}");
     }
 }

@@ -126,7 +126,9 @@ fn trace_back<T>(
         if let Some(answer) = answer(&recipe)? {
             return Ok(answer);
         }
-        let Start::Run(dir) = &recipe.start else { unreachable!("the first recipe has the answer") };
+        let Start::Run(dir) = &recipe.start else {
+            unreachable!("the first recipe has the answer")
+        };
         recipe = Recipe::read(&dir.join(RECIPE_FILE))?;
     }
     Err(TrainError::Setting {

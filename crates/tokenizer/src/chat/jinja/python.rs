@@ -8,11 +8,11 @@ use minijinja::value::{Kwargs, Rest, ValueOrKwargs, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use crate::date::strftime;
 use super::guard::{BOUNDED, DATA, SHOWN};
 use super::marks::Marks;
 use super::values;
 use crate::chat::instruct::python_json;
+use crate::date::strftime;
 
 /// Steps that rendering may take. The longest published templates take some thousands, and some tens for each message;
 /// 64 bytes of text count as a step, so this is about 256 MB, of which marks are four bytes each.
