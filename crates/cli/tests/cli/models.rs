@@ -81,7 +81,7 @@ fn the_licence_is_shown_at_import_and_limits_are_a_warning() {
     let shown = home.run(&["model", "inspect", "source", "--json"]).expect(0).json();
     assert_eq!(shown["licence"], "mrl");
     let again = home.run(&["model", "import", "./source"]).expect(1);
-    assert!(again.stderr.contains("already exists"), "{}", again.stderr);
+    assert!(again.stderr.contains("exists already"), "{}", again.stderr);
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn one_request_is_read_in_one_way_whatever_renders_it() {
     let home = Home::new("render-members");
     home.make_tokenizer();
     let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/family");
-    let tekken = family.join("v13.tekken.json").display().to_string();
+    let tekken = family.join("v3.tekken.json").display().to_string();
     let line = |more: &str| {
         format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"mer\"}}], {more}}}\n")
     };
