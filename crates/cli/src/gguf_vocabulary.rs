@@ -1,6 +1,7 @@
 //! Vocabularies between GGUF files and tokenizers, which do not know one another.
 
 use anyhow::Context as _;
+use formats::convert::NamedFile;
 use formats::gguf::{GgufEncoding, GgufTokenKind, GgufVocabulary};
 use formats::model_dir::ModelDir;
 use tokenizer::{ChatTemplate, Encoding, ListedKind, Tokenizer, VocabularyListing};
@@ -55,6 +56,29 @@ pub(crate) fn of_model(name: &str, model: &ModelDir) -> anyhow::Result<Option<Gg
         }
     };
     Ok(Some(of_listing(listing, ChatTemplate::source_in(model.dir()).with_context(failed)?)))
+}
+
+/// The files of a tokenizer, and of a template, that only a model's GGUF file holds: for a directory made of it.
+///
+/// # Errors
+/// When the files beside the weights cannot be looked at, or the vocabulary cannot be read.
+pub(crate) fn as_files(name: &str, model: &ModelDir) -> anyhow::Result<Vec<NamedFile>> {
+    if Tokenizer::is_in(model.dir())? {
+        return Ok(Vec::new());
+    }
+    let Some(vocabulary) = model.vocabulary()? else { return Ok(Vec::new()) };
+    let tokenizer = match tokenizer(&vocabulary) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => {
+            warn!(model = name, %error, "the directory gets no tokenizer");
+            return Ok(Vec::new());
+        }
+    };
+    let mut files = tokenizer.files();
+    if let Some(template) = vocabulary.chat_template {
+        files.push(("chat_template.jinja".to_owned(), template.into_bytes()));
+    }
+    Ok(files)
 }
 
 fn of_listing(listing: VocabularyListing, chat_template: Option<String>) -> GgufVocabulary {

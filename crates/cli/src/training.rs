@@ -162,6 +162,12 @@ fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
     let name = folder_name(run.dir());
     let dir = context.models_dir().join(&name);
     if dir.exists() {
+        let is_own = |found: &Lineage| found.run.as_ref() == Some(&name);
+        if !ModelDir::open(&dir)?.lineage().is_some_and(is_own) {
+            let hint =
+                format!("move it away, then `galerne resume {name}` writes the model of the run");
+            return Err(Failure::Exists { path: dir, hint }.into());
+        }
         context.say(&format!("the model of this run is there already: {}", dir.display()));
         return Ok(dir);
     }

@@ -67,13 +67,14 @@ impl Adapter {
         config: &DecoderConfig,
         scaling: Option<f64>,
     ) -> Result<Self, FormatError> {
-        let (layout, file, stated) = if path.join(PEFT_CONFIG).is_file() {
-            (Layout::HuggingFace, path.join(PEFT_WEIGHTS), Some(peft_scaling(path)?))
+        let (layout, file, settings) = if path.join(PEFT_CONFIG).is_file() {
+            (Layout::HuggingFace, path.join(PEFT_WEIGHTS), Some(peft_settings(path)?))
         } else {
             let file = if path.is_dir() { path.join(NATIVE_WEIGHTS) } else { path.to_owned() };
             let stated = native_scaling(&file.with_file_name(PARAMS_FILE))?;
-            (Layout::Native, file, stated)
+            (Layout::Native, file, stated.map(|scaling| (None, scaling)))
         };
+        let (rank, stated) = settings.unzip();
         let field = |got: String, expected: String| FormatError::Field {
             path: path.to_owned(),
             field: "scaling".to_owned(),
@@ -95,7 +96,7 @@ impl Adapter {
             }
         };
         let files = WeightFiles::open_file(&file)?;
-        let pairs = pairs(&files, layout, config)?;
+        let pairs = pairs(&files, layout, rank.flatten(), config)?;
         Ok(Self { path: file, files, layout, scaling, pairs })
     }
 
@@ -140,6 +141,7 @@ impl Adapter {
 fn pairs(
     files: &WeightFiles,
     layout: Layout,
+    rank: Option<usize>,
     config: &DecoderConfig,
 ) -> Result<BTreeMap<WeightName, [String; 2]>, FormatError> {
     let matrices = WeightName::all(config).into_iter().filter(|name| name.shape(config).len() == 2);
@@ -167,7 +169,7 @@ fn pairs(
         let [Some(a), Some(b)] = sides else {
             return Err(foreign(files, &format!("{name} (A or B is missing)")));
         };
-        check_shapes(files, weight, [&a, &b], config)?;
+        check_shapes(files, weight, [&a, &b], rank, config)?;
         pairs.insert(weight, [a, b]);
     }
     if pairs.is_empty() {
@@ -185,10 +187,13 @@ fn check_shapes(
     files: &WeightFiles,
     weight: WeightName,
     [a, b]: [&str; 2],
+    rank: Option<usize>,
     config: &DecoderConfig,
 ) -> Result<(), FormatError> {
     let shape = weight.shape(config);
-    let rank = files.get(a)?.shape.first().copied().unwrap_or(0).clamp(1, MAX_RANK);
+    let found = files.get(a)?.shape.first().copied().unwrap_or(0).clamp(1, MAX_RANK);
+    // With another rank than the one it was divided by, a scaling would be another.
+    let rank = rank.unwrap_or(found);
     for (tensor, expected) in [(a, vec![rank, shape[1]]), (b, vec![shape[0], rank])] {
         let view = files.get(tensor)?;
         if view.shape != expected || !view.dtype.is_plain() {
@@ -241,8 +246,8 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// `lora_alpha / r`, or `lora_alpha / sqrt(r)`.
-fn peft_scaling(dir: &Path) -> Result<f64, FormatError> {
+/// The rank `r` of all factors, and the scaling `lora_alpha / r`, or `lora_alpha / sqrt(r)`.
+fn peft_settings(dir: &Path) -> Result<(Option<usize>, f64), FormatError> {
     let path = dir.join(PEFT_CONFIG);
     let mut object = read_object(&path)?;
     object.retain(|field, value| !WITHOUT_EFFECT.contains(&field.as_str()) && !is_nothing(value));
@@ -264,8 +269,8 @@ fn peft_scaling(dir: &Path) -> Result<f64, FormatError> {
     let alpha = alpha.ok_or_else(|| fields.bad("lora_alpha", "missing", "a number".to_owned()))?;
     let is_root = fields.flag("use_rslora")?.unwrap_or(false);
     fields.refuse_the_rest(PLAIN)?;
-    let rank = rank as f64;
-    Ok(alpha / if is_root { rank.sqrt() } else { rank })
+    let divisor = if is_root { (rank as f64).sqrt() } else { rank as f64 };
+    Ok((Some(rank), alpha / divisor))
 }
 
 /// `lora.scaling` of the file beside the adapter, if there is one.

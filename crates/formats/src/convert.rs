@@ -29,16 +29,23 @@ pub trait Quantiser {
     fn encode(&self, dtype: TensorDtype, numbers: &[f32], out: &mut [u8]);
 }
 
-/// Writes a model as a Hugging Face directory. The new directory names the old one as its parent.
+/// A file by its name and content.
+pub type NamedFile = (String, Vec<u8>);
+
+/// Writes a model as a Hugging Face directory, with more files, such as those of a tokenizer that a GGUF file holds. The new directory names the old one as its parent.
 ///
 /// # Errors
 /// When the place is taken, a setting or a type of tensor has no place in the layout, or a file cannot be read or written.
-pub fn write_hugging_face(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
+pub fn write_hugging_face(
+    model: &ModelDir,
+    out: &Path,
+    more: &[NamedFile],
+) -> Result<ModelDir, FormatError> {
     let writer = ModelDirWriter::begin(out)?;
     let sources = directory_sources(model, Layout::HuggingFace)?;
     writer.config(model.config())?;
     writer.weights(sources)?;
-    write_companions(model, &writer, Numbers::Same)?;
+    write_companions(model, &writer, Numbers::Same, more)?;
     writer.commit()
 }
 
@@ -56,13 +63,16 @@ pub fn write_adapted(
     adapter: &str,
     changed: &BTreeSet<WeightName>,
     change: &RowChange<'_>,
+    more: &[NamedFile],
 ) -> Result<ModelDir, FormatError> {
     let writer = ModelDirWriter::begin(out)?;
     let config = model.config();
     let mut sources = directory_sources(model, Layout::HuggingFace)?;
     for &name in changed {
         let weight = model.weights().weight(name, config)?;
-        let dtype = TensorDtype::from(config.dtype);
+        // One of those that numbers are rounded to, or there would be no source.
+        let dtype = weight.dtype();
+        let not_finite = move || model.weights().not_finite(name);
         let write = move |out: &mut dyn Write| {
             let mut first = 0;
             let n_in = weight.shape()[1];
@@ -70,7 +80,12 @@ pub fn write_adapted(
                 change(name, first, rows);
                 first += rows.len() / n_in;
                 dtype.write_f32(rows, out);
-                Ok(())
+                dtype.read_f32(out, rows);
+                if rows.iter().all(|number| number.is_finite()) {
+                    Ok(())
+                } else {
+                    Err(not_finite())
+                }
             })
         };
         let hf_name = name.hf_name();
@@ -80,7 +95,7 @@ pub fn write_adapted(
     }
     writer.config(config)?;
     writer.weights(sources)?;
-    write_companions(model, &writer, Numbers::Adapted(adapter))?;
+    write_companions(model, &writer, Numbers::Adapted(adapter), more)?;
     writer.commit()
 }
 
@@ -88,12 +103,16 @@ pub fn write_adapted(
 ///
 /// # Errors
 /// As [`write_hugging_face`].
-pub fn write_native(model: &ModelDir, out: &Path) -> Result<ModelDir, FormatError> {
+pub fn write_native(
+    model: &ModelDir,
+    out: &Path,
+    more: &[NamedFile],
+) -> Result<ModelDir, FormatError> {
     let writer = ModelDirWriter::begin(out)?;
     let sources = directory_sources(model, Layout::Native)?;
     writer.native_config(model.config())?;
     writer.native_weights(sources)?;
-    write_companions(model, &writer, Numbers::Same)?;
+    write_companions(model, &writer, Numbers::Same, more)?;
     writer.commit()
 }
 
@@ -111,7 +130,7 @@ pub fn write_quantised(
     let writer = ModelDirWriter::begin(out)?;
     let path = writer.path().join(QUANTISED_FILE);
     write_gguf_parts(model, &path, Some(quantiser), vocabulary)?;
-    write_companions(model, &writer, Numbers::Rounded)?;
+    write_companions(model, &writer, Numbers::Rounded, &[])?;
     if model.generation().is_none() {
         // GGUF files have keys for two end tokens only.
         let (bos_id, eos_ids) = (model.config().bos_id, model.eos_ids());

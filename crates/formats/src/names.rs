@@ -104,7 +104,8 @@ pub enum Layout {
 
 impl Layout {
     /// What messages call it.
-    pub(crate) const fn title(self) -> &'static str {
+    #[must_use]
+    pub const fn title(self) -> &'static str {
         match self {
             Self::HuggingFace => "Hugging Face",
             Self::Native => "native",

@@ -311,7 +311,7 @@ fn check_added_tokens(tokens: &[AddedToken], is_normalizing: bool) -> Result<(),
             }
         }
         let n_bytes = token.content.len();
-        if n_bytes == 0 || (!token.special && n_bytes > MAX_TOKEN_BYTES) {
+        if n_bytes == 0 || n_bytes > MAX_TOKEN_BYTES {
             let problem = format!("the token has {n_bytes} bytes, expected 1 to {MAX_TOKEN_BYTES}");
             return Err(inconsistent(format!("added_tokens[{i}]"), problem));
         }

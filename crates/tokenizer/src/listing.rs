@@ -78,6 +78,7 @@ impl Tokenizer {
     /// [`Error::Unsupported`] for a rule that is not known, and those of [`Tokenizer::from_json`] and
     /// [`Tokenizer::from_sentencepiece`], which name the place in the file that the list becomes.
     pub fn from_listing(listing: &VocabularyListing) -> Result<Tokenizer, Error> {
+        let listing = &with_controls(listing);
         let name = |id: Option<u32>| Some(listing.tokens.get(id? as usize)?.0.as_str());
         let (bos, eos) = (name(listing.bos_id), name(listing.eos_id));
         let mut tokenizer = match &listing.encoding {
@@ -155,6 +156,17 @@ impl Tokenizer {
     fn spelled(&self, id: u32) -> String {
         self.bytes_or_replacement(id).iter().map(|&byte| char_of_byte(byte)).collect()
     }
+}
+
+/// The list with BOS and EOS as control tokens, which llama.cpp takes them for whatever their kind is.
+fn with_controls(listing: &VocabularyListing) -> VocabularyListing {
+    let mut listing = listing.clone();
+    for id in [listing.bos_id, listing.eos_id].into_iter().flatten() {
+        if let Some((_, kind)) = listing.tokens.get_mut(id as usize) {
+            *kind = ListedKind::Control;
+        }
+    }
+    listing
 }
 
 /// The `tokenizer.json` of a byte-level list.

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use testkit::damage::damaged;
-use tokenizer::{Ending, TextStream, Tokenizer};
+use tokenizer::{Ending, ListedKind, TextStream, Tokenizer};
 
 #[derive(Deserialize)]
 struct Expected {
@@ -308,6 +308,23 @@ fn a_listed_vocabulary_encodes_as_its_file() {
         }
         let twice = again.listing().unwrap();
         assert_eq!((&twice.tokens, twice.bos_id), (&listing.tokens, listing.bos_id), "{name}");
+    }
+}
+
+#[test]
+fn the_ends_of_a_list_are_control_tokens_whatever_their_kind() {
+    let listing = open("llama3.tokenizer.json").listing().unwrap();
+    let right = Tokenizer::from_listing(&listing).unwrap();
+    for kind in [ListedKind::UserDefined, ListedKind::Normal] {
+        let mut other = listing.clone();
+        for id in [listing.bos_id, listing.eos_id] {
+            other.tokens[id.unwrap() as usize].1 = kind;
+        }
+        let tokenizer = Tokenizer::from_listing(&other).unwrap();
+        assert_eq!(tokenizer.eos_id(), right.eos_id(), "{kind:?}");
+        let name = &listing.tokens[right.eos_id() as usize].0;
+        assert_eq!(tokenizer.encode(name), right.encode(name), "{kind:?}");
+        assert!(!tokenizer.encode(name).contains(&right.eos_id()), "{kind:?}: text is text");
     }
 }
 

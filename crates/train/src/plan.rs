@@ -9,7 +9,7 @@ use serde::Serialize;
 use tensor::{DType, Passes};
 
 use crate::error::TrainError;
-use crate::recipe::{BatchSettings, Recipe};
+use crate::recipe::{BatchSettings, Recipe, Start};
 use crate::run::starting_config;
 
 /// What a run will take.
@@ -41,7 +41,9 @@ impl RunPlan {
         let data_bytes = paths.map(|path| size_on_disk(path)).sum();
         let plan = Self::new(config, recipe.dtype, recipe.batch, recipe.n_steps, data_bytes);
         // The last one and those before; one is written before the oldest goes.
-        let n_made = recipe.n_steps / recipe.checkpoint.every_steps + 1;
+        // A run that starts from weights keeps them as its first.
+        let n_first = u64::from(!matches!(recipe.start, Start::Random(_)));
+        let n_made = n_first + recipe.n_steps / recipe.checkpoint.every_steps + 1;
         let n_checkpoints = n_made.min(recipe.checkpoint.n_keep as u64 + 1);
         Ok(Self { n_checkpoints, ..plan })
     }

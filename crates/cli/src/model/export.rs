@@ -54,16 +54,17 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         return Err(Failure::usage(problem).into());
     }
     let failed = || format!("cannot write {}", args.out.display());
+    let files = gguf_vocabulary::as_files(&name, &model)?;
     match args.to {
         Target::Gguf => {
             let vocabulary = gguf_vocabulary::of_model(&name, &model)?;
             write_gguf_file(&model, &args.out, vocabulary.as_ref()).with_context(failed)?;
         }
         Target::Hf => {
-            write_hugging_face(&model, &args.out).with_context(failed)?;
+            write_hugging_face(&model, &args.out, &files).with_context(failed)?;
         }
         Target::Native => {
-            write_native(&model, &args.out).with_context(failed)?;
+            write_native(&model, &args.out, &files).with_context(failed)?;
         }
     }
     match context.form() {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::import::{check_disk, check_name};
 use crate::context::{Context, Form};
+use crate::gguf_vocabulary;
 use crate::open_model::{folder_name, home_name, locate, parse_scaling, warn_left_out};
 use crate::table::table;
 
@@ -56,9 +57,9 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     }
     let changed: BTreeSet<_> = pairs.keys().copied().collect();
     let adapter_name = folder_name(&args.adapter);
-    let merged = write_adapted(&original, &out, &adapter_name, &changed, &|name, first, rows| {
-        add_low_rank(&pairs[&name], first, rows);
-    });
+    let files = gguf_vocabulary::as_files(&name, &original)?;
+    let change = |name, first, rows: &mut [f32]| add_low_rank(&pairs[&name], first, rows);
+    let merged = write_adapted(&original, &out, &adapter_name, &changed, &change, &files);
     merged.with_context(|| format!("cannot write model `{new_name}`"))?;
     match context.form() {
         Form::Json => context.print_json(&json!({

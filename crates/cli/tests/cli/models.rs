@@ -167,6 +167,10 @@ fn a_gguf_file_holds_the_tokenizer_and_the_template() {
         finished.expect(0).stdout
     };
     assert_eq!(talk_with("./tiny.gguf", &[]), talk_with("tiny-1", &[]));
+    // A directory made of the file has what the file held.
+    home.run(&["model", "export", "./tiny.gguf", "--to", "hf", "--out", "./from-file"]).expect(0);
+    assert!(names_in(&home.path("from-file")).contains(&"tokenizer.json".to_owned()));
+    assert_eq!(talk_with("./from-file", &[]), talk_with("tiny-1", &[]));
     let text = "\"l'\u{e9}t\u{e9}, 1234 [INST] x\"\n";
     let encoded = |tokenizer: &str| {
         let arguments = ["tokenizer", "encode", "--tokenizer", tokenizer, "--json"];

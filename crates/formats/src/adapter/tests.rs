@@ -56,6 +56,17 @@ fn a_scaling_is_never_guessed() {
     assert_eq!(Adapter::open(&native, &config, Some(2.0)).unwrap().scaling(), 2.0);
 }
 
+#[test]
+fn factors_of_another_rank_than_the_scaling_are_refused() {
+    let scratch = TestDir::new("adapter-rank");
+    let (config, peft) = (config(), copy(&scratch, "peft"));
+    let path = peft.join("adapter_config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\"r\": 3", "\"r\": 2")).unwrap();
+    let error = Adapter::open(&peft, &config, None).unwrap_err().to_string();
+    assert!(error.contains("expected [2, "), "{error}");
+}
+
 /// A scaling of NaN made a model of NaN, which was written and reported as done.
 #[test]
 fn a_scaling_without_bound_is_refused() {

@@ -29,12 +29,12 @@ fn tensors_survive_the_way_to_native_files_and_back_byte_for_byte() {
     for name in BOTH_LAYOUTS {
         let hf = golden(name, "hf");
         let native = scratch.path().join(format!("{name}-native"));
-        let native = write_native(&hf, &native).unwrap();
+        let native = write_native(&hf, &native, &[]).unwrap();
         // What an independent script wrote from the same weights.
         assert!(tensors(&native) == tensors(&golden(name, "native")), "{name}");
         assert_eq!(native.config(), golden(name, "native").config(), "{name}");
         let back = scratch.path().join(format!("{name}-back"));
-        let back = write_hugging_face(&native, &back).unwrap();
+        let back = write_hugging_face(&native, &back, &[]).unwrap();
         assert!(tensors(&back) == tensors(&hf), "{name}");
         assert_eq!(back.config(), hf.config(), "{name}");
         assert_eq!(back.lineage().unwrap().parent, Some(format!("{name}-native")));
@@ -57,7 +57,7 @@ fn tensors_survive_the_way_to_a_gguf_file_and_back_byte_for_byte() {
         }
         assert_eq!(gguf.config(), hf.config(), "{name}");
         let back = scratch.path().join(format!("{name}/back"));
-        let back = write_hugging_face(&gguf, &back).unwrap();
+        let back = write_hugging_face(&gguf, &back, &[]).unwrap();
         assert!(tensors(&back) == tensors(&hf), "{name}");
     }
 }
@@ -70,7 +70,7 @@ fn the_divisors_of_llama_3_are_written_as_a_tensor() {
     let (ours, theirs) = (GgufFile::open(&path).unwrap(), golden("llama3", "gguf"));
     let tensor = &ours.tensors()["rope_freqs.weight"];
     assert_eq!(ours.bytes(tensor), theirs.weights().tensor("rope_freqs.weight").unwrap().bytes);
-    let error = write_hugging_face(&theirs, &scratch.path().join("hf"));
+    let error = write_hugging_face(&theirs, &scratch.path().join("hf"), &[]);
     let error = error.unwrap_err().to_string();
     assert!(error.contains("no key for a divisor for each rotary frequency"), "{error}");
     assert_eq!(scratch.names(), ["model.gguf"]);
@@ -81,7 +81,7 @@ fn what_a_layout_cannot_hold_is_refused_and_nothing_is_overwritten() {
     let scratch = TestDir::new("convert-refused");
     let out = scratch.path().join("out");
     let quantised = golden("quantised_a", "gguf");
-    for error in [write_hugging_face(&quantised, &out), write_native(&quantised, &out)] {
+    for error in [write_hugging_face(&quantised, &out, &[]), write_native(&quantised, &out, &[])] {
         let error = error.unwrap_err();
         let FormatError::TensorNotInLayout { path, tensor, got, .. } = &error else {
             panic!("{error}");
@@ -89,7 +89,7 @@ fn what_a_layout_cannot_hold_is_refused_and_nothing_is_overwritten() {
         assert!(path.ends_with("quantised_a/gguf/model.gguf"), "{error}");
         assert_eq!((tensor.as_str(), *got), ("token_embd.weight", "Q6_K"), "{error}");
     }
-    let error = write_native(&golden("llama3", "hf"), &out).unwrap_err();
+    let error = write_native(&golden("llama3", "hf"), &out, &[]).unwrap_err();
     assert!(error.to_string().contains("no key for llama3 rope scaling"), "{error}");
     assert!(scratch.names().is_empty(), "{:?}", scratch.names());
 

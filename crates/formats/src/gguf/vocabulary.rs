@@ -87,6 +87,8 @@ pub(super) const EOS: &str = "tokenizer.ggml.eos_token_id";
 pub(super) const EOT: &str = "tokenizer.ggml.eot_token_id";
 const ADDS_BOS: &str = "tokenizer.ggml.add_bos_token";
 const ADDS_SPACE: &str = "tokenizer.ggml.add_space_prefix";
+/// The tensor that has a row for each token.
+const EMBEDDING: &str = "token_embd.weight";
 const TEMPLATE: &str = "tokenizer.chat_template";
 
 impl GgufFile {
@@ -96,6 +98,7 @@ impl GgufFile {
     /// When it is of a kind that is not known, an entry has another type than it should, or the lists differ in length; the error
     /// names the key.
     pub fn vocabulary(&self) -> Result<Option<GgufVocabulary>, FormatError> {
+        self.check_number_of_tokens()?;
         let tokens = self.texts(TOKENS)?;
         let n_tokens = tokens.len();
         let kind = |value| match value {
@@ -138,6 +141,21 @@ impl GgufFile {
             adds_bos: self.flag(ADDS_BOS)?.unwrap_or(adds_bos),
             chat_template: self.text(TEMPLATE)?,
         }))
+    }
+
+    /// Refuses more tokens than the model has embeddings before memory is taken for them.
+    fn check_number_of_tokens(&self) -> Result<(), FormatError> {
+        let (Some(Value::Array(tokens)), Some(embedding)) =
+            (self.get(TOKENS), self.tensors().get(EMBEDDING))
+        else {
+            return Ok(());
+        };
+        let n_rows = embedding.shape.first().copied().unwrap_or(0);
+        if Array::len(&tokens) <= n_rows {
+            return Ok(());
+        }
+        let expected = format!("at most {n_rows} values (rows of {EMBEDDING})");
+        Err(self.bad(TOKENS, self.get(TOKENS), expected))
     }
 
     fn scores(&self, n_tokens: usize) -> Result<Vec<f32>, FormatError> {

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::FormatError;
 use crate::config::native::PARAMS_FILE;
+use crate::convert::NamedFile;
 use crate::durable::{move_dir, read_bounded};
 use crate::licence::licence_of;
 use crate::names::Layout;
@@ -95,7 +96,11 @@ pub(crate) fn write_companions(
     model: &ModelDir,
     writer: &ModelDirWriter,
     numbers: Numbers<'_>,
+    more: &[NamedFile],
 ) -> Result<(), FormatError> {
+    for (name, content) in more {
+        writer.file(name, |writer| writer.write_all(content))?;
+    }
     for name in companions(model.dir())? {
         if name == CARD_FILE && numbers != Numbers::Same {
             continue;

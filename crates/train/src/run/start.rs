@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use formats::checkpoint::{self, Checkpoint};
+use formats::config::to_hf_json;
 use formats::model_dir::ModelDir;
-use formats::{Layout, ModelWeights, WeightName};
+use formats::{FormatError, Layout, ModelWeights, WeightName};
 use model::{ModelConfig, Parameters};
 use tokenizer::Tokenizer;
 
@@ -30,10 +31,21 @@ pub(super) fn initial_parameters(
             let model = ModelDir::open(dir)?;
             let config = ModelConfig::new(model.config().clone())?;
             config.check_trainable()?;
+            check_writable(&model)?;
             read_parameters(&config, model.weights())
         }
         Start::Run(dir) => latest_parameters(dir),
     }
+}
+
+/// Whether the model that training makes could be written: known before the first step, not after the last.
+fn check_writable(model: &ModelDir) -> Result<(), TrainError> {
+    let refused = |setting| FormatError::NotInLayout {
+        path: model.dir().to_owned(),
+        setting,
+        layout: Layout::HuggingFace.title(),
+    };
+    to_hf_json(model.config()).map(|_| ()).map_err(|setting| refused(setting).into())
 }
 
 fn read_parameters(config: &ModelConfig, weights: &ModelWeights) -> Result<Parameters, TrainError> {

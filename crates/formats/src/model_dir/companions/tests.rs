@@ -102,7 +102,7 @@ fn companions_are_not_fetched_through_links_out_of_the_folder() {
         let licence = snapshot.join("LICENSE");
         symlink(target, &licence).unwrap();
         let copied = copy_model(&model, &scratch.join("out"));
-        let converted = write_native(&model, &scratch.join("out"));
+        let converted = write_native(&model, &scratch.join("out"), &[]);
         for error in [copied.unwrap_err(), converted.unwrap_err()] {
             let error = error.to_string();
             assert!(error.contains("LICENSE") && error.contains("key"), "{error}");
@@ -126,8 +126,8 @@ fn what_was_measured_stays_with_the_numbers_that_it_was_measured_of() {
         Lineage { parent: Some("original".to_owned()), ..original.lineage().unwrap().clone() };
     let out = |name: &str| scratch.path().join(name);
     for same in [
-        write_native(&original, &out("native")).unwrap(),
-        write_hugging_face(&original, &out("hf")).unwrap(),
+        write_native(&original, &out("native"), &[]).unwrap(),
+        write_hugging_face(&original, &out("hf"), &[]).unwrap(),
     ] {
         assert_eq!(same.lineage(), Some(&parent));
         assert!(same.file("MODEL_CARD.md").is_ok() && same.file("tekken.json").is_ok());
@@ -136,7 +136,7 @@ fn what_was_measured_stays_with_the_numbers_that_it_was_measured_of() {
     let quantised = write_quantised(&original, &out("quantised"), &Keep, None).unwrap();
     let change = |_: WeightName, _: usize, _: &mut [f32]| {};
     let merged =
-        write_adapted(&original, &out("merged"), "lora", &BTreeSet::new(), &change).unwrap();
+        write_adapted(&original, &out("merged"), "lora", &BTreeSet::new(), &change, &[]).unwrap();
     let adapter = Some("lora".to_owned());
     for (changed, expected) in
         [(quantised, unmeasured.clone()), (merged, Lineage { adapter, ..unmeasured })]
@@ -144,6 +144,22 @@ fn what_was_measured_stays_with_the_numbers_that_it_was_measured_of() {
         assert_eq!(changed.lineage(), Some(&expected));
         assert!(changed.file("MODEL_CARD.md").is_err() && changed.file("tekken.json").is_ok());
     }
+}
+
+#[test]
+fn numbers_that_are_no_numbers_after_a_merge_are_refused() {
+    let scratch = TestDir::new("merge-finite");
+    let original = model_with(&scratch.path().join("original"), &[]);
+    let out = scratch.path().join("out");
+    let changed: BTreeSet<_> = [WeightName::Head].into();
+    let change = |_: WeightName, first: usize, rows: &mut [f32]| {
+        // Finite, and beyond bf16.
+        rows[first % 2] = f32::MAX;
+    };
+    let error = write_adapted(&original, &out, "lora", &changed, &change, &[]).unwrap_err();
+    assert!(error.to_string().contains("`lm_head.weight`"), "{error}");
+    assert!(error.to_string().contains("not finite"), "{error}");
+    assert_eq!(scratch.names(), ["original"], "nothing is left behind");
 }
 
 /// The licence that only the metadata of a GGUF file stated was lost.
@@ -160,10 +176,10 @@ fn a_licence_goes_every_way_with_the_weights() {
     assert_eq!(licence(&bare).as_deref(), Some("mit"));
     let change = |_: WeightName, _: usize, _: &mut [f32]| {};
     for model in [
-        write_hugging_face(&bare, &out("hf")).unwrap(),
-        write_native(&bare, &out("native")).unwrap(),
+        write_hugging_face(&bare, &out("hf"), &[]).unwrap(),
+        write_native(&bare, &out("native"), &[]).unwrap(),
         write_quantised(&bare, &out("quantised"), &Keep, None).unwrap(),
-        write_adapted(&bare, &out("merged"), "lora", &BTreeSet::new(), &change).unwrap(),
+        write_adapted(&bare, &out("merged"), "lora", &BTreeSet::new(), &change, &[]).unwrap(),
     ] {
         let stated = model.lineage().and_then(|lineage| lineage.licence.as_deref());
         assert_eq!(stated, Some("mit"), "{}", model.dir().display());

@@ -332,14 +332,15 @@ fn with_small_widths(text: &str) -> Result<&str, Error> {
     Ok(text)
 }
 
-/// The engine's filter calls others by name, and so itself as often as its arguments say.
+/// The engine's filter calls others by name, and so itself as often as its arguments say, and the checks.
 fn map(
     state: &mut State<'_, '_>,
     value: Value,
     args: Rest<ValueOrKwargs>,
 ) -> Result<Vec<Value>, Error> {
-    if args.first().is_some_and(|name| name.as_str() == Some("map")) {
-        return Err(invalid("map cannot be mapped"));
+    let is_hidden = |name: &str| ["map", BOUNDED, DATA, SHOWN].contains(&name);
+    if args.first().and_then(|name| name.as_str()).is_some_and(is_hidden) {
+        return Err(invalid("this filter cannot be mapped"));
     }
     minijinja::filters::map(state, value, args)
 }

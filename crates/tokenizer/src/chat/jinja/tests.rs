@@ -217,6 +217,7 @@ fn what_a_template_may_do_is_bounded() {
         "{{ 2 in [1] * 100000000 }}",
         "{% for i in [1] * 100000000 %}{% endfor %}",
         "{{ 'a' | map('map', 'map', 'upper') | list }}",
+        "{{ ['a'] | map('shown!') | list }}",
         "{{ 'a' | map(*(['map'] * 100000)) | list }}",
     ] {
         assert_refused(source);
