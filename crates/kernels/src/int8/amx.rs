@@ -1,6 +1,6 @@
 //! AMX: a tile of 16 rows by 16 columns of integer sums for each group (or each half of one, where halves have their own scales),
 //! which AVX-512 scales and adds to sums that stay in registers. Signed codes are unpacked once for all rows of a task. Up to
-//! [`avx512::STREAM_ROWS`] rows take the path of AVX-512, which has the same bits.
+//! [`avx512::TILE_ROWS`] rows take the path of AVX-512, which has the same bits.
 //!
 //! While the sums of a group are scaled, the tile of the next one is under way.
 #![expect(unsafe_code, reason = "tile instructions exist only in inline assembly")]
@@ -27,7 +27,7 @@ const N_SUMS: usize = 2 * BUNDLE * PANEL_WIDTH;
 pub(super) unsafe fn multiply(part: &Part<'_>, scratch: &mut TileScratch) {
     // SAFETY: the caller's promise.
     unsafe {
-        if part.n_rows <= avx512::STREAM_ROWS {
+        if part.n_rows <= avx512::TILE_ROWS {
             return avx512::multiply(part, scratch);
         }
         match part.weight.layout.term() {

@@ -7,13 +7,12 @@ use crate::int8::PackedBlocks;
 use crate::int8::layout::{BYTE_LINES, FACTOR, LINE, Layout, SUPER_GROUPS, Scales};
 use crate::panels::PANEL_WIDTH;
 
-/// Groups of a panel from `first_group` on, which begins a block: `lines` gets the codes less `subtracted`, factors go to `[groups, 2, 16]`.
+/// Groups of a panel from `first_group` on, which begins a block: `lines` gets the codes, factors go to `[groups, 2, 16]`.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn span(
     weight: PackedBlocks<'_>,
     panel: usize,
     first_group: usize,
-    subtracted: u8,
     lines: &mut [u8],
     factors: &mut [f32],
 ) {
@@ -25,18 +24,17 @@ pub(super) fn span(
     let header = &header[block * layout.block_header()..][..header_len];
     let packed = &packed[first_group * layout.group_len()..][..n_groups * layout.group_len()];
     assert!(factors.len() >= n_groups * 2 * PANEL_WIDTH, "factors of {n_groups} groups");
-    let subtracted = _mm256_set1_epi8(subtracted.cast_signed());
     // SAFETY: the slices were cut to `n_groups` groups, which are whole blocks.
     unsafe {
+        self::factors(layout, header.as_ptr(), n_groups, factors.as_mut_ptr());
         for half in 0..2 {
             let (packed, lines) = (packed.as_ptr(), lines.as_mut_ptr());
             let (packed, lines) = (packed.wrapping_add(half * 32), lines.wrapping_add(half * 32));
-            self::factors(layout, header.as_ptr(), half, n_groups, factors.as_mut_ptr());
             match layout.bits {
-                4 => byte_lines::<4>(packed, n_groups, subtracted, lines),
-                5 => byte_lines::<5>(packed, n_groups, subtracted, lines),
-                6 => byte_lines::<6>(packed, n_groups, subtracted, lines),
-                _ => byte_lines::<8>(packed, n_groups, subtracted, lines),
+                4 => byte_lines::<4>(packed, n_groups, lines),
+                5 => byte_lines::<5>(packed, n_groups, lines),
+                6 => byte_lines::<6>(packed, n_groups, lines),
+                _ => byte_lines::<8>(packed, n_groups, lines),
             }
         }
     }
@@ -47,23 +45,29 @@ pub(super) fn span(
 /// # Safety
 /// `packed` has `n_groups` groups of `BITS` lines, `out` as many of eight.
 #[target_feature(enable = "avx2")]
-unsafe fn byte_lines<const BITS: usize>(
-    packed: *const u8,
-    n_groups: usize,
-    subtracted: __m256i,
-    out: *mut u8,
-) {
+unsafe fn byte_lines<const BITS: usize>(packed: *const u8, n_groups: usize, out: *mut u8) {
     for g in 0..n_groups {
         for j in 0..4 {
             // SAFETY: the caller's promise.
             unsafe {
                 let pair = pair::<BITS>(packed.add(g * BITS * LINE), j);
                 let out = out.add((g * BYTE_LINES + j) * LINE);
-                _mm256_storeu_si256(out.cast(), _mm256_sub_epi8(pair[0], subtracted));
-                _mm256_storeu_si256(out.add(4 * LINE).cast(), _mm256_sub_epi8(pair[1], subtracted));
+                _mm256_storeu_si256(out.cast(), pair[0]);
+                _mm256_storeu_si256(out.add(4 * LINE).cast(), pair[1]);
             }
         }
     }
+}
+
+/// Half of line `j`.
+///
+/// # Safety
+/// `lines` are the halves of so many lines.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn load(lines: *const u8, j: usize) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_loadu_si256(lines.add(j * LINE).cast()) }
 }
 
 /// Halves of the byte lines `j` and `4 + j` of a group.
@@ -72,9 +76,9 @@ unsafe fn byte_lines<const BITS: usize>(
 /// `lines` are the halves of the group's `BITS` lines; j is below 4.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn pair<const BITS: usize>(lines: *const u8, j: usize) -> [__m256i; 2] {
+pub(super) unsafe fn pair<const BITS: usize>(lines: *const u8, j: usize) -> [__m256i; 2] {
     // SAFETY: the caller's promise.
-    let line = |i: usize| unsafe { _mm256_loadu_si256(lines.add(i * LINE).cast()) };
+    let line = |i: usize| unsafe { load(lines, i) };
     if BITS == 8 {
         return [line(j), line(4 + j)];
     }
@@ -109,15 +113,14 @@ fn shifted(line: __m256i, left: i32) -> __m256i {
     }
 }
 
-/// The factors of eight rows (a half of the panel's) in groups that are whole blocks, in `[groups, 2, 16]`; where there is one, the second
-/// place is left as it is.
+/// The factors of groups that are whole blocks, `[groups, 2, 16]`; where there is one, the second place is left as it is.
 ///
 /// # Safety
 /// `header` has the blocks, `out` room for the factors.
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn factors(layout: Layout, header: *const u8, half: usize, n_groups: usize, out: *mut f32) {
+pub(super) unsafe fn factors(layout: Layout, header: *const u8, n_groups: usize, out: *mut f32) {
     let n_blocks = n_groups / layout.block_groups;
-    for block in 0..n_blocks {
+    for (block, half) in (0..n_blocks).flat_map(|block| [(block, 0), (block, 1)]) {
         // SAFETY: the caller's promise; a block has the parts that its layout says.
         unsafe {
             let header = header.add(block * layout.block_header());
