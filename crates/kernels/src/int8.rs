@@ -1,6 +1,6 @@
 //! Products of 8-bit rows with quantised weights: `out[t, n] (+)= sum_k x[t, k] * W[n, k]`.
 //!
-//! The weight's blocks are packed once ([`pack`]) without changing a number or adding a bit; rows are rounded to 8 bits per product
+//! The weight's blocks are packed once ([`pack()`]) without changing a number or adding a bit; rows are rounded to 8 bits per product
 //! ([`quantise_rows`]). Few rows cost what reading the packed weight costs, and the unpacking of many is shared by all of them.
 //!
 //! Numerics, the same bits in every family, for any number of rows and threads. K is cut into groups of 32, ascending.
@@ -107,7 +107,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// A packed matrix `[n, k]`, as [`pack`] wrote it.
+/// A packed matrix `[n, k]`, as [`pack()`] wrote it.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedBlocks<'a> {
     bytes: &'a [u8],
@@ -117,7 +117,7 @@ pub struct PackedBlocks<'a> {
 }
 
 impl<'a> PackedBlocks<'a> {
-    /// Views bytes that [`pack`] wrote for this kind and shape. Panels are read fastest where the bytes begin at a multiple of 64.
+    /// Views bytes that [`pack()`] wrote for this kind and shape. Panels are read fastest where the bytes begin at a multiple of 64.
     ///
     /// # Panics
     /// When their number is another.

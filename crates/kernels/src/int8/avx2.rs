@@ -1,8 +1,8 @@
-//! AVX2: a lane is a row of the matrix, eight at a time. VPMADDUBSW multiplies half a line by four codes of a row; its 16-bit sums are added
-//! over as many lines as cannot overflow, then widened.
+//! AVX2: a lane is a row of the matrix, eight at a time. VPMADDUBSW multiplies half a line by four codes of a row; its
+//! 16-bit sums are added over as many lines as cannot overflow, then widened.
 //!
-//! A tile is up to 4 rows by half a panel. Few rows read packed lines and unpack them in registers; for more, spans of a panel are unpacked to
-//! bytes in the nearest cache first.
+//! A tile is up to 4 rows by half a panel. Few rows read packed lines and unpack them in registers; for more, spans of a
+//! panel are unpacked to bytes in the nearest cache first.
 #![expect(unsafe_code, reason = "AVX2 intrinsics on pointers into checked slices")]
 
 use std::arch::x86_64::*;
@@ -22,7 +22,7 @@ const TILE_ROWS: usize = 4;
 const PACKED_ROWS: usize = 8;
 
 /// Packed bytes that are asked for ahead of those in use.
-const PREFETCH: usize = 2048;
+const PREFETCH: usize = 4096;
 
 /// Groups that are unpacked together: 20 KiB.
 const SPAN: usize = 32;
@@ -30,7 +30,7 @@ const SPAN: usize = 32;
 /// Lanes of a register.
 const LANES: usize = 8;
 
-/// How lines become products, for each number of bits of a code. Products of `BATCH` lines are added in 16 bits:
+/// For each number of bits of a code, the lines (`BATCH`) whose products are added in 16 bits:
 /// `127 * 2 * BATCH * (2^bits - 1)` is below 2^15. Eight bits are taken as signed, one line at a time: `127 * 2 * 128` is below 2^15 too.
 const fn batch(bits: usize) -> usize {
     match bits {
@@ -273,7 +273,8 @@ unsafe fn dot<const BITS: usize, const BATCH: usize, const ROWS: usize>(
     })
 }
 
-/// Sums of `ROWS` rows over the four lines of each of `HALVES` halves of a group: in 16 bits where so many lines cannot overflow, else in 32.
+/// Sums of `ROWS` rows over the four lines of each of `HALVES` halves of a group: in 16 bits where so many lines cannot
+/// overflow, else in 32.
 ///
 /// # Safety
 /// `codes` are those of the rows from the first of the halves on.

@@ -18,7 +18,7 @@ pub(super) mod unpack;
 pub(super) const TILE_ROWS: usize = 8;
 
 /// Packed bytes that are asked for ahead of those in use.
-const PREFETCH: usize = 2048;
+const PREFETCH: usize = 4096;
 
 /// Groups that are unpacked together: 20 KiB.
 const SPAN: usize = 32;

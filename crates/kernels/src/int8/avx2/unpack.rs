@@ -7,7 +7,8 @@ use crate::int8::PackedBlocks;
 use crate::int8::layout::{BYTE_LINES, FACTOR, LINE, Layout, SUPER_GROUPS, Scales};
 use crate::panels::PANEL_WIDTH;
 
-/// Groups of a panel from `first_group` on, which begins a block: `lines` gets the codes, factors go to `[groups, 2, 16]`.
+/// Groups of a panel from `first_group` on, which begins a block: `lines` gets the codes, `factors` those of the groups,
+/// `[groups, 2, 16]`.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn span(
     weight: PackedBlocks<'_>,

@@ -6,7 +6,8 @@ use crate::int8::PackedBlocks;
 use crate::int8::layout::{BYTE_LINES, FACTOR, LINE, Layout, SUPER_GROUPS, Scales};
 use crate::panels::PANEL_WIDTH;
 
-/// Groups of a panel from `first_group` on, which begins a block: `lines` gets the codes less `subtracted`, factors go to `[groups, 2, 16]`.
+/// Groups of a panel from `first_group` on, which begins a block: `lines` gets the codes less `subtracted`, `factors` those of
+/// the groups, `[groups, 2, 16]`.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(in crate::int8) fn span(
     weight: PackedBlocks<'_>,
