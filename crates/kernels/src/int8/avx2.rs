@@ -1,14 +1,14 @@
 //! AVX2: a lane is a row of the matrix, eight at a time. VPMADDUBSW multiplies half a line by four codes of a row; its
 //! 16-bit sums are added over as many lines as cannot overflow, then widened.
 //!
-//! A tile is up to 4 rows by half a panel. Few rows read packed lines and unpack them in registers; for more, spans of a
-//! panel are unpacked to bytes in the nearest cache first.
+//! A tile is up to 4 rows by half a panel. The rows of one bundle read packed lines and unpack them in registers; for more,
+//! spans of a panel are unpacked to bytes in the nearest cache first.
 #![expect(unsafe_code, reason = "AVX2 intrinsics on pointers into checked slices")]
 
 use std::arch::x86_64::*;
 
 use super::layout::{BYTE_LINES, GROUP, LINE, SUPER_GROUPS, term};
-use super::{Part, RECORD};
+use super::{BUNDLE, Part, RECORD};
 use crate::matmul::Write;
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
@@ -17,9 +17,6 @@ mod unpack;
 
 /// Most rows of a tile.
 const TILE_ROWS: usize = 4;
-
-/// Most rows for which lines are unpacked in registers.
-const PACKED_ROWS: usize = 8;
 
 /// Packed bytes that are asked for ahead of those in use.
 const PREFETCH: usize = 4096;
@@ -48,7 +45,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>, scratch: &mut TileScratch) {
     let layout = part.weight.layout;
     // SAFETY: the caller's promise.
     unsafe {
-        match (part.n_rows <= PACKED_ROWS, layout.bits, layout.term()) {
+        match (part.n_rows <= BUNDLE, layout.bits, layout.term()) {
             (true, 4, term::OFFSET) => packed_panels::<4, { batch(4) }, { term::OFFSET }>(part),
             (true, 4, _) => packed_panels::<4, { batch(4) }, { term::MINIMUM }>(part),
             (true, 5, term::OFFSET) => packed_panels::<5, { batch(5) }, { term::OFFSET }>(part),
