@@ -15,6 +15,8 @@ use crate::transpose::transpose;
 mod decode;
 mod encode;
 
+pub(crate) use decode::scale_and_min;
+
 /// The kinds of blocks, named as in GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(non_camel_case_types, reason = "the names of the field")]
@@ -220,6 +222,16 @@ impl<'a> BlockMatrix<'a> {
         let expected = n.checked_mul(kind.bytes_of(k));
         assert_eq!(Some(bytes.len()), expected, "bytes of [{n}, {k}] in {kind:?}");
         Self { kind, n, k, bytes }
+    }
+
+    pub(crate) fn kind(self) -> BlockKind {
+        self.kind
+    }
+
+    /// The blocks of a row.
+    pub(crate) fn row(self, row: usize) -> &'a [u8] {
+        let row_bytes = self.kind.bytes_of(self.k);
+        &self.bytes[row * row_bytes..][..row_bytes]
     }
 
     pub(crate) fn shape(self) -> [usize; 2] {

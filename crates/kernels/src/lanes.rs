@@ -31,6 +31,8 @@ pub trait Lanes: Copy {
     fn store_bf16(self, value: Self::F, out: &mut [bf16]);
     /// Writes 2 N values `a0 b0 a1 b1 ...`, rounded as by [`Lanes::store_bf16`].
     fn store_interleaved(self, a: Self::F, b: Self::F, out: &mut [bf16]);
+    /// Writes the first `N` bytes: whole numbers in -128..=127.
+    fn store_bytes(self, value: Self::F, out: &mut [u8]);
     /// a + b
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// a - b

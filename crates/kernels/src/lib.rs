@@ -26,6 +26,7 @@ pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod experts;
+pub mod int8;
 mod lanes;
 pub mod matmul;
 pub mod norm;

@@ -136,7 +136,7 @@ fn q3_k(b: &[u8; 110], out: &mut [f32; SUPER]) {
 
 /// Scale and minimum of part `j` of eight, 6 bits each, out of 12 bytes.
 #[inline(always)]
-fn scale_and_min(scales: &[u8], j: usize) -> [u8; 2] {
+pub(crate) fn scale_and_min(scales: &[u8], j: usize) -> [u8; 2] {
     if j < 4 {
         [scales[j] & 63, scales[j + 4] & 63]
     } else {

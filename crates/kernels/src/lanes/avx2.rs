@@ -96,6 +96,17 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn store_bytes(self, value: __m256, out: &mut [u8]) {
+        let out: &mut [u8; 8] = out.first_chunk_mut().expect("8 bytes");
+        unsafe {
+            let words = _mm256_cvtps_epi32(value);
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let halves = _mm_packs_epi32(low, high);
+            _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packs_epi16(halves, halves));
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_add_ps(a, b) }
     }

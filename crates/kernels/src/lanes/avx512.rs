@@ -85,6 +85,15 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn store_bytes(self, value: __m512, out: &mut [u8]) {
+        let out: &mut [u8; 16] = out.first_chunk_mut().expect("16 bytes");
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_add_ps(a, b) }
     }

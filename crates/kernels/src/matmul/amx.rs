@@ -17,7 +17,7 @@ const TILE_ROWS: usize = 16;
 
 /// The 64 bytes that LDTILECFG reads (Intel SDM, volume 1, 18.2). Unused fields must be zero.
 #[repr(C, align(64))]
-struct TileConfig {
+pub(crate) struct TileConfig {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -26,9 +26,8 @@ struct TileConfig {
 }
 
 impl TileConfig {
-    /// Sums and left operand with `rows[0]` and `rows[1]` rows, panels with 16.
-    fn new(rows: [usize; 2]) -> Self {
-        let [top, bottom] = rows.map(|n| u8::try_from(n).expect("a tile has at most 16 rows"));
+    /// Tiles of the numbers of rows and of bytes in a row given. A tile of no rows must have no bytes either.
+    pub(crate) fn new(shapes: [[usize; 2]; 8]) -> Self {
         let mut config = Self {
             palette: 1,
             start_row: 0,
@@ -36,14 +35,38 @@ impl TileConfig {
             row_bytes: [0; 16],
             n_rows: [0; 16],
         };
-        let used = [top, top, bottom, bottom, top, bottom, 16, 16];
-        for (tile, n_rows) in used.into_iter().enumerate() {
-            // A tile of no rows must have no bytes either.
-            config.row_bytes[tile] = if n_rows == 0 { 0 } else { 64 };
-            config.n_rows[tile] = n_rows;
+        for (tile, [n_rows, row_bytes]) in shapes.into_iter().enumerate() {
+            config.n_rows[tile] = u8::try_from(n_rows).expect("a tile has at most 16 rows");
+            config.row_bytes[tile] = u16::try_from(row_bytes).expect("a row has at most 64 bytes");
         }
         config
     }
+
+    /// Configures this thread's tiles.
+    ///
+    /// # Safety
+    /// The process may use AMX; the shapes are valid.
+    pub(crate) unsafe fn load(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) std::ptr::from_ref(self), options(nostack, readonly))
+        };
+    }
+
+    /// Ends the use of tiles. Without live tiles the system saves less on a thread switch.
+    ///
+    /// # Safety
+    /// The process may use AMX.
+    pub(crate) unsafe fn release() {
+        // SAFETY: the caller's promise.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// Sums and left operand with `rows[0]` and `rows[1]` rows, panels with 16.
+fn configuration([top, bottom]: [usize; 2]) -> TileConfig {
+    let used = [top, top, bottom, bottom, top, bottom, TILE_ROWS, TILE_ROWS];
+    TileConfig::new(used.map(|n_rows| [n_rows, if n_rows == 0 { 0 } else { 64 }]))
 }
 
 /// The product of a block of bf16. `rows` has room for the block's left operand at whole steps of K, `sums` for four tiles.
@@ -66,11 +89,9 @@ pub(super) unsafe fn multiply(block: &Block, rows: &mut [f32], sums: &mut [f32])
         let n_rows = (block.n_rows - row).min(2 * TILE_ROWS);
         if configured != Some(n_rows) {
             let top = n_rows.min(TILE_ROWS);
-            let config = TileConfig::new([top, n_rows - top]);
+            let config = configuration([top, n_rows - top]);
             // SAFETY: the process may use AMX; the configuration is valid.
-            unsafe {
-                asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly))
-            };
+            unsafe { config.load() };
             configured = Some(n_rows);
         }
         for column in (0..block.n_columns).step_by(2 * PANEL_WIDTH) {
@@ -78,8 +99,8 @@ pub(super) unsafe fn multiply(block: &Block, rows: &mut [f32], sums: &mut [f32])
             unsafe { multiply_tiles(&block, row, n_rows, column, sums) };
         }
     }
-    // SAFETY: the process may use AMX. Without live tiles the system saves less on a thread switch.
-    unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    // SAFETY: the process may use AMX.
+    unsafe { TileConfig::release() };
 }
 
 /// Copies the left operand into rows of `n_tile_groups` groups, zeros at their ends: a tile reads whole steps of K, and what

@@ -1,0 +1,80 @@
+//! Prints the speed of products of 8-bit rows with packed blocks: `cargo run --release -p kernels --example int8_speed [FAMILY] [KIND]`.
+//!
+//! Each line: family, threads, kind, shape, rows; bytes of the packed weight and weights read per second, and operations per second. Weights
+//! that are used one after the other are together larger than a cache, so that bytes come from memory.
+#![expect(clippy::print_stdout, reason = "an example prints")]
+
+use std::time::Instant;
+
+use kernels::blocks::{BlockKind, BlockMatrix};
+use kernels::int8::{self, PackedBlocks, Rows};
+use kernels::matmul::Write;
+use kernels::{Buffer, Compute, Family, detect_features};
+
+const SHAPES: [[usize; 2]; 3] = [[2048, 2048], [8192, 2048], [14336, 4096]];
+const KINDS: [BlockKind; 3] = [BlockKind::Q4_K, BlockKind::Q6_K, BlockKind::Q8_0];
+const N_ROWS: [usize; 4] = [1, 4, 16, 512];
+
+/// Bytes of all weights that a measurement goes through.
+const FOOTPRINT: usize = 256 << 20;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let families = Family::ALL.into_iter().skip(1).filter(|f| f.runs_on(detect_features()));
+    for family in families.filter(|f| arguments.first().is_none_or(|name| name == f.name())) {
+        for n_threads in [1, 2] {
+            let compute = Compute::forced(family, n_threads)?;
+            let is_wanted =
+                |kind: &BlockKind| arguments.get(1).is_none_or(|name| *name == format!("{kind:?}"));
+            for kind in KINDS.into_iter().filter(is_wanted) {
+                for shape in SHAPES {
+                    measure(&compute, kind, shape);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn measure(compute: &Compute, kind: BlockKind, [n, k]: [usize; 2]) {
+    let mut state = 1_u64;
+    let blocks: Vec<u8> = (0..n * kind.bytes_of(k))
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Halves of small numbers, so that no factor is infinite.
+            (state >> 57) as u8 & 0x2F
+        })
+        .collect();
+    let len = int8::packed_len(kind, [n, k]);
+    let n_weights = FOOTPRINT.div_ceil(len);
+    let mut packed = Buffer::<u8>::zeroed(n_weights * len);
+    for out in packed.chunks_exact_mut(len) {
+        int8::pack(compute, BlockMatrix::new(kind, &blocks, [n, k]), out);
+    }
+    for m in N_ROWS {
+        let x: Vec<f32> = (0..m * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        let mut rows = Buffer::<u8>::zeroed(int8::rows_len([m, k]));
+        let mut out = Buffer::<f32>::zeroed(m * n);
+        // The fastest product: others share the machine.
+        let (start, mut best) = (Instant::now(), f64::INFINITY);
+        for packed in packed.chunks_exact(len).cycle() {
+            let product_start = Instant::now();
+            int8::quantise_rows(compute, &x, [m, k], &mut rows);
+            let weight = PackedBlocks::new(kind, packed, [n, k]);
+            let rows = Rows::new(&rows, [m, k]);
+            int8::matmul(compute, rows, weight, &mut out, n, Write::Overwrite);
+            best = best.min(product_start.elapsed().as_secs_f64());
+            if start.elapsed().as_secs_f64() > 1.0 {
+                break;
+            }
+        }
+        println!(
+            "{:7} {} {kind:?} [{n:5}, {k}] m {m:3}: {:5.1} GB/s {:5.1} Gweights/s {:6.0} GFLOP/s",
+            compute.family().name(),
+            compute.n_threads(),
+            len as f64 / best / 1e9,
+            (n * k) as f64 / best / 1e9,
+            2.0 * (m * n * k) as f64 / best / 1e9,
+        );
+    }
+}

@@ -1,0 +1,259 @@
+//! Products of 8-bit rows with quantised weights: `out[t, n] (+)= sum_k x[t, k] * W[n, k]`.
+//!
+//! The weight's blocks are packed once ([`pack()`]) without changing a number or adding a bit; rows are rounded to 8 bits per product
+//! ([`quantise_rows`]). Few rows cost what reading the packed weight costs, and the unpacking of many is shared by all of them.
+//!
+//! Numerics, the same bits in every family, for any number of rows and threads. K is cut into groups of 32, ascending.
+//! A row's group has a scale `s`, codes `q` in -127..=127 and their sum `X`; a weight's group has unsigned codes `c`:
+//! - `acc = fma(s, t, acc)`, beginning at zero ([`Write::Overwrite`]) or at what `out` held ([`Write::Accumulate`]);
+//! - `Q4_0`, `Q5_0`, `Q8_0`: `t = d * I`, `I = sum (c - o) q` with `o` 8, 16, 128;
+//! - `Q4_1`, `Q5_1`, `Q4_K`, `Q5_K`: `t = fma(-X, m, w * I)`, `I = sum c q`. `w` is `d` or `d * scale`, `m` is the negated minimum
+//!   or `dmin * minimum`, each one f32 product;
+//! - `Q6_K`: `t = fma(w1, I1, w0 * I0)`, `I = sum (c - 32) q` over each half of the group, `w = d * scale`.
+//!
+//! `I` and `X` are whole numbers below 2^24, so they are exact, as integers or as f32, however they are summed: only
+//! the roundings written above exist. Against the product with the weight's own numbers the error of an output is at most
+//! `sum over groups of s / 2 * sum |W|`, plus the f32 roundings.
+//!
+//! A value of a row that is not finite makes all outputs of that row NaN. A factor of a block that is not finite leaves no finite
+//! number in its column.
+
+use crate::blocks::BlockKind;
+use crate::compute::{Compute, Family};
+use crate::matmul::Write;
+use crate::panels::PANEL_WIDTH;
+use crate::pool::{SliceParts, TileScratch};
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod layout;
+mod pack;
+mod quantise;
+mod reference;
+
+use layout::{GROUP, Layout};
+pub use pack::pack;
+pub use quantise::quantise_rows;
+
+/// Rows that stand together in [`Rows`], so that a tile of them is read in one piece.
+const BUNDLE: usize = 16;
+
+/// Bytes of one row in a group: 32 codes, then as f32 the scale and the sums of all codes and of each half of them.
+const RECORD: usize = GROUP + 16;
+
+/// Rows of one task. Its panels are unpacked once for all of them.
+const TASK_ROWS: usize = 512;
+/// Most panels of one task.
+const TASK_PANELS: usize = 8;
+/// Tasks for each thread, where there are panels enough: what one thread does alone at the end is a small part.
+const TASKS_PER_THREAD: usize = 8;
+
+/// Whether weights of this kind are packed.
+#[must_use]
+pub fn is_packed(kind: BlockKind) -> bool {
+    Layout::of(kind).is_some()
+}
+
+/// Bytes of a packed `[n, k]` matrix: those of its blocks, n rounded up to 16, and at most 32 for each 16 rows.
+///
+/// # Panics
+/// When the kind is not packed, k is not whole blocks or the number overflows.
+#[must_use]
+pub fn packed_len(kind: BlockKind, [n, k]: [usize; 2]) -> usize {
+    let panel = Layout::expect(kind).panel_len(k);
+    n.div_ceil(PANEL_WIDTH).checked_mul(panel).expect("the number of bytes fits usize")
+}
+
+/// Bytes of `m` quantised rows of `k` values.
+///
+/// # Panics
+/// When k is not whole groups of 32 or the number overflows.
+#[must_use]
+pub fn rows_len([m, k]: [usize; 2]) -> usize {
+    assert!(k.is_multiple_of(GROUP), "k {k} is no multiple of {GROUP}");
+    m.checked_mul(k / GROUP * RECORD).expect("the number of bytes fits usize")
+}
+
+/// Quantised rows `[m, k]`, as [`quantise_rows`] wrote them.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    bytes: &'a [u8],
+    m: usize,
+    k: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Views bytes that [`quantise_rows`] wrote for this shape.
+    ///
+    /// # Panics
+    /// When their number is another.
+    #[must_use]
+    pub fn new(bytes: &'a [u8], [m, k]: [usize; 2]) -> Self {
+        assert_eq!(bytes.len(), rows_len([m, k]), "bytes of [{m}, {k}]");
+        Self { bytes, m, k }
+    }
+
+    /// The groups of the 16 rows (fewer at the end) from `row` on, and how many rows they are. A group has the codes of all its
+    /// rows, then all scales, all sums, all sums of first halves, all of second halves.
+    fn bundle(&self, row: usize) -> (&'a [u8], usize) {
+        assert!(row.is_multiple_of(BUNDLE) && row < self.m, "row {row} of {}", self.m);
+        let n_rows = BUNDLE.min(self.m - row);
+        let row_bytes = self.k / GROUP * RECORD;
+        (&self.bytes[row * row_bytes..][..n_rows * row_bytes], n_rows)
+    }
+}
+
+/// A packed matrix `[n, k]`, as [`pack()`] wrote it.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedBlocks<'a> {
+    bytes: &'a [u8],
+    layout: Layout,
+    n: usize,
+    k: usize,
+}
+
+impl<'a> PackedBlocks<'a> {
+    /// Views bytes that [`pack()`] wrote for this kind and shape. Panels are read fastest where the bytes begin at a multiple of 64.
+    ///
+    /// # Panics
+    /// When their number is another.
+    #[must_use]
+    pub fn new(kind: BlockKind, bytes: &'a [u8], [n, k]: [usize; 2]) -> Self {
+        assert_eq!(bytes.len(), packed_len(kind, [n, k]), "bytes of packed [{n}, {k}] in {kind:?}");
+        Self { bytes, layout: Layout::expect(kind), n, k }
+    }
+
+    /// `[n, k]`.
+    #[must_use]
+    pub fn shape(&self) -> [usize; 2] {
+        [self.n, self.k]
+    }
+
+    /// The factors of a panel, block by block, and its lines, group by group.
+    fn panel(&self, panel: usize) -> (&'a [u8], &'a [u8]) {
+        let len = self.layout.panel_len(self.k);
+        self.bytes[panel * len..][..len].split_at(self.layout.header_len(self.k))
+    }
+}
+
+/// A part of a product: all of K for some rows and some panels.
+#[derive(Clone, Copy, Debug)]
+struct Part<'a> {
+    rows: Rows<'a>,
+    weight: PackedBlocks<'a>,
+    /// A multiple of [`BUNDLE`].
+    row: usize,
+    n_rows: usize,
+    panel: usize,
+    n_panels: usize,
+    /// Value (0, 0) of the whole output.
+    out: *mut f32,
+    out_stride: usize,
+    write: Write,
+}
+
+impl Part<'_> {
+    /// Where the outputs of a row and a panel begin.
+    fn out_at(&self, row: usize, panel: usize) -> *mut f32 {
+        self.out.wrapping_add(row * self.out_stride + panel * PANEL_WIDTH)
+    }
+
+    /// Columns of a panel that the output has.
+    fn width(&self, panel: usize) -> usize {
+        PANEL_WIDTH.min(self.weight.n - panel * PANEL_WIDTH)
+    }
+
+    /// What sums begin with at a group of K: zero, or what the output holds.
+    fn write_at(&self, group: usize) -> Write {
+        if group == 0 { self.write } else { Write::Accumulate }
+    }
+
+    /// First rows of the bundles.
+    fn bundles(&self) -> impl Iterator<Item = usize> + use<> {
+        (self.row..self.row + self.n_rows).step_by(BUNDLE)
+    }
+
+    /// The panels.
+    fn panels(&self) -> std::ops::Range<usize> {
+        self.panel..self.panel + self.n_panels
+    }
+}
+
+/// Product of quantised rows with a packed weight on all threads: `out[t, n] (+)= sum_k rows[t, k] * weight[n, k]`.
+///
+/// Shapes: rows `[m, k]`; weight `[n, k]`; out `[m, n]`, its rows at a distance of `out_stride`, other columns are not touched.
+/// Overwrites or accumulates, as `write` says. Numerics: module documentation. Source: the integer product per group follows
+/// ggml `vec_dot_q4_K_q8_K` and its kin, with a scale for each 32 values of a row instead of 256.
+///
+/// # Panics
+/// When a slice does not fit the shape.
+#[expect(unsafe_code, reason = "tasks write disjoint tiles of one matrix")]
+pub fn matmul(
+    compute: &Compute,
+    rows: Rows<'_>,
+    weight: PackedBlocks<'_>,
+    out: &mut [f32],
+    out_stride: usize,
+    write: Write,
+) {
+    let (m, [n, k]) = (rows.m, weight.shape());
+    assert_eq!(rows.k, k, "k of the rows and of the weight");
+    if m == 0 || n == 0 {
+        return;
+    }
+    let out_len = (m - 1).checked_mul(out_stride).and_then(|start| start.checked_add(n));
+    assert!(out_stride >= n && out_len.is_some_and(|len| out.len() >= len), "out is [{m}, {n}]");
+    let n_panels = n.div_ceil(PANEL_WIDTH);
+    // Pairs of panels share what is read of the rows. How the panels are shared out changes no bit.
+    let wanted_tasks = TASKS_PER_THREAD * compute.n_threads();
+    let task_panels = (n_panels / wanted_tasks).clamp(1, TASK_PANELS).next_multiple_of(2);
+    let (n_row_tasks, n_panel_tasks) = (m.div_ceil(TASK_ROWS), n_panels.div_ceil(task_panels));
+    let parts = SliceParts::new(out);
+    let family = compute.family();
+    compute.pool().run(n_row_tasks * n_panel_tasks, |task_idx, scratch| {
+        let row = task_idx % n_row_tasks * TASK_ROWS;
+        let panel = task_idx / n_row_tasks * task_panels;
+        let part = Part {
+            rows,
+            weight,
+            row,
+            n_rows: TASK_ROWS.min(m - row),
+            panel,
+            n_panels: task_panels.min(n_panels - panel),
+            out: parts.pointer(0),
+            out_stride,
+            write,
+        };
+        // SAFETY: the output was checked above; parts of different tasks do not overlap.
+        unsafe { multiply(family, &part, &mut scratch.tiles) };
+    });
+}
+
+/// # Safety
+/// The output holds the part's rows and columns, and nobody else uses them meanwhile.
+#[expect(unsafe_code, reason = "see Safety")]
+unsafe fn multiply(family: Family, part: &Part<'_>, scratch: &mut TileScratch) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the family runs only where detection found its instructions; the rest is the caller's promise.
+    unsafe {
+        match family {
+            Family::Reference => reference::multiply(part),
+            Family::Avx2 => avx2::multiply(part, scratch),
+            Family::Avx512 => avx512::multiply(part, scratch),
+            Family::Amx => amx::multiply(part, scratch),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        let _ = (family, scratch);
+        reference::multiply(part);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! Rows in 8 bits.
+
+use super::{BUNDLE, GROUP, RECORD, rows_len};
+use crate::compute::{Compute, Family};
+use crate::lanes::{LaneKernel, Lanes, dispatch};
+use crate::operand::Operand;
+use crate::pool::SliceParts;
+
+/// Groups of one task.
+const TASK_GROUPS: usize = 64;
+
+/// Below this the inverse of a scale would be infinite.
+const SMALLEST_PEAK: f32 = 1.0 / (1_u128 << 120) as f32;
+
+/// Rows in 8 bits, with a scale for each 32 values: `q[t, k] = round(x[t, k] * (127 / max|x|))`, `s = max|x| / 127`, the maximum
+/// being that of the group.
+///
+/// Shapes: x `[m, k]`; out [`rows_len`], read by [`super::Rows`]. Overwrites; the same bytes for every family.
+/// Numerics: each quotient and product is rounded to f32, the code to the nearest whole number, ties to even; codes are in
+/// -127..=127. A group whose maximum is below 2^-120 is zero. One with a value that is not finite gets the scale NaN.
+///
+/// # Panics
+/// When a slice does not fit the shape, or k is not whole groups of 32.
+#[expect(unsafe_code, reason = "tasks write disjoint groups of a bundle")]
+pub fn quantise_rows<T: Operand>(compute: &Compute, x: &[T], [m, k]: [usize; 2], out: &mut [u8]) {
+    assert_eq!(out.len(), rows_len([m, k]), "bytes of [{m}, {k}]");
+    assert_eq!(Some(x.len()), m.checked_mul(k), "x is [{m}, {k}]");
+    let n_groups = k / GROUP;
+    let n_group_tasks = n_groups.div_ceil(TASK_GROUPS);
+    let parts = SliceParts::new(out);
+    let family = compute.family();
+    compute.pool().run(m.div_ceil(BUNDLE) * n_group_tasks, |task_idx, _| {
+        let row = task_idx / n_group_tasks * BUNDLE;
+        let first_group = task_idx % n_group_tasks * TASK_GROUPS;
+        let n_rows = BUNDLE.min(m - row);
+        let n_task_groups = TASK_GROUPS.min(n_groups - first_group);
+        let start = (row * n_groups + first_group * n_rows) * RECORD;
+        // SAFETY: groups of different tasks do not overlap, and each index is run once.
+        let out = unsafe { parts.range(start, n_task_groups * n_rows * RECORD) };
+        let x = &x[row * k + first_group * GROUP..];
+        let task = Quantise { x, k, n_rows, out };
+        match family {
+            Family::Reference => {
+                task.quantise(|x, codes| quantise_group(x.each_ref().map(|x| x.to_f32()), codes));
+            }
+            family => dispatch(family, task),
+        }
+    });
+}
+
+struct Quantise<'a, T> {
+    /// From the first group of the first row on.
+    x: &'a [T],
+    k: usize,
+    n_rows: usize,
+    out: &'a mut [u8],
+}
+
+impl<T: Operand> Quantise<'_, T> {
+    #[inline(always)]
+    fn quantise(self, group_numbers: impl Fn(&[T; GROUP], &mut [u8; GROUP]) -> [f32; 4]) {
+        let n_rows = self.n_rows;
+        for (group, out) in self.out.chunks_exact_mut(n_rows * RECORD).enumerate() {
+            let (codes, factors) = out.split_at_mut(n_rows * GROUP);
+            for (row, codes) in codes.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                let x = self.x[row * self.k + group * GROUP..].first_chunk().expect("a group");
+                for (i, number) in group_numbers(x, codes).into_iter().enumerate() {
+                    factors[(i * n_rows + row) * 4..][..4].copy_from_slice(&number.to_ne_bytes());
+                }
+            }
+        }
+    }
+}
+
+impl<T: Operand> LaneKernel for Quantise<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        self.quantise(|x, codes| quantise_group_on(lanes, x, codes));
+    }
+}
+
+/// As [`quantise_group`], which is the definition.
+#[inline(always)]
+fn quantise_group_on<T: Operand, L: Lanes>(
+    lanes: L,
+    x: &[T; GROUP],
+    codes: &mut [u8; GROUP],
+) -> [f32; 4] {
+    let zero = lanes.splat(0.0);
+    let (mut peak, mut not_finite) = (zero, zero);
+    for i in (0..GROUP).step_by(L::N) {
+        let x = T::load(lanes, &x[i..]);
+        peak = lanes.max(peak, lanes.max(x, lanes.sub(zero, x)));
+        // Zero, or NaN.
+        not_finite = lanes.mul_add(x, zero, not_finite);
+    }
+    let (peak, is_finite) = (lanes.reduce_max(peak), lanes.reduce_sum(not_finite) == 0.0);
+    if !is_finite || peak < SMALLEST_PEAK {
+        codes.fill(0);
+        return [if is_finite { 0.0 } else { f32::NAN }, 0.0, 0.0, 0.0];
+    }
+    let inverse = lanes.splat(127.0 / peak);
+    let mut sums = [zero; 2];
+    for i in (0..GROUP).step_by(L::N) {
+        let q = lanes.round(lanes.mul(T::load(lanes, &x[i..]), inverse));
+        lanes.store_bytes(q, &mut codes[i..]);
+        sums[i / (GROUP / 2)] = lanes.add(sums[i / (GROUP / 2)], q);
+    }
+    // Sums of small whole numbers are exact in any order.
+    let [first, second] = sums.map(|sum| lanes.reduce_sum(sum));
+    [peak / 127.0, first + second, first, second]
+}
+
+/// Writes the codes; gives the scale, their sum, and the sums of both halves.
+fn quantise_group(x: [f32; GROUP], codes: &mut [u8; GROUP]) -> [f32; 4] {
+    // As whole numbers magnitudes have the order of their values, infinity and NaN being above all.
+    let peak = f32::from_bits(x.iter().fold(0, |peak, x| peak.max(x.abs().to_bits())));
+    if !peak.is_finite() || peak < SMALLEST_PEAK {
+        codes.fill(0);
+        return [if peak.is_finite() { 0.0 } else { f32::NAN }, 0.0, 0.0, 0.0];
+    }
+    let inverse = 127.0 / peak;
+    let q = x.map(|x| (x * inverse).round_ties_even());
+    for (code, q) in codes.iter_mut().zip(q) {
+        *code = (q as i8).cast_unsigned();
+    }
+    let (first, second) = q.split_at(GROUP / 2);
+    let (first, second) = (first.iter().sum::<f32>(), second.iter().sum::<f32>());
+    [peak / 127.0, first + second, first, second]
+}

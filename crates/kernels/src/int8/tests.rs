@@ -1,0 +1,458 @@
+use half::bf16;
+use proptest::prelude::*;
+use testkit::amx_emulator::{self, Opcode};
+use testkit::close::Tolerance;
+use testkit::random::Rng;
+
+use super::*;
+use crate::blocks::BlockMatrix;
+use crate::operand::Operand;
+use crate::test_support::{
+    LARGE, bits, check_rows_alone_and_among_others, check_special_values, check_threads, computes,
+    fast_computes, normal, reference as reference_compute, rows as rows_of,
+};
+
+const KINDS: [BlockKind; 8] = [
+    BlockKind::Q4_0,
+    BlockKind::Q4_1,
+    BlockKind::Q5_0,
+    BlockKind::Q5_1,
+    BlockKind::Q8_0,
+    BlockKind::Q4_K,
+    BlockKind::Q5_K,
+    BlockKind::Q6_K,
+];
+
+/// Where the factors of a block stand.
+fn factor_places(kind: BlockKind) -> &'static [usize] {
+    match kind {
+        BlockKind::Q4_1 | BlockKind::Q5_1 | BlockKind::Q4_K | BlockKind::Q5_K => &[0, 2],
+        BlockKind::Q6_K => &[208],
+        _ => &[0],
+    }
+}
+
+/// A matrix of random blocks with the factors given.
+fn blocks_with(kind: BlockKind, factors: &[f32], seed: u64) -> Vec<u8> {
+    let places = factor_places(kind);
+    let mut rng = Rng::new(seed);
+    let mut bytes = Vec::new();
+    for factors in factors.chunks_exact(places.len()) {
+        let mut block: Vec<u8> = (0..kind.block_bytes()).map(|_| rng.below(256) as u8).collect();
+        for (&at, &factor) in places.iter().zip(factors) {
+            block[at..at + 2].copy_from_slice(&half::f16::from_f32(factor).to_le_bytes());
+        }
+        bytes.extend(block);
+    }
+    bytes
+}
+
+fn n_factors(kind: BlockKind, [n, k]: [usize; 2]) -> usize {
+    n * k / kind.block_len() * factor_places(kind).len()
+}
+
+fn random_blocks(kind: BlockKind, shape: [usize; 2], seed: u64) -> Vec<u8> {
+    blocks_with(kind, &normal(seed ^ 1, n_factors(kind, shape), 0.01), seed)
+}
+
+fn packed(compute: &Compute, kind: BlockKind, blocks: &[u8], shape: [usize; 2]) -> Vec<u8> {
+    let mut out = vec![0xAA; packed_len(kind, shape)];
+    pack(compute, BlockMatrix::new(kind, blocks, shape), &mut out);
+    out
+}
+
+fn quantised<T: Operand>(compute: &Compute, x: &[T], shape: [usize; 2]) -> Vec<u8> {
+    let mut out = vec![0xAA; rows_len(shape)];
+    quantise_rows(compute, x, shape, &mut out);
+    out
+}
+
+/// The product of `x [m, k]` and packed blocks.
+fn product(
+    compute: &Compute,
+    x: &[f32],
+    (kind, packed): (BlockKind, &[u8]),
+    [m, n, k]: [usize; 3],
+) -> Vec<f32> {
+    let x = quantised(compute, x, [m, k]);
+    let mut out = vec![7.0; m * n];
+    let weight = PackedBlocks::new(kind, packed, [n, k]);
+    matmul(compute, Rows::new(&x, [m, k]), weight, &mut out, n, Write::Overwrite);
+    out
+}
+
+/// Lengths of K that are whole blocks, within a span of groups and beyond.
+fn some_k(kind: BlockKind) -> &'static [usize] {
+    if kind.block_len() == 32 { &[32, 96, 544, 1120] } else { &[256, 768, 1280] }
+}
+
+/// Every number is the scale times the code less the offset, or less the minimum, in the very f32 operations of `decode`.
+#[test]
+fn packed_numbers_are_those_of_the_blocks() {
+    for kind in KINDS {
+        for shape in [[1, 256], [16, 512], [37, 768]] {
+            let [n, k] = shape;
+            let blocks = random_blocks(kind, shape, 1);
+            let mut numbers = vec![0.0; n * k];
+            kind.decode(&blocks, &mut numbers);
+            for compute in computes(2) {
+                let bytes = packed(&compute, kind, &blocks, shape);
+                let weight = PackedBlocks::new(kind, &bytes, shape);
+                for (i, expected) in numbers.iter().enumerate() {
+                    let (row, group, at) = (i / k, i % k / GROUP, i % GROUP);
+                    let code = i16::from(reference::codes(weight, row, group)[at])
+                        - i16::from(weight.layout.offset());
+                    let [first, second] = reference::factors(weight, row, group);
+                    let number = match weight.layout.term() {
+                        layout::term::OFFSET => first * f32::from(code),
+                        layout::term::MINIMUM => first * f32::from(code) - second,
+                        _ if at < GROUP / 2 => first * f32::from(code),
+                        _ => second * f32::from(code),
+                    };
+                    assert_eq!(number.to_bits(), expected.to_bits(), "{kind:?} {row} {}", i % k);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn packing_adds_nothing_to_whole_panels() {
+    for kind in KINDS {
+        let (n, k) = (64, 4096);
+        assert_eq!(packed_len(kind, [n, k]), n * kind.bytes_of(k), "{kind:?}");
+        let odd = kind.block_len();
+        assert!(packed_len(kind, [1, odd]) <= 16 * kind.bytes_of(odd) + 32, "{kind:?}");
+        assert_eq!(packed_len(kind, [0, odd]) + packed_len(kind, [5, 0]), 0);
+    }
+}
+
+fn check_quantised<T: Operand>(x: &[f32], [m, k]: [usize; 2]) {
+    let x: Vec<T> = x.iter().map(|&x| T::from_f32(x)).collect();
+    let expected = quantised(&reference_compute(), &x, [m, k]);
+    for compute in [fast_computes(1), fast_computes(2)].concat() {
+        assert!(quantised(&compute, &x, [m, k]) == expected, "{}", compute.family());
+    }
+    let rows = Rows::new(&expected, [m, k]);
+    for row in 0..m {
+        for group in 0..k / GROUP {
+            let x = &x[row * k + group * GROUP..][..GROUP];
+            let got = reference::row_group(rows, row, group);
+            let sum: i32 = got.codes.iter().copied().map(i32::from).sum();
+            assert_eq!(got.sum, sum as f32);
+            let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.to_f32().abs()));
+            assert_eq!(got.scale, peak / 127.0);
+            for (x, code) in x.iter().zip(got.codes) {
+                let error = (f64::from(x.to_f32()) - f64::from(got.scale) * f64::from(code)).abs();
+                assert!(code > -128 && error <= f64::from(got.scale) * 0.50001, "{x:?} {code}");
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_are_the_nearest_and_the_same_in_every_family() {
+    for m in [1, 2, 15, 16, 17, 40] {
+        let k = 2176;
+        for scale in [1.0, 1e-30, 1e35] {
+            check_quantised::<f32>(&normal(m as u64, m * k, scale), [m, k]);
+            check_quantised::<bf16>(&normal(m as u64, m * k, scale), [m, k]);
+        }
+    }
+    check_quantised::<f32>(&[0.0; 64], [1, 64]);
+}
+
+#[test]
+fn ties_go_to_even_and_unusual_groups_have_their_scales() {
+    let mut x = [0.0; 4 * GROUP];
+    // A step of two: 1 and 3 lie between codes.
+    x[..5].copy_from_slice(&[254.0, 1.0, 3.0, -1.0, -5.0]);
+    x[GROUP + 7] = f32::NAN;
+    x[2 * GROUP + 7] = f32::NEG_INFINITY;
+    x[3 * GROUP + 7] = 1e-40;
+    for compute in computes(1) {
+        let bytes = quantised(&compute, &x, [1, x.len()]);
+        let rows = Rows::new(&bytes, [1, x.len()]);
+        assert_eq!(reference::row_group(rows, 0, 0).codes[..5], [127, 0, 2, 0, -2]);
+        for group in 1..4 {
+            let got = reference::row_group(rows, 0, group);
+            assert_eq!((got.codes, got.sum), ([0; GROUP], 0.0));
+            assert_eq!(got.scale.is_nan(), group < 3, "{}", got.scale);
+        }
+    }
+}
+
+#[test]
+fn every_family_has_the_bits_of_the_definition_over_odd_shapes() {
+    for kind in KINDS {
+        for (case, &k) in some_k(kind).iter().enumerate() {
+            for n in [1, 15, 16, 17, 40, 70] {
+                let blocks = random_blocks(kind, [n, k], (case * 100 + n) as u64);
+                let packed = packed(&reference_compute(), kind, &blocks, [n, k]);
+                for m in [1, 2, 3, 4, 5, 7, 12, 16, 17, 23] {
+                    let x = normal(m as u64, m * k, 1.0);
+                    let expected = product(&reference_compute(), &x, (kind, &packed), [m, n, k]);
+                    for compute in fast_computes(2) {
+                        let got = product(&compute, &x, (kind, &packed), [m, n, k]);
+                        let family = compute.family();
+                        assert!(bits(&got) == bits(&expected), "{kind:?} {m} {n} {k} {family}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The largest codes there are: sums must not leave their types.
+#[test]
+fn extreme_codes_are_exact() {
+    for kind in KINDS {
+        for byte in [0x00, 0x7F, 0x80, 0xFF] {
+            let (n, k) = (17, 512);
+            let mut blocks = vec![byte; n * kind.bytes_of(k)];
+            for block in blocks.chunks_exact_mut(kind.block_bytes()) {
+                for &at in factor_places(kind) {
+                    block[at..at + 2].copy_from_slice(&half::f16::from_f32(0.5).to_le_bytes());
+                }
+            }
+            let packed = packed(&reference_compute(), kind, &blocks, [n, k]);
+            for sign in [1.0, -1.0] {
+                let x = vec![sign; 6 * k];
+                for m in [1, 6] {
+                    let (x, dims) = (&x[..m * k], [m, n, k]);
+                    let expected = product(&reference_compute(), x, (kind, &packed), dims);
+                    for compute in fast_computes(1) {
+                        let got = product(&compute, x, (kind, &packed), dims);
+                        let family = compute.family();
+                        assert!(bits(&got) == bits(&expected), "{kind:?} {byte} {m} {family}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rounding a row to 8 bits moves each value by at most half a step: `sum over groups of s / 2 * sum |W|`. Beside that stand f32 roundings:
+/// of `k / 32` sums, and of products with codes and minima, which are larger than the numbers: 2^-18 of the magnitudes is far above.
+#[test]
+fn products_are_within_half_a_step_of_the_exact_product() {
+    let (m, n) = (5, 20);
+    for kind in KINDS {
+        for &k in some_k(kind) {
+            let blocks = random_blocks(kind, [n, k], 3);
+            let mut w = vec![0.0; n * k];
+            kind.decode(&blocks, &mut w);
+            let packed = packed(&reference_compute(), kind, &blocks, [n, k]);
+            let x = normal(4, m * k, 1.0);
+            for compute in computes(1) {
+                let got = product(&compute, &x, (kind, &packed), [m, n, k]);
+                for (i, got) in got.iter().enumerate() {
+                    let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+                    let (mut exact, mut bound) = (0.0, 0.0);
+                    for (x, w) in x.chunks(GROUP).zip(w.chunks(GROUP)) {
+                        let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
+                        let step = f64::from(peak) / 127.0;
+                        for (x, w) in x.iter().zip(w) {
+                            let w = f64::from(*w);
+                            exact += f64::from(*x) * w;
+                            bound += (step / 2.0 + f64::from(peak) * 2.0_f64.powi(-18)) * w.abs();
+                        }
+                    }
+                    let error = (f64::from(*got) - exact).abs();
+                    assert!(error <= bound, "{kind:?} {k}: {got} is not {exact}, {bound}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn columns_of_a_wider_matrix_are_replaced_or_added_to_and_no_others_touched() {
+    let (n, k, kind, stride) = (33, 768, BlockKind::Q4_K, 50);
+    let blocks = random_blocks(kind, [n, k], 3);
+    let packed = packed(&reference_compute(), kind, &blocks, [n, k]);
+    let weight = PackedBlocks::new(kind, &packed, [n, k]);
+    for m in [1, 20] {
+        let x = quantised(&reference_compute(), &normal(4, m * k, 1.0), [m, k]);
+        let before = normal(5, m * stride, 1.0);
+        for write in [Write::Overwrite, Write::Accumulate] {
+            let run = |compute: &Compute| {
+                let mut out = before.clone();
+                matmul(compute, Rows::new(&x, [m, k]), weight, &mut out[9..], stride, write);
+                out
+            };
+            let expected = run(&reference_compute());
+            for (i, (before, after)) in before.iter().zip(&expected).enumerate() {
+                assert_eq!(before == after, !(9..9 + n).contains(&(i % stride)), "{i}");
+            }
+            for compute in fast_computes(2) {
+                let family = compute.family();
+                assert!(bits(&run(&compute)) == bits(&expected), "{m} {write:?} {family}");
+            }
+        }
+    }
+}
+
+#[test]
+fn empty_products_are_zero() {
+    let kind = BlockKind::Q8_0;
+    for compute in computes(1) {
+        for m in [1, 6] {
+            assert_eq!(product(&compute, &[], (kind, &[]), [m, 5, 0]), vec![0.0; m * 5]);
+            assert!(product(&compute, &[], (kind, &[]), [0, 0, 32]).is_empty());
+        }
+    }
+}
+
+#[test]
+fn zeros_give_zeros() {
+    for kind in KINDS {
+        let (n, k) = (17, 512);
+        let blocks = random_blocks(kind, [n, k], 1);
+        let none = blocks_with(kind, &vec![0.0; n_factors(kind, [n, k])], 1);
+        for compute in computes(1) {
+            for m in [1, 6] {
+                for (blocks, x) in [(&blocks, vec![0.0; m * k]), (&none, normal(2, m * k, 1.0))] {
+                    let packed = packed(&compute, kind, blocks, [n, k]);
+                    let out = product(&compute, &x, (kind, &packed), [m, n, k]);
+                    assert!(out.iter().all(|&x| x == 0.0), "{kind:?}");
+                }
+            }
+        }
+    }
+}
+
+fn check_special(kind: BlockKind, m: usize) {
+    let (n, k) = (18, 512);
+    let per_row = n_factors(kind, [1, k]);
+    check_special_values(
+        [normal(6, n * per_row, 0.01), normal(7, m * k, 1.0)],
+        LARGE,
+        // Every family has the same bits, but for the sign of a NaN.
+        Tolerance::EXACT,
+        |compute, [factors, x]| {
+            let blocks = blocks_with(kind, factors, 8);
+            let packed = packed(compute, kind, &blocks, [n, k]);
+            product(compute, x, (kind, &packed), [m, n, k])
+        },
+        |input, place, output| match input {
+            0 => place / per_row == output % n,
+            _ => place / k == output / n,
+        },
+    );
+}
+
+#[test]
+fn special_values_stay_in_their_row_and_column() {
+    for kind in KINDS {
+        check_special(kind, 2);
+        check_special(kind, 17);
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_makes_its_whole_row_nan() {
+    for kind in KINDS {
+        let (m, n, k) = (18, 17, 512);
+        let packed = packed(&reference_compute(), kind, &random_blocks(kind, [n, k], 3), [n, k]);
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = normal(4, m * k, 1.0);
+            x[3 * k + 70] = value;
+            for compute in computes(1) {
+                let out = product(&compute, &x, (kind, &packed), [m, n, k]);
+                for (i, out) in out.iter().enumerate() {
+                    assert_eq!(out.is_nan(), i / n == 3, "{kind:?} {value} {i}: {out}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_do_not_depend_on_threads() {
+    let (m, n, k, kind) = (40, 700, 256, BlockKind::Q5_K);
+    let packed = packed(&reference_compute(), kind, &random_blocks(kind, [n, k], 3), [n, k]);
+    for m in [1, m] {
+        let x = normal(4, m * k, 1.0);
+        check_threads(|compute| product(compute, &x, (kind, &packed), [m, n, k]));
+    }
+}
+
+/// 200 rows are among the 512.
+fn check_rows(kind: BlockKind, seed: u64, [n, k]: [usize; 2]) {
+    let packed = packed(&reference_compute(), kind, &random_blocks(kind, [n, k], seed), [n, k]);
+    let x = normal(seed ^ 2, 512 * k, 1.0);
+    check_rows_alone_and_among_others(seed, |compute, range| {
+        let x = &x[range.start * k..range.end * k];
+        rows_of(&product(compute, x, (kind, &packed), [range.len(), n, k]), n)
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2))]
+
+    #[test]
+    fn a_row_has_the_same_bits_whatever_rows_stand_beside_it(
+        seed: u64, n in 1_usize..50, n_blocks in 1_usize..20,
+    ) {
+        for kind in KINDS {
+            let k = (n_blocks * 32).next_multiple_of(kind.block_len());
+            check_rows(kind, seed, [n, k]);
+        }
+    }
+}
+
+/// More rows than a task has.
+#[test]
+fn rows_of_several_tasks_are_the_rows_of_one() {
+    let (m, n, k, kind) = (TASK_ROWS + 17, 20, 256, BlockKind::Q6_K);
+    let packed = packed(&reference_compute(), kind, &random_blocks(kind, [n, k], 3), [n, k]);
+    let x = normal(4, m * k, 1.0);
+    let expected = product(&reference_compute(), &x, (kind, &packed), [m, n, k]);
+    for compute in fast_computes(2) {
+        let got = product(&compute, &x, (kind, &packed), [m, n, k]);
+        assert!(bits(&got) == bits(&expected), "{}", compute.family());
+    }
+}
+
+#[test]
+fn the_amx_path_is_reached() {
+    let computes = computes(1);
+    let Some(compute) = computes.iter().find(|c| c.family() == Family::Amx) else {
+        eprintln!("no AVX-512 on this machine: the AMX family cannot run even emulated");
+        return;
+    };
+    let before = amx_emulator::counts();
+    let (n, k, kind) = (16, 256, BlockKind::Q4_K);
+    let packed = packed(compute, kind, &random_blocks(kind, [n, k], 1), [n, k]);
+    let _ = product(compute, &normal(2, 16 * k, 1.0), (kind, &packed), [16, n, k]);
+    let n_products = amx_emulator::counts().since(before).of(Opcode::Tdpbssd);
+    assert!(n_products >= 8 || crate::detect_features().amx, "{n_products} tile products");
+}
+
+#[test]
+#[should_panic(expected = "k of the rows and of the weight")]
+fn shapes_that_do_not_fit_are_refused() {
+    let compute = reference_compute();
+    let (x, kind) = (quantised(&compute, &[1.0; 64], [1, 64]), BlockKind::Q8_0);
+    let packed = packed(&compute, kind, &random_blocks(kind, [1, 32], 1), [1, 32]);
+    let weight = PackedBlocks::new(kind, &packed, [1, 32]);
+    matmul(&compute, Rows::new(&x, [1, 64]), weight, &mut [0.0], 1, Write::Overwrite);
+}
+
+#[test]
+#[should_panic(expected = "out is [2, 1]")]
+fn an_output_that_is_too_short_is_refused() {
+    let compute = reference_compute();
+    let (x, kind) = (quantised(&compute, &[1.0; 64], [2, 32]), BlockKind::Q8_0);
+    let packed = packed(&compute, kind, &random_blocks(kind, [1, 32], 1), [1, 32]);
+    let weight = PackedBlocks::new(kind, &packed, [1, 32]);
+    matmul(&compute, Rows::new(&x, [2, 32]), weight, &mut [0.0], 1, Write::Overwrite);
+}
+
+#[test]
+#[should_panic(expected = "IQ4_XS is not packed")]
+fn a_kind_without_a_layout_is_refused() {
+    assert!(!is_packed(BlockKind::IQ4_XS) && KINDS.into_iter().all(is_packed));
+    let _ = packed_len(BlockKind::IQ4_XS, [1, 256]);
+}
