@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares `galerne tokenizer render` with mistral-common, token for token, on the requests of golden/instruct.
 
-Each tokenizer file is used with the template version that it states; `tekken.json` files also with later ones whose control
+Prompts to fill gaps in random texts are compared too. Each tokenizer file is used with the template version that it states; `tekken.json` files also with later ones whose control
 tokens they have. Prints one JSON line per file and version; exits with 1 if anything differs. Needs
 mistral-common[sentencepiece]==1.13.1.
 
@@ -11,17 +11,22 @@ Run: python golden/compare_instruct.py --galerne PROGRAM FILE ...
 import argparse
 import json
 import pathlib
+import random
 import subprocess
 import sys
 
 from make_instruct import CLASSES
 from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.fim.request import FIMRequest
 from mistral_common.protocol.instruct.normalize import get_normalizer
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.base import TokenizerVersion
 from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+from random_texts import random_text
+
+N_GAPS = 1000
 REQUESTS = pathlib.Path(__file__).parent / "instruct"
 
 
@@ -37,6 +42,29 @@ def expected(version, tokenizer, made):
     return CLASSES[version](tokenizer).encode_instruct(normal).tokens
 
 
+def compare_gaps(program, path, tokenizer, version):
+    """The number of prompts that differ; `None` of a file without the tokens, for which mistral-common takes the unknown token."""
+    if not {"[SUFFIX]", "[PREFIX]"} <= set(tokenizer.vocab()):
+        return None
+    source = random.Random(11)
+    vocabulary = [piece for piece in tokenizer.vocab() if piece]
+    gaps = [{"prompt": random_text(source, vocabulary), "suffix": random_text(source, vocabulary)} for _ in range(N_GAPS)]
+    try:
+        tokens = [CLASSES[version](tokenizer).encode_fim(FIMRequest(**gap)).tokens for gap in gaps]
+    except (MistralCommonException, KeyError, ValueError):
+        return None
+    command = [program, "tokenizer", "render", "--tokenizer", path, "--json"]
+    lines = "".join(json.dumps(gap) + "\n" for gap in gaps)
+    run = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+    got = [json.loads(answer)["token_ids"] for answer in run.stdout.split("\n") if answer]
+    differing = [i for i, pair in enumerate(zip(tokens, got)) if pair[0] != pair[1]]
+    n_missing = len(tokens) - len(got)
+    print(json.dumps({"file": path.name, "gaps": len(tokens), "different": len(differing), "missing": n_missing}))
+    if differing:
+        print(gaps[differing[0]], tokens[differing[0]], got[differing[0]], sep="\n")
+    return len(differing) + n_missing
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--galerne", required=True)
@@ -46,6 +74,7 @@ def main():
     for path in arguments.files:
         tokenizer = open_tokenizer(path)
         own = tokenizer.version.value
+        n_different += compare_gaps(arguments.galerne, path, tokenizer, own) or 0
         versions = [own] if ".model" in path.name else [v for v in CLASSES if int(v[1:]) >= int(own[1:].split("m")[0])]
         for version in versions:
             lines = [line for line in (REQUESTS / f"{version}.jsonl").open(encoding="utf-8") if not line.endswith(',"pieces":null}\n')]

@@ -28,7 +28,7 @@ import tokenizers
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from compare_mistral_common import CONTROL_LIKE, EMOJI, MARKS, SPACES, WORDS, random_text
+from random_texts import CONTROL_LIKE, EMOJI, MARKS, SPACES, WORDS, random_text
 
 FOLDER = pathlib.Path("golden/tokenizer/family")
 SEED = 11

@@ -99,8 +99,8 @@ impl ClientError {
                 Some("the hub limits requests: wait, then run the same command")
             }
             Self::Unreachable { .. } => Some(
-                "check the network and the proxy (HTTPS_PROXY), or name a mirror with --endpoint; \
-                 the same command goes on where it stopped",
+                "check the network, the proxy (HTTPS_PROXY) and the system's certificates (SSL_CERT_FILE), or name a mirror \
+                 with --endpoint; the same command goes on where it stopped",
             ),
             Self::Digest { .. } => {
                 Some("run the same command again; should it fail again, the hub's copy is damaged")

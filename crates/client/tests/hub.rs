@@ -1,4 +1,5 @@
 //! Lists and downloads against a hub on a local port.
+#![expect(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
 use std::fs;
 use std::ops::ControlFlow;

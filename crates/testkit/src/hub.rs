@@ -69,11 +69,11 @@ impl FakeHub {
         let (faults, requests) = (Mutex::default(), Mutex::default());
         let state = Arc::new(State { files, faults, requests });
         let shared = Arc::clone(&state);
-        thread::spawn(move || {
+        spawn("hub", move || {
             for stream in listener.incoming().flatten() {
                 let state = Arc::clone(&shared);
                 // A client that goes away ends its thread.
-                thread::spawn(move || while state.answer(&stream, port).unwrap_or(false) {});
+                spawn("hub-client", move || while state.answer(&stream, port).unwrap_or(false) {});
             }
         });
         Self { port, state }
@@ -209,6 +209,11 @@ impl State {
         stream.write_all(body)?;
         Ok(true)
     }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) {
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
+    drop(thread.expect("the system gives a thread"));
 }
 
 fn is_large(name: &str) -> bool {

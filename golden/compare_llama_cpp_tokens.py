@@ -5,7 +5,7 @@ For each tokenizer file (`tokenizer.json`, `tekken.json`, `tokenizer.model*`) a 
 both programs read the vocabulary of that file alone. Prints one JSON line per tokenizer; exits with 1 if anything differs.
 Needs llama-cpp-python and numpy, in any environment.
 
-Run: compare_llama_cpp_tokens.py --galerne PROGRAM [--n 5000] TOKENIZER ...
+Run: compare_llama_cpp_tokens.py --galerne PROGRAM [--n 5000] [--lines FILE] TOKENIZER ...
 """
 
 import argparse
@@ -60,18 +60,26 @@ def write_model(folder, vocab_size):
         file.write(len(text).to_bytes(8, "little") + text + bytes(offset))
 
 
-def compare(program, tokenizer, n_texts, folder):
-    shutil.copy(tokenizer, folder / tokenizer.name)
-    vocab_size = json.loads(galerne(program, "tokenizer", "inspect", "--tokenizer", folder / tokenizer.name, "--json"))["vocab_size"]
+def compare(program, tokenizer, n_texts, lines_of, folder):
+    # Under the names that a model's folder has for them.
+    name = "tekken.json" if "tekken" in tokenizer.name else tokenizer.name
+    name = "tokenizer" + name[name.index(".model") :] if ".model" in name else name
+    shutil.copy(tokenizer, folder / name)
+    vocab_size = json.loads(galerne(program, "tokenizer", "inspect", "--tokenizer", folder / name, "--json"))["vocab_size"]
     write_model(folder, vocab_size)
     file = folder / "model.gguf"
     galerne(program, "model", "export", folder, "--to", "gguf", "--out", file)
     model = llama_cpp.Llama(model_path=str(file), vocab_only=True, verbose=False)
     source = random.Random(SEED)
-    pieces = (model.detokenize([token_id]).decode("utf-8", "ignore") for token_id in range(vocab_size))
-    vocabulary = [piece for piece in pieces if piece]
-    # llama.cpp takes text as bytes without NUL at its end; ours is JSON.
-    texts = [random_text(source, vocabulary).replace("\0", "") for _ in range(n_texts)]
+    ids = "".join(f"[{token_id}]\n" for token_id in range(vocab_size))
+    decoded = galerne(program, "tokenizer", "decode", "--tokenizer", file, "--json", lines=ids)
+    vocabulary = [piece for piece in map(json.loads, decoded.split("\n")[:-1]) if piece]
+    if lines_of:
+        texts = [line.rstrip("\n") for line in lines_of.open(encoding="utf-8")][:n_texts]
+    else:
+        # llama.cpp takes text as bytes without NUL at its end; ours is JSON.
+        texts = [random_text(source, vocabulary).replace("\0", "") for _ in range(n_texts)]
+    n_texts = len(texts)
     lines = "".join(json.dumps(text) + "\n" for text in texts)
     ours = [json.loads(line) for line in galerne(program, "tokenizer", "encode", "--tokenizer", file, "--json", lines=lines).split("\n") if line]
     theirs = [model.tokenize(text.encode(), add_bos=False, special=False) if text else [] for text in texts]
@@ -85,12 +93,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--galerne", required=True)
     parser.add_argument("--n", type=int, default=5000)
+    parser.add_argument("--lines", type=pathlib.Path, help="compare the lines of this file, not random texts")
     parser.add_argument("tokenizers", nargs="+", type=pathlib.Path)
     arguments = parser.parse_args()
     n_wrong = 0
     for tokenizer in arguments.tokenizers:
         with tempfile.TemporaryDirectory() as folder:
-            figures = compare(arguments.galerne, tokenizer, arguments.n, pathlib.Path(folder))
+            figures = compare(arguments.galerne, tokenizer, arguments.n, arguments.lines, pathlib.Path(folder))
         n_wrong += figures["differences"]
         print(json.dumps(figures), flush=True)
     sys.exit(1 if n_wrong else 0)
