@@ -5,7 +5,7 @@ Prompts to fill gaps in random texts are compared too. Each tokenizer file is us
 tokens they have. Prints one JSON line per file and version; exits with 1 if anything differs. Needs
 mistral-common[sentencepiece]==1.13.1.
 
-Run: python golden/compare_instruct.py --galerne PROGRAM FILE ...
+Run: python golden/compare_instruct.py --galerne PROGRAM [FILE ...]
 """
 
 import argparse
@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 
+import mistral_common
 from make_instruct import CLASSES
 from mistral_common.exceptions import MistralCommonException
 from mistral_common.protocol.fim.request import FIMRequest
@@ -68,10 +69,11 @@ def compare_gaps(program, path, tokenizer, version):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--galerne", required=True)
-    parser.add_argument("files", nargs="+", type=pathlib.Path)
+    parser.add_argument("files", nargs="*", type=pathlib.Path, help="tokenizer files; all that mistral-common brings by default")
     arguments = parser.parse_args()
     n_different = 0
-    for path in arguments.files:
+    data = pathlib.Path(mistral_common.__file__).parent / "data"
+    for path in arguments.files or sorted([*data.glob("*.model.*"), *data.glob("tekken*.json")]):
         tokenizer = open_tokenizer(path)
         own = tokenizer.version.value
         n_different += compare_gaps(arguments.galerne, path, tokenizer, own) or 0

@@ -176,19 +176,20 @@ def expected(version, made):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "instruct")
-    parser.add_argument("--n", type=int, default=600, help="requests of each version")
+    parser.add_argument("--n", type=int, default=500, help="requests of each version that are rendered, not refused")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for version in CLASSES:
         rng = random.Random(f"instruct {version}")
-        n_rendered = 0
+        n_rendered = n_requests = 0
         with open(arguments.out / f"{version}.jsonl", "w", encoding="utf-8") as file:
-            for _ in range(arguments.n):
+            while n_rendered < arguments.n:
                 made = request(rng, version)
                 pieces = expected(version, made)
                 n_rendered += pieces is not None
+                n_requests += 1
                 file.write(json.dumps({"request": made, "pieces": pieces}, ensure_ascii=False, separators=(",", ":")) + "\n")
-        print(json.dumps({"golden": f"instruct/{version}", "requests": arguments.n, "rendered": n_rendered}))
+        print(json.dumps({"golden": f"instruct/{version}", "requests": n_requests, "rendered": n_rendered}))
 
 
 if __name__ == "__main__":

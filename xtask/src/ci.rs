@@ -1,6 +1,7 @@
 //! The whole gate: every part that a change has to pass, each with its time.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,9 @@ const PARTS: &[Part] = &[
     Part { name: "test", budget_s: 1200, run: test },
     Part { name: "doc", budget_s: 180, run: doc },
     Part { name: "fuzz", budget_s: 150, run: fuzz },
-    Part { name: "quickstart", budget_s: 300, run: quickstart },
-    Part { name: "clients", budget_s: 300, run: clients },
+    Part { name: "quickstart", budget_s: 400, run: quickstart },
+    Part { name: "tokens", budget_s: 180, run: tokens },
+    Part { name: "clients", budget_s: 120, run: clients },
     Part { name: "page", budget_s: 180, run: page },
 ];
 
@@ -183,6 +185,24 @@ fn counted(command: &mut Command) -> Result<Counts> {
     Ok(counts.unwrap_or(Counts::single(false)).with_exit(ran.success))
 }
 
+/// Texts and chat requests as token ids: those of mistral-common, with the tokenizer files that it brings.
+fn tokens(gate: &Gate<'_>) -> Result<Outcome> {
+    let python = match clients_environment(gate)? {
+        Ok(python) => python,
+        Err(reason) => return Ok(Outcome::Skipped(reason)),
+    };
+    gate.home.folder()?;
+    let mut counts = Counts::default();
+    for arguments in
+        [&["golden/compare_mistral_common.py", "--n", "5000"][..], &["golden/compare_instruct.py"]]
+    {
+        let mut command = gate.workspace.command(&python, arguments);
+        let ran = run::echoed(command.arg("--galerne").arg(gate.home.galerne()))?;
+        counts += Counts::single(ran.success);
+    }
+    Ok(Outcome::Ran(counts))
+}
+
 /// The Python client of OpenAI against a real server.
 fn clients(gate: &Gate<'_>) -> Result<Outcome> {
     script(gate, "xtask/clients/test_openai.py")
@@ -200,16 +220,19 @@ fn page(gate: &Gate<'_>) -> Result<Outcome> {
     script(gate, "xtask/clients/test_page.py")
 }
 
-/// Runs a test script of `xtask/clients` with the address of a server of its own.
-fn script(gate: &Gate<'_>, path: &str) -> Result<Outcome> {
+/// The Python of `target/clients`, or what is missing.
+fn clients_environment(gate: &Gate<'_>) -> Result<Result<PathBuf, String>> {
     let python3 = [Program { name: "python3", package: "python3" }];
     if let Err(names) = outside::programs(&python3, gate.missing)? {
-        return Ok(Outcome::Skipped(names));
+        return Ok(Err(names));
     }
     let requirements = "xtask/clients/requirements.txt";
-    let environment =
-        outside::python_environment(gate.workspace, "clients", requirements, gate.missing)?;
-    let python = match environment {
+    outside::python_environment(gate.workspace, "clients", requirements, gate.missing)
+}
+
+/// Runs a test script of `xtask/clients` with the address of a server of its own.
+fn script(gate: &Gate<'_>, path: &str) -> Result<Outcome> {
+    let python = match clients_environment(gate)? {
         Ok(python) => python,
         Err(reason) => return Ok(Outcome::Skipped(reason)),
     };

@@ -297,7 +297,7 @@ pub enum FormatError {
         holder: String,
     },
     /// Of a version that this program does not read, or without one.
-    #[error("{} has format_version {got}, this program reads 1 up to {supported}", path.display())]
+    #[error("{} has format_version {got}, this program reads up to {supported}", path.display())]
     FormatVersion {
         /// The file.
         path: PathBuf,

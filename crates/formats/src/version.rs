@@ -58,7 +58,7 @@ mod tests {
         ] {
             let checked = check_format_version(path, &value, 2).map_err(|error| error.to_string());
             let expected = expected.map(|got| {
-                format!("state.json has format_version {got}, this program reads 1 up to 2")
+                format!("state.json has format_version {got}, this program reads up to 2")
             });
             assert_eq!(checked.err(), expected, "{value}");
         }

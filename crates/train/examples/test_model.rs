@@ -48,7 +48,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         summary: "A very small chat model for tests of servers and clients.".to_owned(),
         sections: Vec::new(),
         lineage: Lineage { run: Some("test-model".to_owned()), ..Lineage::default() },
-        temperature: None,
+        // Answers of tests are not a matter of chance.
+        temperature: Some(0.0),
         template: None,
     };
     let dir = home.join("models/test-model");

@@ -27,7 +27,7 @@ pub(super) struct PullArgs {
     /// Branch, tag or commit of the hub's repository [default: main]
     #[arg(long, value_name = "REVISION")]
     revision: Option<Revision>,
-    /// Address of the hub, or of a mirror [default: https://huggingface.co]
+    /// Address of the hub, or of a mirror [default: huggingface.co]
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
 }
