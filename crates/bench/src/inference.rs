@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use model::{CachedRows, Decoder, KvCache, Workspace};
-use tensor::{Device, Passes};
+use tensor::Device;
 
 use crate::result::median;
 
@@ -17,8 +17,7 @@ const CHUNK: usize = 512;
 /// Tokens per second of reading a prompt of `prompt_len` tokens.
 #[must_use]
 pub fn prefill(device: &Device, decoder: &Decoder, prompt_len: usize) -> f64 {
-    let mut workspace =
-        Workspace::new(decoder.config(), decoder.dtype(), CHUNK.min(prompt_len), Passes::Forward);
+    let mut workspace = Workspace::for_decoder(decoder, CHUNK.min(prompt_len));
     let mut speeds: Vec<f64> = (0..N_RUNS)
         .map(|_| {
             let (config, dtype) = (decoder.config(), decoder.dtype());
@@ -36,7 +35,7 @@ pub fn prefill(device: &Device, decoder: &Decoder, prompt_len: usize) -> f64 {
 pub fn decode(device: &Device, decoder: &Decoder, context_len: usize) -> f64 {
     let max_tokens = context_len + (N_RUNS + 1) * DECODE_TOKENS;
     let mut cache = KvCache::new(decoder.config(), decoder.dtype(), max_tokens, CHUNK);
-    let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), CHUNK, Passes::Forward);
+    let mut workspace = Workspace::for_decoder(decoder, CHUNK);
     fill(device, decoder, &mut cache, &mut workspace, context_len);
     let mut logits = Vec::new();
     let mut speeds = Vec::new();

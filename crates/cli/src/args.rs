@@ -16,7 +16,8 @@ use crate::{
 ///
 /// Data goes to stdout, logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 after
 /// SIGINT and SIGTERM with the state saved. Environment: GALERNE_HOME (home folder), GALERNE_KERNELS (kernel family),
-/// RUST_LOG (log filter, default warn); for downloads HF_TOKEN or HF_TOKEN_FILE (a file that holds it) and HTTPS_PROXY.
+/// RUST_LOG (log filter, default warn); for downloads HF_TOKEN or HF_TOKEN_FILE (a file that holds it), HTTPS_PROXY and
+/// SSL_CERT_FILE.
 #[derive(Debug, Parser)]
 #[command(name = "galerne", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(value_enum, value_name = "WHAT")]
     what: What,
     /// Model to measure: a name in the home, or a path (with a slash or a dot)
-    #[arg(long, value_name = "NAME|DIR", conflicts_with = "shape")]
+    #[arg(long, value_name = "NAME|PATH", conflicts_with = "shape")]
     model: Option<String>,
     #[command(flatten)]
     load: LoadArgs,

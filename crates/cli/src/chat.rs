@@ -27,7 +27,7 @@ Ctrl-C stops an answer, Ctrl-D leaves.";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Model: a name in the home, or a path (with a slash or a dot)
-    #[arg(long, value_name = "NAME|DIR")]
+    #[arg(long, value_name = "NAME|PATH")]
     model: String,
     #[command(flatten)]
     load: LoadArgs,

@@ -101,12 +101,26 @@ pub(crate) fn folder_name(path: &Path) -> String {
     absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
+/// Refuses a name that a `--model` value could not say, or that could drive the terminal.
+pub(crate) fn check_name(option: &str, name: &str) -> Result<(), Failure> {
+    let is_wrong = |c: char| matches!(c, '/' | '\\' | '.') || c.is_control();
+    if name.is_empty() || name.contains(is_wrong) {
+        let expected = "expected a name without slashes, dots and control characters";
+        return Err(Failure::usage(format!("{option} {name:?}: {expected}")));
+    }
+    Ok(())
+}
+
 /// A name in the home after a path: its last part without the ending of a file of weights. Dots, which mean a path in a `--model`
 /// value, become hyphens.
 pub(crate) fn home_name(path: &Path) -> String {
-    let name = folder_name(path);
+    without_dots(&folder_name(path))
+}
+
+/// A name of a file or a repository as one in the home, as in [`home_name`].
+pub(crate) fn without_dots(name: &str) -> String {
     let stem = [".gguf", ".safetensors"].iter().find_map(|ending| name.strip_suffix(ending));
-    stem.unwrap_or(&name).replace('.', "-")
+    stem.unwrap_or(name).replace('.', "-")
 }
 
 impl OpenModel {

@@ -84,18 +84,19 @@ pub(crate) struct DownloadBar {
     /// On a terminal.
     bar: Option<ProgressBar>,
     started: Instant,
-    first: u64,
+    /// Bytes that were there from an earlier try.
+    first: Option<u64>,
     position: u64,
     total: u64,
     n_lines: u64,
 }
 
 impl DownloadBar {
-    /// Progress from `position` on, of `total` bytes.
-    pub(crate) fn new(position: u64, total: u64) -> Self {
+    /// Progress of `total` bytes.
+    pub(crate) fn new(total: u64) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let target = ProgressDrawTarget::stderr();
-            let bar = ProgressBar::with_draw_target(Some(total), target).with_position(position);
+            let bar = ProgressBar::with_draw_target(Some(total), target);
             let template = "{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {msg}";
             // The template is a constant that the library accepts.
             let style = ProgressStyle::with_template(template);
@@ -103,12 +104,13 @@ impl DownloadBar {
             bar
         });
         let started = Instant::now();
-        Self { bar, started, first: position, position, total, n_lines: 0 }
+        Self { bar, started, first: None, position: 0, total, n_lines: 0 }
     }
 
     /// Shows how many bytes are there, and the file that is arriving.
     pub(crate) fn observe(&mut self, position: u64, file: &str) {
         self.position = position;
+        let n_new = position - (*self.first.get_or_insert(position)).min(position);
         if let Some(bar) = &self.bar {
             bar.set_position(position);
             bar.set_message(file.to_owned());
@@ -119,8 +121,7 @@ impl DownloadBar {
             (u128::from(position) * u128::from(N_LINES) / u128::from(self.total.max(1))) as u64;
         if n_due > self.n_lines {
             self.n_lines = n_due;
-            let speed = (position - self.first.min(position)) as f64
-                / self.started.elapsed().as_secs_f64().max(1e-3);
+            let speed = n_new as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
             let (position, total) = (bytes(position), bytes(self.total));
             // A closed stderr harms no download.
             let _ =

@@ -2,7 +2,6 @@
 
 use anyhow::Context as _;
 use train::plan::RunPlan;
-use train::recipe::Start;
 use train::{RECIPE_FILE, Recipe, Run};
 
 use crate::context::Context;
@@ -30,9 +29,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     }
     let path = dir.join(RECIPE_FILE);
     if path.is_file() {
-        // It goes on from its own last checkpoint, whatever has become of what it began with.
-        let recipe = Recipe { start: Start::Run(dir.clone()), ..Recipe::read(&path)? };
-        run_plan::announce(&RunPlan::of_recipe(&recipe)?, &dir, context)?;
+        run_plan::announce(&RunPlan::of_run(&dir, &Recipe::read(&path)?)?, &dir, context)?;
     }
     let signals = StopSignals::take_all().context("cannot take signals")?;
     let mut run = Run::resume(&dir, context.device()?)?;

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::open_model::check_name;
 
 /// A new run folder that belongs to this process; dropped without [`ClaimedDir::keep`], it goes.
 pub(crate) struct ClaimedDir {
@@ -26,10 +27,7 @@ impl ClaimedDir {
     /// # Errors
     /// When it is no name for a run, there is a run or a model of that name, or the system refuses.
     pub(crate) fn named(name: &str, context: &Context) -> anyhow::Result<Self> {
-        if name.is_empty() || name.contains(|c: char| matches!(c, '/' | '.') || c.is_control()) {
-            let expected = "expected a name without slashes, dots and control characters";
-            return Err(Failure::usage(format!("--run {name:?}: {expected}")).into());
-        }
+        check_name("--run", name)?;
         let model_dir = context.models_dir().join(name);
         if model_dir.exists() {
             let hint = "choose another --run: the model gets the same name".to_owned();
@@ -50,7 +48,7 @@ impl ClaimedDir {
     /// When the system refuses.
     pub(crate) fn numbered(recipe: &Path, context: &Context) -> anyhow::Result<Self> {
         let stem = recipe.file_stem().unwrap_or_default().to_string_lossy();
-        let stem = stem.replace(|c: char| c == '.' || c.is_control(), "-");
+        let stem = stem.replace(|c: char| matches!(c, '.' | '\\') || c.is_control(), "-");
         let is_taken = |name: &str| context.models_dir().join(name).exists();
         make_numbered_dir(&stem, is_taken, context).map(Self::new)
     }

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
     /// Models to serve, the first one being the page's default [default: all models of the home]
-    #[arg(long, value_name = "NAME|DIR", num_args = 1..)]
+    #[arg(long, value_name = "NAME|PATH", num_args = 1..)]
     model: Vec<String>,
     #[command(flatten)]
     load: LoadArgs,

@@ -146,10 +146,15 @@ fn inherited(recipe: &Recipe, context: &Context) -> anyhow::Result<Lineage> {
         Ok(Some(dir)) => return Ok(without_parent(&format!("{} is gone", dir.display()), context)),
         Err(error) => return Ok(without_parent(&error.to_string(), context)),
     };
-    let parent = ModelDir::open(&dir)?;
-    let licence = licence_of(&parent)?.map(|licence| licence.name);
-    let data_sheet_sha256 = parent.lineage().and_then(|known| known.data_sheet_sha256.clone());
-    Ok(Lineage { licence, data_sheet_sha256, ..Lineage::default() })
+    let licensed = ModelDir::open(&dir).and_then(|parent| Ok((licence_of(&parent)?, parent)));
+    Ok(match licensed {
+        Ok((licence, parent)) => Lineage {
+            licence: licence.map(|licence| licence.name),
+            data_sheet_sha256: parent.lineage().and_then(|known| known.data_sheet_sha256.clone()),
+            ..Lineage::default()
+        },
+        Err(error) => without_parent(&error.to_string(), context),
+    })
 }
 
 fn without_parent(problem: &str, context: &Context) -> Lineage {

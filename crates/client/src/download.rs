@@ -33,7 +33,8 @@ pub fn partial_path(path: &Path) -> PathBuf {
 
 impl Hub {
     /// Downloads a file to `path`, and makes it durable. `observe` is told how many bytes are there, and may break the download
-    /// off; what has arrived stays in [`partial_path`] and the next call goes on from it.
+    /// off; what has arrived stays in [`partial_path`] and the next call goes on from it. A file that is there already is
+    /// compared with its digest as a new one is.
     ///
     /// A connection that breaks is made again for as long as bytes arrive between the breaks.
     ///
@@ -46,6 +47,9 @@ impl Hub {
         path: &Path,
         observe: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Downloaded, ClientError> {
+        if path.is_file() {
+            fs::rename(path, partial_path(path)).map_err(ClientError::io("rename", path))?;
+        }
         let mut partial = Partial::open(file, path)?;
         let n_kept = partial.n_bytes;
         let url = self.url(repository, file);
@@ -57,7 +61,7 @@ impl Hub {
                 tries = Tries::new();
             }
             if let Some(reason) = end
-                && !tries.wait(None)
+                && !tries.wait(None, &mut || observe(partial.n_bytes))
             {
                 return Err(ClientError::Unreachable { url, reason });
             }
@@ -74,7 +78,8 @@ impl Hub {
         partial: &mut Partial<'_>,
         observe: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<Option<String>, ClientError> {
-        let response = self.http.get(url, partial.n_bytes)?;
+        let from = partial.n_bytes;
+        let response = self.http.get(url, from, &mut || observe(from))?;
         if partial.n_bytes > 0 && !is_from(&response, partial.n_bytes) {
             // A server without ranges sends the whole.
             partial.restart()?;

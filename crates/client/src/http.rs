@@ -1,8 +1,9 @@
 //! Requests: time limits, repeated tries, where the token goes.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode};
@@ -21,8 +22,10 @@ const MAX_REDIRECTS: u32 = 5;
 const MAX_WAIT_S: u64 = 60;
 /// First wait between two tries; each next one is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Time between two looks at whether a wait is still wanted.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Tries of a request, or of a download between which nothing arrives.
-pub(crate) const MAX_TRIES: u32 = 5;
+const MAX_TRIES: u32 = 5;
 
 /// Sends requests to one hub.
 #[derive(Clone, Debug)]
@@ -57,11 +60,16 @@ impl Http {
 
     /// The answer to one GET, from byte `from` on; the status is 200 or, from a later byte, 206.
     ///
-    /// Connections that fail and servers that are busy are asked again, with growing waits.
+    /// Connections that fail and servers that are busy are asked again, with growing waits, unless `is_wanted` breaks off.
     ///
     /// # Errors
     /// [`ClientError::Unreachable`] and [`ClientError::Status`].
-    pub(crate) fn get(&self, url: &str, from: u64) -> Result<Response<Body>, ClientError> {
+    pub(crate) fn get(
+        &self,
+        url: &str,
+        from: u64,
+        is_wanted: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<Response<Body>, ClientError> {
         let mut tries = Tries::new();
         loop {
             let (error, wanted_wait) = match self.get_once(url, from) {
@@ -80,7 +88,7 @@ impl Http {
                 }
                 _ => true,
             };
-            if !is_passing || !tries.wait(wanted_wait) {
+            if !is_passing || !tries.wait(wanted_wait, is_wanted) {
                 return Err(error);
             }
         }
@@ -127,13 +135,23 @@ impl Tries {
         Self { n_done: 0, wait: FIRST_WAIT }
     }
 
-    /// Waits before the next try; false when there is none left.
-    pub(crate) fn wait(&mut self, asked_for: Option<Duration>) -> bool {
+    /// Waits before the next try; false when there is none left, or it is not wanted any more.
+    pub(crate) fn wait(
+        &mut self,
+        asked_for: Option<Duration>,
+        is_wanted: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> bool {
         self.n_done += 1;
         if self.n_done >= MAX_TRIES {
             return false;
         }
-        thread::sleep(asked_for.unwrap_or(self.wait));
+        let end = Instant::now() + asked_for.unwrap_or(self.wait);
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            if is_wanted().is_break() {
+                return false;
+            }
+            thread::sleep(left.min(LOOK_INTERVAL));
+        }
         self.wait *= 2;
         true
     }

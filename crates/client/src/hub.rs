@@ -2,6 +2,7 @@
 //! `GET /OWNER/NAME/resolve/COMMIT/PATH` gives one.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -12,6 +13,9 @@ use crate::http::{Http, Scheme, unreachable};
 
 /// Largest list of a repository that is read.
 const MAX_LIST_BYTES: u64 = 32 << 20;
+/// Most files of a repository, and the largest: sums of sizes fit.
+const MAX_FILES: usize = 100_000;
+const MAX_FILE_BYTES: u64 = 1 << 45;
 /// Longest name of a repository or revision, bytes.
 const MAX_NAME_BYTES: usize = 200;
 
@@ -93,7 +97,7 @@ impl Hub {
     ) -> Result<Repository, ClientError> {
         let revision = encoded(&revision.0, false);
         let url = format!("{}/api/models/{name}/revision/{revision}?blobs=true", self.endpoint);
-        let mut response = self.http.get(&url, 0)?;
+        let mut response = self.http.get(&url, 0, &mut || ControlFlow::Continue(()))?;
         let body = response.body_mut().with_config().limit(MAX_LIST_BYTES).read_to_vec();
         let body = body.map_err(|error| unreachable(&url, &error))?;
         let wrong = |problem: String| ClientError::Answer { url: url.clone(), problem };
@@ -103,6 +107,10 @@ impl Hub {
             && listed.sha.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if !is_commit {
             return Err(wrong(format!("`sha` is `{}`, expected a commit", listed.sha)));
+        }
+        if listed.siblings.len() > MAX_FILES {
+            let n = listed.siblings.len();
+            return Err(wrong(format!("{n} files, expected at most {MAX_FILES}")));
         }
         let files = listed.siblings.into_iter().map(|file| file.checked().map_err(wrong));
         Ok(Repository {
@@ -149,6 +157,11 @@ impl ListedFile {
             (None, Some(size), Some(id)) => (size, FileDigest::GitBlob(id)),
             _ => return Err(format!("file `{path}` has no size or digest")),
         };
+        if n_bytes > MAX_FILE_BYTES {
+            return Err(format!(
+                "file `{path}` has {n_bytes} bytes, expected at most {MAX_FILE_BYTES}"
+            ));
+        }
         if !digest.is_well_formed() {
             return Err(format!("{} of file `{path}` is `{}`", digest.kind(), digest.hex()));
         }
@@ -276,6 +289,8 @@ mod tests {
         let lfs =
             r#"{"rfilename": "a", "size": 3, "blobId": "x", "lfs": {"sha256": "SUM", "size": 9}}"#;
         let sum = "0a".repeat(32);
+        let large = lfs.replace("SUM", &sum).replace(": 9}", ": 18446744073709551615}");
+        assert!(file(&large).unwrap_err().contains("expected at most"));
         let right = file(&lfs.replace("SUM", &sum)).unwrap();
         assert_eq!((right.n_bytes, right.digest), (9, FileDigest::Sha256(sum)));
         assert!(file(lfs).unwrap_err().contains("SHA-256 of file `a` is `SUM`"));

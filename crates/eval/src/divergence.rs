@@ -2,7 +2,7 @@
 
 use model::{Decoder, Workspace};
 use serde::{Deserialize, Serialize};
-use tensor::{Device, Passes};
+use tensor::Device;
 
 /// The predictions of two models after each token of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,8 +43,7 @@ pub fn divergence(
 ) -> Option<Divergence> {
     let vocab_size = original.config().vocab_size;
     assert_eq!(vocab_size, changed.config().vocab_size, "vocabularies of the two models");
-    let mut workspaces = [original, changed]
-        .map(|model| Workspace::new(model.config(), model.dtype(), piece_len, Passes::Forward));
+    let mut workspaces = [original, changed].map(|model| Workspace::for_decoder(model, piece_len));
     let mut divergences = Vec::with_capacity(token_ids.len());
     let (mut n_same, mut losses) = (0, [0.0; 2]);
     for piece in token_ids.chunks(piece_len) {

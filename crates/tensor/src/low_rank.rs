@@ -38,12 +38,6 @@ impl LowRank {
         Self { first_out, down: packed(a), up: packed(b) }
     }
 
-    /// Rows of a.
-    #[must_use]
-    pub fn rank(&self) -> usize {
-        self.up.n_in()
-    }
-
     /// Bytes that the packed factors hold.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {

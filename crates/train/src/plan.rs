@@ -35,7 +35,19 @@ impl RunPlan {
     /// # Errors
     /// When the model's shape cannot be read or computed.
     pub fn of_recipe(recipe: &Recipe) -> Result<Self, TrainError> {
-        let config = starting_config(recipe)?;
+        Ok(Self::with_config(recipe, starting_config(recipe)?))
+    }
+
+    /// The plan of a run that goes on from its last checkpoint, whatever has become of what it began with.
+    ///
+    /// # Errors
+    /// As [`RunPlan::of_recipe`].
+    pub fn of_run(run_dir: &Path, recipe: &Recipe) -> Result<Self, TrainError> {
+        let from_itself = Recipe { start: Start::Run(run_dir.to_owned()), ..recipe.clone() };
+        Ok(Self::with_config(recipe, starting_config(&from_itself)?))
+    }
+
+    fn with_config(recipe: &Recipe, config: ModelConfig) -> Self {
         let data = &recipe.data;
         let paths = data.shards.iter().chain(&data.documents).chain(&data.conversations);
         let data_bytes = paths.map(|path| size_on_disk(path)).sum();
@@ -45,7 +57,7 @@ impl RunPlan {
         let n_first = u64::from(!matches!(recipe.start, Start::Random(_)));
         let n_made = n_first + recipe.n_steps / recipe.checkpoint.every_steps + 1;
         let n_checkpoints = n_made.min(recipe.checkpoint.n_keep as u64 + 1);
-        Ok(Self { n_checkpoints, ..plan })
+        Self { n_checkpoints, ..plan }
     }
 
     /// The plan of a run of `n_steps` on data of `data_bytes` that keeps one checkpoint.

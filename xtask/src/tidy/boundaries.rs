@@ -86,6 +86,7 @@ const FORBIDDEN_NAMES: &[(&str, &str, &str)] = &[
     ("api", "fs", "wire types do no IO"),
     ("api", "net", "wire types do no IO"),
     ("eval", "net", "only the client calls remote hosts"),
+    ("formats", "net", "only the client calls remote hosts"),
 ];
 
 impl Crate {

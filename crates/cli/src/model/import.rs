@@ -17,7 +17,7 @@ use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
 use crate::model::pull::{self, HubModel, PullArgs};
-use crate::open_model::{home_name, locate_in};
+use crate::open_model::{check_name, home_name, locate_in};
 use crate::table::table;
 
 /// Arguments of `galerne model import`.
@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         Source::Path(path) => home_name(path),
         Source::Hub(model) => model.default_name(),
     });
-    check_name(&name)?;
+    check_name("--name", &name)?;
     let out = context.models_dir().join(&name);
     if out.symlink_metadata().is_ok() {
         let hint = "give another --name, or remove it with `galerne model rm`".to_owned();
@@ -82,15 +82,6 @@ fn copy(source: &Path, out: &Path) -> anyhow::Result<ModelDir> {
         .with_context(|| format!("cannot compute {}", source.display()))?;
     check_disk(&model, out)?;
     copy_model(&model, out).with_context(failed)
-}
-
-/// Refuses a name that a `--model` value could not say.
-pub(super) fn check_name(name: &str) -> Result<(), Failure> {
-    if name.is_empty() || name.contains(['/', '\\', '.']) {
-        let problem = format!("--name `{name}`: expected a name without slash or dot");
-        return Err(Failure::usage(problem));
-    }
-    Ok(())
 }
 
 pub(super) fn check_disk(model: &ModelDir, out: &Path) -> anyhow::Result<()> {

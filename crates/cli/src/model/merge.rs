@@ -10,10 +10,10 @@ use formats::model_dir::ModelDir;
 use model::add_low_rank;
 use serde_json::json;
 
-use super::import::{check_disk, check_name};
+use super::import::check_disk;
 use crate::context::{Context, Form};
 use crate::gguf_vocabulary;
-use crate::open_model::{folder_name, home_name, locate, parse_scaling, warn_left_out};
+use crate::open_model::{check_name, folder_name, home_name, locate, parse_scaling, warn_left_out};
 use crate::table::table;
 
 /// Arguments of `galerne model merge`.
@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         Some(name) => name.clone(),
         None => format!("{}-{}", home_name(&path), home_name(&args.adapter)),
     };
-    check_name(&new_name)?;
+    check_name("--name", &new_name)?;
     let out = context.models_dir().join(&new_name);
     check_disk(&original, &out)?;
     warn_left_out(&name, &original);

@@ -1,5 +1,6 @@
 //! `galerne model import hf:OWNER/NAME`: from a model hub into the home.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use client::{ClientError, Hub, RemoteFile, RepoName, Repository, Revision};
 use eval::figures::bytes;
+use formats::DecoderConfig;
 use formats::durable::DirLock;
 use formats::model_dir::{ModelDir, config_in, model_files, move_model};
 use model::ModelConfig;
@@ -15,6 +17,7 @@ use model::ModelConfig;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::machine;
+use crate::open_model::without_dots;
 use crate::os::StopSignals;
 use crate::progress::DownloadBar;
 
@@ -61,8 +64,7 @@ impl FromStr for HubModel {
 impl HubModel {
     /// The name that the model has in the home when none was given.
     pub(super) fn default_name(&self) -> String {
-        let name = self.file.as_deref().unwrap_or(self.repository.name());
-        name.strip_suffix(".gguf").unwrap_or(name).replace('.', "-")
+        without_dots(self.file.as_deref().unwrap_or(self.repository.name()))
     }
 }
 
@@ -82,14 +84,13 @@ pub(super) fn pull(
     let revision = args.revision.clone().unwrap_or_else(Revision::main);
     let repository = hub.repository(&source.repository, &revision)?;
     let files = chosen(&repository, source, context)?;
-    let slug = slug(&repository, source);
-    let place = context.home().join("cache").join("pulls").join(slug);
+    // In the folder of models, under a hidden name: moving it there later is one rename.
+    let place = context.models_dir().join(".pulls").join(slug(&repository, source));
     let dir = place.join("model");
     context.make_dir(&dir)?;
     let _lock = DirLock::acquire(&place)?;
-    let missing: Vec<&RemoteFile> =
-        files.iter().copied().filter(|file| !dir.join(&file.path).is_file()).collect();
-    check_disk(&missing, &dir)?;
+    remove_others(&dir, &files)?;
+    check_disk(&files, &dir)?;
     let total: u64 = files.iter().map(|file| file.n_bytes).sum();
     context.say(&format!(
         "{}{} at {}: {} files, {}",
@@ -99,9 +100,13 @@ pub(super) fn pull(
         files.len(),
         bytes(total)
     ));
-    fetch(&hub, &repository, &missing, total, &dir)?;
+    fetch(&hub, &repository, &files, total, &dir)?;
     let model = ModelDir::open(&dir).with_context(|| format!("cannot use {}", dir.display()))?;
-    let origin = format!("{PREFIX}{}@{}", repository.name, repository.commit);
+    check_config(model.config().clone(), &repository)?;
+    let mut origin = format!("{PREFIX}{}@{}", repository.name, repository.commit);
+    if let Some(mirror) = &args.endpoint {
+        origin = format!("{origin} from {mirror}");
+    }
     let model = move_model(model, origin, out)?;
     // The lock is all that is left in it.
     fs::remove_dir_all(&place).with_context(|| format!("cannot remove {}", place.display()))?;
@@ -120,8 +125,9 @@ fn chosen<'a>(
             context.say(&format!("{}/{}  {}", place.display(), file.path, bytes(file.n_bytes)));
         }
     })?;
+    let names: BTreeSet<&str> = names.into_iter().collect();
     let mut files: Vec<&RemoteFile> =
-        repository.files.iter().filter(|file| names.contains(&file.path.as_str())).collect();
+        repository.files.iter().filter(|file| names.contains(file.path.as_str())).collect();
     // The configuration is looked at before the weights are fetched.
     files.sort_by_key(|file| file.n_bytes);
     Ok(files)
@@ -130,14 +136,14 @@ fn chosen<'a>(
 fn fetch(
     hub: &Hub,
     repository: &Repository,
-    missing: &[&RemoteFile],
+    files: &[&RemoteFile],
     total: u64,
     dir: &Path,
 ) -> anyhow::Result<()> {
     let signals = StopSignals::take_all().context("cannot take signals")?;
-    let mut n_before = total - missing.iter().map(|file| file.n_bytes).sum::<u64>();
-    let mut bar = DownloadBar::new(n_before, total);
-    for file in missing {
+    let mut n_before = 0;
+    let mut bar = DownloadBar::new(total);
+    for file in files {
         let path = dir.join(&file.path);
         let result = hub.download(repository, file, &path, &mut |n_bytes| {
             bar.observe(n_before + n_bytes, &file.path);
@@ -147,7 +153,7 @@ fn fetch(
                 ControlFlow::Continue(())
             }
         });
-        if let (Err(ClientError::Stopped { .. }), Some(signal)) = (&result, signals.requested()) {
+        if let (Err(_), Some(signal)) = (&result, signals.requested()) {
             let saved = Some(format!("{} of {} are there", bytes(bar.position()), bytes(total)));
             let next = Some("the same command goes on".to_owned());
             return Err(Failure::Stopped { signal, saved, next }.into());
@@ -155,20 +161,42 @@ fn fetch(
         result?;
         n_before += file.n_bytes;
         if let Some(config) = config_in(dir, &file.path)? {
-            ModelConfig::new(config)
-                .with_context(|| format!("cannot compute hf:{}", repository.name))?;
+            check_config(config, repository)?;
         }
     }
     bar.finish();
     Ok(())
 }
 
-fn check_disk(missing: &[&RemoteFile], dir: &Path) -> anyhow::Result<()> {
-    let there = |file: &&RemoteFile| {
-        let partial = client::partial_path(&dir.join(&file.path));
-        fs::metadata(partial).map_or(0, |found| found.len())
+fn check_config(config: DecoderConfig, repository: &Repository) -> anyhow::Result<()> {
+    let computed = ModelConfig::new(config);
+    computed.map(|_| ()).with_context(|| format!("cannot compute {PREFIX}{}", repository.name))
+}
+
+/// Removes what an earlier try left under other names: the folder becomes the model.
+fn remove_others(dir: &Path, files: &[&RemoteFile]) -> anyhow::Result<()> {
+    let paths = files.iter().map(|file| dir.join(&file.path));
+    let known: BTreeSet<PathBuf> =
+        paths.flat_map(|path| [client::partial_path(&path), path]).collect();
+    let failed = || format!("cannot clear {}", dir.display());
+    for entry in fs::read_dir(dir).with_context(failed)? {
+        let path = entry.with_context(failed)?.path();
+        if !known.contains(&path) {
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.with_context(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_disk(files: &[&RemoteFile], dir: &Path) -> anyhow::Result<()> {
+    let len = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
+    let there = |file: &RemoteFile| {
+        let path = dir.join(&file.path);
+        len(&path) + len(&client::partial_path(&path))
     };
-    let needed = missing.iter().map(|file| file.n_bytes.saturating_sub(there(file)));
+    let needed = files.iter().map(|file| file.n_bytes.saturating_sub(there(file)));
     machine::check_disk("the model", dir, needed.sum())
 }
 

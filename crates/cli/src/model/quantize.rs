@@ -15,13 +15,12 @@ use serde_json::json;
 use tensor::Passes;
 use tokenizer::Tokenizer;
 
-use super::import::check_name;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::gguf_vocabulary;
 use crate::machine;
 use crate::open_model::{
-    LoadArgs, OpenModel, has_tokenizer, home_name, locate, warn_left_out, weights_bytes,
+    LoadArgs, OpenModel, check_name, has_tokenizer, home_name, locate, warn_left_out, weights_bytes,
 };
 use crate::table::table;
 
@@ -67,7 +66,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         Some(name) => name.clone(),
         None => format!("{}-{}", home_name(&path), args.to),
     };
-    check_name(&new_name)?;
+    check_name("--name", &new_name)?;
     let out = context.models_dir().join(&new_name);
     check_disk(&original, &config, args.to, &out)?;
     warn_left_out(&name, &original);

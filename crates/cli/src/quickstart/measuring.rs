@@ -72,8 +72,7 @@ fn bits_per_byte(
     decoder: &Decoder,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<Vec<LanguageBits>> {
-    let mut workspace =
-        Workspace::new(decoder.config(), decoder.dtype(), SCORED_TOKENS, Passes::Forward);
+    let mut workspace = Workspace::for_decoder(decoder, SCORED_TOKENS);
     let languages = Language::ALL.into_iter().map(Some).chain([None]);
     let mut figures = Vec::new();
     for language in languages {

@@ -69,7 +69,7 @@ fn wrong_usage_exits_with_2_and_names_the_argument() {
             "temperature is -1",
         ),
         (&["chat", "--model", "m", "--top-p", "2"], "top_p is 2"),
-        (&["model", "import", "./m", "--name", "a/b"], "expected a name without slash"),
+        (&["model", "import", "./m", "--name", "a/b"], "expected a name without slashes"),
         (&["quickstart", "--budget", "0"], "--budget 0"),
     ];
     for (arguments, expected) in cases {

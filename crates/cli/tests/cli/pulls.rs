@@ -29,10 +29,11 @@ fn a_model_comes_from_a_hub_with_its_licence_and_says_where_from() {
     assert_eq!((&shown["name"], &shown["licence"]), (&"tiny".into(), &"apache-2.0".into()));
     let dir = home.inside("models/tiny");
     assert_eq!(names_in(&dir), ["README.md", "config.json", "galerne.json", "model.safetensors"]);
-    assert_eq!(names_in(&home.inside("cache/pulls")), [""; 0], "nothing is left behind");
+    assert_eq!(names_in(&home.inside("models/.pulls")), [""; 0], "nothing is left behind");
     let lineage =
         home.run(&["model", "inspect", "tiny", "--json"]).expect(0).json()["lineage"].clone();
-    assert_eq!(lineage["source"], format!("hf:acme/tiny@{COMMIT}"));
+    let source = format!("hf:acme/tiny@{COMMIT} from {}", hub.endpoint());
+    assert_eq!(lineage["source"], source);
     let ids = ["--token-ids", "1,5,9", "--max-tokens", "4", "--json"];
     home.run(&[&["generate", "--model", "tiny"][..], &ids].concat()).expect(0);
 
@@ -58,6 +59,24 @@ fn a_download_that_failed_goes_on() {
         hub.take_requests().into_iter().filter_map(|request| request.range).collect();
     assert_eq!(asked.last().map(String::as_str), Some("bytes=10000-"), "{asked:?}");
     home.run(&["model", "inspect", "tiny"]).expect(0);
+}
+
+#[test]
+fn what_an_earlier_try_left_is_not_believed() {
+    let home = Home::new("pull-strange");
+    let hub = FakeHub::start(files_of("mistral/hf", &[]));
+    hub.fail_with([Fault::Whole, Fault::Status(404)]);
+    import(&home, &hub, "hf:acme/tiny", &[]).expect(1);
+    let place = home.inside("models/.pulls");
+    let dir = place.join(&names_in(&place)[0]).join("model");
+    fs::write(dir.join("tokenizer.json"), "{}").unwrap();
+    fs::write(dir.join("config.json"), "{}").unwrap();
+    // The file of that name is another; it goes, and the next try has the right one.
+    let wrong = import(&home, &hub, "hf:acme/tiny", &[]).expect(1).stderr;
+    assert!(wrong.contains("config.json") && wrong.contains("expected"), "{wrong}");
+    import(&home, &hub, "hf:acme/tiny", &[]).expect(0);
+    let names = names_in(&home.inside("models/tiny"));
+    assert_eq!(names, ["config.json", "galerne.json", "model.safetensors"]);
 }
 
 #[test]
@@ -87,6 +106,10 @@ fn a_model_that_cannot_be_computed_is_refused_before_its_weights_arrive() {
     let hub = FakeHub::start(files.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).to_vec());
     let refused = import(&home, &hub, "hf:acme/tiny", &[]).expect(1);
     assert!(refused.stderr.contains("mamba"), "{}", refused.stderr);
+    let asked = hub.take_requests();
+    assert!(asked.iter().all(|request| !request.path.contains("safetensors")), "{asked:?}");
+    // Nor at the second try, when the configuration is there already.
+    import(&home, &hub, "hf:acme/tiny", &[]).expect(1);
     let asked = hub.take_requests();
     assert!(asked.iter().all(|request| !request.path.contains("safetensors")), "{asked:?}");
 }

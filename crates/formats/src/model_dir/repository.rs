@@ -1,5 +1,6 @@
 //! Which files of a repository on a model hub are its model.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::CONFIG_FILE;
@@ -20,8 +21,10 @@ pub fn model_files<'a>(
     wanted: Option<&str>,
     place: &Path,
 ) -> Result<Vec<&'a str>, FormatError> {
-    let names: Vec<&str> = paths.into_iter().filter(|path| is_plain_name(path)).collect();
-    let has = |name: &str| names.contains(&name);
+    // Names of files that are not whole end in `.part`.
+    let is_file = |path: &&str| is_plain_name(path) && !path.ends_with(".part");
+    let names: BTreeSet<&str> = paths.into_iter().filter(is_file).collect();
+    let has = |name: &str| names.contains(name);
     let is_gguf = |name: &str| name.ends_with(".gguf");
     let missing =
         |name: &str| FormatError::FileMissing { dir: place.to_owned(), name: name.to_owned() };
@@ -119,5 +122,7 @@ mod tests {
         assert!(pickle.contains("pickle"), "{pickle}");
         // Paths that would leave the folder are no files of a model.
         assert!(chosen(&["../config.json", "a/model.safetensors"], None).is_err());
+        let odd = ["a.gguf", "tokenizer.model", "tokenizer.model.part", "tokenizer.model\u{1b}[2J"];
+        assert_eq!(chosen(&odd, None).unwrap(), &odd[..2]);
     }
 }

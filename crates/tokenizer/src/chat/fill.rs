@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::tokenizer::Tokenizer;
 
 /// Put before what follows the gap while it is encoded, and taken away again: SentencePiece puts a space before the first
-/// letter of a text, which here is in the middle of one. Source: mistral-common 1.12, `_encode_infilling`.
+/// letter of a text, which here is in the middle of one. Source: mistral-common 1.13.1, `_encode_infilling`.
 const MARK: &str = "☺";
 
 impl Tokenizer {
