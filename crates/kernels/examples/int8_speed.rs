@@ -69,7 +69,7 @@ fn measure(compute: &Compute, kind: BlockKind, [n, k]: [usize; 2]) {
             }
         }
         println!(
-            "{:7} {} {kind:?} [{n:5}, {k}] m {m:3}: {:5.1} GB/s {:5.1} Gweights/s {:6.0} GFLOP/s",
+            "{:7} {} {kind:?} [{n:5}, {k}] m {m:3}: {:5.1} GB/s {:5.1} Gweights/s {:6.0} Gop/s",
             compute.family().name(),
             compute.n_threads(),
             len as f64 / best / 1e9,

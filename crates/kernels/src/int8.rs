@@ -45,6 +45,13 @@ const BUNDLE: usize = 16;
 /// Bytes of one row in a group: 32 codes, then as f32 the scale and the sums of all codes and of each half of them.
 const RECORD: usize = GROUP + 16;
 
+/// Groups whose lines are unpacked together: 20 KiB, which stay in the nearest cache.
+#[cfg(target_arch = "x86_64")]
+const SPAN: usize = 32;
+/// Packed bytes that are asked for ahead of those in use; `examples/int8_speed.rs` measures it.
+#[cfg(target_arch = "x86_64")]
+const PREFETCH: usize = 4096;
+
 /// Rows of one task. Its panels are unpacked once for all of them.
 const TASK_ROWS: usize = 512;
 /// Most panels of one task.

@@ -10,13 +10,10 @@ use std::arch::x86_64::*;
 
 use super::avx512::{self, mask, start, unpack};
 use super::layout::{BYTE_LINES, GROUP, LINE, term};
-use super::{BUNDLE, Part, RECORD};
+use super::{BUNDLE, Part, RECORD, SPAN};
 use crate::matmul::amx::TileConfig;
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
-
-/// Groups that are unpacked together: 20 KiB.
-const SPAN: usize = 32;
 
 /// Integer sums of a group: two tiles.
 const N_SUMS: usize = 2 * BUNDLE * PANEL_WIDTH;

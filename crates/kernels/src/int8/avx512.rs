@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::{BYTE_LINES, GROUP, LINE, SUPER_GROUPS, term};
-use super::{BUNDLE, Part, RECORD};
+use super::{BUNDLE, PREFETCH, Part, RECORD, SPAN};
 use crate::matmul::Write;
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
@@ -16,12 +16,6 @@ pub(super) mod unpack;
 
 /// Most rows of a tile.
 pub(super) const TILE_ROWS: usize = 8;
-
-/// Packed bytes that are asked for ahead of those in use.
-const PREFETCH: usize = 4096;
-
-/// Groups that are unpacked together: 20 KiB.
-const SPAN: usize = 32;
 
 /// # Safety
 /// As [`super::multiply`], on a processor with AVX-512 F, BW and VNNI.
