@@ -68,6 +68,11 @@ impl Context {
         self.home.join("models")
     }
 
+    /// Where packed copies of large models' weights are.
+    pub(crate) fn packed_dir(&self) -> PathBuf {
+        self.home.join("cache/packed")
+    }
+
     /// Where runs are.
     pub(crate) fn runs_dir(&self) -> PathBuf {
         self.home.join("runs")

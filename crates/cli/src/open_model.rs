@@ -3,14 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
 use formats::adapter::{Adapter, MAX_SCALING};
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
-use model::{Decoder, KvCache, ModelConfig, Quantisation, compute_dtype};
+use formats::packed_copy::PackedCopy;
+use formats::{FormatError, SharedBytes};
+use model::{
+    Decoder, KvCache, ModelConfig, PackedBytes, PackedPlan, Quantisation, compute_dtype,
+};
 use tensor::Device;
 use tokenizer::{ChatTemplate, Tokenizer};
 use tracing::{info, warn};
@@ -19,6 +23,9 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::gguf_vocabulary;
 use crate::machine;
+
+/// Packed weights of fewer bytes are packed at every start: that takes a moment.
+const KEPT_BYTES: usize = 256 << 20;
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -132,7 +139,7 @@ impl OpenModel {
         let (name, path) = locate(value, context)?;
         let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
         warn_left_out(&name, &dir);
-        Self::load(name, &dir, load, &context.device()?)
+        Self::load(name, &dir, load, context)
     }
 
     /// Loads the weights of a model directory, quantised and with an adapter where that is asked for. The memory is logged
@@ -144,22 +151,32 @@ impl OpenModel {
         name: String,
         dir: &ModelDir,
         load: &LoadArgs,
-        device: &Device,
+        context: &Context,
     ) -> anyhow::Result<Self> {
+        let device = &context.device()?;
         let config = ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
-        let dtype = compute_dtype(config.dtype);
-        let weights_bytes = weights_bytes(&config, dir, load.quantize)?;
+        let adapter_failed = |path: &Path| format!("cannot use the adapter {}", path.display());
+        let adapter = load.adapter.as_deref().map(|path| {
+            let adapter = Adapter::open(path, &config, load.scaling);
+            adapter.with_context(|| adapter_failed(path))
+        });
+        let adapter = adapter.transpose()?;
+        let adapter_bytes = adapter.iter().map(|adapter| {
+            let taken = Decoder::adapter_bytes(&config, compute_dtype(config.dtype), adapter);
+            taken.with_context(|| adapter_failed(adapter.path()))
+        });
+        let adapter_bytes = adapter_bytes.sum::<anyhow::Result<usize>>()? as u64;
+        let weights_bytes = weights_bytes(&config, dir, load.quantize)? + adapter_bytes;
         let available = machine::memory().map(|memory| bytes(memory.available_bytes));
         info!(model = name, weights = bytes(weights_bytes), available, "memory of the model");
         machine::check_memory(&format!("model `{name}`"), weights_bytes)?;
         let (tokenizer, template) = open_tokenizer(&name, dir)?.unzip();
         let template = template.flatten();
-        let mut decoder = Decoder::load(device, &config, dtype, dir.weights(), load.quantize)?;
-        if let Some(path) = &load.adapter {
-            let failed = || format!("cannot use the adapter {}", path.display());
-            let adapter = Adapter::open(path, &config, load.scaling).with_context(failed)?;
-            decoder = decoder.with_adapter(device, &adapter).with_context(failed)?;
+        let mut decoder = load_weights(&name, &config, dir, load.quantize, context)?;
+        if let Some(adapter) = &adapter {
+            let failed = || adapter_failed(adapter.path());
+            decoder = decoder.with_adapter(device, adapter).with_context(failed)?;
         }
         let mut eos_ids = dir.eos_ids();
         if let Some(tokenizer) = &tokenizer
@@ -237,6 +254,62 @@ pub(crate) fn weights_bytes(
 ) -> anyhow::Result<u64> {
     let dtype = compute_dtype(config.dtype);
     Ok(Decoder::loaded_bytes(config, dtype, dir.weights(), quantisation)? as u64)
+}
+
+/// Loads weights. Where packing them takes a while, a packed copy is kept in the home, and mapped.
+fn load_weights(
+    name: &str,
+    config: &ModelConfig,
+    dir: &ModelDir,
+    quantisation: Option<Quantisation>,
+    context: &Context,
+) -> anyhow::Result<Decoder> {
+    let (device, dtype, weights) = (context.device()?, compute_dtype(config.dtype), dir.weights());
+    let plan = PackedPlan::new(config, dtype, weights, quantisation)?;
+    if plan.n_bytes() >= KEPT_BYTES {
+        let copies = context.packed_dir();
+        let copy = PackedCopy::new(&copies, weights, &plan.description(), plan.n_bytes())?;
+        let packed = match copy.map()? {
+            Some(bytes) => Some(bytes),
+            None => keep_packed(name, &copy, &plan, config, dir, context)?,
+        };
+        if let Some(bytes) = packed {
+            let bytes: PackedBytes = Arc::new(bytes);
+            return Ok(Decoder::load_packed(&device, config, weights, &plan, &bytes)?);
+        }
+    }
+    Ok(Decoder::load(&device, config, dtype, weights, quantisation)?)
+}
+
+/// Packs weights into a kept copy; `None`, with a word why, where there is no place for it.
+fn keep_packed(
+    name: &str,
+    copy: &PackedCopy,
+    plan: &PackedPlan,
+    config: &ModelConfig,
+    dir: &ModelDir,
+    context: &Context,
+) -> anyhow::Result<Option<SharedBytes>> {
+    let n_bytes = plan.n_bytes() as u64;
+    if let Err(reason) = machine::check_disk("the packed copy of a model", copy.path(), n_bytes) {
+        warn!(model = name, %reason, "packed weights are not kept: they are packed at every start");
+        return Ok(None);
+    }
+    let device = context.device()?;
+    let start = Instant::now();
+    context.say(&format!("packing {name} once: {}", bytes(n_bytes)));
+    let written = copy.write(|out| {
+        plan.write(&device, config, dir.weights(), |packed| out.write_all(packed))
+    });
+    if let Err(error) = written {
+        if let FormatError::Io { .. } = error {
+            warn!(model = name, %error, "packed weights are not kept: they are packed at every start");
+            return Ok(None);
+        }
+        return Err(error.into());
+    }
+    info!(model = name, seconds = start.elapsed().as_secs_f64(), path = %copy.path().display(), "packed");
+    Ok(copy.map()?)
 }
 
 /// Says what a model's files hold that is not read.

@@ -187,7 +187,7 @@ pub(crate) fn add(
         bytes(weights_bytes(&config, dir, load.quantize)?),
         bytes(answer_bytes(&config))
     ));
-    let model = OpenModel::load(name.to_owned(), dir, load, &context.device()?)?;
+    let model = OpenModel::load(name.to_owned(), dir, load, context)?;
     let (temperature, top_p) = model.sampling_defaults();
     let fallback = SamplingDefaults::default();
     let loaded = LoadedModel {

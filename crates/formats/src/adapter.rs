@@ -117,6 +117,15 @@ impl Adapter {
         &self.path
     }
 
+    /// The rank of the change to a matrix; 0 for one that stays as it is.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::get`].
+    pub fn rank(&self, name: WeightName) -> Result<usize, FormatError> {
+        let Some([a, _]) = self.pairs.get(&name) else { return Ok(0) };
+        Ok(self.files.get(a)?.shape[0])
+    }
+
     /// The factors of a matrix; `None` of one that stays as it is.
     ///
     /// # Errors

@@ -131,7 +131,7 @@ impl CheckpointWriter {
     ) -> Result<(), FormatError> {
         let path = self.temporary.path().join(name);
         self.file(name, |writer| {
-            write_safetensors_to(writer, &path, tensors, metadata).map_err(io::Error::other)
+            write_safetensors_to(writer, &path, tensors, metadata).map_err(io::Error::from)
         })
     }
 

@@ -334,7 +334,7 @@ fn write_numbers(
             weight.read_rows(row..row + 1, numbers);
         }
         bytes.resize(dtype.bytes_of(numbers.len()), 0);
-        encode(&mut numbers, &mut bytes).map_err(io::Error::other)?;
+        encode(&mut numbers, &mut bytes).map_err(io::Error::from)?;
         out.write_all(&bytes)?;
     }
     Ok(())

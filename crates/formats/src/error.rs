@@ -252,6 +252,16 @@ pub enum FormatError {
         /// The tensor.
         tensor: String,
     },
+    /// A kept copy of packed weights that is not whole.
+    #[error("{} has {got} bytes, expected {expected} of packed weights: remove it", path.display())]
+    PackedCopy {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        got: u64,
+        /// The size of these weights.
+        expected: u64,
+    },
     /// Several models where one is expected.
     #[error("{} holds {n} GGUF files, expected one: name the file itself", dir.display())]
     ManyModels {
@@ -328,5 +338,12 @@ impl FormatError {
     #[cfg(test)]
     pub(crate) fn is_disk_full(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+    }
+}
+
+/// For closures that write: [`FormatError::io`] gives the error back as it was.
+impl From<FormatError> for std::io::Error {
+    fn from(error: FormatError) -> Self {
+        Self::other(error)
     }
 }

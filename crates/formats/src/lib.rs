@@ -32,6 +32,7 @@ pub mod json_lines;
 pub mod licence;
 pub mod model_dir;
 pub mod names;
+pub mod packed_copy;
 pub mod published;
 pub mod weights;
 

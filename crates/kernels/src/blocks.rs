@@ -106,7 +106,7 @@ impl BlockKind {
     /// Bytes of `n` numbers, which are whole blocks.
     ///
     /// # Panics
-    /// When they are not.
+    /// When they are not, or the number overflows.
     #[must_use]
     pub fn bytes_of(self, n: usize) -> usize {
         assert!(
@@ -114,7 +114,8 @@ impl BlockKind {
             "{n} numbers in blocks of {}",
             self.block_len()
         );
-        n / self.block_len() * self.block_bytes()
+        let len = (n / self.block_len()).checked_mul(self.block_bytes());
+        len.expect("the number of bytes fits usize")
     }
 
     /// Writes the numbers of whole blocks. Overwrites.

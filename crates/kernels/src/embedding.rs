@@ -2,6 +2,7 @@
 
 use crate::blocks::BlockMatrix;
 use crate::compute::Compute;
+use crate::int8::PackedBlocks;
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
 use crate::pool::RowsOut;
@@ -30,17 +31,12 @@ pub fn gather<T: Operand>(
         "table is panels of [vocab, hidden]"
     );
     let k_padded = padded_k::<T>(hidden);
-    let outputs = (RowsOut::new(out, hidden), RowsOut::<u8>::none(), RowsOut::<u8>::none());
-    compute.pool().run_rows(token_ids.len(), TASK_ROWS, outputs, |row, _, (out, ..)| {
-        for (out, &token_id) in out.chunks_exact_mut(hidden).zip(&token_ids[row..]) {
-            let token_id = token_id as usize;
-            assert!(token_id < vocab_size, "token id {token_id} of a vocabulary of {vocab_size}");
-            let groups = table[panel_index::<T>(token_id, 0, k_padded)..]
-                .chunks(PANEL_WIDTH * T::GROUP)
-                .map(|line| &line[..T::GROUP]);
-            for (out, group) in out.chunks_mut(T::GROUP).zip(groups) {
-                out.iter_mut().zip(group).for_each(|(out, value)| *out = value.to_f32());
-            }
+    gather_rows(compute, token_ids, [vocab_size, hidden], out, |row, out| {
+        let groups = table[panel_index::<T>(row, 0, k_padded)..]
+            .chunks(PANEL_WIDTH * T::GROUP)
+            .map(|line| &line[..T::GROUP]);
+        for (out, group) in out.chunks_mut(T::GROUP).zip(groups) {
+            out.iter_mut().zip(group).for_each(|(out, value)| *out = value.to_f32());
         }
     });
 }
@@ -55,13 +51,37 @@ pub fn gather_blocks(
     table: BlockMatrix<'_>,
     out: &mut [f32],
 ) {
-    let [vocab_size, hidden] = table.shape();
+    gather_rows(compute, token_ids, table.shape(), out, |row, out| {
+        table.read_row(compute, row, out);
+    });
+}
+
+/// As [`gather`], from a table of packed blocks.
+///
+/// # Panics
+/// When a slice does not fit the shape, or an id is not in the vocabulary.
+pub fn gather_packed(
+    compute: &Compute,
+    token_ids: &[u32],
+    table: PackedBlocks<'_>,
+    out: &mut [f32],
+) {
+    gather_rows(compute, token_ids, table.shape(), out, |row, out| table.read_row(row, out));
+}
+
+fn gather_rows(
+    compute: &Compute,
+    token_ids: &[u32],
+    [vocab_size, hidden]: [usize; 2],
+    out: &mut [f32],
+    read_row: impl Fn(usize, &mut [f32]) + Sync,
+) {
     let outputs = (RowsOut::new(out, hidden), RowsOut::<u8>::none(), RowsOut::<u8>::none());
     compute.pool().run_rows(token_ids.len(), TASK_ROWS, outputs, |row, _, (out, ..)| {
         for (out, &token_id) in out.chunks_exact_mut(hidden).zip(&token_ids[row..]) {
             let token_id = token_id as usize;
             assert!(token_id < vocab_size, "token id {token_id} of a vocabulary of {vocab_size}");
-            table.read_row(compute, token_id, out);
+            read_row(token_id, out);
         }
     });
 }

@@ -39,6 +39,10 @@ use layout::{GROUP, Layout};
 pub use pack::pack;
 pub use quantise::quantise_rows;
 
+/// Version of the order of bytes that [`pack()`] writes: another order has another number, so that packed bytes that someone kept
+/// are not taken for it.
+pub const ORDER_VERSION: u32 = 1;
+
 /// Rows that stand together in [`Rows`], so that a tile of them is read in one piece.
 const BUNDLE: usize = 16;
 
@@ -82,7 +86,8 @@ pub fn packed_len(kind: BlockKind, [n, k]: [usize; 2]) -> usize {
 #[must_use]
 pub fn rows_len([m, k]: [usize; 2]) -> usize {
     assert!(k.is_multiple_of(GROUP), "k {k} is no multiple of {GROUP}");
-    m.checked_mul(k / GROUP * RECORD).expect("the number of bytes fits usize")
+    let row = (k / GROUP).checked_mul(RECORD);
+    row.and_then(|row| row.checked_mul(m)).expect("the number of bytes fits usize")
 }
 
 /// Quantised rows `[m, k]`, as [`quantise_rows`] wrote them.
@@ -138,6 +143,17 @@ impl<'a> PackedBlocks<'a> {
     #[must_use]
     pub fn shape(&self) -> [usize; 2] {
         [self.n, self.k]
+    }
+
+    /// The row `row` as f32, `[k]`: the numbers of its blocks. Overwrites.
+    ///
+    /// # Panics
+    /// When there is no such row or `out` has another length.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n && out.len() == self.k, "row {row} of [{}, {}]", self.n, self.k);
+        for (group, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+            *out = reference::numbers(*self, row, group);
+        }
     }
 
     /// The factors of a panel, block by block, and its lines, group by group.

@@ -1,7 +1,5 @@
 //! Adapters at run time: low-rank changes computed beside the weights of a decoder, which may be quantised and stay as they are.
 
-use std::collections::BTreeMap;
-
 use formats::adapter::{Adapter, LowRankPair};
 use formats::{FfnMatrix, FormatError, LayerPart, WeightName};
 use tensor::{DType, Device, LowRank, LowRankScratch, Tensor, View};
@@ -9,11 +7,11 @@ use tensor::{DType, Device, LowRank, LowRankScratch, Tensor, View};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 
-/// The changes to all layers; all are of one even rank, smaller ones being filled up with zeros.
+/// The changes to all layers.
 #[derive(Clone, Debug)]
 pub(crate) struct Changes {
     layers: Vec<LayerChanges>,
-    rank: usize,
+    max_rank: usize,
 }
 
 /// The changes to the products of a layer.
@@ -53,21 +51,15 @@ impl Decoder {
     /// # Errors
     /// [`FormatError::AdapterMerges`] for a matrix outside the products of dense layers, and those of [`Adapter::pair`].
     pub fn with_adapter(mut self, device: &Device, adapter: &Adapter) -> Result<Self, FormatError> {
-        let mut pairs = BTreeMap::new();
-        for name in adapter.names() {
-            if place(name, &self.config).is_none() {
-                let (path, matrix) = (adapter.path().to_owned(), name.hf_name());
-                return Err(FormatError::AdapterMerges { path, matrix });
-            }
-            pairs.extend(adapter.pair(name, &self.config)?.map(|pair| (name, pair)));
-        }
-        // Products read their operands in pairs.
-        let rank = pairs.values().map(|pair| pair.rank).max().unwrap_or(0).next_multiple_of(2);
         let mut layers = vec![LayerChanges::default(); self.config.n_layers];
-        for (name, pair) in pairs {
-            let (layer_idx, part, first_out) =
-                place(name, &self.config).expect("every place was found above");
+        let mut max_rank = 0;
+        for name in adapter.names() {
+            let (layer_idx, part, first_out) = place(name, &self.config)
+                .ok_or_else(|| merges_only(adapter, name))?;
+            let Some(pair) = adapter.pair(name, &self.config)? else { continue };
+            let rank = even(pair.rank);
             let change = packed(device, self.dtype, first_out, &pair, rank);
+            max_rank = max_rank.max(rank);
             let layer = &mut layers[layer_idx];
             match part {
                 LayerPart::AttentionOut => layer.attention_out.push(change),
@@ -76,8 +68,26 @@ impl Decoder {
                 _ => layer.qkv.push(change),
             }
         }
-        self.changes = Some(Changes { layers, rank });
+        self.changes = Some(Changes { layers, max_rank });
         Ok(self)
+    }
+
+    /// Bytes that the changes of an adapter take in memory.
+    ///
+    /// # Errors
+    /// As [`Decoder::with_adapter`].
+    pub fn adapter_bytes(
+        config: &ModelConfig,
+        dtype: DType,
+        adapter: &Adapter,
+    ) -> Result<usize, FormatError> {
+        let mut n_bytes = 0;
+        for name in adapter.names() {
+            place(name, config).ok_or_else(|| merges_only(adapter, name))?;
+            let rank = even(adapter.rank(name)?);
+            n_bytes += LowRank::bytes_for(dtype, name.shape(config)[1], name.shape(config)[0], rank);
+        }
+        Ok(n_bytes)
     }
 
     /// The changes to a layer.
@@ -88,7 +98,7 @@ impl Decoder {
     /// Working memory of the changes for up to `max_rows` tokens.
     pub(crate) fn low_rank_scratch(&self, max_rows: usize) -> Option<LowRankScratch> {
         let changes = self.changes.as_ref()?;
-        Some(LowRankScratch::new(self.dtype, max_rows, changes.rank))
+        Some(LowRankScratch::new(self.dtype, max_rows, changes.max_rank))
     }
 }
 
@@ -99,7 +109,17 @@ impl Changes {
     }
 }
 
-/// The factors of a change, filled up to `rank`, the scaling in b.
+/// Products read their operands in pairs.
+fn even(rank: usize) -> usize {
+    rank.next_multiple_of(2)
+}
+
+/// Why an adapter cannot be applied as the model runs.
+fn merges_only(adapter: &Adapter, name: WeightName) -> FormatError {
+    FormatError::AdapterMerges { path: adapter.path().to_owned(), matrix: name.hf_name() }
+}
+
+/// The factors of a change, filled up with zeros to `rank`, the scaling in b.
 fn packed(
     device: &Device,
     dtype: DType,

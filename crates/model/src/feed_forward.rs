@@ -2,7 +2,7 @@
 
 use kernels::experts::Routes;
 use kernels::matmul::Write;
-use tensor::{DType, Device, Linear, LowRankScratch, Passes, Tensor, ops};
+use tensor::{DType, Device, Linear, LowRankScratch, Passes, QuantisedRows, Tensor, ops};
 
 use crate::adapted::{self, LayerChanges};
 use crate::config::ModelConfig;
@@ -151,6 +151,7 @@ pub(crate) fn run(
         activated: &mut w.activated,
         changes,
         low_rank: &mut w.low_rank,
+        quantised_rows: &mut w.quantised_rows,
     };
     match ffn {
         FeedForward::Dense(block) => {
@@ -161,7 +162,8 @@ pub(crate) fn run(
             let n_active = w.n_active_experts;
             e.router_logits.set_rows(ffn_normed.n_rows());
             let logits = e.router_logits.view_mut();
-            router.forward(device, ffn_normed.view(), logits, Write::Overwrite);
+            let rows = &mut *run.quantised_rows;
+            router.forward(device, ffn_normed.view(), logits, Write::Overwrite, rows);
             e.routes.set(e.router_logits.f32(), n_active);
             for (expert_idx, block) in experts.iter().enumerate() {
                 let route = e.routes.expert(expert_idx);
@@ -187,6 +189,7 @@ struct BlockRun<'a> {
     /// Those of an adapter, for a dense block.
     changes: Option<&'a LayerChanges>,
     low_rank: &'a mut Option<LowRankScratch>,
+    quantised_rows: &'a mut QuantisedRows,
 }
 
 impl BlockRun<'_> {
@@ -194,14 +197,14 @@ impl BlockRun<'_> {
         for tensor in [&mut *self.gate_up, self.rounded, self.activated] {
             tensor.set_rows(x.n_rows());
         }
-        let device = self.device;
-        block.gate_up.forward(device, x.view(), self.gate_up.view_mut(), Write::Overwrite);
+        let (device, rows) = (self.device, &mut *self.quantised_rows);
+        block.gate_up.forward(device, x.view(), self.gate_up.view_mut(), Write::Overwrite, rows);
         if let Some(changes) = self.changes {
             adapted::add(device, &changes.gate_up, x.view(), self.gate_up, self.low_rank);
         }
         let (rounded, activated) = (self.rounded.view_mut(), self.activated.view_mut());
         ops::swiglu(device, self.gate_up.view(), rounded, activated);
-        block.down.forward(device, self.activated.view(), out.view_mut(), write);
+        block.down.forward(device, self.activated.view(), out.view_mut(), write, rows);
         if let Some(changes) = self.changes {
             adapted::add(device, &changes.down, self.activated.view(), out, self.low_rank);
         }

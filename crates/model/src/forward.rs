@@ -167,12 +167,17 @@ impl Decoder {
         let vocab_size = self.config.vocab_size;
         logits.resize(sequences.len() * vocab_size, 0.0);
         let mut end = 0;
-        workspace.logits.set_rows(1);
-        for (sequence, out) in sequences.iter().zip(logits.chunks_exact_mut(vocab_size)) {
+        for (row, sequence) in sequences.iter().enumerate() {
             end += sequence.token_ids.len();
-            let last = workspace.final_normed.rows(end - 1..end);
-            self.head().forward(device, last, workspace.logits.view_mut(), Write::Overwrite);
+            // Not behind the row where it goes: no row is overwritten before it moved.
+            workspace.final_normed.copy_row(end - 1, row);
+        }
+        let mut first = 0;
+        for out in logits.chunks_mut(LOGIT_ROWS * vocab_size) {
+            let n_rows = out.len() / vocab_size;
+            self.logits_of(device, first..first + n_rows, workspace);
             out.copy_from_slice(workspace.logits.f32());
+            first += n_rows;
         }
     }
 
@@ -219,7 +224,8 @@ impl Decoder {
         ops::rms_norm(device, w.residual.view(), &layer.attention_norm, self.eps(), normed, scales);
         let changes = self.layer_changes(layer_idx);
         let normed = a.attention_normed.view();
-        layer.qkv.forward(device, normed, w.qkv.view_mut(), Write::Overwrite);
+        let rows = &mut w.quantised_rows;
+        layer.qkv.forward(device, normed, w.qkv.view_mut(), Write::Overwrite, rows);
         if let Some(changes) = changes {
             adapted::add(device, &changes.qkv, normed, &mut w.qkv, &mut w.low_rank);
         }
@@ -227,8 +233,9 @@ impl Decoder {
         ops::rotate(device, w.qkv.view(), &w.rope, heads, Direction::Forward, rotated);
         let (out, lse) = (&mut a.attention_out, &mut a.log_sum_exp);
         context.attend(device, &self.config, layer_idx, &a.qkv, out, lse);
-        let residual = w.residual.view_mut();
-        layer.attention_out.forward(device, a.attention_out.view(), residual, Write::Accumulate);
+        let (x, residual, rows) =
+            (a.attention_out.view(), w.residual.view_mut(), &mut w.quantised_rows);
+        layer.attention_out.forward(device, x, residual, Write::Accumulate, rows);
         if let Some(changes) = changes {
             let (x, scratch) = (a.attention_out.view(), &mut w.low_rank);
             adapted::add(device, &changes.attention_out, x, &mut w.residual, scratch);
@@ -311,6 +318,7 @@ impl Decoder {
     ) {
         workspace.logits.set_rows(rows.len());
         let (hidden, logits) = (workspace.final_normed.rows(rows), workspace.logits.view_mut());
-        self.head().forward(device, hidden, logits, Write::Overwrite);
+        let quantised_rows = &mut workspace.quantised_rows;
+        self.head().forward(device, hidden, logits, Write::Overwrite, quantised_rows);
     }
 }

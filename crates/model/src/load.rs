@@ -1,8 +1,5 @@
 //! Loading a decoder weight by weight, for serving and scoring.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use formats::weights::StoredWeight;
 use formats::{FfnMatrix, FormatError, LayerPart, ModelWeights, TensorDtype, WeightName};
 use kernels::blocks::BlockKind;
@@ -12,15 +9,17 @@ use crate::block_kind::block_kind;
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
 use crate::feed_forward::{FeedForward, FfnBlock};
+use crate::packing::{Form, PackedBytes, PackedPlan, Packing};
 use crate::quantise::Quantisation;
 
 /// Rows of a matrix that are in memory as f32 at a time; whole panels.
 const ROWS_AT_A_TIME: usize = 512;
 
 impl Decoder {
-    /// A decoder for serving and scoring, whose operands are of `dtype`. Matrices in blocks, and those of half precision, stay as
-    /// they are, in the mapped file where the order of their rows allows it; others are rounded to `dtype`, or quantised
-    /// where that is asked for. Beside the decoder, memory holds a few hundred rows.
+    /// A decoder for serving and scoring, whose operands are of `dtype`. Matrices in blocks keep their numbers: for bf16 they are
+    /// packed where [`kernels::int8`] can, others, and those of half precision, stay in the mapped file where the order of
+    /// their rows allows it. Plain numbers are rounded to `dtype`, or quantised where that is asked for. Beside the decoder,
+    /// memory holds some hundred rows.
     ///
     /// # Errors
     /// When a weight is missing, or has another shape or type than it should.
@@ -31,26 +30,29 @@ impl Decoder {
         weights: &ModelWeights,
         quantisation: Option<Quantisation>,
     ) -> Result<Self, FormatError> {
-        let mut loader = Loader { device, config, dtype, weights, quantisation, rows: Vec::new() };
-        let embedding = loader.matrix(&[WeightName::Embedding])?;
-        let layers = (0..config.n_layers).map(|layer_idx| loader.layer(layer_idx));
-        let layers = layers.collect::<Result<_, _>>()?;
-        let head = match config.tied_embeddings {
-            true => None,
-            false => Some(loader.matrix(&[WeightName::Head])?),
-        };
-        Ok(Self {
-            config: config.clone(),
-            dtype,
-            embedding,
-            layers,
-            final_norm: loader.norm(WeightName::FinalNorm)?,
-            head,
-            rope: crate::rope::frequencies(config),
-            changes: None,
-        })
+        let rows = Vec::new();
+        Loader { device, config, dtype, weights, quantisation, packed: None, rows }.decoder()
     }
 
+    /// As [`Decoder::load`], with packed blocks that [`PackedPlan::write`] gave for these weights.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    ///
+    /// # Panics
+    /// When the bytes are not as many as planned.
+    pub fn load_packed(
+        device: &Device,
+        config: &ModelConfig,
+        weights: &ModelWeights,
+        plan: &PackedPlan,
+        bytes: &PackedBytes,
+    ) -> Result<Self, FormatError> {
+        assert_eq!((**bytes).as_ref().len(), plan.n_bytes(), "packed bytes");
+        let (dtype, quantisation) = (plan.dtype, plan.quantisation);
+        let (packed, rows) = (Some((plan, bytes)), Vec::new());
+        Loader { device, config, dtype, weights, quantisation, packed, rows }.decoder()
+    }
     /// Bytes that [`Decoder::load`] takes for these files.
     ///
     /// # Errors
@@ -65,31 +67,13 @@ impl Decoder {
         for name in WeightName::all(config) {
             let weight = weights.weight(name, config)?;
             n_bytes += match *weight.shape() {
-                [n_out, n_in] => match memory_kind(name, &weight, quantisation) {
-                    Some(kind) => n_out * kind.bytes_of(n_in),
-                    None => Linear::bytes_for(dtype, n_out, n_in, Passes::Forward),
-                },
+                [n_out, n_in] => {
+                    Form::of(name, &weight, dtype, quantisation).n_bytes(dtype, [n_out, n_in])
+                }
                 _ => 4 * weight.shape().iter().product::<usize>(),
             };
         }
         Ok(n_bytes)
-    }
-}
-
-/// The kind that a matrix has in memory; `None` for those that become panels of operands.
-fn memory_kind(
-    name: WeightName,
-    weight: &StoredWeight<'_>,
-    quantisation: Option<Quantisation>,
-) -> Option<BlockKind> {
-    let dtype = weight.dtype();
-    if !dtype.is_plain() {
-        return Some(block_kind(dtype));
-    }
-    match quantisation.and_then(|quantisation| quantisation.kind(name, weight.shape()[1])) {
-        // Half precision has three more bits than bf16, and half the bytes of f32.
-        None if dtype == TensorDtype::F16 => Some(BlockKind::F16),
-        kind => kind,
     }
 }
 
@@ -107,10 +91,31 @@ struct Loader<'a> {
     dtype: DType,
     weights: &'a ModelWeights,
     quantisation: Option<Quantisation>,
+    packed: Option<(&'a PackedPlan, &'a PackedBytes)>,
     rows: Vec<f32>,
 }
 
 impl Loader<'_> {
+    fn decoder(mut self) -> Result<Decoder, FormatError> {
+        let embedding = self.matrix(&[WeightName::Embedding])?;
+        let layers = (0..self.config.n_layers).map(|layer_idx| self.layer(layer_idx));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let head = match self.config.tied_embeddings {
+            true => None,
+            false => Some(self.matrix(&[WeightName::Head])?),
+        };
+        Ok(Decoder {
+            config: self.config.clone(),
+            dtype: self.dtype,
+            embedding,
+            layers,
+            final_norm: self.norm(WeightName::FinalNorm)?,
+            head,
+            rope: crate::rope::frequencies(self.config),
+            changes: None,
+        })
+    }
+
     fn layer(&mut self, layer_idx: usize) -> Result<Layer, FormatError> {
         let name = |part| WeightName::Layer { layer_idx, part };
         let qkv = [LayerPart::Query, LayerPart::Key, LayerPart::Value].map(name);
@@ -157,14 +162,14 @@ impl Loader<'_> {
             .map(|&name| self.weights.weight(name, self.config))
             .collect::<Result<_, _>>()?;
         let n_in = weights[0].shape()[1];
-        let kinds = names.iter().zip(&weights);
-        let kinds = kinds.map(|(&name, weight)| memory_kind(name, weight, self.quantisation));
-        let kinds: Vec<Option<BlockKind>> = kinds.collect();
-        if kinds.iter().any(Option::is_some) {
-            let parts = names.iter().zip(weights.iter().zip(kinds));
-            let parts = parts.map(|(&name, (weight, kind))| {
-                self.block_rows(name, weight, kind.unwrap_or_else(|| plain_kind(weight.dtype())))
-            });
+        let forms: Vec<Form> = names
+            .iter()
+            .zip(&weights)
+            .map(|(&name, weight)| Form::of(name, weight, self.dtype, self.quantisation))
+            .collect();
+        if forms.iter().any(|&form| form != Form::Panels) {
+            let parts = names.iter().zip(weights).zip(forms);
+            let parts = parts.map(|((&name, weight), form)| self.block_rows(name, weight, form));
             return Ok(Linear::of_blocks(n_in, parts.collect::<Result<_, _>>()?));
         }
         let n_out = weights.iter().map(|weight| weight.shape()[0]).sum();
@@ -178,36 +183,22 @@ impl Loader<'_> {
         Ok(linear)
     }
 
-    /// The rows of a weight in blocks: where it has this kind in the file, those of the mapped file, or a copy if their order
-    /// is another.
+    /// The rows of a weight that is in blocks, or shares a matrix with one that is.
     fn block_rows(
         &self,
         name: WeightName,
-        weight: &StoredWeight<'_>,
-        kind: BlockKind,
+        weight: StoredWeight<'_>,
+        form: Form,
     ) -> Result<BlockRows, FormatError> {
-        let shape = [weight.shape()[0], weight.shape()[1]];
-        if weight.dtype() == TensorDtype::F8E4M3 || block_kind(weight.dtype()) != kind {
-            let is_finite = AtomicBool::new(true);
-            let rows = BlockRows::filled(self.device, kind, shape, |row, out| {
-                let mut numbers = vec![0.0; shape[1]];
-                weight.read_rows(row..row + 1, &mut numbers);
-                if numbers.iter().any(|number| !number.is_finite()) {
-                    is_finite.store(false, Ordering::Relaxed);
-                }
-                kind.encode(self.device.compute(), &numbers, out);
-            });
-            return match is_finite.into_inner() {
-                true => Ok(rows),
-                false => Err(self.weights.not_finite(name)),
-            };
+        let (device, weights) = (self.device, self.weights);
+        let plain = plain_kind(weight.dtype());
+        let packing = Packing { device, weights, name, weight };
+        match (form, self.packed) {
+            (Form::Panels, _) => packing.rows(plain),
+            (Form::Rows(kind), _) => packing.rows(kind),
+            (Form::Packed(_), Some((plan, bytes))) => Ok(plan.rows(name, bytes)),
+            (Form::Packed(kind), None) => packing.packed(kind),
         }
-        if let Some(bytes) = self.weights.shared_bytes(weight) {
-            return Ok(BlockRows::shared(kind, shape[0], Arc::new(bytes)));
-        }
-        Ok(BlockRows::filled(self.device, kind, shape, |row, out| {
-            out.copy_from_slice(weight.row_bytes(row));
-        }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The planned memory of a forward pass.
 
 use kernels::rope::RopeTable;
-use tensor::{DType, LowRankScratch, Passes, Tensor};
+use tensor::{DType, LowRankScratch, Passes, QuantisedRows, Tensor};
 
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
@@ -101,6 +101,16 @@ fn planned_key_blocks(max_rows: usize) -> usize {
     max_rows.div_ceil(kernels::attention::KEY_BLOCK) + max_rows.div_ceil(16)
 }
 
+/// Numbers of the widest rows that packed blocks are multiplied with: they are for decoders of bf16 that are not trained.
+fn quantised_width(config: &ModelConfig, dtype: DType, passes: Passes) -> usize {
+    let shape = config.head_shape();
+    let widest = config.hidden_dim.max(config.ffn_dim).max(shape.n_heads * shape.head_dim);
+    match (dtype, passes) {
+        (DType::Bf16, Passes::Forward) => widest.next_multiple_of(32),
+        _ => 0,
+    }
+}
+
 /// All memory of a forward pass over up to `max_rows` tokens, taken once.
 #[derive(Debug)]
 pub struct Workspace {
@@ -131,6 +141,8 @@ pub struct Workspace {
     pub(crate) n_active_experts: usize,
     /// For a decoder with an adapter.
     pub(crate) low_rank: Option<LowRankScratch>,
+    /// For a decoder with packed blocks.
+    pub(crate) quantised_rows: QuantisedRows,
     /// Keys and values of packed documents, T `[blocks, key block]`, for one layer at a time.
     pub(crate) key_blocks: Tensor,
 }
@@ -164,6 +176,7 @@ impl Workspace {
             experts: ExpertWorkspace::new(config, dtype, max_rows),
             n_active_experts: config.experts.map_or(0, |experts| experts.n_active),
             low_rank: None,
+            quantised_rows: QuantisedRows::new(max_rows, quantised_width(config, dtype, passes)),
             key_blocks: Tensor::zeroed(dtype, planned_key_blocks(max_rows), block_len),
         };
         let planned = Self::bytes_for(config, dtype, max_rows, passes);
@@ -199,6 +212,7 @@ impl Workspace {
             + max_rows * size_of::<u32>()
             + RopeTable::bytes_for(max_rows, config.head_dim)
             + ExpertWorkspace::bytes_for(config, dtype, max_rows)
+            + QuantisedRows::bytes_for(max_rows, quantised_width(config, dtype, passes))
     }
 
     /// Bytes that it holds: as planned, but for key blocks of a batch of very short documents.
@@ -219,6 +233,7 @@ impl Workspace {
             experts,
             n_active_experts: _,
             low_rank,
+            quantised_rows,
             key_blocks,
         } = self;
         let tensors =
@@ -229,6 +244,7 @@ impl Workspace {
             + rope.n_bytes()
             + experts.as_ref().map_or(0, ExpertWorkspace::n_bytes)
             + low_rank.as_ref().map_or(0, LowRankScratch::n_bytes)
+            + quantised_rows.n_bytes()
     }
 
     /// Tokens that there is room for.

@@ -22,7 +22,7 @@ mod low_rank;
 pub mod ops;
 mod tensor;
 
-pub use linear::{BlockRows, Linear, LinearScratch, Passes};
+pub use linear::{BlockBytes, BlockOrder, BlockRows, Linear, LinearScratch, Passes, QuantisedRows};
 pub use low_rank::{LowRank, LowRankScratch};
 pub use tensor::{DType, Tensor, View, ViewMut};
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 use kernels::blocks::{BlockKind, BlockMatrix};
+use kernels::int8::{self, PackedBlocks};
 use kernels::matmul::{Left, Right, Write, matmul, matmul_columns};
 use kernels::panels::{self, Panels, Source, panels_len};
 use kernels::{Buffer, Operand, embedding};
@@ -36,16 +37,28 @@ enum Packed {
     Blocks(Vec<BlockRows>),
 }
 
-/// Some rows of a weight, in blocks of one kind.
+/// Some rows of a weight, quantised in blocks of one kind.
 #[derive(Clone, Debug)]
 pub struct BlockRows {
     kind: BlockKind,
     n_rows: usize,
+    order: BlockOrder,
     bytes: BlockBytes,
 }
 
+/// Where the numbers of quantised rows stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockOrder {
+    /// Row after row, as in files. Products round the numbers to the type of their other operand.
+    Rows,
+    /// As [`kernels::int8`] packs them. Products round their other operand to 8 bits.
+    Packed,
+}
+
+/// The bytes of quantised rows.
 #[derive(Clone)]
-enum BlockBytes {
+pub enum BlockBytes {
+    /// Their own.
     Owned(Buffer<u8>),
     /// Of someone else, such as a mapped file.
     Shared(Arc<dyn AsRef<[u8]> + Send + Sync>),
@@ -67,39 +80,65 @@ impl BlockBytes {
 }
 
 impl BlockRows {
-    /// Rows whose bytes `fill(row, out)` gives, on all threads.
-    ///
-    /// # Panics
-    /// When a row of `n_in` numbers is not whole blocks.
+    /// Rows `[n_rows, n_in]` of blocks in some order; [`Linear::of_blocks`] checks their number of bytes.
     #[must_use]
-    pub fn filled(
-        device: &Device,
-        kind: BlockKind,
-        [n_rows, n_in]: [usize; 2],
-        fill: impl Fn(usize, &mut [u8]) + Sync,
-    ) -> Self {
-        let row_len = kind.bytes_of(n_in).max(1);
-        let mut bytes = Buffer::zeroed(n_rows * row_len);
-        device.compute().pool().run_chunks(&mut bytes, 64 * row_len, |chunk_idx, rows, _| {
-            for (row, out) in rows.chunks_exact_mut(row_len).enumerate() {
-                fill(64 * chunk_idx + row, out);
-            }
-        });
-        Self { kind, n_rows, bytes: BlockBytes::Owned(bytes) }
+    pub fn new(kind: BlockKind, n_rows: usize, order: BlockOrder, bytes: BlockBytes) -> Self {
+        Self { kind, n_rows, order, bytes }
     }
 
-    /// Rows whose bytes are someone else's, such as a mapped file's.
+    fn numbers(&self, n_in: usize) -> BlockNumbers<'_> {
+        let (bytes, shape) = (self.bytes.as_slice(), [self.n_rows, n_in]);
+        match self.order {
+            BlockOrder::Rows => BlockNumbers::Rows(BlockMatrix::new(self.kind, bytes, shape)),
+            BlockOrder::Packed => BlockNumbers::Packed(PackedBlocks::new(self.kind, bytes, shape)),
+        }
+    }
+}
+
+/// A view of quantised rows.
+enum BlockNumbers<'a> {
+    Rows(BlockMatrix<'a>),
+    Packed(PackedBlocks<'a>),
+}
+
+/// Working memory of products with packed blocks: the other operand in 8 bits.
+#[derive(Debug)]
+pub struct QuantisedRows {
+    bytes: Buffer<u8>,
+}
+
+impl QuantisedRows {
+    /// Room for up to `max_rows` rows of up to `max_in` numbers, a multiple of 32.
     #[must_use]
-    pub fn shared(
-        kind: BlockKind,
-        n_rows: usize,
-        bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    ) -> Self {
-        Self { kind, n_rows, bytes: BlockBytes::Shared(bytes) }
+    pub fn new(max_rows: usize, max_in: usize) -> Self {
+        Self { bytes: Buffer::zeroed(Self::bytes_for(max_rows, max_in)) }
     }
 
-    fn matrix(&self, n_in: usize) -> BlockMatrix<'_> {
-        BlockMatrix::new(self.kind, self.bytes.as_slice(), [self.n_rows, n_in])
+    /// No room: for weights without packed blocks.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::new(0, 0)
+    }
+
+    /// Bytes of [`QuantisedRows::new`].
+    #[must_use]
+    pub fn bytes_for(max_rows: usize, max_in: usize) -> usize {
+        int8::rows_len([max_rows, max_in])
+    }
+
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn set<'a, T: NumberType>(&'a mut self, device: &Device, x: View<'_>) -> int8::Rows<'a> {
+        let shape = [x.n_rows(), x.width()];
+        let n_bytes = int8::rows_len(shape);
+        assert!(n_bytes <= self.bytes.len(), "no room for {shape:?} in 8 bits");
+        let bytes = &mut self.bytes[..n_bytes];
+        int8::quantise_rows(device.compute(), x.of::<T>(), shape, bytes);
+        int8::Rows::new(bytes, shape)
     }
 }
 
@@ -159,7 +198,7 @@ impl Linear {
     #[must_use]
     pub fn of_blocks(n_in: usize, parts: Vec<BlockRows>) -> Self {
         for part in &parts {
-            let _checked = part.matrix(n_in);
+            let _checked = part.numbers(n_in);
         }
         let n_out = parts.iter().map(|part| part.n_rows).sum();
         Self { n_out, n_in, packed: Packed::Blocks(parts) }
@@ -169,6 +208,17 @@ impl Linear {
     #[must_use]
     pub fn n_in(&self) -> usize {
         self.n_in
+    }
+
+    /// Inputs that products round to 8 bits, in [`QuantisedRows`]: none, or all.
+    #[must_use]
+    pub fn n_quantised_in(&self) -> usize {
+        match &self.packed {
+            Packed::Blocks(parts) if parts.iter().any(|p| p.order == BlockOrder::Packed) => {
+                self.n_in
+            }
+            _ => 0,
+        }
     }
 
     /// Bytes that a weight of this shape takes.
@@ -244,10 +294,17 @@ impl Linear {
     /// Shapes: x `[tokens, n_in]` in the weight's number type, for quantised rows in either type; y `[tokens, n_out]` f32.
     ///
     /// # Panics
-    /// When a shape or number type does not fit.
-    pub fn forward(&self, device: &Device, x: View<'_>, y: ViewMut<'_>, write: Write) {
+    /// When a shape or number type does not fit, or `rows` has no room for x and the weight is packed blocks.
+    pub fn forward(
+        &self,
+        device: &Device,
+        x: View<'_>,
+        y: ViewMut<'_>,
+        write: Write,
+        rows: &mut QuantisedRows,
+    ) {
         assert_eq!(y.width(), self.n_out, "width of y");
-        self.forward_columns(device, x, y, 0, write);
+        self.forward_columns(device, x, y, 0, write, rows);
     }
 
     /// As [`Linear::forward`], into the columns of a wider `y` from `first_column` on.
@@ -261,6 +318,7 @@ impl Linear {
         y: ViewMut<'_>,
         first_column: usize,
         write: Write,
+        rows: &mut QuantisedRows,
     ) {
         assert_eq!(x.width(), self.n_in, "width of x");
         let end = first_column + self.n_out;
@@ -270,8 +328,8 @@ impl Linear {
             Packed::F32(weight) => columns.product::<f32>(x, &weight.forward, y),
             Packed::Bf16(weight) => columns.product::<bf16>(x, &weight.forward, y),
             Packed::Blocks(parts) => match x {
-                View::F32 { .. } => columns.block_products::<f32>(parts, x, y),
-                View::Bf16 { .. } => columns.block_products::<bf16>(parts, x, y),
+                View::F32 { .. } => columns.block_products::<f32>(parts, x, y, rows),
+                View::Bf16 { .. } => columns.block_products::<bf16>(parts, x, y, rows),
             },
         }
     }
@@ -307,9 +365,14 @@ impl Linear {
                 embedding::gather(compute, token_ids, weight.forward.values(), shape, out.f32());
             }
             Packed::Blocks(parts) => match parts.as_slice() {
-                [rows] => {
-                    embedding::gather_blocks(compute, token_ids, rows.matrix(self.n_in), out.f32());
-                }
+                [rows] => match rows.numbers(self.n_in) {
+                    BlockNumbers::Rows(table) => {
+                        embedding::gather_blocks(compute, token_ids, table, out.f32());
+                    }
+                    BlockNumbers::Packed(table) => {
+                        embedding::gather_packed(compute, token_ids, table, out.f32());
+                    }
+                },
                 _ => panic!("an embedding of {} parts", parts.len()),
             },
         }
@@ -333,13 +396,31 @@ impl Columns<'_> {
     }
 
     /// The products of all parts, each into its columns.
-    fn block_products<T: NumberType>(self, parts: &[BlockRows], x: View<'_>, y: ViewMut<'_>) {
+    fn block_products<T: NumberType>(
+        self,
+        parts: &[BlockRows],
+        x: View<'_>,
+        y: ViewMut<'_>,
+        rows: &mut QuantisedRows,
+    ) {
         let (n_rows, n_in, y) = (x.n_rows(), x.width(), y.f32());
         let left = Left::Rows { values: x.of::<T>(), stride: n_in };
+        let is_packed = parts.iter().any(|part| part.order == BlockOrder::Packed);
+        let quantised = is_packed.then(|| rows.set::<T>(self.device, x));
         let mut column = 0;
         for part in parts {
-            let right = Right::Blocks(part.matrix(n_in));
-            self.write(left, right, [n_rows, part.n_rows, n_in], column, y);
+            match (part.numbers(n_in), quantised) {
+                (BlockNumbers::Packed(weight), Some(x)) => {
+                    let out = y.get_mut(self.first + column..).unwrap_or_default();
+                    let compute = self.device.compute();
+                    int8::matmul(compute, x, weight, out, self.stride, self.write);
+                }
+                (BlockNumbers::Rows(weight), _) => {
+                    let dims = [n_rows, part.n_rows, n_in];
+                    self.write(left, Right::Blocks(weight), dims, column, y);
+                }
+                (BlockNumbers::Packed(_), None) => unreachable!("a packed part quantises x"),
+            }
             column += part.n_rows;
         }
     }

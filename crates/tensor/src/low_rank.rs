@@ -2,7 +2,7 @@
 
 use kernels::matmul::Write;
 
-use crate::linear::{Linear, Passes};
+use crate::linear::{Linear, Passes, QuantisedRows};
 use crate::tensor::{DType, Tensor, View, ViewMut};
 use crate::{Device, ops};
 
@@ -38,6 +38,13 @@ impl LowRank {
         Self { first_out, down: packed(a), up: packed(b) }
     }
 
+    /// Bytes that the packed factors of a change of this shape take.
+    #[must_use]
+    pub fn bytes_for(dtype: DType, n_in: usize, n_out: usize, rank: usize) -> usize {
+        let linear = |n_out, n_in| Linear::bytes_for(dtype, n_out, n_in, Passes::Forward);
+        linear(rank, n_in) + linear(n_out, rank)
+    }
+
     /// Bytes that the packed factors hold.
     #[must_use]
     pub fn packed_bytes(&self) -> usize {
@@ -47,19 +54,22 @@ impl LowRank {
     /// Adds the change. Shapes: x `[tokens, n_in]` in the number type of the change; y f32 `[tokens, outputs of the layer]`.
     ///
     /// # Panics
-    /// When a shape or number type does not fit, or the scratch is one of another rank or too small.
+    /// When a shape or number type does not fit, or the scratch is too small.
     pub fn add(&self, device: &Device, x: View<'_>, y: ViewMut<'_>, scratch: &mut LowRankScratch) {
         let LowRankScratch { sums, rounded } = scratch;
+        let rank = self.up.n_in();
         for tensor in [&mut *sums, &mut *rounded] {
-            tensor.set_rows(x.n_rows());
+            tensor.set_shape(x.n_rows(), rank);
         }
-        self.down.forward(device, x, sums.view_mut(), Write::Overwrite);
+        let none = &mut QuantisedRows::none();
+        self.down.forward(device, x, sums.view_mut(), Write::Overwrite, none);
         ops::convert(device, sums.view(), rounded.view_mut());
-        self.up.forward_columns(device, rounded.view(), y, self.first_out, Write::Accumulate);
+        let (x, write) = (rounded.view(), Write::Accumulate);
+        self.up.forward_columns(device, x, y, self.first_out, write, none);
     }
 }
 
-/// Working memory of changes of one rank.
+/// Working memory of changes.
 #[derive(Debug)]
 pub struct LowRankScratch {
     /// f32 `[tokens, rank]`.
@@ -69,12 +79,12 @@ pub struct LowRankScratch {
 }
 
 impl LowRankScratch {
-    /// Room for up to `max_rows` tokens.
+    /// Room for up to `max_rows` tokens and changes of up to `max_rank`.
     #[must_use]
-    pub fn new(dtype: DType, max_rows: usize, rank: usize) -> Self {
+    pub fn new(dtype: DType, max_rows: usize, max_rank: usize) -> Self {
         Self {
-            sums: Tensor::zeroed(DType::F32, max_rows, rank),
-            rounded: Tensor::zeroed(dtype, max_rows, rank),
+            sums: Tensor::zeroed(DType::F32, max_rows, max_rank),
+            rounded: Tensor::zeroed(dtype, max_rows, max_rank),
         }
     }
 
@@ -102,7 +112,7 @@ mod tests {
             let mut operand = Tensor::zeroed(dtype, 2, 4);
             ops::convert(&device, x.view(), operand.view_mut());
             let change = LowRank::new(&device, dtype, 2, &a, &b);
-            let mut scratch = LowRankScratch::new(dtype, 4, 2);
+            let mut scratch = LowRankScratch::new(dtype, 4, 6);
             y.f32_mut().fill(10.0);
             change.add(&device, operand.view(), y.view_mut(), &mut scratch);
             // a x: (6, 0) and (-1, -3); b (a x): (6, 12) and (-1, -5).

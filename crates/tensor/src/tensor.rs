@@ -111,6 +111,15 @@ impl Tensor {
         self.n_rows = n_rows;
     }
 
+    /// Uses `n_rows` rows of `width` numbers from now on, which have no values until they are written.
+    ///
+    /// # Panics
+    /// When there is no room for them.
+    pub fn set_shape(&mut self, n_rows: usize, width: usize) {
+        self.width = width;
+        self.set_rows(n_rows);
+    }
+
     /// The rows in use.
     #[must_use]
     pub fn view(&self) -> View<'_> {
@@ -142,6 +151,20 @@ impl Tensor {
         match &mut self.storage {
             Storage::F32(values) => ViewMut::F32 { values: &mut values[range], width },
             Storage::Bf16(values) => ViewMut::Bf16 { values: &mut values[range], width },
+        }
+    }
+
+    /// Overwrites row `to` with row `from`.
+    ///
+    /// # Panics
+    /// When one of them is not in use.
+    pub fn copy_row(&mut self, from: usize, to: usize) {
+        let n_rows = self.n_rows;
+        assert!(from < n_rows && to < n_rows, "rows {from} and {to} of {n_rows}");
+        let (range, to) = (from * self.width..(from + 1) * self.width, to * self.width);
+        match &mut self.storage {
+            Storage::F32(values) => values.copy_within(range, to),
+            Storage::Bf16(values) => values.copy_within(range, to),
         }
     }
 

@@ -9,6 +9,7 @@ use eval::figures::{bytes, short};
 use formats::licence::{Licence, licence_of};
 use formats::model_dir::ModelDir;
 use formats::model_dir::copy_model;
+use formats::packed_copy::remove_copies;
 use formats::published::published;
 use model::ModelConfig;
 use serde_json::json;
@@ -138,6 +139,10 @@ pub(super) fn remove(name: &str, context: &Context) -> anyhow::Result<()> {
         return Err(Failure::usage(problem).into());
     }
     let dir = locate_in(&context.models_dir(), "model", name)?;
+    // A model that cannot be opened has no copies: they are made when one is loaded.
+    if let Ok(model) = ModelDir::open(&dir) {
+        remove_copies(&context.packed_dir(), model.weights())?;
+    }
     formats::durable::remove_dir_at_once(&dir)
         .with_context(|| format!("cannot remove model `{name}`"))?;
     context.say(&format!("removed {}", dir.display()));

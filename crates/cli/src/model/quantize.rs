@@ -123,7 +123,7 @@ fn compare(
     }
     let device = context.device()?;
     let load =
-        |name: &str, dir| OpenModel::load(name.to_owned(), dir, &LoadArgs::default(), &device);
+        |name: &str, dir| OpenModel::load(name.to_owned(), dir, &LoadArgs::default(), context);
     let (original, quantised) = (load(name, original)?, load(new_name, quantised)?);
     let tokenizer = original.tokenizer()?;
     let token_ids = token_ids(tokenizer, text, args.tokens as usize);

@@ -194,7 +194,7 @@ impl<'a> Counted<'a> {
             return result;
         }
         let (path, tensor) = (path.to_owned(), tensor.to_owned());
-        Err(io::Error::other(FormatError::TensorBytes { path, tensor, got, expected }))
+        Err(FormatError::TensorBytes { path, tensor, got, expected }.into())
     }
 }
 

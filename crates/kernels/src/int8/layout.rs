@@ -111,11 +111,13 @@ impl Layout {
     /// Bytes of the header of a panel.
     ///
     /// # Panics
-    /// When k is not whole blocks.
+    /// When k is not whole blocks or the number overflows.
     pub(super) fn header_len(self, k: usize) -> usize {
         let block_len = self.block_groups * GROUP;
         assert!(k.is_multiple_of(block_len), "k {k} is no multiple of {block_len}");
-        (k / block_len * self.block_header()).next_multiple_of(LINE)
+        let len = (k / block_len).checked_mul(self.block_header());
+        let lines = len.and_then(|len| len.checked_next_multiple_of(LINE));
+        lines.expect("the number of bytes fits usize")
     }
 
     /// Bytes of the lines of a group.
@@ -124,7 +126,12 @@ impl Layout {
     }
 
     /// Bytes of a panel.
+    ///
+    /// # Panics
+    /// As [`Layout::header_len`].
     pub(super) fn panel_len(self, k: usize) -> usize {
-        self.header_len(k) + k / GROUP * self.group_len()
+        let lines = (k / GROUP).checked_mul(self.group_len());
+        let len = lines.and_then(|lines| lines.checked_add(self.header_len(k)));
+        len.expect("the number of bytes fits usize")
     }
 }

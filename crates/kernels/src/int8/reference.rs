@@ -69,8 +69,23 @@ pub(super) fn row_group(rows: Rows<'_>, row: usize, group: usize) -> RowGroup {
     }
 }
 
+/// The numbers of a group of a row of the matrix, in the f32 operations that decode its block.
+pub(super) fn numbers(weight: PackedBlocks<'_>, row: usize, group: usize) -> [f32; GROUP] {
+    let codes = codes(weight, row, group);
+    let [first, second] = factors(weight, row, group);
+    let offset = i16::from(weight.layout.offset());
+    std::array::from_fn(|i| {
+        let code = f32::from(i16::from(codes[i]) - offset);
+        match weight.layout.scales {
+            Scales::One => first * code,
+            Scales::WithMinimum | Scales::SixBits => first * code - second,
+            Scales::Halves => [first, second][i / (GROUP / 2)] * code,
+        }
+    })
+}
+
 /// The codes of a group of a row of the matrix.
-pub(super) fn codes(weight: PackedBlocks<'_>, row: usize, group: usize) -> [u8; GROUP] {
+fn codes(weight: PackedBlocks<'_>, row: usize, group: usize) -> [u8; GROUP] {
     let layout = weight.layout;
     let (_, lines) = weight.panel(row / PANEL_WIDTH);
     let lines = &lines[group * layout.group_len()..][..layout.group_len()];
@@ -89,7 +104,7 @@ pub(super) fn codes(weight: PackedBlocks<'_>, row: usize, group: usize) -> [u8; 
 }
 
 /// `w` and `m`, or `w0` and `w1`, of a group of a row of the matrix.
-pub(super) fn factors(weight: PackedBlocks<'_>, row: usize, group: usize) -> [f32; 2] {
+fn factors(weight: PackedBlocks<'_>, row: usize, group: usize) -> [f32; 2] {
     let layout = weight.layout;
     let (header, _) = weight.panel(row / PANEL_WIDTH);
     let (lane, group_idx) = (row % PANEL_WIDTH, group % layout.block_groups);

@@ -98,21 +98,54 @@ fn packed_numbers_are_those_of_the_blocks() {
             for compute in computes(2) {
                 let bytes = packed(&compute, kind, &blocks, shape);
                 let weight = PackedBlocks::new(kind, &bytes, shape);
-                for (i, expected) in numbers.iter().enumerate() {
-                    let (row, group, at) = (i / k, i % k / GROUP, i % GROUP);
-                    let code = i16::from(reference::codes(weight, row, group)[at])
-                        - i16::from(weight.layout.offset());
-                    let [first, second] = reference::factors(weight, row, group);
-                    let number = match weight.layout.term() {
-                        layout::term::OFFSET => first * f32::from(code),
-                        layout::term::MINIMUM => first * f32::from(code) - second,
-                        _ if at < GROUP / 2 => first * f32::from(code),
-                        _ => second * f32::from(code),
-                    };
-                    assert_eq!(number.to_bits(), expected.to_bits(), "{kind:?} {row} {}", i % k);
+                let mut out = vec![7.0; n * k];
+                for (row, out) in out.chunks_exact_mut(k).enumerate() {
+                    weight.read_row(row, out);
                 }
+                assert_eq!(bits(&out), bits(&numbers), "{kind:?} {shape:?}");
             }
         }
+    }
+}
+
+/// Kept copies of packed weights are read by later versions of this crate: when a sum here must change, so must
+/// [`ORDER_VERSION`].
+#[test]
+fn the_order_of_packed_bytes_is_that_of_its_version() {
+    let sum = |bytes: &[u8]| {
+        bytes.iter().fold(0xCBF2_9CE4_8422_2325_u64, |sum, &byte| {
+            (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
+        })
+    };
+    let compute = reference_compute();
+    let shape = [37, 512];
+    let sums = KINDS.map(|kind| {
+        sum(&packed(&compute, kind, &random_blocks(kind, shape, 3), shape))
+    });
+    let expected = [
+        0xC72A_3F9A_B874_CA7D,
+        0x29A5_9894_1E61_8936,
+        0x04E2_1C5F_6BC8_4E18,
+        0x11C4_88B3_18C1_5388,
+        0xA48C_7356_DFAA_814B,
+        0xF5F3_1605_824F_69F5,
+        0xAC80_7724_C5C0_54E9,
+        0xD91B_C4B2_7995_F9D2,
+    ];
+    assert_eq!((ORDER_VERSION, sums), (1, expected));
+}
+
+/// A length that wraps around would let a few bytes pass for a large matrix.
+#[test]
+fn lengths_that_overflow_are_refused() {
+    let k = usize::MAX / 2 / 256 * 256;
+    let refuses = |f: &dyn Fn() -> usize| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err()
+    };
+    assert!(refuses(&|| rows_len([1, k])) && refuses(&|| rows_len([usize::MAX / 48, 64])));
+    for kind in KINDS {
+        assert!(refuses(&|| packed_len(kind, [usize::MAX / 1024, 1 << 20])), "{kind:?}");
+        assert!(refuses(&|| packed_len(kind, [1, k])) && refuses(&|| kind.bytes_of(k * 2)), "{kind:?}");
     }
 }
 

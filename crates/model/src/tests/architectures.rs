@@ -84,15 +84,17 @@ fn check_f32(golden: &Golden, device: &Device, dirs: &[ModelDir]) -> Vec<f32> {
 
 /// In bf16 implementations differ by what they round. Ours, whose residual stream is f32, is nearer to the exact logits
 /// than transformers is. (Where a router's choice is close, one token may take another expert: the largest
-/// difference is as large as an expert's output, in both.)
+/// difference is as large as an expert's output, in both.) Blocks are multiplied with rows of 8 bits, whose steps, 1/127 of the
+/// largest of 32 numbers, are about twice those of bf16.
 fn check_bf16(golden: &Golden, device: &Device, dir: &ModelDir) {
     let logits = one_pass(golden, device, &load(device, dir, DType::Bf16));
     let n = golden.token_ids.len();
     let ours = row_differences(&logits, &golden.logits, dir.config().vocab_size);
     let theirs = row_differences(&golden.logits_bf16, &golden.logits, dir.config().vocab_size);
     let (name, family) = (&golden.name, device.compute().family());
+    let factor = if name.starts_with("quantised") { 1.5 } else { 1.0 };
     for i in [n / 2, n - 1] {
-        assert!(ours[i] <= theirs[i], "{name} {family}: {} against {}", ours[i], theirs[i]);
+        assert!(ours[i] <= factor * theirs[i], "{name} {family}: {} against {}", ours[i], theirs[i]);
     }
 }
 
