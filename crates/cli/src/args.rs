@@ -28,12 +28,12 @@ pub(crate) struct Cli {
 }
 
 /// Arguments of every command.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Common options")]
 pub(crate) struct CommonArgs {
     /// Print the answer as JSON on stdout, a failure as JSON on stderr
     #[arg(long, global = true)]
-    json: bool,
+    pub(crate) json: bool,
     /// Home folder: models, runs, cache [default: $GALERNE_HOME, else ~/.galerne]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,

@@ -14,6 +14,7 @@ mod machine;
 mod model;
 mod open_model;
 mod os;
+mod packed_weights;
 mod plan;
 mod pretrain;
 mod progress;

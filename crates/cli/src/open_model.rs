@@ -3,18 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
 use formats::adapter::{Adapter, MAX_SCALING};
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
-use formats::packed_copy::PackedCopy;
-use formats::{FormatError, SharedBytes};
-use model::{
-    Decoder, KvCache, ModelConfig, PackedBytes, PackedPlan, Quantisation, compute_dtype,
-};
+use model::{Decoder, KvCache, ModelConfig, Quantisation, compute_dtype};
 use tensor::Device;
 use tokenizer::{ChatTemplate, Tokenizer};
 use tracing::{info, warn};
@@ -23,9 +19,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::gguf_vocabulary;
 use crate::machine;
-
-/// Packed weights of fewer bytes are packed at every start: that takes a moment.
-const KEPT_BYTES: usize = 256 << 20;
+use crate::packed_weights::{KEPT_BYTES, WeightsOfModel};
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -173,7 +167,9 @@ impl OpenModel {
         machine::check_memory(&format!("model `{name}`"), weights_bytes)?;
         let (tokenizer, template) = open_tokenizer(&name, dir)?.unzip();
         let template = template.flatten();
-        let mut decoder = load_weights(&name, &config, dir, load.quantize, context)?;
+        let quantisation = load.quantize;
+        let weights = WeightsOfModel { name: &name, config: &config, dir, quantisation, context };
+        let mut decoder = weights.load(KEPT_BYTES)?;
         if let Some(adapter) = &adapter {
             let failed = || adapter_failed(adapter.path());
             decoder = decoder.with_adapter(device, adapter).with_context(failed)?;
@@ -254,62 +250,6 @@ pub(crate) fn weights_bytes(
 ) -> anyhow::Result<u64> {
     let dtype = compute_dtype(config.dtype);
     Ok(Decoder::loaded_bytes(config, dtype, dir.weights(), quantisation)? as u64)
-}
-
-/// Loads weights. Where packing them takes a while, a packed copy is kept in the home, and mapped.
-fn load_weights(
-    name: &str,
-    config: &ModelConfig,
-    dir: &ModelDir,
-    quantisation: Option<Quantisation>,
-    context: &Context,
-) -> anyhow::Result<Decoder> {
-    let (device, dtype, weights) = (context.device()?, compute_dtype(config.dtype), dir.weights());
-    let plan = PackedPlan::new(config, dtype, weights, quantisation)?;
-    if plan.n_bytes() >= KEPT_BYTES {
-        let copies = context.packed_dir();
-        let copy = PackedCopy::new(&copies, weights, &plan.description(), plan.n_bytes())?;
-        let packed = match copy.map()? {
-            Some(bytes) => Some(bytes),
-            None => keep_packed(name, &copy, &plan, config, dir, context)?,
-        };
-        if let Some(bytes) = packed {
-            let bytes: PackedBytes = Arc::new(bytes);
-            return Ok(Decoder::load_packed(&device, config, weights, &plan, &bytes)?);
-        }
-    }
-    Ok(Decoder::load(&device, config, dtype, weights, quantisation)?)
-}
-
-/// Packs weights into a kept copy; `None`, with a word why, where there is no place for it.
-fn keep_packed(
-    name: &str,
-    copy: &PackedCopy,
-    plan: &PackedPlan,
-    config: &ModelConfig,
-    dir: &ModelDir,
-    context: &Context,
-) -> anyhow::Result<Option<SharedBytes>> {
-    let n_bytes = plan.n_bytes() as u64;
-    if let Err(reason) = machine::check_disk("the packed copy of a model", copy.path(), n_bytes) {
-        warn!(model = name, %reason, "packed weights are not kept: they are packed at every start");
-        return Ok(None);
-    }
-    let device = context.device()?;
-    let start = Instant::now();
-    context.say(&format!("packing {name} once: {}", bytes(n_bytes)));
-    let written = copy.write(|out| {
-        plan.write(&device, config, dir.weights(), |packed| out.write_all(packed))
-    });
-    if let Err(error) = written {
-        if let FormatError::Io { .. } = error {
-            warn!(model = name, %error, "packed weights are not kept: they are packed at every start");
-            return Ok(None);
-        }
-        return Err(error.into());
-    }
-    info!(model = name, seconds = start.elapsed().as_secs_f64(), path = %copy.path().display(), "packed");
-    Ok(copy.map()?)
 }
 
 /// Says what a model's files hold that is not read.

@@ -252,16 +252,6 @@ pub enum FormatError {
         /// The tensor.
         tensor: String,
     },
-    /// A kept copy of packed weights that is not whole.
-    #[error("{} has {got} bytes, expected {expected} of packed weights: remove it", path.display())]
-    PackedCopy {
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        got: u64,
-        /// The size of these weights.
-        expected: u64,
-    },
     /// Several models where one is expected.
     #[error("{} holds {n} GGUF files, expected one: name the file itself", dir.display())]
     ManyModels {
@@ -332,6 +322,12 @@ impl FormatError {
     pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Json { path, source }
+    }
+
+    /// Whether the system refused something: the cause lies outside the file's content.
+    #[must_use]
+    pub fn is_io(&self) -> bool {
+        matches!(self, Self::Io { .. })
     }
 
     /// Whether the cause is a full disk.

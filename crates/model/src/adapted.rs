@@ -54,8 +54,8 @@ impl Decoder {
         let mut layers = vec![LayerChanges::default(); self.config.n_layers];
         let mut max_rank = 0;
         for name in adapter.names() {
-            let (layer_idx, part, first_out) = place(name, &self.config)
-                .ok_or_else(|| merges_only(adapter, name))?;
+            let (layer_idx, part, first_out) =
+                place(name, &self.config).ok_or_else(|| merges_only(adapter, name))?;
             let Some(pair) = adapter.pair(name, &self.config)? else { continue };
             let rank = even(pair.rank);
             let change = packed(device, self.dtype, first_out, &pair, rank);
@@ -85,7 +85,8 @@ impl Decoder {
         for name in adapter.names() {
             place(name, config).ok_or_else(|| merges_only(adapter, name))?;
             let rank = even(adapter.rank(name)?);
-            n_bytes += LowRank::bytes_for(dtype, name.shape(config)[1], name.shape(config)[0], rank);
+            n_bytes +=
+                LowRank::bytes_for(dtype, name.shape(config)[1], name.shape(config)[0], rank);
         }
         Ok(n_bytes)
     }

@@ -119,9 +119,8 @@ fn the_order_of_packed_bytes_is_that_of_its_version() {
     };
     let compute = reference_compute();
     let shape = [37, 512];
-    let sums = KINDS.map(|kind| {
-        sum(&packed(&compute, kind, &random_blocks(kind, shape, 3), shape))
-    });
+    let sums =
+        KINDS.map(|kind| sum(&packed(&compute, kind, &random_blocks(kind, shape, 3), shape)));
     let expected = [
         0xC72A_3F9A_B874_CA7D,
         0x29A5_9894_1E61_8936,
@@ -139,13 +138,15 @@ fn the_order_of_packed_bytes_is_that_of_its_version() {
 #[test]
 fn lengths_that_overflow_are_refused() {
     let k = usize::MAX / 2 / 256 * 256;
-    let refuses = |f: &dyn Fn() -> usize| {
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err()
-    };
+    let refuses =
+        |f: &dyn Fn() -> usize| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
     assert!(refuses(&|| rows_len([1, k])) && refuses(&|| rows_len([usize::MAX / 48, 64])));
     for kind in KINDS {
         assert!(refuses(&|| packed_len(kind, [usize::MAX / 1024, 1 << 20])), "{kind:?}");
-        assert!(refuses(&|| packed_len(kind, [1, k])) && refuses(&|| kind.bytes_of(k * 2)), "{kind:?}");
+        assert!(
+            refuses(&|| packed_len(kind, [1, k])) && refuses(&|| kind.bytes_of(k * 2)),
+            "{kind:?}"
+        );
     }
 }
 

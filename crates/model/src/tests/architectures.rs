@@ -94,7 +94,12 @@ fn check_bf16(golden: &Golden, device: &Device, dir: &ModelDir) {
     let (name, family) = (&golden.name, device.compute().family());
     let factor = if name.starts_with("quantised") { 1.5 } else { 1.0 };
     for i in [n / 2, n - 1] {
-        assert!(ours[i] <= factor * theirs[i], "{name} {family}: {} against {}", ours[i], theirs[i]);
+        assert!(
+            ours[i] <= factor * theirs[i],
+            "{name} {family}: {} against {}",
+            ours[i],
+            theirs[i]
+        );
     }
 }
 

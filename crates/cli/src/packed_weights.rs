@@ -1,0 +1,151 @@
+//! Loading weights. Packing those of a large model takes seconds, so they are packed once, into the home.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use eval::figures::bytes;
+use formats::model_dir::ModelDir;
+use formats::packed_copy::PackedCopy;
+use formats::{FormatError, SharedBytes};
+use model::{Decoder, ModelConfig, PackedBytes, PackedPlan, Quantisation, compute_dtype};
+use tracing::{info, warn};
+
+use crate::context::Context;
+use crate::machine;
+
+/// Packed weights of fewer bytes are not kept: packing them takes a moment.
+pub(crate) const KEPT_BYTES: usize = 256 << 20;
+
+/// The weights of a model, and how they are wanted.
+pub(crate) struct WeightsOfModel<'a> {
+    /// For messages.
+    pub(crate) name: &'a str,
+    /// The shape.
+    pub(crate) config: &'a ModelConfig,
+    /// The files.
+    pub(crate) dir: &'a ModelDir,
+    /// What plain numbers are quantised to.
+    pub(crate) quantisation: Option<Quantisation>,
+    /// Has the home.
+    pub(crate) context: &'a Context,
+}
+
+impl WeightsOfModel<'_> {
+    /// Loads them; from `kept_bytes` of packed weights on out of a copy in the home, which is made where it is not there.
+    ///
+    /// # Errors
+    /// When a weight cannot be used.
+    pub(crate) fn load(&self, kept_bytes: usize) -> anyhow::Result<Decoder> {
+        let Self { config, quantisation, .. } = *self;
+        let (device, weights) = (self.context.device()?, self.dir.weights());
+        let dtype = compute_dtype(config.dtype);
+        let plan = PackedPlan::new(config, dtype, weights, quantisation)?;
+        if plan.n_bytes() > 0
+            && plan.n_bytes() >= kept_bytes
+            && let Some(bytes) = self.packed(&plan)?
+        {
+            let bytes: PackedBytes = Arc::new(bytes);
+            return Ok(Decoder::load_packed(&device, config, weights, &plan, &bytes)?);
+        }
+        Ok(Decoder::load(&device, config, dtype, weights, quantisation)?)
+    }
+
+    /// The kept copy; `None`, with a word why, where there is no place for it.
+    fn packed(&self, plan: &PackedPlan) -> anyhow::Result<Option<SharedBytes>> {
+        let (weights, n_bytes) = (self.dir.weights(), plan.n_bytes());
+        let copies = self.context.packed_dir();
+        let copy = PackedCopy::new(&copies, weights, &plan.description(), n_bytes)?;
+        if let Some(bytes) = copy.map()? {
+            return Ok(Some(bytes));
+        }
+        let fits = machine::check_disk("the packed copy of a model", copy.path(), n_bytes as u64);
+        if let Err(reason) = fits.and_then(|()| self.write(&copy, plan)) {
+            if reason.downcast_ref::<FormatError>().is_some_and(|error| !error.is_io()) {
+                return Err(reason);
+            }
+            let model = self.name;
+            warn!(model, %reason, "packed weights are not kept: they are packed at every start");
+            return Ok(None);
+        }
+        Ok(copy.map()?)
+    }
+
+    fn write(&self, copy: &PackedCopy, plan: &PackedPlan) -> anyhow::Result<()> {
+        let (device, start) = (self.context.device()?, Instant::now());
+        self.context.say(&format!("packing {} once: {}", self.name, bytes(plan.n_bytes() as u64)));
+        copy.write(|out| {
+            let sink = |packed: &[u8]| out.write_all(packed);
+            plan.write(&device, self.config, self.dir.weights(), sink)
+        })?;
+        let (seconds, path) = (start.elapsed().as_secs_f64(), copy.path().display());
+        info!(model = self.name, seconds, %path, "packed");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use model::Workspace;
+    use testkit::golden::workspace_root;
+    use testkit::test_dir::TestDir;
+
+    use super::*;
+    use crate::args::CommonArgs;
+
+    #[test]
+    fn packed_weights_are_kept_once_and_compute_as_those_in_memory() {
+        let scratch = TestDir::new("packed-weights");
+        let home = Some(scratch.path().join("home"));
+        let context = Context::new(&CommonArgs { home, ..CommonArgs::default() }).unwrap();
+        let golden = workspace_root().join("golden/architectures/quantised_a/gguf");
+        let dir = &ModelDir::open(&golden).unwrap();
+        let config = &ModelConfig::new(dir.config().clone()).unwrap();
+        let weights =
+            WeightsOfModel { name: "a", config, dir, quantisation: None, context: &context };
+        let logits = |kept_bytes| {
+            let decoder = weights.load(kept_bytes).unwrap();
+            let mut workspace = Workspace::for_decoder(&decoder, 3);
+            let device = context.device().unwrap();
+            decoder.logits(&device, &[1, 5, 9], &[0, 3], &mut workspace)
+        };
+        let expected = logits(usize::MAX);
+        assert!(!context.packed_dir().exists());
+        assert_eq!(logits(0), expected);
+        let kept = || {
+            let entries = fs::read_dir(context.packed_dir()).unwrap();
+            entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+        };
+        let [path] = kept().try_into().unwrap();
+        // What is read is the copy: other bytes, other logits.
+        let mut bytes = fs::read(&path).unwrap();
+        assert_eq!(logits(0), expected);
+        let n = bytes.len();
+        bytes[n / 2..].fill(0x11);
+        fs::write(&path, &bytes).unwrap();
+        assert_ne!(logits(0), expected);
+        // One that was cut is made again.
+        fs::write(&path, &bytes[1..]).unwrap();
+        assert_eq!(logits(0), expected);
+        assert_eq!(kept(), [path]);
+    }
+
+    #[test]
+    fn a_home_that_cannot_be_written_only_costs_time() {
+        let scratch = TestDir::new("packed-weights-none");
+        fs::write(scratch.path().join("cache"), "a file where the folder should be").unwrap();
+        let home = Some(scratch.path().to_owned());
+        let context = Context::new(&CommonArgs { home, ..CommonArgs::default() }).unwrap();
+        let golden = workspace_root().join("golden/architectures/quantised_a/gguf");
+        let dir = &ModelDir::open(&golden).unwrap();
+        let config = &ModelConfig::new(dir.config().clone()).unwrap();
+        let weights =
+            WeightsOfModel { name: "a", config, dir, quantisation: None, context: &context };
+        assert_eq!(
+            weights.load(0).unwrap().packed_bytes(),
+            weights.load(usize::MAX).unwrap().packed_bytes()
+        );
+        assert_eq!(scratch.names(), ["cache"]);
+    }
+}
