@@ -203,6 +203,26 @@ fn a_run_that_the_machine_cannot_hold_is_refused_before_it_is_begun() {
     }
 }
 
+/// A process that was killed before it wrote the recipe left a name that could be neither made nor resumed.
+#[test]
+fn a_folder_with_nothing_but_a_free_lock_is_taken_over() {
+    let home = Home::new("take-over");
+    home.make_recipe(2);
+    let dir = home.inside("runs/r");
+    fs::create_dir_all(&dir).unwrap();
+    let pretrain = ["pretrain", "--recipe", "tiny.toml", "--run", "r"];
+    let lock = formats::durable::DirLock::acquire(&dir).unwrap();
+    let held = home.run(&pretrain).expect(1).stderr;
+    assert!(held.contains("exists already"), "{held}");
+    drop(lock);
+    fs::write(dir.join("notes.txt"), "of the user").unwrap();
+    home.run(&pretrain).expect(1);
+    assert_eq!(names_in(&dir), [".lock", "notes.txt"], "it is not touched");
+    fs::remove_file(dir.join("notes.txt")).unwrap();
+    home.run(&pretrain).expect(0);
+    home.run(&["resume", "r"]).expect(0);
+}
+
 #[test]
 fn a_run_in_use_is_refused() {
     let home = Home::new("in-use");
