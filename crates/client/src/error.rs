@@ -28,6 +28,14 @@ pub enum ClientError {
     /// A token with characters that a header cannot carry.
     #[error("the token holds white space or characters that no token has")]
     Token,
+    /// The environment names a proxy that cannot be used.
+    #[error("{variable} {problem}, expected http://HOST:PORT or https://HOST:PORT")]
+    Proxy {
+        /// The variable; its value may hold a password.
+        variable: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The host cannot be reached, or the connection broke and went on breaking.
     #[error("cannot reach {url}: {reason}")]
     Unreachable {

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, StatusCode};
 use ureq::tls::{RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body};
 
 use crate::ClientError;
+use crate::proxy::proxy_of;
 
 /// Longest silence of the other side.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
@@ -37,7 +38,15 @@ pub(crate) struct Http {
 
 impl Http {
     /// From an encrypted address no redirect leads to an unencrypted one. This machine is reached without a proxy.
-    pub(crate) fn new(scheme: Scheme, host: &str, token: Option<&str>) -> Self {
+    ///
+    /// # Errors
+    /// As [`proxy_of`].
+    pub(crate) fn new(
+        scheme: Scheme,
+        host: &str,
+        token: Option<&str>,
+    ) -> Result<Self, ClientError> {
+        let proxy = if is_loopback(host) { None } else { proxy_of(|name| std::env::var_os(name))? };
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::PlatformVerifier)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -45,7 +54,7 @@ impl Http {
         let config = Agent::config_builder()
             .tls_config(tls)
             .https_only(scheme == Scheme::Https)
-            .proxy(if is_loopback(host) { None } else { Proxy::try_from_env() })
+            .proxy(proxy)
             .http_status_as_error(false)
             .max_redirects(MAX_REDIRECTS)
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
@@ -55,7 +64,7 @@ impl Http {
             .timeout_per_read(Some(SILENCE_LIMIT))
             .build();
         let authorization = token.map(|token| format!("Bearer {token}"));
-        Self { agent: config.into(), authorization }
+        Ok(Self { agent: config.into(), authorization })
     }
 
     /// The answer to one GET, from byte `from` on; the status is 200 or, from a later byte, 206.

@@ -64,7 +64,7 @@ impl Hub {
     /// A hub at an address, asked in the name of a token's owner, or of nobody.
     ///
     /// # Errors
-    /// [`ClientError::Endpoint`] and [`ClientError::Token`].
+    /// [`ClientError::Endpoint`], [`ClientError::Token`] and [`ClientError::Proxy`].
     pub fn new(endpoint: &str, token: Option<&str>) -> Result<Self, ClientError> {
         let wrong = || ClientError::Endpoint { endpoint: endpoint.to_owned() };
         let trimmed = endpoint.trim_end_matches('/');
@@ -83,7 +83,7 @@ impl Hub {
         {
             return Err(ClientError::Token);
         }
-        Ok(Self { http: Http::new(scheme, host, token), endpoint: trimmed.to_owned() })
+        Ok(Self { http: Http::new(scheme, host, token)?, endpoint: trimmed.to_owned() })
     }
 
     /// The files of a repository.

@@ -25,6 +25,7 @@ mod download;
 mod error;
 mod http;
 mod hub;
+mod proxy;
 
 pub use digest::FileDigest;
 pub use download::{Downloaded, partial_path};

@@ -1,6 +1,8 @@
 //! `model import hf:...` against a model hub on a local port.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
 use testkit::hub::{COMMIT, FakeHub, Fault};
@@ -126,4 +128,42 @@ fn wrong_sources_are_wrong_usage() {
         let refused = home.run(arguments).expect(2);
         assert!(refused.stderr.contains(expected), "{arguments:?}: {}", refused.stderr);
     }
+}
+
+/// Tunnels one connection, and answers what comes through it in place of the host; gives both requests.
+fn answer_as_proxy(listener: &TcpListener) -> [String; 2] {
+    let (stream, _) = listener.accept().unwrap();
+    [&b"HTTP/1.1 200 OK\r\n\r\n"[..], b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"].map(
+        |answer| {
+            let request = read_request(&stream);
+            (&stream).write_all(answer).unwrap();
+            request
+        },
+    )
+}
+
+fn read_request(stream: &TcpStream) -> String {
+    let lines = BufReader::new(stream).lines().map(Result::unwrap);
+    lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+/// A SOCKS proxy in ALL_PROXY was passed by, and the proxy in HTTPS_PROXY with it: the token went out directly.
+#[test]
+fn the_proxy_of_the_environment_is_used_or_refused() {
+    let home = Home::new("pull-proxy");
+    let import = ["model", "import", "hf:acme/tiny", "--endpoint", "http://hub.invalid"];
+    let mut command = home.command(&import);
+    command.env("ALL_PROXY", "socks5://127.0.0.1:9").env("HF_TOKEN", "secret");
+    let refused = Finished::new(command.output().unwrap()).expect(2).stderr;
+    assert!(refused.contains("ALL_PROXY names a SOCKS proxy"), "{refused}");
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let proxy = std::thread::Builder::new().name("proxy".to_owned());
+    let proxy = proxy.spawn(move || answer_as_proxy(&listener)).unwrap();
+    let answered = Finished::new(command.env("HTTPS_PROXY", address).output().unwrap()).expect(1);
+    assert!(answered.stderr.contains("answered 404"), "{}", answered.stderr);
+    let [tunnel, request] = proxy.join().unwrap();
+    assert!(tunnel.starts_with("CONNECT hub.invalid:80 ") && !tunnel.contains("secret"));
+    assert!(request.starts_with("GET /api/models/acme/tiny/") && request.contains("Bearer secret"));
 }
