@@ -46,6 +46,20 @@ fn a_model_comes_from_a_hub_with_its_licence_and_says_where_from() {
     assert_eq!(hub.take_requests(), []);
 }
 
+/// Such a model came without its `galerne.json`, and with it went a licence that stood nowhere else.
+#[test]
+fn a_model_that_was_made_here_keeps_its_lineage() {
+    let home = Home::new("pull-lineage");
+    let lineage = br#"{"format_version": 1, "run": "r-1", "parent": "base", "licence": "mrl"}"#;
+    let hub = FakeHub::start(files_of("mistral/hf", &[("galerne.json", lineage)]));
+    let said = import(&home, &hub, "hf:acme/tiny", &[]).expect(0).stderr;
+    assert!(said.contains("warning: the licence, mrl, is for research only"), "{said}");
+    let kept = home.run(&["model", "inspect", "tiny", "--json"]).expect(0).json();
+    let kept = &kept["lineage"];
+    assert_eq!((&kept["run"], &kept["parent"]), (&"r-1".into(), &"base".into()), "{kept}");
+    assert!(kept["source"].as_str().unwrap().starts_with("hf:acme/tiny@"), "{kept}");
+}
+
 #[test]
 fn a_download_that_failed_goes_on() {
     let home = Home::new("pull-resume");
