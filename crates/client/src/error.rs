@@ -73,12 +73,10 @@ pub enum ClientError {
         expected: String,
     },
     /// The caller asked to stop; what arrived is kept.
-    #[error("the download of {} was stopped after {n_bytes} bytes, which are kept", path.display())]
+    #[error("{url} was stopped; what arrived is kept")]
     Stopped {
-        /// Where the file will be.
-        path: PathBuf,
-        /// Bytes that are there.
-        n_bytes: u64,
+        /// What was asked for.
+        url: String,
     },
     /// A file could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]

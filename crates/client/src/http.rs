@@ -23,7 +23,7 @@ const MAX_REDIRECTS: u32 = 5;
 const MAX_WAIT_S: u64 = 60;
 /// First wait between two tries; each next one is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// Time between two looks at whether a wait is still wanted.
+/// Time between two looks at whether to go on waiting.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Tries of a request, or of a download between which nothing arrives.
 const MAX_TRIES: u32 = 5;
@@ -69,15 +69,15 @@ impl Http {
 
     /// The answer to one GET, from byte `from` on; the status is 200 or, from a later byte, 206.
     ///
-    /// Connections that fail and servers that are busy are asked again, with growing waits, unless `is_wanted` breaks off.
+    /// Connections that fail and servers that are busy are asked again, with growing waits, which `look` may break off.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`] and [`ClientError::Status`].
+    /// [`ClientError::Unreachable`], [`ClientError::Status`] and [`ClientError::Stopped`].
     pub(crate) fn get(
         &self,
         url: &str,
         from: u64,
-        is_wanted: &mut dyn FnMut() -> ControlFlow<()>,
+        look: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Response<Body>, ClientError> {
         let mut tries = Tries::new();
         loop {
@@ -97,8 +97,13 @@ impl Http {
                 }
                 _ => true,
             };
-            if !is_passing || !tries.wait(wanted_wait, is_wanted) {
+            if !is_passing {
                 return Err(error);
+            }
+            match tries.wait(wanted_wait, look) {
+                Waited::Next => {}
+                Waited::NoneLeft => return Err(error),
+                Waited::Stopped => return Err(ClientError::Stopped { url: url.to_owned() }),
             }
         }
     }
@@ -132,6 +137,17 @@ pub(crate) enum Scheme {
     Https,
 }
 
+/// How a wait between two tries ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// The next try may begin.
+    Next,
+    /// There is no try left.
+    NoneLeft,
+    /// The caller asked to stop.
+    Stopped,
+}
+
 /// Counts tries and waits between them.
 #[derive(Debug)]
 pub(crate) struct Tries {
@@ -144,25 +160,25 @@ impl Tries {
         Self { n_done: 0, wait: FIRST_WAIT }
     }
 
-    /// Waits before the next try; false when there is none left, or it is not wanted any more.
+    /// Waits before the next try, unless there is none left, or `look` breaks off.
     pub(crate) fn wait(
         &mut self,
         asked_for: Option<Duration>,
-        is_wanted: &mut dyn FnMut() -> ControlFlow<()>,
-    ) -> bool {
+        look: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Waited {
         self.n_done += 1;
         if self.n_done >= MAX_TRIES {
-            return false;
+            return Waited::NoneLeft;
         }
         let end = Instant::now() + asked_for.unwrap_or(self.wait);
         while let Some(left) = end.checked_duration_since(Instant::now()) {
-            if is_wanted().is_break() {
-                return false;
+            if look().is_break() {
+                return Waited::Stopped;
             }
             thread::sleep(left.min(LOOK_INTERVAL));
         }
         self.wait *= 2;
-        true
+        Waited::Next
     }
 }
 

@@ -99,8 +99,13 @@ impl Hub {
         let url = format!("{}/api/models/{name}/revision/{revision}?blobs=true", self.endpoint);
         let mut response = self.http.get(&url, 0, &mut || ControlFlow::Continue(()))?;
         let body = response.body_mut().with_config().limit(MAX_LIST_BYTES).read_to_vec();
-        let body = body.map_err(|error| unreachable(&url, &error))?;
         let wrong = |problem: String| ClientError::Answer { url: url.clone(), problem };
+        let body = body.map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(limit) => {
+                wrong(format!("the answer is longer than {limit} bytes"))
+            }
+            error => unreachable(&url, &error),
+        })?;
         let listed: Listed = serde_json::from_slice(&body)
             .map_err(|error| wrong(format!("the answer is no list of files: {error}")))?;
         let is_commit = listed.sha.len() == 40

@@ -28,6 +28,6 @@ mod hub;
 mod proxy;
 
 pub use digest::FileDigest;
-pub use download::{Downloaded, partial_path};
+pub use download::Downloaded;
 pub use error::ClientError;
 pub use hub::{Hub, RemoteFile, RepoName, Repository, Revision};

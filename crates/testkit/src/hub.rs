@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 /// The repository.
 pub const REPOSITORY: &str = "acme/tiny";
-/// Its only commit.
+/// The commit that [`FakeHub::start`] serves.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What goes wrong with the next answer that holds a file.
@@ -51,6 +51,7 @@ pub struct FakeHub {
 
 #[derive(Debug)]
 struct State {
+    commit: &'static str,
     files: Vec<(String, Vec<u8>)>,
     faults: Mutex<VecDeque<Fault>>,
     requests: Mutex<Vec<Request>>,
@@ -64,10 +65,19 @@ impl FakeHub {
     /// When no port can be opened.
     #[must_use]
     pub fn start(files: Vec<(String, Vec<u8>)>) -> Self {
+        Self::start_at(COMMIT, files)
+    }
+
+    /// As [`FakeHub::start`], at another commit, in hexadecimal.
+    ///
+    /// # Panics
+    /// As [`FakeHub::start`].
+    #[must_use]
+    pub fn start_at(commit: &'static str, files: Vec<(String, Vec<u8>)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("a bound port").port();
         let (faults, requests) = (Mutex::default(), Mutex::default());
-        let state = Arc::new(State { files, faults, requests });
+        let state = Arc::new(State { commit, files, faults, requests });
         let shared = Arc::clone(&state);
         spawn("hub", move || {
             for stream in listener.incoming().flatten() {
@@ -128,7 +138,7 @@ impl State {
         }
         self.requests.lock().expect("no thread panicked").push(request.clone());
         let list = format!("/api/models/{REPOSITORY}/revision/");
-        let resolve = format!("/{REPOSITORY}/resolve/{COMMIT}/");
+        let resolve = format!("/{REPOSITORY}/resolve/{}/", self.commit);
         if request.path.starts_with(&list) {
             let body = self.list();
             write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
@@ -168,7 +178,8 @@ impl State {
             format!(r#"{{"rfilename":"{name}","size":{n},"blobId":"{id}"{lfs}}}"#)
         };
         let files: Vec<String> = self.files.iter().map(describe).collect();
-        format!(r#"{{"id":"{REPOSITORY}","sha":"{COMMIT}","siblings":[{}]}}"#, files.join(","))
+        let (sha, files) = (self.commit, files.join(","));
+        format!(r#"{{"id":"{REPOSITORY}","sha":"{sha}","siblings":[{files}]}}"#)
     }
 
     fn send(&self, mut stream: &TcpStream, name: &str, request: &Request) -> std::io::Result<bool> {

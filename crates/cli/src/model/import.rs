@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use client::ClientError;
 use eval::figures::{bytes, short};
 use formats::licence::{Licence, licence_of};
 use formats::model_dir::ModelDir;
@@ -41,7 +40,7 @@ enum Source {
     Hub(HubModel),
 }
 
-fn parse_source(text: &str) -> Result<Source, ClientError> {
+fn parse_source(text: &str) -> Result<Source, Failure> {
     match text.strip_prefix(pull::PREFIX) {
         Some(model) => model.parse().map(Source::Hub),
         None => Ok(Source::Path(text.into())),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use testkit::hub::{COMMIT, FakeHub, Fault};
 
-use crate::home::{Finished, Home, names_in};
+use crate::home::{Finished, Home, names_in, signal};
 
 /// The files of a golden model, and what else a repository holds.
 fn files_of(model: &str, more: &[(&str, &[u8])]) -> Vec<(String, Vec<u8>)> {
@@ -77,6 +77,42 @@ fn a_download_that_failed_goes_on() {
     home.run(&["model", "inspect", "tiny"]).expect(0);
 }
 
+/// The weights were fetched again for a changed line of the card.
+#[test]
+fn a_branch_that_moved_fetches_only_what_changed() {
+    let home = Home::new("pull-moved");
+    let before = FakeHub::start(files_of("mistral/hf", &[("README.md", b"one")]));
+    before.fail_with([Fault::Whole, Fault::Whole, Fault::BreakAfter(10_000), Fault::Status(404)]);
+    import(&home, &before, "hf:acme/tiny", &[]).expect(1);
+    let commit = "89abcdef0123456789abcdef0123456789abcdef";
+    let after = FakeHub::start_at(commit, files_of("mistral/hf", &[("README.md", b"two")]));
+    import(&home, &after, "hf:acme/tiny", &[]).expect(0);
+    let asked = after.take_requests();
+    assert!(asked.iter().all(|request| !request.path.contains("config.json")), "{asked:?}");
+    assert_eq!(asked.last().unwrap().range.as_deref(), Some("bytes=10000-"), "{asked:?}");
+    assert_eq!(fs::read(home.inside("models/tiny/README.md")).unwrap(), b"two");
+    let shown = home.run(&["model", "inspect", "tiny", "--json"]).expect(0).json();
+    assert!(shown["lineage"]["source"].as_str().unwrap().contains(commit), "{shown}");
+}
+
+#[test]
+fn a_signal_while_the_hub_is_busy_ends_the_wait_and_keeps_what_arrived() {
+    let home = Home::new("pull-signal");
+    let hub = FakeHub::start(files_of("mistral/hf", &[]));
+    hub.fail_with([Fault::Whole, Fault::Status(503), Fault::Status(503), Fault::Status(503)]);
+    let arguments = ["model", "import", "hf:acme/tiny", "--endpoint", &hub.endpoint()];
+    let child = home.command(&arguments).spawn().unwrap();
+    home.wait_until("the weights to be asked for", || {
+        hub.take_requests().iter().any(|request| request.path.contains("/storage/"))
+    });
+    signal(&child, "-INT");
+    let stopped = Finished::of(child).expect(130).stderr;
+    assert!(stopped.contains("the same command goes on"), "{stopped}");
+    let n_bytes = files_of("mistral/hf", &[])[0].1.len();
+    assert!(stopped.contains(&format!("{n_bytes} B of ")), "{stopped}");
+    assert!(!home.inside("models/tiny").exists());
+}
+
 #[test]
 fn what_an_earlier_try_left_is_not_believed() {
     let home = Home::new("pull-strange");
@@ -87,12 +123,11 @@ fn what_an_earlier_try_left_is_not_believed() {
     let dir = place.join(&names_in(&place)[0]).join("model");
     fs::write(dir.join("tokenizer.json"), "{}").unwrap();
     fs::write(dir.join("config.json"), "{}").unwrap();
-    // The file of that name is another; it goes, and the next try has the right one.
-    let wrong = import(&home, &hub, "hf:acme/tiny", &[]).expect(1).stderr;
-    assert!(wrong.contains("config.json") && wrong.contains("expected"), "{wrong}");
     import(&home, &hub, "hf:acme/tiny", &[]).expect(0);
     let names = names_in(&home.inside("models/tiny"));
     assert_eq!(names, ["config.json", "galerne.json", "model.safetensors"]);
+    let config = fs::read(home.inside("models/tiny/config.json")).unwrap();
+    assert!(config == files_of("mistral/hf", &[])[0].1);
 }
 
 #[test]
@@ -112,6 +147,23 @@ fn one_of_several_gguf_files_is_named() {
     assert_eq!(names_in(&home.inside("models/a-Q8_0")), ["a.Q8_0.gguf", "galerne.json"]);
     let first = hub.take_requests().swap_remove(0);
     assert_eq!(first.authorization.as_deref(), Some("Bearer secret"));
+    fs::write(&token, "\n").unwrap();
+    let mut command = home.command(&["model", "import", "hf:acme/tiny"]);
+    let empty = Finished::new(command.env("HF_TOKEN_FILE", &token).output().unwrap()).expect(2);
+    assert!(empty.stderr.contains("HF_TOKEN_FILE: ") && empty.stderr.contains("token is empty"));
+}
+
+/// They were offered, and then were missing.
+#[test]
+fn gguf_files_in_folders_are_not_offered() {
+    let home = Home::new("pull-folders");
+    let gguf = files_of("mistral/gguf", &[]).remove(0).1;
+    let names = ["a.Q4_K_M.gguf", "a.Q8_0.gguf", "BF16/a-1.gguf", "BF16/a-2.gguf"];
+    let hub = FakeHub::start(names.map(|name| (name.to_owned(), gguf.clone())).to_vec());
+    let many = import(&home, &hub, "hf:acme/tiny", &[]).expect(1).stderr;
+    assert!(many.contains("hf:acme/tiny/a.Q8_0.gguf  "), "{many}");
+    assert!(many.contains("are not taken; GGUF files among them: 2"), "{many}");
+    assert!(!many.contains("BF16"), "{many}");
 }
 
 #[test]
@@ -138,6 +190,8 @@ fn wrong_sources_are_wrong_usage() {
         (&["model", "import", "hf:acme/tiny", "--endpoint", "acme"], "is no address of a hub"),
         (&["model", "import", "./x", "--revision", "main"], "are for hf:OWNER/NAME"),
         (&["model", "import", "hf:acme/tiny", "--revision", "a b"], "is no revision"),
+        (&["model", "import", "hf:acme/tiny/"], "`` is no GGUF file"),
+        (&["model", "import", "hf:acme/tiny/Q4/a.gguf"], "`Q4/a.gguf` is no GGUF file outside"),
     ] {
         let refused = home.run(arguments).expect(2);
         assert!(refused.stderr.contains(expected), "{arguments:?}: {}", refused.stderr);
