@@ -107,7 +107,7 @@ impl Hub {
         observe: Observer<'_>,
     ) -> Result<Option<String>, ClientError> {
         let from = partial.n_bytes();
-        let response = self.http.get(url, from, &mut || observe(partial.so_far))?;
+        let response = self.http.get(url, from, None, &mut || observe(partial.so_far))?;
         if from > 0 && !is_from(&response, from) {
             // A server without ranges sends the whole.
             partial.restart()?;

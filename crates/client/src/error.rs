@@ -28,6 +28,12 @@ pub enum ClientError {
     /// A token with characters that a header cannot carry.
     #[error("the token holds white space or characters that no token has")]
     Token,
+    /// A token for an address where others can read it on its way.
+    #[error("no token is sent to {endpoint}, which is not encrypted, expected https://HOST")]
+    OpenToken {
+        /// The address.
+        endpoint: String,
+    },
     /// The environment names a proxy that cannot be used.
     #[error("{variable} {problem}, expected http://HOST:PORT or https://HOST:PORT")]
     Proxy {
@@ -96,7 +102,8 @@ impl ClientError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Status { status: 401 | 403, .. } => Some(
-                "the repository is private, gated or not there: accept its terms on the hub, and set HF_TOKEN or HF_TOKEN_FILE",
+                "the repository is private, gated or not there: accept its terms on the hub, and set HF_TOKEN or HF_TOKEN_FILE, \
+                 with --send-token for another address than that of huggingface.co",
             ),
             Self::Status { status: 404, .. } => {
                 Some("check the names of repository, revision and file")

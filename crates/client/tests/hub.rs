@@ -221,6 +221,12 @@ fn refusals_say_what_was_asked_and_what_to_do() {
     let error = hub.repository(&REPOSITORY.parse().unwrap(), &Revision::main()).unwrap_err();
     assert!(matches!(error, ClientError::Answer { .. }), "{error}");
     assert!(error.to_string().ends_with("is longer than 33554432 bytes"), "{error}");
+    // Another commit than the one that was asked for.
+    let name = REPOSITORY.parse().unwrap();
+    let hub = Hub::new(&fake.endpoint(), None).unwrap();
+    assert!(hub.repository(&name, &COMMIT.to_uppercase().parse().unwrap()).is_ok());
+    let error = hub.repository(&name, &"f".repeat(40).parse().unwrap()).unwrap_err();
+    assert!(error.to_string().contains(&format!("\"{COMMIT}\", expected ffff")), "{error}");
     // Nobody listens there.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let nobody = Hub::new(&format!("http://127.0.0.1:{port}"), None).unwrap();
