@@ -1,6 +1,6 @@
 //! A model hub on a local port, with one repository and faults on demand.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -53,6 +53,8 @@ pub struct FakeHub {
 struct State {
     commit: &'static str,
     files: Vec<(String, Vec<u8>)>,
+    /// Told in place of the true ones.
+    sizes: Mutex<HashMap<String, u64>>,
     faults: Mutex<VecDeque<Fault>>,
     requests: Mutex<Vec<Request>>,
 }
@@ -76,8 +78,8 @@ impl FakeHub {
     pub fn start_at(commit: &'static str, files: Vec<(String, Vec<u8>)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("a bound port").port();
-        let (faults, requests) = (Mutex::default(), Mutex::default());
-        let state = Arc::new(State { commit, files, faults, requests });
+        let (sizes, faults, requests) = Default::default();
+        let state = Arc::new(State { commit, files, sizes, faults, requests });
         let shared = Arc::clone(&state);
         spawn("hub", move || {
             for stream in listener.incoming().flatten() {
@@ -101,6 +103,15 @@ impl FakeHub {
     /// When a thread of the hub panicked.
     pub fn fail_with(&self, faults: impl IntoIterator<Item = Fault>) {
         self.state.faults.lock().expect("no thread panicked").extend(faults);
+    }
+
+    /// Lets the list tell another size of a file than the true one.
+    ///
+    /// # Panics
+    /// When a thread of the hub panicked.
+    pub fn tell_size(&self, name: &str, n_bytes: u64) {
+        let mut sizes = self.state.sizes.lock().expect("no thread panicked");
+        sizes.insert(name.to_owned(), n_bytes);
     }
 
     /// What was asked since the last call.
@@ -161,8 +172,9 @@ impl State {
     }
 
     fn list(&self) -> String {
+        let sizes = self.sizes.lock().expect("no thread panicked");
         let describe = |(name, bytes): &(String, Vec<u8>)| {
-            let n = bytes.len();
+            let n = sizes.get(name).copied().unwrap_or(bytes.len() as u64);
             let id = hex(&Sha1::new()
                 .chain_update(format!("blob {n}\0"))
                 .chain_update(bytes)

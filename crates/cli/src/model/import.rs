@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     }
     let model = match &args.source {
         Source::Path(_) if args.pull.is_any() => {
-            let problem = "--revision and --endpoint are for hf:OWNER/NAME";
+            let problem = "--revision, --endpoint and --send-token are for hf:OWNER/NAME";
             return Err(Failure::usage(problem).into());
         }
         Source::Path(path) => copy(path, &out)?,

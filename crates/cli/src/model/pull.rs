@@ -1,6 +1,7 @@
 //! `galerne model import hf:OWNER/NAME`: from a model hub into the home.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,10 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use client::{ClientError, Downloaded, Hub, RemoteFile, RepoName, Repository, Revision};
 use eval::figures::bytes;
-use formats::DecoderConfig;
 use formats::durable::DirLock;
-use formats::model_dir::{ModelDir, config_in, model_files, move_model};
+use formats::model_dir::{MAX_COMPANION_BYTES, ModelDir, config_in, model_files, move_model};
+use formats::weights::is_plain_name;
+use formats::{DecoderConfig, FormatError};
 use model::ModelConfig;
 
 use crate::context::Context;
@@ -23,6 +25,12 @@ use crate::progress::DownloadBar;
 
 /// What a model on a hub begins with on the command line.
 pub(super) const PREFIX: &str = "hf:";
+/// The hub that the token is of.
+const HUB: &str = "https://huggingface.co";
+/// Files that are shown for one to be named.
+const MAX_SHOWN: usize = 50;
+/// Room that a download leaves on the disk.
+const RESERVE_BYTES: u64 = 1 << 28;
 
 /// Arguments that only downloads have.
 #[derive(Debug, clap::Args)]
@@ -33,12 +41,15 @@ pub(super) struct PullArgs {
     /// Address of the hub, or of a mirror [default: huggingface.co]
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
+    /// Send the token of HF_TOKEN or HF_TOKEN_FILE to the address of --endpoint, too; else it is for huggingface.co alone
+    #[arg(long)]
+    send_token: bool,
 }
 
 impl PullArgs {
     /// Whether one was given.
     pub(super) fn is_any(&self) -> bool {
-        self.revision.is_some() || self.endpoint.is_some()
+        self.revision.is_some() || self.endpoint.is_some() || self.send_token
     }
 }
 
@@ -84,8 +95,8 @@ pub(super) fn pull(
     out: &Path,
     context: &Context,
 ) -> anyhow::Result<ModelDir> {
-    let token = secret("HF_TOKEN")?;
-    let endpoint = args.endpoint.as_deref().unwrap_or("https://huggingface.co");
+    let endpoint = args.endpoint.as_deref().unwrap_or(HUB);
+    let token = token_for(endpoint, args, context)?;
     let hub = Hub::new(endpoint, token.as_deref()).map_err(Failure::usage)?;
     let revision = args.revision.clone().unwrap_or_else(Revision::main);
     let repository = hub.repository(&source.repository, &revision)?;
@@ -129,23 +140,37 @@ fn chosen<'a>(
 ) -> anyhow::Result<Vec<&'a RemoteFile>> {
     let place = PathBuf::from(format!("{PREFIX}{}", repository.name));
     let paths = repository.files.iter().map(|file| file.path.as_str());
-    let names = model_files(paths, source.file.as_deref(), &place).inspect_err(|_| {
-        let ggufs = repository.files.iter().filter(|file| file.path.ends_with(".gguf"));
-        let (in_folders, plain): (Vec<_>, Vec<_>) = ggufs.partition(|file| file.path.contains('/'));
-        for file in plain {
-            context.say(&format!("{}/{}  {}", place.display(), file.path, bytes(file.n_bytes)));
-        }
-        if !in_folders.is_empty() {
-            let n = in_folders.len();
-            context.say(&format!("files in folders are not taken; GGUF files among them: {n}"));
-        }
-    })?;
+    let names = model_files(paths, source.file.as_deref(), &place)
+        .inspect_err(|_| show_ggufs(repository, &place, context))?;
     let names: BTreeSet<&str> = names.into_iter().collect();
     let mut files: Vec<&RemoteFile> =
         repository.files.iter().filter(|file| names.contains(file.path.as_str())).collect();
+    let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
+    let is_too_large =
+        |file: &&&RemoteFile| !is_weights(&file.path) && file.n_bytes > MAX_COMPANION_BYTES;
+    if let Some(file) = files.iter().find(is_too_large) {
+        let (path, limit, got) = (place.join(&file.path), MAX_COMPANION_BYTES, file.n_bytes);
+        return Err(FormatError::TooLarge { path, limit, got }.into());
+    }
     // The configuration is looked at before the weights are fetched.
     files.sort_by_key(|file| file.n_bytes);
     Ok(files)
+}
+
+/// Shows the GGUF files that can be named.
+fn show_ggufs(repository: &Repository, place: &Path, context: &Context) {
+    let ggufs = repository.files.iter().filter(|file| file.path.ends_with(".gguf"));
+    let (plain, others): (Vec<_>, Vec<_>) = ggufs.partition(|file| is_plain_name(&file.path));
+    for file in plain.iter().take(MAX_SHOWN) {
+        context.say(&format!("{}/{}  {}", place.display(), file.path, bytes(file.n_bytes)));
+    }
+    if plain.len() > MAX_SHOWN {
+        context.say(&format!("and {} more", plain.len() - MAX_SHOWN));
+    }
+    if !others.is_empty() {
+        let n = others.len();
+        context.say(&format!("files in folders are not taken; GGUF files among them: {n}"));
+    }
 }
 
 fn fetch(
@@ -207,7 +232,10 @@ fn remove_others(dir: &Path, files: &[&RemoteFile]) -> anyhow::Result<()> {
 
 fn check_disk(files: &[&RemoteFile], dir: &Path) -> anyhow::Result<()> {
     let needed = files.iter().map(|file| file.n_bytes.saturating_sub(n_there(file, dir)));
-    machine::check_disk("the model", dir, needed.sum())
+    match needed.sum() {
+        0 => Ok(()),
+        needed => machine::check_disk("the model (with a reserve)", dir, needed + RESERVE_BYTES),
+    }
 }
 
 /// Bytes of a file that are there.
@@ -224,9 +252,24 @@ fn slug(source: &HubModel) -> String {
     format!("{}+{}{file}", name.owner(), name.name())
 }
 
+/// The token where it may go: to the hub that it is of, and to another address when the user says so.
+fn token_for(endpoint: &str, args: &PullArgs, context: &Context) -> anyhow::Result<Option<String>> {
+    if args.send_token || endpoint.trim_end_matches('/') == HUB {
+        return secret("HF_TOKEN");
+    }
+    if variable("HF_TOKEN").or_else(|| variable("HF_TOKEN_FILE")).is_some() {
+        context.say(&format!("the token is not sent to {endpoint}: --send-token would send it"));
+    }
+    Ok(None)
+}
+
+/// A variable of the environment that is set.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
 /// A secret of the environment: in the variable `NAME` itself, or in the file that `NAME_FILE` names.
 fn secret(name: &str) -> anyhow::Result<Option<String>> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let wrong = |name: &str| Failure::usage(format!("{name} is not UTF-8"));
     if let Some(value) = variable(name) {
         return Ok(Some(value.into_string().map_err(|_| wrong(name))?));

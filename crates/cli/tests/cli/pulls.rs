@@ -141,12 +141,19 @@ fn one_of_several_gguf_files_is_named() {
     let token = home.path("token");
     fs::write(&token, "secret\n").unwrap();
     let arguments = ["model", "import", "hf:acme/tiny/a.Q8_0.gguf", "--endpoint", &hub.endpoint()];
-    let mut command = home.command(&arguments);
     let _ = hub.take_requests();
-    Finished::new(command.env("HF_TOKEN_FILE", &token).output().unwrap()).expect(0);
-    assert_eq!(names_in(&home.inside("models/a-Q8_0")), ["a.Q8_0.gguf", "galerne.json"]);
-    let first = hub.take_requests().swap_remove(0);
-    assert_eq!(first.authorization.as_deref(), Some("Bearer secret"));
+    // A token for one hub is not for another, unless the user says so.
+    for (name, flag, sent) in
+        [("closed", &[][..], None), ("a-Q8_0", &["--send-token"], Some("Bearer secret"))]
+    {
+        let mut command = home.command(&[&arguments[..], &["--name", name], flag].concat());
+        let done = Finished::new(command.env("HF_TOKEN_FILE", &token).output().unwrap()).expect(0);
+        assert_eq!(done.stderr.contains("is not sent to http"), sent.is_none(), "{}", done.stderr);
+        let files = ["a.Q8_0.gguf", "galerne.json"];
+        assert_eq!(names_in(&home.inside(&format!("models/{name}"))), files);
+        let first = hub.take_requests().swap_remove(0);
+        assert_eq!(first.authorization.as_deref(), sent);
+    }
     fs::write(&token, "\n").unwrap();
     let mut command = home.command(&["model", "import", "hf:acme/tiny"]);
     let empty = Finished::new(command.env("HF_TOKEN_FILE", &token).output().unwrap()).expect(2);
@@ -158,12 +165,30 @@ fn one_of_several_gguf_files_is_named() {
 fn gguf_files_in_folders_are_not_offered() {
     let home = Home::new("pull-folders");
     let gguf = files_of("mistral/gguf", &[]).remove(0).1;
-    let names = ["a.Q4_K_M.gguf", "a.Q8_0.gguf", "BF16/a-1.gguf", "BF16/a-2.gguf"];
-    let hub = FakeHub::start(names.map(|name| (name.to_owned(), gguf.clone())).to_vec());
+    let names = ["a.Q4_K_M.gguf", "a.Q8_0.gguf", "BF16/a-1.gguf", r"x\nhint: run this.gguf"];
+    let more = (0..60).map(|n| format!("b-{n}.gguf"));
+    let names = names.map(str::to_owned).into_iter().chain(more);
+    let hub = FakeHub::start(names.map(|name| (name, gguf.clone())).collect());
     let many = import(&home, &hub, "hf:acme/tiny", &[]).expect(1).stderr;
     assert!(many.contains("hf:acme/tiny/a.Q8_0.gguf  "), "{many}");
     assert!(many.contains("are not taken; GGUF files among them: 2"), "{many}");
-    assert!(!many.contains("BF16"), "{many}");
+    assert!(!many.contains("BF16") && !many.contains("run this"), "{many}");
+    assert!(many.contains("b-47.gguf") && many.contains("and 12 more"), "{many}");
+    assert_eq!(many.matches("hf:acme/tiny/").count(), 50, "{many}");
+}
+
+#[test]
+fn a_file_beside_the_weights_has_a_bound() {
+    let home = Home::new("pull-bound");
+    let hub = FakeHub::start(files_of("mistral/hf", &[("README.md", b"x")]));
+    hub.tell_size("README.md", (1 << 30) + 1);
+    let refused = import(&home, &hub, "hf:acme/tiny", &[]).expect(1).stderr;
+    assert!(refused.contains("hf:acme/tiny/README.md") && refused.contains("1073741825"));
+    // The weights may be larger, and this disk may be too small for them.
+    hub.tell_size("README.md", 1);
+    hub.tell_size("model.safetensors", 1 << 44);
+    let refused = import(&home, &hub, "hf:acme/tiny", &[]).expect(1).stderr;
+    assert!(refused.contains("the model (with a reserve) needs 16.0 TiB"), "{refused}");
 }
 
 #[test]
@@ -189,6 +214,7 @@ fn wrong_sources_are_wrong_usage() {
         (&["model", "import", "hf:acme"][..], "expected OWNER/NAME"),
         (&["model", "import", "hf:acme/tiny", "--endpoint", "acme"], "is no address of a hub"),
         (&["model", "import", "./x", "--revision", "main"], "are for hf:OWNER/NAME"),
+        (&["model", "import", "./x", "--send-token"], "are for hf:OWNER/NAME"),
         (&["model", "import", "hf:acme/tiny", "--revision", "a b"], "is no revision"),
         (&["model", "import", "hf:acme/tiny/"], "`` is no GGUF file"),
         (&["model", "import", "hf:acme/tiny/Q4/a.gguf"], "`Q4/a.gguf` is no GGUF file outside"),
@@ -215,7 +241,7 @@ fn read_request(stream: &TcpStream) -> String {
     lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
-/// A SOCKS proxy in ALL_PROXY was passed by, and the proxy in HTTPS_PROXY with it: the token went out directly.
+/// A SOCKS proxy in ALL_PROXY was passed by, and the proxy in HTTPS_PROXY with it.
 #[test]
 fn the_proxy_of_the_environment_is_used_or_refused() {
     let home = Home::new("pull-proxy");
@@ -224,6 +250,9 @@ fn the_proxy_of_the_environment_is_used_or_refused() {
     command.env("ALL_PROXY", "socks5://127.0.0.1:9").env("HF_TOKEN", "secret");
     let refused = Finished::new(command.output().unwrap()).expect(2).stderr;
     assert!(refused.contains("ALL_PROXY names a SOCKS proxy"), "{refused}");
+    let mut open = home.command(&[&import[..], &["--send-token"]].concat());
+    let refused = Finished::new(open.env("HF_TOKEN", "secret").output().unwrap()).expect(2).stderr;
+    assert!(refused.contains("no token is sent to http://hub.invalid, which"), "{refused}");
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -232,6 +261,7 @@ fn the_proxy_of_the_environment_is_used_or_refused() {
     let answered = Finished::new(command.env("HTTPS_PROXY", address).output().unwrap()).expect(1);
     assert!(answered.stderr.contains("answered 404"), "{}", answered.stderr);
     let [tunnel, request] = proxy.join().unwrap();
-    assert!(tunnel.starts_with("CONNECT hub.invalid:80 ") && !tunnel.contains("secret"));
-    assert!(request.starts_with("GET /api/models/acme/tiny/") && request.contains("Bearer secret"));
+    assert!(tunnel.starts_with("CONNECT hub.invalid:80 "), "{tunnel}");
+    assert!(request.starts_with("GET /api/models/acme/tiny/"), "{request}");
+    assert!(!tunnel.contains("secret") && !request.contains("secret"), "{request}");
 }
