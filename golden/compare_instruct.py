@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compares `galerne tokenizer render` with mistral-common, token for token, on the requests of golden/instruct.
 
-Prompts to fill gaps in random texts are compared too. Each tokenizer file is used with the template version that it states; `tekken.json` files also with later ones whose control
-tokens they have. Prints one JSON line per file and version; exits with 1 if anything differs. Needs
+Prompts to fill gaps in random texts are compared too, of the files that have the tokens for them. Each tokenizer file is used
+with the template version that it states; `tekken.json` files also with later ones whose control tokens they have. Prints one
+JSON line per file and comparison; exits with 1 if anything differs, or if no file had gaps to compare. Needs
 mistral-common[sentencepiece]==1.13.1.
 
 Run: python golden/compare_instruct.py --galerne PROGRAM [FILE ...]
@@ -44,15 +45,23 @@ def expected(version, tokenizer, made):
 
 
 def compare_gaps(program, path, tokenizer, version):
-    """The number of prompts that differ; `None` of a file without the tokens, for which mistral-common takes the unknown token."""
-    if not {"[SUFFIX]", "[PREFIX]"} <= set(tokenizer.vocab()):
-        return None
+    """The number of prompts that differ; `None` where there are none to compare, which is printed with the reason."""
     source = random.Random(11)
     vocabulary = [piece for piece in tokenizer.vocab() if piece]
-    gaps = [{"prompt": random_text(source, vocabulary), "suffix": random_text(source, vocabulary)} for _ in range(N_GAPS)]
-    try:
-        tokens = [CLASSES[version](tokenizer).encode_fim(FIMRequest(**gap)).tokens for gap in gaps]
-    except (MistralCommonException, KeyError, ValueError):
+    texts = [(random_text(source, vocabulary), random_text(source, vocabulary)) for _ in range(N_GAPS)]
+    # An empty suffix is none.
+    gaps = [{"prompt": prompt, "suffix": suffix or "."} for prompt, suffix in texts]
+    skipped = None
+    if not {"[SUFFIX]", "[PREFIX]"} <= set(tokenizer.vocab()):
+        # mistral-common would take the unknown token.
+        skipped = "it has no [SUFFIX] and [PREFIX]"
+    else:
+        try:
+            tokens = [CLASSES[version](tokenizer).encode_fim(FIMRequest(**gap)).tokens for gap in gaps]
+        except (MistralCommonException, KeyError, ValueError) as error:
+            skipped = f"{type(error).__name__}: {error}"
+    if skipped:
+        print(json.dumps({"file": path.name, "gaps": 0, "skipped": skipped}))
         return None
     command = [program, "tokenizer", "render", "--tokenizer", path, "--json"]
     lines = "".join(json.dumps(gap) + "\n" for gap in gaps)
@@ -71,12 +80,15 @@ def main():
     parser.add_argument("--galerne", required=True)
     parser.add_argument("files", nargs="*", type=pathlib.Path, help="tokenizer files; all that mistral-common brings by default")
     arguments = parser.parse_args()
-    n_different = 0
+    n_different = n_with_gaps = 0
     data = pathlib.Path(mistral_common.__file__).parent / "data"
     for path in arguments.files or sorted([*data.glob("*.model.*"), *data.glob("tekken*.json")]):
         tokenizer = open_tokenizer(path)
         own = tokenizer.version.value
-        n_different += compare_gaps(arguments.galerne, path, tokenizer, own) or 0
+        of_gaps = compare_gaps(arguments.galerne, path, tokenizer, own)
+        if of_gaps is not None:
+            n_different += of_gaps
+            n_with_gaps += 1
         versions = [own] if ".model" in path.name else [v for v in CLASSES if int(v[1:]) >= int(own[1:].split("m")[0])]
         for version in versions:
             lines = [line for line in (REQUESTS / f"{version}.jsonl").open(encoding="utf-8") if not line.endswith(',"pieces":null}\n')]
@@ -105,6 +117,8 @@ def main():
             if n_missing:
                 print(run.stderr, requests[len(got)], sep="\n")
             n_different += len(differing) + n_missing
+    if n_with_gaps == 0:
+        sys.exit("no file had gaps to compare")
     sys.exit(n_different > 0)
 
 

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
 
+use client::Downloaded;
 use eval::figures::{bytes, duration};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use train::Progress;
@@ -83,10 +84,8 @@ impl TrainingBar {
 pub(crate) struct DownloadBar {
     /// On a terminal.
     bar: Option<ProgressBar>,
+    /// When bytes began to come over the network.
     started: Instant,
-    /// Bytes that were there from an earlier try.
-    first: Option<u64>,
-    position: u64,
     total: u64,
     n_lines: u64,
 }
@@ -103,35 +102,43 @@ impl DownloadBar {
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
-        let started = Instant::now();
-        Self { bar, started, first: None, position: 0, total, n_lines: 0 }
+        Self { bar, started: Instant::now(), total, n_lines: 0 }
     }
 
-    /// Shows how many bytes are there, and the file that is arriving.
-    pub(crate) fn observe(&mut self, position: u64, file: &str) {
-        self.position = position;
-        let n_new = position - (*self.first.get_or_insert(position)).min(position);
-        if let Some(bar) = &self.bar {
-            bar.set_position(position);
-            bar.set_message(file.to_owned());
-            return;
+    /// Shows how many bytes are there, and the file that is arriving. What an earlier try left is summed up at the speed of the
+    /// disk, which says nothing of the network: the time counts from there.
+    pub(crate) fn observe(&mut self, so_far: Downloaded, file: &str) {
+        let is_fetching = so_far.n_fetched > 0;
+        if !is_fetching {
+            self.started = Instant::now();
         }
-        // As many lines as a training run has.
+        if let Some(bar) = &self.bar {
+            bar.set_position(so_far.n_bytes());
+            bar.set_message(file.to_owned());
+            if !is_fetching {
+                bar.reset_eta();
+            }
+        } else if let Some(line) = self.line(so_far, file) {
+            // A closed stderr harms no download.
+            let _ = writeln!(io::stderr(), "{line}");
+        }
+    }
+
+    /// The next plain line, when it is due: a download has as many as a training run.
+    fn line(&mut self, so_far: Downloaded, file: &str) -> Option<String> {
+        let position = so_far.n_bytes();
         let n_due =
             (u128::from(position) * u128::from(N_LINES) / u128::from(self.total.max(1))) as u64;
-        if n_due > self.n_lines {
-            self.n_lines = n_due;
-            let speed = n_new as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
-            let (position, total) = (bytes(position), bytes(self.total));
-            // A closed stderr harms no download.
-            let _ =
-                writeln!(io::stderr(), "{position} of {total}  {}/s  {file}", bytes(speed as u64));
+        if n_due <= self.n_lines {
+            return None;
         }
-    }
-
-    /// Bytes that are there.
-    pub(crate) fn position(&self) -> u64 {
-        self.position
+        self.n_lines = n_due;
+        let speed = so_far.n_fetched as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
+        let pace = match so_far.n_fetched {
+            0 => "of an earlier try".to_owned(),
+            _ => format!("{}/s", bytes(speed as u64)),
+        };
+        Some(format!("{} of {}  {pace}  {file}", bytes(position), bytes(self.total)))
     }
 
     /// Leaves the last state on the screen, and the cursor below it.
@@ -141,5 +148,27 @@ impl DownloadBar {
             // A closed stderr harms no download.
             let _ = writeln!(io::stderr());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The bytes of an earlier try, and the time that summing them up took, made a speed that no network had.
+    #[test]
+    fn only_bytes_that_come_over_the_network_have_a_speed() {
+        let started = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        let mut bar = DownloadBar { bar: None, started, total: 100 << 20, n_lines: 0 };
+        let kept = Downloaded { n_kept: 50 << 20, n_fetched: 0 };
+        assert!(bar.line(kept, "a").unwrap().ends_with("  of an earlier try  a"));
+        bar.observe(kept, "a");
+        assert!(bar.started > started, "the time counts from the end of the sum");
+        bar.started = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        let line = bar.line(Downloaded { n_fetched: 20 << 20, ..kept }, "a").unwrap();
+        assert_eq!(line, "70.0 MiB of 100.0 MiB  2.0 MiB/s  a");
+        assert_eq!(bar.line(Downloaded { n_fetched: 21 << 20, ..kept }, "a"), None);
     }
 }

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use formats::durable::DirLock;
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -22,7 +23,7 @@ impl ClaimedDir {
         Self { dir, is_kept: false }
     }
 
-    /// Makes the folder of the run that `--run` names.
+    /// Makes the folder of the run that `--run` names, or takes over what is left of one that was killed before it was a run.
     ///
     /// # Errors
     /// When it is no name for a run, there is a run or a model of that name, or the system refuses.
@@ -35,7 +36,7 @@ impl ClaimedDir {
         }
         context.make_dir(&context.runs_dir())?;
         let path = context.runs_dir().join(name);
-        if make_new_dir(&path)? {
+        if make_new_dir(&path)? || is_abandoned(&path)? {
             return Ok(Self::new(path));
         }
         let hint = format!("choose another --run, or go on with `galerne resume {name}`");
@@ -66,8 +67,8 @@ impl ClaimedDir {
 
 impl Drop for ClaimedDir {
     fn drop(&mut self) {
-        if !self.is_kept {
-            // What cannot be removed holds a lock file and no run.
+        // Another process may have taken over a folder without a run. What cannot be removed holds a lock file and no run.
+        if !self.is_kept && DirLock::acquire(&self.dir).is_ok() {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
@@ -92,6 +93,20 @@ pub(crate) fn make_numbered_dir(
         }
     }
     unreachable!("there are fewer folders than numbers")
+}
+
+/// Whether a folder holds at most a lock, which nobody holds.
+fn is_abandoned(dir: &Path) -> anyhow::Result<bool> {
+    let failed = || format!("cannot look at {}", dir.display());
+    if dir.is_symlink() || !dir.is_dir() {
+        return Ok(false);
+    }
+    for entry in fs::read_dir(dir).with_context(failed)? {
+        if entry.with_context(failed)?.file_name() != ".lock" {
+            return Ok(false);
+        }
+    }
+    Ok(DirLock::acquire(dir).is_ok())
 }
 
 /// False when the folder is there already.

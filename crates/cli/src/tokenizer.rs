@@ -47,7 +47,8 @@ enum Command {
     Encode(Used),
     /// Turn lines of token ids into text; with --json, lists into JSON strings
     Decode(Used),
-    /// Render chat requests, one JSON object per line, with the chat template; of {"prompt", "suffix"} the prompt to fill the gap
+    /// Render chat requests, one JSON object per line, with the chat template; of {"prompt"} the prompt to go on with, of {"prompt",
+    /// "suffix"} the one to fill the gap
     Render {
         #[command(flatten)]
         used: Used,
@@ -233,8 +234,11 @@ fn render(
     let members = members(line)?;
     let rendered = match template {
         _ if members.contains_key("prompt") => {
-            let gap: Gap = request(&members, &["prompt", "suffix"])?;
-            tokenizer.render_fill_in_the_middle(&gap.prompt, &gap.suffix)?
+            let TextRequest { prompt, suffix } = request(&members, &["prompt", "suffix"])?;
+            match suffix.filter(|suffix| !suffix.is_empty()) {
+                Some(suffix) => tokenizer.render_fill_in_the_middle(&prompt, &suffix)?,
+                None => tokenizer.render_prompt(&prompt),
+            }
         }
         ChatTemplate::Instruct(version) => {
             let request: InstructRequest = request(&members, &["messages", "tools"])?;
@@ -258,20 +262,19 @@ fn render(
     }
 }
 
-/// A text with a gap, as the request to fill it has it.
+/// A request to go on with a text, as `/v1/completions` takes it.
 #[derive(Debug, Deserialize)]
-struct Gap {
-    /// What comes before the gap.
+struct TextRequest {
+    /// The text, or what comes before its gap.
     prompt: String,
-    /// What comes after it.
-    #[serde(default)]
-    suffix: String,
+    /// What comes after the gap; without it, or when it is empty, there is none.
+    suffix: Option<String>,
 }
 
 /// Values stay text: the model reads the members of a tool's schema in their order.
 type Members = BTreeMap<String, Box<RawValue>>;
 
-const EXPECTED: &str = "expected a chat request, or a prompt with a suffix";
+const EXPECTED: &str = "expected a chat request, or a prompt and perhaps a suffix";
 
 /// The members of a request that change how it is rendered.
 fn members(line: &str) -> anyhow::Result<Members> {

@@ -6,14 +6,13 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use eval::figures::duration;
-use formats::licence::licence_of;
 use formats::model_dir::{Lineage, ModelDir};
 use serde_json::json;
 use tokenizer::Tokenizer;
 use train::export::{ModelNotes, write_model};
 use train::plan::RunPlan;
 use train::recipe::Start;
-use train::{Outcome, Progress, Recipe, Run, RunControl, starting_model, template_of};
+use train::{Inherited, Outcome, Progress, Recipe, Run, RunControl, template_of};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
@@ -136,30 +135,13 @@ pub(crate) fn train(
     }
 }
 
-/// What a model trained further has of the model that its weights come from, if need be through
-/// other runs: the licence, and the data sheet of what it was trained on first.
-fn inherited(recipe: &Recipe, context: &Context) -> anyhow::Result<Lineage> {
-    let dir = match starting_model(recipe) {
-        Ok(None) => return Ok(Lineage::default()),
-        Ok(Some(dir)) if dir.exists() => dir,
-        // The run was long and needs its parent no more: its model is written, and says less.
-        Ok(Some(dir)) => return Ok(without_parent(&format!("{} is gone", dir.display()), context)),
-        Err(error) => return Ok(without_parent(&error.to_string(), context)),
+/// What the run's model has of the one that its weights come from.
+fn inherited(run: &Run, context: &Context) -> Lineage {
+    let Some(Inherited { licence, data_sheet_sha256 }) = run.inherited().cloned() else {
+        context.say("warning: the model's licence and data sheet are not known");
+        return Lineage::default();
     };
-    let licensed = ModelDir::open(&dir).and_then(|parent| Ok((licence_of(&parent)?, parent)));
-    Ok(match licensed {
-        Ok((licence, parent)) => Lineage {
-            licence: licence.map(|licence| licence.name),
-            data_sheet_sha256: parent.lineage().and_then(|known| known.data_sheet_sha256.clone()),
-            ..Lineage::default()
-        },
-        Err(error) => without_parent(&error.to_string(), context),
-    })
-}
-
-fn without_parent(problem: &str, context: &Context) -> Lineage {
-    context.say(&format!("warning: the model's licence and data sheet are not known: {problem}"));
-    Lineage::default()
+    Lineage { licence, data_sheet_sha256, ..Lineage::default() }
 }
 
 /// Writes the model of a finished run into the home, unless it is there already.
@@ -194,7 +176,7 @@ fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
             run.step()
         ),
         sections: vec![("Recipe".to_owned(), format!("```toml\n{}```", recipe.to_toml()))],
-        lineage: Lineage { run: Some(name.clone()), parent, ..inherited(recipe, context)? },
+        lineage: Lineage { run: Some(name.clone()), parent, ..inherited(run, context) },
         temperature: None,
         template: has_conversations.then(|| template_of(recipe, &tokenizer)).transpose()?,
         name,

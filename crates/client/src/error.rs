@@ -28,6 +28,20 @@ pub enum ClientError {
     /// A token with characters that a header cannot carry.
     #[error("the token holds white space or characters that no token has")]
     Token,
+    /// A token for an address where others can read it on its way.
+    #[error("no token is sent to {endpoint}, which is not encrypted, expected https://HOST")]
+    OpenToken {
+        /// The address.
+        endpoint: String,
+    },
+    /// The environment names a proxy that cannot be used.
+    #[error("{variable} {problem}, expected http://HOST:PORT or https://HOST:PORT")]
+    Proxy {
+        /// The variable; its value may hold a password.
+        variable: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The host cannot be reached, or the connection broke and went on breaking.
     #[error("cannot reach {url}: {reason}")]
     Unreachable {
@@ -65,12 +79,10 @@ pub enum ClientError {
         expected: String,
     },
     /// The caller asked to stop; what arrived is kept.
-    #[error("the download of {} was stopped after {n_bytes} bytes, which are kept", path.display())]
+    #[error("{url} was stopped; what arrived is kept")]
     Stopped {
-        /// Where the file will be.
-        path: PathBuf,
-        /// Bytes that are there.
-        n_bytes: u64,
+        /// What was asked for.
+        url: String,
     },
     /// A file could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
@@ -90,7 +102,8 @@ impl ClientError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Status { status: 401 | 403, .. } => Some(
-                "the repository is private, gated or not there: accept its terms on the hub, and set HF_TOKEN or HF_TOKEN_FILE",
+                "the repository is private, gated or not there: accept its terms on the hub, and set HF_TOKEN or HF_TOKEN_FILE, \
+                 with --send-token for another address than that of huggingface.co",
             ),
             Self::Status { status: 404, .. } => {
                 Some("check the names of repository, revision and file")

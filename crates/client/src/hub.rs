@@ -4,20 +4,26 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::ClientError;
 use crate::digest::FileDigest;
-use crate::http::{Http, Scheme, unreachable};
+use crate::http::{Http, Scheme, is_loopback, unreachable};
 
-/// Largest list of a repository that is read.
+/// Largest list of a repository that is read, and the longest time until all of it is there.
 const MAX_LIST_BYTES: u64 = 32 << 20;
+const LIST_LIMIT: Duration = Duration::from_secs(120);
 /// Most files of a repository, and the largest: sums of sizes fit.
 const MAX_FILES: usize = 100_000;
 const MAX_FILE_BYTES: u64 = 1 << 45;
 /// Longest name of a repository or revision, bytes.
 const MAX_NAME_BYTES: usize = 200;
+/// Digits of a commit.
+const COMMIT_DIGITS: usize = 40;
+/// Longest part of an answer that a message repeats, characters.
+const MAX_QUOTED: usize = 100;
 
 /// A model hub.
 #[derive(Clone, Debug)]
@@ -61,10 +67,10 @@ pub struct RemoteFile {
 }
 
 impl Hub {
-    /// A hub at an address, asked in the name of a token's owner, or of nobody.
+    /// A hub at an address, asked in the name of a token's owner, or of nobody. A token needs an encrypted address, or this machine.
     ///
     /// # Errors
-    /// [`ClientError::Endpoint`] and [`ClientError::Token`].
+    /// [`ClientError::Endpoint`], [`ClientError::Token`], [`ClientError::OpenToken`] and [`ClientError::Proxy`].
     pub fn new(endpoint: &str, token: Option<&str>) -> Result<Self, ClientError> {
         let wrong = || ClientError::Endpoint { endpoint: endpoint.to_owned() };
         let trimmed = endpoint.trim_end_matches('/');
@@ -83,7 +89,10 @@ impl Hub {
         {
             return Err(ClientError::Token);
         }
-        Ok(Self { http: Http::new(scheme, host, token), endpoint: trimmed.to_owned() })
+        if token.is_some() && scheme == Scheme::Http && !is_loopback(host) {
+            return Err(ClientError::OpenToken { endpoint: endpoint.to_owned() });
+        }
+        Ok(Self { http: Http::new(scheme, host, token)?, endpoint: trimmed.to_owned() })
     }
 
     /// The files of a repository.
@@ -95,18 +104,27 @@ impl Hub {
         name: &RepoName,
         revision: &Revision,
     ) -> Result<Repository, ClientError> {
-        let revision = encoded(&revision.0, false);
-        let url = format!("{}/api/models/{name}/revision/{revision}?blobs=true", self.endpoint);
-        let mut response = self.http.get(&url, 0, &mut || ControlFlow::Continue(()))?;
+        let name_in_url = encoded(&revision.0, false);
+        let url = format!("{}/api/models/{name}/revision/{name_in_url}?blobs=true", self.endpoint);
+        let look = &mut || ControlFlow::Continue(());
+        let mut response = self.http.get(&url, 0, Some(LIST_LIMIT), look)?;
         let body = response.body_mut().with_config().limit(MAX_LIST_BYTES).read_to_vec();
-        let body = body.map_err(|error| unreachable(&url, &error))?;
         let wrong = |problem: String| ClientError::Answer { url: url.clone(), problem };
-        let listed: Listed = serde_json::from_slice(&body)
-            .map_err(|error| wrong(format!("the answer is no list of files: {error}")))?;
-        let is_commit = listed.sha.len() == 40
-            && listed.sha.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if !is_commit {
-            return Err(wrong(format!("`sha` is `{}`, expected a commit", listed.sha)));
+        let body = body.map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(limit) => {
+                wrong(format!("the answer is longer than {limit} bytes"))
+            }
+            error => unreachable(&url, &error),
+        })?;
+        let listed: Listed = serde_json::from_slice(&body).map_err(|error| {
+            wrong(format!("the answer is no list of files: {}", quoted(&error.to_string())))
+        })?;
+        if !is_commit(&listed.sha) {
+            return Err(wrong(format!("`sha` is {}, expected a commit", quoted(&listed.sha))));
+        }
+        let asked_for = revision.0.to_ascii_lowercase();
+        if is_commit(&asked_for) && listed.sha != asked_for {
+            return Err(wrong(format!("`sha` is \"{}\", expected {asked_for}", listed.sha)));
         }
         if listed.siblings.len() > MAX_FILES {
             let n = listed.siblings.len();
@@ -155,15 +173,17 @@ impl ListedFile {
         let (n_bytes, digest) = match (self.lfs, self.size, self.blob_id) {
             (Some(lfs), _, _) => (lfs.size, FileDigest::Sha256(lfs.sha256)),
             (None, Some(size), Some(id)) => (size, FileDigest::GitBlob(id)),
-            _ => return Err(format!("file `{path}` has no size or digest")),
+            _ => return Err(format!("file {} has no size or digest", quoted(&path))),
         };
         if n_bytes > MAX_FILE_BYTES {
+            let path = quoted(&path);
             return Err(format!(
-                "file `{path}` has {n_bytes} bytes, expected at most {MAX_FILE_BYTES}"
+                "file {path} has {n_bytes} bytes, expected at most {MAX_FILE_BYTES}"
             ));
         }
         if !digest.is_well_formed() {
-            return Err(format!("{} of file `{path}` is `{}`", digest.kind(), digest.hex()));
+            let (path, hex) = (quoted(&path), quoted(digest.hex()));
+            return Err(format!("{} of file {path} is {hex}", digest.kind()));
         }
         Ok(RemoteFile { path, n_bytes, digest })
     }
@@ -234,6 +254,20 @@ impl FromStr for Revision {
     }
 }
 
+fn is_commit(text: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == COMMIT_DIGITS && text.bytes().all(is_digit)
+}
+
+/// What a hub said, for a message: cut, and without what would break its line.
+fn quoted(text: &str) -> String {
+    let mut cut: String = text.chars().take(MAX_QUOTED).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    format!("{cut:?}")
+}
+
 /// Percent-encodes what a path of an address cannot hold; slashes stay where they part folders.
 fn encoded(text: &str, keep_slashes: bool) -> String {
     let mut out = String::new();
@@ -267,6 +301,11 @@ mod tests {
         }
         assert!(matches!(Hub::new("https://a", Some("a b")), Err(ClientError::Token)));
         assert!(matches!(Hub::new("https://a", Some("a\r\nx: y")), Err(ClientError::Token)));
+        let open = Hub::new("http://mirror.example", Some("a"));
+        assert!(matches!(open, Err(ClientError::OpenToken { .. })), "{open:?}");
+        for closed in ["https://mirror.example", "http://localhost:80"] {
+            assert!(Hub::new(closed, Some("a")).is_ok(), "{closed}");
+        }
     }
 
     #[test]
@@ -293,9 +332,18 @@ mod tests {
         assert!(file(&large).unwrap_err().contains("expected at most"));
         let right = file(&lfs.replace("SUM", &sum)).unwrap();
         assert_eq!((right.n_bytes, right.digest), (9, FileDigest::Sha256(sum)));
-        assert!(file(lfs).unwrap_err().contains("SHA-256 of file `a` is `SUM`"));
+        assert!(file(lfs).unwrap_err().contains(r#"SHA-256 of file "a" is "SUM""#));
         assert!(
             file(r#"{"rfilename": "a", "size": 3}"#).unwrap_err().contains("no size or digest")
         );
+    }
+
+    #[test]
+    fn what_a_hub_says_forges_no_line_of_a_message() {
+        let path = format!("a\\nhint: all is well{}", "b".repeat(1000));
+        let listed = format!(r#"{{"rfilename": "{path}", "size": 3}}"#);
+        let error = serde_json::from_str::<ListedFile>(&listed).unwrap().checked().unwrap_err();
+        assert!(!error.contains('\n') && error.contains("a\\nhint"), "{error}");
+        assert!(error.len() < 200 && error.contains('…'), "{error}");
     }
 }

@@ -25,8 +25,9 @@ mod download;
 mod error;
 mod http;
 mod hub;
+mod proxy;
 
 pub use digest::FileDigest;
-pub use download::{Downloaded, partial_path};
+pub use download::Downloaded;
 pub use error::ClientError;
 pub use hub::{Hub, RemoteFile, RepoName, Repository, Revision};

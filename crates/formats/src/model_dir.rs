@@ -24,8 +24,8 @@ mod list;
 mod repository;
 mod write;
 
+pub use companions::{MAX_COMPANION_BYTES, copy_model, move_model};
 pub(crate) use companions::{Numbers, write_companions};
-pub use companions::{copy_model, move_model};
 pub use generation::GenerationConfig;
 use generation::read_generation;
 pub use list::{ModelList, list_models};

@@ -487,8 +487,9 @@ pub(crate) fn is_pickle(path: &Path) -> bool {
     matches!(extension, Some("bin" | "pt" | "pth" | "pkl" | "ckpt"))
 }
 
-/// A file name without a folder part, not hidden.
-pub(crate) fn is_plain_name(name: &str) -> bool {
+/// Whether a text is a file name without a folder part, not hidden, and without control characters.
+#[must_use]
+pub fn is_plain_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 255
         && !name.starts_with('.')

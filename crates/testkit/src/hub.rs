@@ -1,6 +1,6 @@
 //! A model hub on a local port, with one repository and faults on demand.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 /// The repository.
 pub const REPOSITORY: &str = "acme/tiny";
-/// Its only commit.
+/// The commit that [`FakeHub::start`] serves.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What goes wrong with the next answer that holds a file.
@@ -51,7 +51,10 @@ pub struct FakeHub {
 
 #[derive(Debug)]
 struct State {
+    commit: &'static str,
     files: Vec<(String, Vec<u8>)>,
+    /// Told in place of the true ones.
+    sizes: Mutex<HashMap<String, u64>>,
     faults: Mutex<VecDeque<Fault>>,
     requests: Mutex<Vec<Request>>,
 }
@@ -64,10 +67,19 @@ impl FakeHub {
     /// When no port can be opened.
     #[must_use]
     pub fn start(files: Vec<(String, Vec<u8>)>) -> Self {
+        Self::start_at(COMMIT, files)
+    }
+
+    /// As [`FakeHub::start`], at another commit, in hexadecimal.
+    ///
+    /// # Panics
+    /// As [`FakeHub::start`].
+    #[must_use]
+    pub fn start_at(commit: &'static str, files: Vec<(String, Vec<u8>)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("a bound port").port();
-        let (faults, requests) = (Mutex::default(), Mutex::default());
-        let state = Arc::new(State { files, faults, requests });
+        let (sizes, faults, requests) = Default::default();
+        let state = Arc::new(State { commit, files, sizes, faults, requests });
         let shared = Arc::clone(&state);
         spawn("hub", move || {
             for stream in listener.incoming().flatten() {
@@ -91,6 +103,15 @@ impl FakeHub {
     /// When a thread of the hub panicked.
     pub fn fail_with(&self, faults: impl IntoIterator<Item = Fault>) {
         self.state.faults.lock().expect("no thread panicked").extend(faults);
+    }
+
+    /// Lets the list tell another size of a file than the true one.
+    ///
+    /// # Panics
+    /// When a thread of the hub panicked.
+    pub fn tell_size(&self, name: &str, n_bytes: u64) {
+        let mut sizes = self.state.sizes.lock().expect("no thread panicked");
+        sizes.insert(name.to_owned(), n_bytes);
     }
 
     /// What was asked since the last call.
@@ -128,7 +149,7 @@ impl State {
         }
         self.requests.lock().expect("no thread panicked").push(request.clone());
         let list = format!("/api/models/{REPOSITORY}/revision/");
-        let resolve = format!("/{REPOSITORY}/resolve/{COMMIT}/");
+        let resolve = format!("/{REPOSITORY}/resolve/{}/", self.commit);
         if request.path.starts_with(&list) {
             let body = self.list();
             write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
@@ -151,8 +172,9 @@ impl State {
     }
 
     fn list(&self) -> String {
+        let sizes = self.sizes.lock().expect("no thread panicked");
         let describe = |(name, bytes): &(String, Vec<u8>)| {
-            let n = bytes.len();
+            let n = sizes.get(name).copied().unwrap_or(bytes.len() as u64);
             let id = hex(&Sha1::new()
                 .chain_update(format!("blob {n}\0"))
                 .chain_update(bytes)
@@ -168,7 +190,8 @@ impl State {
             format!(r#"{{"rfilename":"{name}","size":{n},"blobId":"{id}"{lfs}}}"#)
         };
         let files: Vec<String> = self.files.iter().map(describe).collect();
-        format!(r#"{{"id":"{REPOSITORY}","sha":"{COMMIT}","siblings":[{}]}}"#, files.join(","))
+        let (sha, files) = (self.commit, files.join(","));
+        format!(r#"{{"id":"{REPOSITORY}","sha":"{sha}","siblings":[{files}]}}"#)
     }
 
     fn send(&self, mut stream: &TcpStream, name: &str, request: &Request) -> std::io::Result<bool> {

@@ -70,6 +70,18 @@ pub enum TrainError {
         /// What the run needs.
         expected: String,
     },
+    /// What the run learns from is not what it was.
+    #[error("{what} has changed: its digest is {got}, expected {expected} as in checkpoint {}", path.display())]
+    ChangedData {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The file or folder, or how conversations are rendered.
+        what: String,
+        /// Its digest now.
+        got: String,
+        /// Its digest when the run began.
+        expected: String,
+    },
     /// The loss or the gradient is not a number any more.
     #[error(
         "step {step}: the loss is {loss} and the gradient norm {grad_norm}; the update was not made \

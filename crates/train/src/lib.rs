@@ -27,7 +27,7 @@ pub use error::TrainError;
 pub use recipe::Recipe;
 pub use rows::Rows;
 pub use run::{
-    METRICS_FILE, Outcome, Progress, RECIPE_FILE, Run, RunControl, latest_parameters,
-    starting_config, starting_model, template_of,
+    Inherited, METRICS_FILE, Outcome, Progress, RECIPE_FILE, Run, RunControl, latest_parameters,
+    starting_config, template_of,
 };
 pub use trainer::{StepReport, Trainer};

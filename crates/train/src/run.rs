@@ -26,9 +26,11 @@ mod saved;
 mod start;
 mod storage;
 
+use inputs::Source;
 pub use inputs::template_of;
+pub use saved::Inherited;
 use saved::SavedState;
-pub use start::{latest_parameters, starting_config, starting_model};
+pub use start::{latest_parameters, starting_config};
 
 /// The recipe of a run, in its folder.
 pub const RECIPE_FILE: &str = "run.toml";
@@ -89,8 +91,8 @@ pub struct Run {
     tokenizer: Tokenizer,
     rows: Rows,
     validation: Vec<Vec<u32>>,
-    /// One for each file that the recipe names, in its order.
-    data_digests: Vec<String>,
+    sources: Vec<Source>,
+    inherited: Option<Inherited>,
     step: u64,
     tokens: u64,
 }
@@ -127,7 +129,7 @@ impl Run {
             "event": "created",
             "step": 0,
             "kernel_family": run.trainer.device().compute().family().name(),
-            "data_digests": run.data_digests,
+            "data_digests": run.data_digests(),
             "n_samples_left_out": run.rows.n_left_out(),
         }))?;
         if !matches!(run.recipe.start, Start::Random(_)) {
@@ -186,9 +188,17 @@ impl Run {
         device: Device,
     ) -> Result<Self, TrainError> {
         let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
-        let parameters = match checkpoint {
-            Some(checkpoint) => start::checkpoint_parameters(checkpoint, &recipe)?,
-            None => start::initial_parameters(&recipe, &tokenizer)?,
+        let (parameters, inherited) = match checkpoint {
+            Some(checkpoint) => {
+                let state = SavedState::read(checkpoint.state(), checkpoint.dir())?;
+                let now = || start::inherited(&recipe).inspect_err(warn_unknown).ok();
+                let inherited = state.inherited.or_else(now);
+                (start::checkpoint_parameters(checkpoint, &recipe)?, inherited)
+            }
+            None => {
+                let inherited = start::inherited(&recipe)?;
+                (start::initial_parameters(&recipe, &tokenizer)?, Some(inherited))
+            }
         };
         let config = parameters.config();
         if tokenizer.vocab_size() > config.vocab_size {
@@ -204,7 +214,7 @@ impl Run {
         }
         let rows = inputs::read_rows(&recipe, &tokenizer)?;
         let validation = inputs::read_validation(&recipe, &tokenizer)?;
-        let data_digests = inputs::data_digests(&recipe, &tokenizer)?;
+        let sources = inputs::sources(&recipe, &tokenizer)?;
         let max_tokens = recipe.micro_batch_tokens();
         let trainer = Trainer::new(
             device,
@@ -222,7 +232,8 @@ impl Run {
             tokenizer,
             rows,
             validation,
-            data_digests,
+            sources,
+            inherited,
             step: 0,
             tokens: 0,
         })
@@ -238,6 +249,13 @@ impl Run {
     #[must_use]
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
+    }
+
+    /// What the run's model has of the one that its weights come from, as that was when the run began; `None` of a run that an
+    /// earlier program began, when it cannot be known any more.
+    #[must_use]
+    pub fn inherited(&self) -> Option<&Inherited> {
+        self.inherited.as_ref()
     }
 
     /// Steps done.
@@ -339,8 +357,9 @@ impl Run {
             next_row: self.next_row(),
             tokens: self.tokens,
             kernel_family: self.trainer.device().compute().family().name().to_owned(),
-            data_digests: self.data_digests.clone(),
+            data_digests: self.data_digests(),
             model: Some((**self.trainer.config()).clone()),
+            inherited: self.inherited.clone(),
         };
         writer.state(&serde_json::to_value(state).expect("plain numbers and strings"))?;
         let path = writer.commit()?;
@@ -371,10 +390,7 @@ impl Run {
             return wrong("next_row", state.next_row.to_string(), expected);
         }
         self.rows.check_reachable(state.next_row)?;
-        if state.data_digests != self.data_digests {
-            let list = |digests: &[String]| digests.join(", ");
-            return wrong("data_digests", list(&self.data_digests), list(&state.data_digests));
-        }
+        self.check_sources(&state.data_digests, checkpoint)?;
         if let Start::Random(shape) = &self.recipe.start {
             let (bos_id, eos_id) = (self.tokenizer.bos_id(), self.tokenizer.eos_id());
             let (of_recipe, saved) = (shape.config(bos_id, eos_id)?, self.trainer.config());
@@ -391,6 +407,27 @@ impl Run {
         Ok(state)
     }
 
+    fn data_digests(&self) -> Vec<String> {
+        self.sources.iter().map(|source| source.digest.clone()).collect()
+    }
+
+    /// Refuses data that is not what the run began with, by the first of it that differs.
+    fn check_sources(&self, saved: &[String], checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        let none = || "none".to_owned();
+        for idx in 0..self.sources.len().max(saved.len()) {
+            let (now, before) = (self.sources.get(idx), saved.get(idx));
+            if now.map(|source| &source.digest) != before {
+                return Err(TrainError::ChangedData {
+                    path: checkpoint.dir().to_owned(),
+                    what: now.map_or("the recipe's data".to_owned(), |source| source.name.clone()),
+                    got: now.map_or_else(none, |source| source.digest.clone()),
+                    expected: before.cloned().unwrap_or_else(none),
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn append_to(&self, file: &str) -> Result<File, TrainError> {
         Ok(open_to_append(&self.dir.join(file))?)
     }
@@ -400,6 +437,11 @@ impl Run {
         let mut file = self.append_to(EVENTS_FILE)?;
         writeln!(file, "{event}").map_err(TrainError::io("write", &path))
     }
+}
+
+/// It keeps no run from training.
+fn warn_unknown(error: &TrainError) {
+    tracing::warn!(%error, "the licence of the weights and their data sheet are not known");
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use client::ClientError;
 use eval::figures::{bytes, short};
 use formats::licence::{Licence, licence_of};
 use formats::model_dir::ModelDir;
@@ -42,7 +41,7 @@ enum Source {
     Hub(HubModel),
 }
 
-fn parse_source(text: &str) -> Result<Source, ClientError> {
+fn parse_source(text: &str) -> Result<Source, Failure> {
     match text.strip_prefix(pull::PREFIX) {
         Some(model) => model.parse().map(Source::Hub),
         None => Ok(Source::Path(text.into())),
@@ -66,7 +65,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     }
     let model = match &args.source {
         Source::Path(_) if args.pull.is_any() => {
-            let problem = "--revision and --endpoint are for hf:OWNER/NAME";
+            let problem = "--revision, --endpoint and --send-token are for hf:OWNER/NAME";
             return Err(Failure::usage(problem).into());
         }
         Source::Path(path) => copy(path, &out)?,

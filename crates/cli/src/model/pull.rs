@@ -1,17 +1,19 @@
 //! `galerne model import hf:OWNER/NAME`: from a model hub into the home.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::Context as _;
-use client::{ClientError, Hub, RemoteFile, RepoName, Repository, Revision};
+use client::{ClientError, Downloaded, Hub, RemoteFile, RepoName, Repository, Revision};
 use eval::figures::bytes;
-use formats::DecoderConfig;
 use formats::durable::DirLock;
-use formats::model_dir::{ModelDir, config_in, model_files, move_model};
+use formats::model_dir::{MAX_COMPANION_BYTES, ModelDir, config_in, model_files, move_model};
+use formats::weights::is_plain_name;
+use formats::{DecoderConfig, FormatError};
 use model::ModelConfig;
 
 use crate::context::Context;
@@ -23,6 +25,12 @@ use crate::progress::DownloadBar;
 
 /// What a model on a hub begins with on the command line.
 pub(super) const PREFIX: &str = "hf:";
+/// The hub that the token is of.
+const HUB: &str = "https://huggingface.co";
+/// Files that are shown for one to be named.
+const MAX_SHOWN: usize = 50;
+/// Room that a download leaves on the disk.
+const RESERVE_BYTES: u64 = 1 << 28;
 
 /// Arguments that only downloads have.
 #[derive(Debug, clap::Args)]
@@ -33,12 +41,15 @@ pub(super) struct PullArgs {
     /// Address of the hub, or of a mirror [default: huggingface.co]
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
+    /// Send the token of HF_TOKEN or HF_TOKEN_FILE to the address of --endpoint, too; else it is for huggingface.co alone
+    #[arg(long)]
+    send_token: bool,
 }
 
 impl PullArgs {
     /// Whether one was given.
     pub(super) fn is_any(&self) -> bool {
-        self.revision.is_some() || self.endpoint.is_some()
+        self.revision.is_some() || self.endpoint.is_some() || self.send_token
     }
 }
 
@@ -50,14 +61,20 @@ pub(super) struct HubModel {
 }
 
 impl FromStr for HubModel {
-    type Err = ClientError;
+    type Err = Failure;
 
-    fn from_str(text: &str) -> Result<Self, ClientError> {
+    fn from_str(text: &str) -> Result<Self, Failure> {
         let (name, file) = match text.match_indices('/').nth(1) {
             Some((end, _)) => (&text[..end], Some(text[end + 1..].to_owned())),
             None => (text, None),
         };
-        Ok(Self { repository: name.parse()?, file })
+        let is_file = |name: &String| !name.contains('/') && name.ends_with(".gguf");
+        if let Some(file) = file.as_ref().filter(|name| !is_file(name)) {
+            let problem =
+                format!("`{file}` is no GGUF file outside of folders, expected FILE.gguf");
+            return Err(Failure::usage(problem));
+        }
+        Ok(Self { repository: name.parse().map_err(Failure::usage)?, file })
     }
 }
 
@@ -78,17 +95,17 @@ pub(super) fn pull(
     out: &Path,
     context: &Context,
 ) -> anyhow::Result<ModelDir> {
-    let token = secret("HF_TOKEN")?;
-    let endpoint = args.endpoint.as_deref().unwrap_or("https://huggingface.co");
+    let endpoint = args.endpoint.as_deref().unwrap_or(HUB);
+    let token = token_for(endpoint, args, context)?;
     let hub = Hub::new(endpoint, token.as_deref()).map_err(Failure::usage)?;
     let revision = args.revision.clone().unwrap_or_else(Revision::main);
     let repository = hub.repository(&source.repository, &revision)?;
     let files = chosen(&repository, source, context)?;
     // In the folder of models, under a hidden name: moving it there later is one rename.
-    let place = context.models_dir().join(".pulls").join(slug(&repository, source));
+    let place = context.models_dir().join(".pulls").join(slug(source));
     let dir = place.join("model");
     context.make_dir(&dir)?;
-    let _lock = DirLock::acquire(&place)?;
+    let lock = DirLock::acquire(&place)?;
     remove_others(&dir, &files)?;
     check_disk(&files, &dir)?;
     let total: u64 = files.iter().map(|file| file.n_bytes).sum();
@@ -108,8 +125,11 @@ pub(super) fn pull(
         origin = format!("{origin} from {mirror}");
     }
     let model = move_model(model, origin, out)?;
-    // The lock is all that is left in it.
-    fs::remove_dir_all(&place).with_context(|| format!("cannot remove {}", place.display()))?;
+    // Some file systems keep the name of a file that is open.
+    drop(lock);
+    if let Err(error) = fs::remove_dir_all(&place) {
+        context.say(&format!("warning: cannot remove {}: {error}", place.display()));
+    }
     Ok(model)
 }
 
@@ -120,17 +140,37 @@ fn chosen<'a>(
 ) -> anyhow::Result<Vec<&'a RemoteFile>> {
     let place = PathBuf::from(format!("{PREFIX}{}", repository.name));
     let paths = repository.files.iter().map(|file| file.path.as_str());
-    let names = model_files(paths, source.file.as_deref(), &place).inspect_err(|_| {
-        for file in repository.files.iter().filter(|file| file.path.ends_with(".gguf")) {
-            context.say(&format!("{}/{}  {}", place.display(), file.path, bytes(file.n_bytes)));
-        }
-    })?;
+    let names = model_files(paths, source.file.as_deref(), &place)
+        .inspect_err(|_| show_ggufs(repository, &place, context))?;
     let names: BTreeSet<&str> = names.into_iter().collect();
     let mut files: Vec<&RemoteFile> =
         repository.files.iter().filter(|file| names.contains(file.path.as_str())).collect();
+    let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
+    let is_too_large =
+        |file: &&&RemoteFile| !is_weights(&file.path) && file.n_bytes > MAX_COMPANION_BYTES;
+    if let Some(file) = files.iter().find(is_too_large) {
+        let (path, limit, got) = (place.join(&file.path), MAX_COMPANION_BYTES, file.n_bytes);
+        return Err(FormatError::TooLarge { path, limit, got }.into());
+    }
     // The configuration is looked at before the weights are fetched.
     files.sort_by_key(|file| file.n_bytes);
     Ok(files)
+}
+
+/// Shows the GGUF files that can be named.
+fn show_ggufs(repository: &Repository, place: &Path, context: &Context) {
+    let ggufs = repository.files.iter().filter(|file| file.path.ends_with(".gguf"));
+    let (plain, others): (Vec<_>, Vec<_>) = ggufs.partition(|file| is_plain_name(&file.path));
+    for file in plain.iter().take(MAX_SHOWN) {
+        context.say(&format!("{}/{}  {}", place.display(), file.path, bytes(file.n_bytes)));
+    }
+    if plain.len() > MAX_SHOWN {
+        context.say(&format!("and {} more", plain.len() - MAX_SHOWN));
+    }
+    if !others.is_empty() {
+        let n = others.len();
+        context.say(&format!("files in folders are not taken; GGUF files among them: {n}"));
+    }
 }
 
 fn fetch(
@@ -141,25 +181,25 @@ fn fetch(
     dir: &Path,
 ) -> anyhow::Result<()> {
     let signals = StopSignals::take_all().context("cannot take signals")?;
-    let mut n_before = 0;
+    let mut before = Downloaded::default();
     let mut bar = DownloadBar::new(total);
     for file in files {
         let path = dir.join(&file.path);
-        let result = hub.download(repository, file, &path, &mut |n_bytes| {
-            bar.observe(n_before + n_bytes, &file.path);
+        let result = hub.download(repository, file, &path, &mut |of_file| {
+            bar.observe(before + of_file, &file.path);
             if signals.requested().is_some() {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             }
         });
-        if let (Err(_), Some(signal)) = (&result, signals.requested()) {
-            let saved = Some(format!("{} of {} are there", bytes(bar.position()), bytes(total)));
+        if let (Err(ClientError::Stopped { .. }), Some(signal)) = (&result, signals.requested()) {
+            let there = files.iter().map(|file| n_there(file, dir)).sum();
+            let saved = Some(format!("{} of {} are there", bytes(there), bytes(total)));
             let next = Some("the same command goes on".to_owned());
             return Err(Failure::Stopped { signal, saved, next }.into());
         }
-        result?;
-        n_before += file.n_bytes;
+        before = before + result?;
         if let Some(config) = config_in(dir, &file.path)? {
             check_config(config, repository)?;
         }
@@ -175,9 +215,9 @@ fn check_config(config: DecoderConfig, repository: &Repository) -> anyhow::Resul
 
 /// Removes what an earlier try left under other names: the folder becomes the model.
 fn remove_others(dir: &Path, files: &[&RemoteFile]) -> anyhow::Result<()> {
-    let paths = files.iter().map(|file| dir.join(&file.path));
+    let places = files.iter().map(|file| (file, dir.join(&file.path)));
     let known: BTreeSet<PathBuf> =
-        paths.flat_map(|path| [client::partial_path(&path), path]).collect();
+        places.flat_map(|(file, path)| [file.partial_path(&path), path]).collect();
     let failed = || format!("cannot clear {}", dir.display());
     for entry in fs::read_dir(dir).with_context(failed)? {
         let path = entry.with_context(failed)?.path();
@@ -191,34 +231,58 @@ fn remove_others(dir: &Path, files: &[&RemoteFile]) -> anyhow::Result<()> {
 }
 
 fn check_disk(files: &[&RemoteFile], dir: &Path) -> anyhow::Result<()> {
-    let len = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
-    let there = |file: &RemoteFile| {
-        let path = dir.join(&file.path);
-        len(&path) + len(&client::partial_path(&path))
-    };
-    let needed = files.iter().map(|file| file.n_bytes.saturating_sub(there(file)));
-    machine::check_disk("the model", dir, needed.sum())
+    let needed = files.iter().map(|file| file.n_bytes.saturating_sub(n_there(file, dir)));
+    match needed.sum() {
+        0 => Ok(()),
+        needed => machine::check_disk("the model (with a reserve)", dir, needed + RESERVE_BYTES),
+    }
 }
 
-/// A folder name of its own for each repository, commit and file.
-fn slug(repository: &Repository, source: &HubModel) -> String {
-    let name = &repository.name;
-    let file = source.file.as_ref().map_or_else(String::new, |file| format!("--{file}"));
-    format!("{}--{}--{}{file}", name.owner(), name.name(), repository.commit)
+/// Bytes of a file that are there.
+fn n_there(file: &RemoteFile, dir: &Path) -> u64 {
+    let path = dir.join(&file.path);
+    let len = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
+    len(&path) + len(&file.partial_path(&path))
+}
+
+/// A folder name of its own for each repository and file. It has no commit: what stayed as it was is fetched once.
+fn slug(source: &HubModel) -> String {
+    let name = &source.repository;
+    let file = source.file.as_ref().map_or_else(String::new, |file| format!("+{file}"));
+    format!("{}+{}{file}", name.owner(), name.name())
+}
+
+/// The token where it may go: to the hub that it is of, and to another address when the user says so.
+fn token_for(endpoint: &str, args: &PullArgs, context: &Context) -> anyhow::Result<Option<String>> {
+    if args.send_token || endpoint.trim_end_matches('/') == HUB {
+        return secret("HF_TOKEN");
+    }
+    if variable("HF_TOKEN").or_else(|| variable("HF_TOKEN_FILE")).is_some() {
+        context.say(&format!("the token is not sent to {endpoint}: --send-token would send it"));
+    }
+    Ok(None)
+}
+
+/// A variable of the environment that is set.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// A secret of the environment: in the variable `NAME` itself, or in the file that `NAME_FILE` names.
 fn secret(name: &str) -> anyhow::Result<Option<String>> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let wrong = |name: &str| Failure::usage(format!("{name} is not UTF-8"));
     if let Some(value) = variable(name) {
         return Ok(Some(value.into_string().map_err(|_| wrong(name))?));
     }
-    let Some(path) = variable(&format!("{name}_FILE")).map(PathBuf::from) else { return Ok(None) };
-    let text = formats::durable::read_bounded(&path, 4096)
-        .with_context(|| format!("cannot use {name}_FILE"))?;
+    let name = &format!("{name}_FILE");
+    let Some(path) = variable(name).map(PathBuf::from) else { return Ok(None) };
+    let text = formats::durable::read_bounded(&path, 4096);
+    let text = text.with_context(|| format!("cannot use {name}"))?;
     let text = String::from_utf8(text).map_err(|_| wrong(name))?;
-    Ok(Some(text.trim().to_owned()))
+    match text.trim() {
+        "" => Err(Failure::usage(format!("{name}: {} is empty", path.display())).into()),
+        secret => Ok(Some(secret.to_owned())),
+    }
 }
 
 #[cfg(test)]
@@ -234,5 +298,17 @@ mod tests {
         for wrong in ["acme", "", "a b/c", "/x/y"] {
             assert!(wrong.parse::<HubModel>().is_err(), "{wrong}");
         }
+        for wrong in ["a/b/", "a/b/Q4/c.gguf", "a/b/c.gguf/", "a/b/LICENSE"] {
+            let error = wrong.parse::<HubModel>().unwrap_err().to_string();
+            assert!(error.contains("is no GGUF file outside of folders"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn each_repository_and_file_has_a_folder_of_its_own() {
+        let names = ["a--b/c", "a/b--c", "a/b/c.gguf", "a/b"];
+        let slugs: BTreeSet<String> =
+            names.iter().map(|name| slug(&name.parse::<HubModel>().unwrap())).collect();
+        assert_eq!(slugs.len(), names.len(), "{slugs:?}");
     }
 }

@@ -58,8 +58,10 @@ impl Home {
     }
 
     fn prepare(&self, command: &mut Command) {
-        for name in ["RUST_LOG", "GALERNE_KERNELS", "HF_TOKEN", "HF_TOKEN_FILE"] {
-            command.env_remove(name);
+        let settings = ["RUST_LOG", "GALERNE_KERNELS", "HF_TOKEN", "HF_TOKEN_FILE"];
+        let proxies = ["HTTPS_PROXY", "ALL_PROXY", "HTTP_PROXY", "NO_PROXY"];
+        for name in settings.into_iter().chain(proxies) {
+            command.env_remove(name).env_remove(name.to_lowercase());
         }
         command.env("GALERNE_HOME", self.dir.join("home")).current_dir(&self.dir);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

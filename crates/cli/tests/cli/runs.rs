@@ -203,6 +203,26 @@ fn a_run_that_the_machine_cannot_hold_is_refused_before_it_is_begun() {
     }
 }
 
+/// A process that was killed before it wrote the recipe left a name that could be neither made nor resumed.
+#[test]
+fn a_folder_with_nothing_but_a_free_lock_is_taken_over() {
+    let home = Home::new("take-over");
+    home.make_recipe(2);
+    let dir = home.inside("runs/r");
+    fs::create_dir_all(&dir).unwrap();
+    let pretrain = ["pretrain", "--recipe", "tiny.toml", "--run", "r"];
+    let lock = formats::durable::DirLock::acquire(&dir).unwrap();
+    let held = home.run(&pretrain).expect(1).stderr;
+    assert!(held.contains("exists already"), "{held}");
+    drop(lock);
+    fs::write(dir.join("notes.txt"), "of the user").unwrap();
+    home.run(&pretrain).expect(1);
+    assert_eq!(names_in(&dir), [".lock", "notes.txt"], "it is not touched");
+    fs::remove_file(dir.join("notes.txt")).unwrap();
+    home.run(&pretrain).expect(0);
+    home.run(&["resume", "r"]).expect(0);
+}
+
 #[test]
 fn a_run_in_use_is_refused() {
     let home = Home::new("in-use");
@@ -315,7 +335,8 @@ fn tune_starts_from_a_model_and_learns_conversations() {
     for name in ["tiny-1", "talk-1"] {
         fs::remove_dir_all(home.inside("models").join(name)).unwrap();
     }
-    home.run(&["resume", "talk-1"]).expect(0);
+    let resumed = home.run(&["resume", "talk-1"]).expect(0);
+    assert!(!resumed.stderr.contains("not known"), "{}", resumed.stderr);
     assert!(read(&home.inside("models/talk-1/model.safetensors")) == weights);
 }
 
@@ -355,14 +376,15 @@ fn the_licence_passes_through_runs_that_start_from_one_another() {
         let model = ["model", "inspect", &format!("{name}-1"), "--json"];
         assert_eq!(home.run(&model).expect(0).json()["lineage"]["licence"], "mrl", "{name}");
     }
-    // The model behind the runs goes while one trains: the new model says less, and that is said.
-    let long = ["tune", "--recipe", "third.toml", "--run", "orphan", "--set", "n_steps=400"];
+    // Another model takes the place of the one behind the run while it trains.
+    let long = ["tune", "--recipe", "first.toml", "--run", "late", "--set", "n_steps=400"];
     let child = home.command(&long).spawn().unwrap();
-    wait_for_steps(&home, "orphan", 1);
-    fs::remove_dir_all(home.inside("models/tiny-1")).unwrap();
-    let finished = Finished::of(child).expect(0);
-    assert!(finished.stderr.contains("models/tiny-1 is gone"), "{}", finished.stderr);
-    assert!(home.inside("models/orphan/model.safetensors").is_file());
+    wait_for_steps(&home, "late", 1);
+    value["licence"] = "mit".into();
+    fs::write(&lineage, value.to_string()).unwrap();
+    Finished::of(child).expect(0);
+    let model = home.run(&["model", "inspect", "late", "--json"]).expect(0).json();
+    assert_eq!(model["lineage"]["licence"], "mrl", "{model}");
 }
 
 #[test]

@@ -82,6 +82,10 @@ fn render_shows_the_prompt_that_fills_a_gap() {
     let line = r#"{"prompt": "le ", "suffix": " vent", "max_tokens": 3}"#;
     let text = home.run_with_input(&render, line).expect(0).stdout;
     assert_eq!(text, "<s>[SUFFIX] vent[PREFIX]le \n");
+    // Without a suffix there is no gap, as in the API.
+    for line in [r#"{"model": "m", "prompt": "le"}"#, r#"{"prompt": "le", "suffix": ""}"#] {
+        assert_eq!(home.run_with_input(&render, line).expect(0).stdout, "<s>le\n", "{line}");
+    }
     let wrong = r#"{"prompt": "le ", "messages": []}"#;
     assert!(home.run_with_input(&render, wrong).expect(1).stderr.contains("`messages` is not"));
 }

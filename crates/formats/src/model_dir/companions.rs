@@ -35,8 +35,8 @@ const COMPANIONS: [&str; 11] = [
 /// Beginning of the names of SentencePiece models, which may end in a version, such as `tokenizer.model.v3`.
 const SENTENCEPIECE: &str = "tokenizer.model";
 
-/// Largest companion that is copied.
-const MAX_COMPANION_BYTES: u64 = 1 << 30;
+/// Largest companion.
+pub const MAX_COMPANION_BYTES: u64 = 1 << 30;
 
 /// What a new model has of the numbers of the one that it is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::CONFIG_FILE;
 use super::companions::is_companion;
+use super::{CONFIG_FILE, LINEAGE_FILE};
 use crate::FormatError;
 use crate::config::native::PARAMS_FILE;
 use crate::weights::{
@@ -12,7 +12,8 @@ use crate::weights::{
 };
 
 /// The files of a repository that make up its model, by their paths: those of one layout (Hugging Face, else native, else the one
-/// GGUF file) and what belongs beside them. `wanted` names a GGUF file. Files in folders belong to nothing; `place` is for messages.
+/// GGUF file) and what belongs beside them, also the lineage of a model that was made here. `wanted` names a GGUF file. Files in
+/// folders belong to nothing; `place` is for messages.
 ///
 /// # Errors
 /// When there is no model, several GGUF files and none is wanted, no file of the wanted name, or only pickle files.
@@ -56,7 +57,8 @@ pub fn model_files<'a>(
             n => return Err(FormatError::ManyModels { dir: place.to_owned(), n }),
         }
     };
-    Ok(names.into_iter().filter(|name| is_weight(name) || is_companion(name)).collect())
+    let belongs = |name: &str| is_weight(name) || is_companion(name) || name == LINEAGE_FILE;
+    Ok(names.into_iter().filter(|name| belongs(name)).collect())
 }
 
 fn is_part(name: &str, prefix: &str) -> bool {
@@ -103,6 +105,9 @@ mod tests {
         assert_eq!(chosen(&native, None).unwrap(), &native[1..]);
         let single = ["config.json", "model.safetensors", "model-extra.safetensors"];
         assert_eq!(chosen(&single, None).unwrap(), &single[..2]);
+        // A licence may stand in the lineage alone.
+        let own = ["config.json", "galerne.json", "model.safetensors"];
+        assert_eq!(chosen(&own, None).unwrap(), own);
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! Adapters at run time against PEFT, and against themselves.
 
+use std::collections::BTreeMap;
+use std::fs;
+
 use formats::adapter::Adapter;
+use formats::{FfnMatrix, FormatError, TensorData, TensorDtype, TensorSource, write_safetensors};
+use testkit::test_dir::TestDir;
 
 use super::*;
 use crate::Quantisation;
@@ -63,15 +68,51 @@ fn a_quantised_model_takes_an_adapter_as_it_is() {
     assert!(near < far / 4.0, "{near} from the adapted model, {far} without the adapter");
 }
 
+/// An adapter of rank 1, of zeros, that changes one matrix of a golden model; with the model.
+fn of_one_matrix(dir: &TestDir, model: &str, name: WeightName) -> (ModelDir, Adapter) {
+    let root = golden::workspace_root().join("golden/architectures").join(model).join("hf");
+    let model = ModelDir::open(&root).unwrap();
+    let (shape, matrix) = (name.shape(model.config()), name.hf_name());
+    let matrix = matrix.strip_suffix(".weight").unwrap();
+    let numbers = vec![0.0; shape[0].max(shape[1])];
+    let sides = [("A", [1, shape[1]]), ("B", [shape[0], 1])].map(|(side, shape)| TensorSource {
+        name: format!("base_model.model.{matrix}.lora_{side}.weight"),
+        dtype: TensorDtype::F32,
+        shape: shape.to_vec(),
+        data: TensorData::F32(&numbers[..shape[0] * shape[1]]),
+    });
+    let path = dir.join(matrix);
+    fs::create_dir(&path).unwrap();
+    let settings = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1}"#;
+    fs::write(path.join("adapter_config.json"), settings).unwrap();
+    let weights = path.join("adapter_model.safetensors");
+    write_safetensors(&weights, sides, &BTreeMap::new()).unwrap();
+    let adapter = Adapter::open(&path, model.config(), None).unwrap();
+    (model, adapter)
+}
+
 #[test]
 fn matrices_that_are_only_merged_are_refused_by_name() {
-    let (dir, _) = open("hf", "peft");
-    let config = ModelConfig::new(dir.config().clone()).unwrap();
-    for (name, is_changed) in [
-        (WeightName::Embedding, false),
-        (WeightName::Head, false),
-        (WeightName::Layer { layer_idx: 1, part: LayerPart::Value }, true),
+    let dir = TestDir::new("model-merged-only");
+    let device = fastest(1);
+    let layer = |part| WeightName::Layer { layer_idx: 1, part };
+    let expert = LayerPart::Expert { expert_idx: 2, matrix: FfnMatrix::Down };
+    for (model, name, is_refused) in [
+        ("mistral", WeightName::Embedding, true),
+        ("mistral", WeightName::Head, true),
+        ("mixtral", layer(expert), true),
+        ("mixtral", layer(LayerPart::Router), true),
+        ("mixtral", layer(LayerPart::Value), false),
     ] {
-        assert_eq!(crate::adapted::place(name, &config).is_some(), is_changed, "{name:?}");
+        let (model, adapter) = of_one_matrix(&dir, model, name);
+        let adapted = load(&device, &model, DType::F32).with_adapter(&device, &adapter);
+        match adapted.map(drop) {
+            Ok(()) => assert!(!is_refused, "{name:?}"),
+            Err(FormatError::AdapterMerges { matrix, .. }) => {
+                assert!(is_refused, "{name:?}");
+                assert_eq!(matrix, name.hf_name());
+            }
+            Err(error) => panic!("{name:?}: {error}"),
+        }
     }
 }

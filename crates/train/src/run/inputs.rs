@@ -126,22 +126,32 @@ pub(super) fn read_validation(
     Ok(documents)
 }
 
-/// A digest of everything that the rows are made of.
-pub(super) fn data_digests(
-    recipe: &Recipe,
-    tokenizer: &Tokenizer,
-) -> Result<Vec<String>, TrainError> {
+/// Something that the rows are made of.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// A path, or what else it is.
+    pub(super) name: String,
+    /// Of what is in it.
+    pub(super) digest: String,
+}
+
+/// Everything that the rows are made of.
+pub(super) fn sources(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Vec<Source>, TrainError> {
     let data = &recipe.data;
-    let mut digests = vec![tokenizer.digest()];
+    let source = |path: &Path, digest| Source { name: path.display().to_string(), digest };
+    let mut sources = vec![source(&data.tokenizer, tokenizer.digest())];
     for shard in data.shards.iter().chain(&data.documents) {
         let manifest = Shard::open(shard)?.manifest;
-        digests.push(format!("{} {}", manifest.tokens_sha256, manifest.offsets_sha256));
+        let digest = format!("{} {}", manifest.tokens_sha256, manifest.offsets_sha256);
+        sources.push(source(shard, digest));
     }
     for path in &data.conversations {
-        digests.push(sha256_of_file(path)?.0);
+        sources.push(source(path, sha256_of_file(path)?.0));
     }
-    digests.extend(template_digest(recipe, tokenizer)?);
-    Ok(digests)
+    if let Some(digest) = template_digest(recipe, tokenizer)? {
+        sources.push(Source { name: "the template of the conversations".to_owned(), digest });
+    }
+    Ok(sources)
 }
 
 /// How conversations are rendered, where there are any: names of files and files beside the tokenizer's own decide it, which

@@ -22,6 +22,19 @@ pub(super) struct SavedState {
     pub(super) data_digests: Vec<String>,
     /// The model's configuration: what the run began with may change, or be gone. None in format 1 alone.
     pub(super) model: Option<DecoderConfig>,
+    /// None in checkpoints that earlier programs wrote.
+    #[serde(default)]
+    pub(super) inherited: Option<Inherited>,
+}
+
+/// What a model trained further has of the one that its weights come from, if need be through other runs. It is taken when the run
+/// begins: later there may be another model in that place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inherited {
+    /// Licence of the weights.
+    pub licence: Option<String>,
+    /// SHA-256 of the data sheet of what it was trained on first.
+    pub data_sheet_sha256: Option<String>,
 }
 
 impl SavedState {

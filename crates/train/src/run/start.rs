@@ -1,16 +1,17 @@
 //! What a run begins with, or goes on with: random weights, those of a model, those of a run's checkpoint.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use formats::checkpoint::{self, Checkpoint};
 use formats::config::to_hf_json;
+use formats::licence::licence_of;
 use formats::model_dir::ModelDir;
 use formats::{FormatError, Layout, ModelWeights, WeightName};
 use model::{ModelConfig, Parameters};
 use tokenizer::Tokenizer;
 
 use super::RECIPE_FILE;
-use super::saved::SavedState;
+use super::saved::{Inherited, SavedState};
 use crate::error::TrainError;
 use crate::recipe::{Recipe, Start};
 
@@ -115,16 +116,24 @@ pub fn starting_config(recipe: &Recipe) -> Result<ModelConfig, TrainError> {
     })
 }
 
-/// The folder of the model that a recipe's weights come from, followed back through the runs between; `None` where they
-/// began as random ones.
+/// What a run has of the model that its weights come from; nothing where they began as random ones.
 ///
 /// # Errors
-/// When a recipe on the way cannot be read, or runs start from one another in a circle.
-pub fn starting_model(recipe: &Recipe) -> Result<Option<PathBuf>, TrainError> {
+/// When a file on the way cannot be read, or runs start from one another in a circle.
+pub(super) fn inherited(recipe: &Recipe) -> Result<Inherited, TrainError> {
     trace_back(recipe, |recipe| match &recipe.start {
-        Start::Random(_) => Ok(Some(None)),
-        Start::Model(dir) => Ok(Some(Some(dir.clone()))),
-        Start::Run(_) => Ok(None),
+        Start::Random(_) => Ok(Some(Inherited::default())),
+        Start::Model(dir) => {
+            let model = ModelDir::open(dir)?;
+            let licence = licence_of(&model)?.map(|licence| licence.name);
+            let data_sheet_sha256 =
+                model.lineage().and_then(|known| known.data_sheet_sha256.clone());
+            Ok(Some(Inherited { licence, data_sheet_sha256 }))
+        }
+        Start::Run(dir) => match checkpoint::latest_state(dir)? {
+            Some(state) => Ok(SavedState::read(&state, dir)?.inherited),
+            None => Ok(None),
+        },
     })
 }
 

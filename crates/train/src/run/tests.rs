@@ -1,6 +1,6 @@
 use std::fs::OpenOptions;
 
-use data::shard::ShardWriter;
+use data::shard::{Shard, ShardWriter};
 use formats::WeightDtype;
 use kernels::{Compute, Family, detect_features};
 use testkit::damage::damaged;
@@ -164,8 +164,12 @@ fn other_data_under_the_same_name_is_refused() {
         ShardWriter::create(shard, &tokenizer.digest(), tokenizer.vocab_size()).unwrap();
     (0..50).for_each(|_| writer.add(&[1, 9, 9, 9, 2]).unwrap());
     writer.finish(vec![]).unwrap();
-    let error = Run::resume(&run_dir, device()).unwrap_err().to_string();
-    assert!(error.contains("data_digests"), "{error}");
+    let error = Run::resume(&run_dir, device()).unwrap_err();
+    let TrainError::ChangedData { what, got, expected, .. } = &error else { panic!("{error}") };
+    assert_eq!(Path::new(what), shard.canonicalize().unwrap());
+    let now = Shard::open(shard).unwrap().manifest;
+    assert!(got.starts_with(&now.tokens_sha256) && expected.len() == got.len(), "{error}");
+    assert_ne!(got, expected);
 }
 
 #[test]
@@ -240,16 +244,17 @@ fn recipes_survive_a_round_trip_and_bad_ones_are_refused_by_key() {
 fn the_model_behind_a_chain_of_runs_is_found() {
     let dir = TestDir::new("train-chain");
     let mut recipe = recipe(dir.path());
-    assert_eq!(starting_model(&recipe).unwrap(), None);
+    assert_eq!(start::inherited(&recipe).unwrap(), Inherited::default());
     recipe.start = Start::Model(dir.join("model"));
     for name in ["a", "b"] {
         fs::create_dir(dir.join(name)).unwrap();
         fs::write(dir.join(name).join(RECIPE_FILE), recipe.to_toml()).unwrap();
         recipe.start = Start::Run(dir.join(name));
     }
-    assert_eq!(starting_model(&recipe).unwrap(), Some(dir.join("model")));
+    let error = start::inherited(&recipe).unwrap_err().to_string();
+    assert!(error.contains("model is missing"), "{error}");
     fs::remove_dir_all(dir.join("a")).unwrap();
-    let error = starting_model(&recipe).unwrap_err().to_string();
+    let error = start::inherited(&recipe).unwrap_err().to_string();
     assert!(error.contains("a/run.toml"), "{error}");
 }
 
@@ -262,7 +267,7 @@ fn runs_that_start_from_one_another_in_a_circle_are_refused() {
         recipe.start = Start::Run(dir.join(other));
         fs::write(dir.join(name).join(RECIPE_FILE), recipe.to_toml()).unwrap();
     }
-    let errors = [starting_config(&recipe).map(drop), starting_model(&recipe).map(drop)];
+    let errors = [starting_config(&recipe).map(drop), start::inherited(&recipe).map(drop)];
     for error in errors.map(|error| error.unwrap_err().to_string()) {
         assert!(error.contains("start.run"), "{error}");
     }

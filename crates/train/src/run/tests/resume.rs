@@ -2,7 +2,7 @@
 
 use formats::checkpoint::{STATE_FILE, SUMS_FILE};
 use formats::digest::sha256_of_file;
-use formats::model_dir::{CONFIG_FILE, Lineage};
+use formats::model_dir::{CONFIG_FILE, LINEAGE_FILE, Lineage};
 use formats::{DecoderConfig, Rope, RopeScaling};
 use model::ModelConfig;
 use serde_json::Value;
@@ -91,6 +91,36 @@ fn a_run_outlives_the_model_that_it_began_with() {
     assert_eq!(starting_config(&next).unwrap(), config(&whole));
 }
 
+/// The licence of whatever lay in the place of the parent at the end became that of the model.
+#[test]
+fn what_a_run_inherits_is_taken_when_it_begins() {
+    let dir = TestDir::new("train-inherits");
+    let recipe = recipe_from_model(dir.path());
+    let state_licence = |licence: &str| {
+        let lineage =
+            json!({"format_version": 1, "licence": licence, "data_sheet_sha256": "5a".repeat(32)});
+        fs::write(dir.join("model").join(LINEAGE_FILE), lineage.to_string()).unwrap();
+    };
+    state_licence("mrl");
+    let (whole, part) = whole_and_part(&dir, &recipe);
+    let began_with =
+        Inherited { licence: Some("mrl".to_owned()), data_sheet_sha256: Some("5a".repeat(32)) };
+    assert_eq!(whole.inherited(), Some(&began_with));
+    state_licence("mit");
+    let inherited_now = || Run::resume(&part, device()).unwrap().inherited().cloned();
+    assert_eq!(inherited_now(), Some(began_with.clone()));
+    let next = Recipe { start: Start::Run(part.clone()), ..recipe.clone() };
+    let child = Run::create(&dir.join("child"), next, device()).unwrap();
+    assert_eq!(child.inherited(), Some(&began_with));
+    // Earlier programs did not write it down: it is taken as it is now, while it can be.
+    change_state(&part, |file| {
+        assert!(file["state"].as_object_mut().unwrap().remove("inherited").is_some());
+    });
+    assert_eq!(inherited_now().unwrap().licence.as_deref(), Some("mit"));
+    fs::remove_dir_all(dir.join("model")).unwrap();
+    assert_eq!(inherited_now(), None);
+}
+
 /// Changes the `state.json` of a run's checkpoint after three steps, and its sum.
 fn change_state(run_dir: &Path, change: impl FnOnce(&mut Value)) {
     let dir = run_dir.join("checkpoints/step-00000003");
@@ -157,8 +187,9 @@ fn another_template_for_the_same_conversations_is_refused() {
     let version = |n: u32| dir.join("mistral").join(format!("tokenizer.model.v{n}"));
     fs::rename(version(3), version(7)).unwrap();
     let error = Run::resume(&part, device()).unwrap_err().to_string();
-    assert!(error.contains("data_digests is"), "{error}");
-    assert!(error.contains("template v3") && error.contains("template v7"), "{error}");
+    assert!(error.contains("the template of the conversations has changed"), "{error}");
+    let (now, before) = error.split_once("expected").unwrap();
+    assert!(now.contains("template v7") && before.contains("template v3"), "{error}");
     fs::rename(version(7), version(3)).unwrap();
     // Format 1 did not say the template: it is taken as it is now.
     change_state(&part, |file| {
