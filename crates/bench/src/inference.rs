@@ -1,4 +1,4 @@
-//! Prefill and decode of one sequence.
+//! Prefill and decode of one sequence, and of several at once.
 
 use std::time::Instant;
 
@@ -13,6 +13,9 @@ const DECODE_TOKENS: usize = 16;
 
 /// Tokens that are prefilled together.
 const CHUNK: usize = 512;
+
+/// Tokens that each user of a batch has read.
+pub const BATCH_PROMPT: usize = 128;
 
 /// Tokens per second of reading a prompt of `prompt_len` tokens.
 #[must_use]
@@ -33,20 +36,38 @@ pub fn prefill(device: &Device, decoder: &Decoder, prompt_len: usize) -> f64 {
 /// Tokens per second of writing tokens one by one after `context_len` tokens.
 #[must_use]
 pub fn decode(device: &Device, decoder: &Decoder, context_len: usize) -> f64 {
+    write(device, decoder, context_len, 1)
+}
+
+/// Tokens per second, in all, of `n_users` users that write at once, each after [`BATCH_PROMPT`] tokens.
+#[must_use]
+pub fn batched_decode(device: &Device, decoder: &Decoder, n_users: usize) -> f64 {
+    write(device, decoder, BATCH_PROMPT, n_users)
+}
+
+fn write(device: &Device, decoder: &Decoder, context_len: usize, n_users: usize) -> f64 {
     let max_tokens = context_len + (N_RUNS + 1) * DECODE_TOKENS;
-    let mut cache = KvCache::new(decoder.config(), decoder.dtype(), max_tokens, CHUNK);
-    let mut workspace = Workspace::for_decoder(decoder, CHUNK);
-    fill(device, decoder, &mut cache, &mut workspace, context_len);
+    let mut workspace = Workspace::for_decoder(decoder, CHUNK.max(n_users));
+    let mut caches: Vec<KvCache> = (0..n_users)
+        .map(|_| {
+            let mut cache = KvCache::new(decoder.config(), decoder.dtype(), max_tokens, CHUNK);
+            fill(device, decoder, &mut cache, &mut workspace, context_len);
+            cache
+        })
+        .collect();
     let mut logits = Vec::new();
     let mut speeds = Vec::new();
     for run in 0..=N_RUNS {
         let start = Instant::now();
         for token in 0..DECODE_TOKENS {
-            let rows = CachedRows { token_ids: &[token as u32 + 3], cache: &mut cache };
-            decoder.forward_cached(device, &mut [rows], &mut workspace, &mut logits);
+            let token_ids = &[token as u32 + 3];
+            let rows = caches.iter_mut().map(|cache| CachedRows { token_ids, cache });
+            let mut rows: Vec<CachedRows<'_>> = rows.collect();
+            decoder.forward_cached(device, &mut rows, &mut workspace, &mut logits);
         }
         if run > 0 {
-            speeds.push(DECODE_TOKENS as f64 / start.elapsed().as_secs_f64());
+            let n_tokens = n_users * DECODE_TOKENS;
+            speeds.push(n_tokens as f64 / start.elapsed().as_secs_f64());
         }
     }
     median(&mut speeds)
@@ -62,7 +83,7 @@ fn fill(
     let vocab_size = decoder.config().vocab_size as u32;
     let prompt: Vec<u32> = (0..n_tokens as u32).map(|i| i * 7919 % vocab_size).collect();
     let mut logits = Vec::new();
-    for chunk in prompt.chunks(workspace.max_rows()) {
+    for chunk in prompt.chunks(CHUNK) {
         let rows = CachedRows { token_ids: chunk, cache };
         decoder.forward_cached(device, &mut [rows], workspace, &mut logits);
     }

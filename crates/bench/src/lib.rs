@@ -15,9 +15,9 @@ mod result;
 mod shapes;
 mod training;
 
-pub use inference::{decode, prefill};
+pub use inference::{BATCH_PROMPT, batched_decode, decode, prefill};
 pub use machine::{Machine, Roofline, cpu_name};
-pub use peer::{PeerError, train_step_peer};
+pub use peer::{PeerError, llama_cpp_peer, train_step_peer};
 pub use result::{BenchReport, BenchResult, median};
 pub use shapes::{Shape, TRAIN_STEP_SHAPE, random_decoder};
 pub use training::{TRAIN_STEP_BATCH, train_step, training_speed};

@@ -1,6 +1,7 @@
 //! Peers, run beside ours by their scripts in `benches/peers`.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Why a peer gave no figure.
@@ -36,21 +37,38 @@ pub enum PeerError {
 /// # Errors
 /// When PyTorch is not installed in `target/peers` or its script fails.
 pub fn train_step_peer(n_threads: usize) -> Result<f64, PeerError> {
+    let threads = n_threads.to_string();
+    let arguments = ["--mode", "bf16", "--compiled", "--threads", &threads];
+    figure("pytorch_train_step.py", arguments.map(OsStr::new))
+}
+
+/// Tokens per second of llama.cpp on a GGUF file, on `n_threads` threads. `work` and `detail` are those of its script.
+///
+/// # Errors
+/// When llama.cpp is not installed in `target/peers` or its script fails.
+pub fn llama_cpp_peer(
+    model: &Path,
+    work: &str,
+    detail: usize,
+    n_threads: usize,
+) -> Result<f64, PeerError> {
+    let (detail, threads) = (detail.to_string(), n_threads.to_string());
+    let [work, detail, threads, option] = [work, &detail, &threads, "--threads"].map(OsStr::new);
+    let arguments = [work, detail, option, threads, OsStr::new("--model"), model.as_os_str()];
+    figure("llama_cpp.py", arguments)
+}
+
+/// The `value` of the last line of JSON that a script prints.
+fn figure<const N: usize>(script: &str, arguments: [&OsStr; N]) -> Result<f64, PeerError> {
     let python = PathBuf::from("target/peers/bin/python");
-    let script = PathBuf::from("benches/peers/pytorch_train_step.py");
+    let script = Path::new("benches/peers").join(script);
     for path in [&python, &script] {
         if !path.exists() {
             return Err(PeerError::Missing { path: path.clone() });
         }
     }
     let mut command = Command::new(&python);
-    command.arg(&script).args([
-        "--mode",
-        "bf16",
-        "--compiled",
-        "--threads",
-        &n_threads.to_string(),
-    ]);
+    command.arg(&script).args(arguments);
     let output = command.output().map_err(|source| PeerError::Start { path: python, source })?;
     let stdout = String::from_utf8_lossy(&output.stdout);
     let figure = stdout

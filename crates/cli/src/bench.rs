@@ -1,13 +1,16 @@
 //! `galerne bench`: measured speed, with what the machine could do at most beside it.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use bench::{
-    BenchReport, BenchResult, Machine, Shape, TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE, decode, median,
-    prefill, random_decoder, train_step, train_step_peer,
+    BATCH_PROMPT, BenchReport, BenchResult, Machine, Shape, TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE,
+    batched_decode, decode, llama_cpp_peer, median, prefill, random_decoder, train_step,
+    train_step_peer,
 };
 use clap::ValueEnum;
+use formats::model_dir::ModelDir;
 use model::{Decoder, KvCache, ModelConfig};
 use tensor::{DType, Device, Passes};
 use train::plan::TrainingMemory;
@@ -15,13 +18,15 @@ use train::plan::TrainingMemory;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::{LoadArgs, OpenModel};
+use crate::open_model::{LoadArgs, OpenModel, locate};
 use crate::table::table;
 
 /// Prompt lengths of `prefill`, tokens.
 const PROMPT_LENS: [usize; 2] = [512, 2048];
 /// Contexts of `decode`, tokens.
 const CONTEXTS: [usize; 3] = [0, 2048, 8192];
+/// Users of `batch`.
+const USERS: [usize; 4] = [1, 4, 8, 16];
 /// Room that a measured decode takes after its context.
 const DECODE_ROOM: usize = 128;
 /// Measured training steps.
@@ -44,9 +49,12 @@ pub(crate) struct Args {
     /// Number type of the random weights of a shape [default: bf16]
     #[arg(long, value_name = "TYPE", value_parser = ["bf16"], conflicts_with = "model")]
     weights: Option<String>,
-    /// Measure the peer of benches/peers alternately with ours (train only)
+    /// Measure the peer alternately with ours: PyTorch (train), or llama.cpp on the GGUF file of --model
     #[arg(long)]
     peer: bool,
+    /// Rounds of ours and the peer; figures are medians
+    #[arg(long, value_name = "N", default_value = "3", requires = "peer", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,8 +63,16 @@ enum What {
     Prefill,
     /// Writing an answer, one user
     Decode,
+    /// Writing answers to several users at once
+    Batch,
     /// A training step of 16 rows of 512 tokens
     Train,
+}
+
+impl Args {
+    fn n_rounds(&self) -> u32 {
+        if self.peer { self.rounds } else { 1 }
+    }
 }
 
 /// Runs the command.
@@ -70,7 +86,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let machine = Machine::measure(context.compute()?);
     let results = match args.what {
         What::Train => vec![train(&args, &machine, &device, context)?],
-        What::Prefill | What::Decode => inference(&args, &machine, &device, context)?,
+        What::Prefill | What::Decode | What::Batch => inference(&args, &machine, &device, context)?,
     };
     let report = BenchReport { machine, results };
     match context.form() {
@@ -82,7 +98,9 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
 fn check(args: &Args) -> Result<(), Failure> {
     let problem = match args.what {
         What::Train if args.model.is_some() => "bench train measures shapes: give --shape",
-        What::Prefill | What::Decode if args.peer => "--peer is measured by `bench train` only",
+        What::Prefill | What::Decode | What::Batch if args.peer && args.model.is_none() => {
+            "--peer runs llama.cpp on the same file: give --model FILE.gguf"
+        }
         _ if args.load.quantize.is_some() && args.model.is_none() => {
             "--quantize is for models: give --model"
         }
@@ -115,7 +133,7 @@ fn train(
     let mut speeds = Vec::new();
     let mut peer_speeds = Vec::new();
     // Alternately, so that a busy moment of the machine hits both.
-    for round in 1..=if args.peer { 3 } else { 1 } {
+    for round in 1..=args.n_rounds() {
         context.say(&format!("measuring the training step, round {round}"));
         speeds.extend(train_step(device, &config, TRAIN_STEP_BATCH, N_STEPS)?);
         if args.peer {
@@ -156,34 +174,108 @@ fn inference(
     context: &Context,
 ) -> anyhow::Result<Vec<BenchResult>> {
     let (name, decoder) = decoder(args, device, context)?;
+    let peer_file = args.peer.then(|| gguf_file(args, context)).transpose()?;
     let config = decoder.config();
-    let (work, lens, room): (_, &[usize], _) = match args.what {
-        What::Prefill => ("prefill", &PROMPT_LENS, 0),
-        _ => ("decode", &CONTEXTS, DECODE_ROOM),
+    let details: &[usize] = match args.what {
+        What::Prefill => &PROMPT_LENS,
+        What::Decode => &CONTEXTS,
+        _ => &USERS,
     };
     let mut results = Vec::new();
-    for &len in lens {
-        if len + room > config.context_len {
-            context
-                .say(&format!("{work} {len} is left out: the context has {}", config.context_len));
+    for &detail in details {
+        let measured = Inference::new(args.what, detail);
+        if measured.n_positions() > config.context_len {
+            let (work, limit) = (measured.work, config.context_len);
+            context.say(&format!("{work} {detail} is left out: the context has {limit}"));
             continue;
         }
-        context.say(&format!("measuring {work} {len}"));
-        let (speed, limit) = if work == "prefill" {
-            // Reading takes the forward third of a training step's operations.
-            let flops = config.train_flops_per_token(len) / 3.0;
-            (prefill(device, &decoder, len), machine.roofline.bf16_flops / flops)
-        } else {
-            let bytes =
-                decoder.packed_bytes() + KvCache::bytes_for(config, decoder.dtype(), len, 1);
-            (decode(device, &decoder, len), machine.roofline.read_bytes_per_s / bytes as f64)
-        };
-        let mut result = BenchResult::new(work, &name, len.to_string(), speed);
-        result.roofline_fraction = Some(speed / limit);
-        results.push(result);
+        let (mut speeds, mut peer_speeds) = (Vec::new(), Vec::new());
+        for round in 1..=args.n_rounds() {
+            context.say(&format!("measuring {} {detail}, round {round}", measured.work));
+            speeds.push(measured.speed(device, &decoder));
+            if let Some(file) = &peer_file {
+                context.say("measuring llama.cpp");
+                let n_threads = context.n_threads();
+                peer_speeds.push(llama_cpp_peer(file, measured.peer_work, detail, n_threads)?);
+            }
+        }
+        let speed = median(&mut speeds);
+        let mut result = BenchResult::new(measured.work, &name, detail.to_string(), speed);
+        result.roofline_fraction = Some(speed / measured.limit(&decoder, machine));
+        let has_peer = peer_file.is_some();
+        results.push(match has_peer {
+            true => result.with_peer("llama.cpp", median(&mut peer_speeds)),
+            false => result,
+        });
     }
     anyhow::ensure!(!results.is_empty(), "the context of model `{name}` is too short to measure");
     Ok(results)
+}
+
+/// The GGUF file of `--model`, which the peer reads too.
+fn gguf_file(args: &Args, context: &Context) -> anyhow::Result<PathBuf> {
+    let (_, path) = locate(args.model.as_deref().unwrap_or_default(), context)?;
+    let dir = ModelDir::open(&path)?;
+    let gguf = dir.weights().gguf().map(|_| dir.weights().paths().next().map(Path::to_owned));
+    let not_gguf = || Failure::usage("--peer: llama.cpp reads GGUF files only");
+    Ok(gguf.flatten().ok_or_else(not_gguf)?)
+}
+
+/// One figure of reading or writing.
+struct Inference {
+    /// In the result.
+    work: &'static str,
+    /// In the peer's script.
+    peer_work: &'static str,
+    what: What,
+    detail: usize,
+}
+
+impl Inference {
+    fn new(what: What, detail: usize) -> Self {
+        let (work, peer_work) = match what {
+            What::Prefill => ("prefill", "prefill"),
+            What::Decode => ("decode", "decode"),
+            _ => ("batched_decode", "batch"),
+        };
+        Self { work, peer_work, what, detail }
+    }
+
+    /// Positions that a sequence needs.
+    fn n_positions(&self) -> usize {
+        match self.what {
+            What::Prefill => self.detail,
+            What::Decode => self.detail + DECODE_ROOM,
+            _ => BATCH_PROMPT + DECODE_ROOM,
+        }
+    }
+
+    /// Tokens per second.
+    fn speed(&self, device: &Device, decoder: &Decoder) -> f64 {
+        match self.what {
+            What::Prefill => prefill(device, decoder, self.detail),
+            What::Decode => decode(device, decoder, self.detail),
+            _ => batched_decode(device, decoder, self.detail),
+        }
+    }
+
+    /// Most tokens per second that the machine allows: reading takes operations; writing reads the weights once for all users, and
+    /// each user's cache.
+    fn limit(&self, decoder: &Decoder, machine: &Machine) -> f64 {
+        let config = decoder.config();
+        let (n_users, context_len) = match self.what {
+            What::Prefill => {
+                // Reading takes the forward third of a training step's operations.
+                let flops = config.train_flops_per_token(self.detail) / 3.0;
+                return machine.roofline.bf16_flops / flops;
+            }
+            What::Decode => (1, self.detail),
+            _ => (self.detail, BATCH_PROMPT),
+        };
+        let cache = KvCache::bytes_for(config, decoder.dtype(), context_len, 1);
+        let bytes = decoder.packed_bytes() + n_users * cache;
+        n_users as f64 * machine.roofline.read_bytes_per_s / bytes as f64
+    }
 }
 
 fn as_text(report: &BenchReport) -> String {
