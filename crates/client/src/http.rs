@@ -162,8 +162,8 @@ fn redirected(address: &str, location: &str) -> Option<String> {
     } else {
         location.to_owned()
     };
-    let (next_scheme, ..) = origin(&next)?;
-    (next_scheme == "https" || scheme != "https").then_some(next)
+    let is_encrypted = |address: &str| Some(origin(address)?.0 == "https");
+    (is_encrypted(&next)? || !is_encrypted(address)?).then_some(next)
 }
 
 /// Whether `HOST[:PORT][/PATH]` names this machine.
@@ -331,6 +331,7 @@ mod tests {
         ] {
             assert_eq!(redirected(from, location).as_deref(), expected, "{location}");
         }
+        assert_eq!(redirected("HTTPS://hub.example", "http://hub.example"), None);
         assert!(redirected("http://127.0.0.1:1/a", "http://localhost:2/b").is_some());
     }
 

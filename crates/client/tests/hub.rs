@@ -204,6 +204,21 @@ fn bytes_that_are_not_those_of_the_list_are_not_kept() {
 }
 
 #[test]
+fn a_list_is_one_of_the_asked_commit_and_not_endless() {
+    let name = REPOSITORY.parse().unwrap();
+    let long = FakeHub::start(vec![("x".repeat(33 << 20), Vec::new())]);
+    let hub = Hub::new(&long.endpoint(), None).unwrap();
+    // No matter of the network.
+    let error = hub.repository(&name, &Revision::main()).unwrap_err();
+    assert!(matches!(error, ClientError::Answer { .. }), "{error}");
+    assert!(error.to_string().ends_with("is longer than 33554432 bytes"), "{error}");
+    let (_fake, hub, _) = hub_with_weights();
+    assert!(hub.repository(&name, &COMMIT.to_uppercase().parse().unwrap()).is_ok());
+    let error = hub.repository(&name, &"f".repeat(40).parse().unwrap()).unwrap_err();
+    assert!(error.to_string().contains(&format!("\"{COMMIT}\", expected ffff")), "{error}");
+}
+
+#[test]
 fn refusals_say_what_was_asked_and_what_to_do() {
     let dir = TestDir::new("client-refused");
     let (fake, hub, repository) = hub_with_weights();
@@ -215,18 +230,6 @@ fn refusals_say_what_was_asked_and_what_to_do() {
     let gated = download(&hub, &repository, "config.json", &path).unwrap_err();
     assert!(gated.hint().unwrap().contains("HF_TOKEN"), "{gated}");
     assert!(!gated.to_string().contains("secret"), "{gated}");
-    // More than a list may have, which is no matter of the network.
-    let long = FakeHub::start(vec![("x".repeat(33 << 20), Vec::new())]);
-    let hub = Hub::new(&long.endpoint(), None).unwrap();
-    let error = hub.repository(&REPOSITORY.parse().unwrap(), &Revision::main()).unwrap_err();
-    assert!(matches!(error, ClientError::Answer { .. }), "{error}");
-    assert!(error.to_string().ends_with("is longer than 33554432 bytes"), "{error}");
-    // Another commit than the one that was asked for.
-    let name = REPOSITORY.parse().unwrap();
-    let hub = Hub::new(&fake.endpoint(), None).unwrap();
-    assert!(hub.repository(&name, &COMMIT.to_uppercase().parse().unwrap()).is_ok());
-    let error = hub.repository(&name, &"f".repeat(40).parse().unwrap()).unwrap_err();
-    assert!(error.to_string().contains(&format!("\"{COMMIT}\", expected ffff")), "{error}");
     // Nobody listens there.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let nobody = Hub::new(&format!("http://127.0.0.1:{port}"), None).unwrap();
