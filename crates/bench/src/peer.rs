@@ -55,7 +55,7 @@ pub fn llama_cpp_peer(
     let (detail, threads) = (detail.to_string(), n_threads.to_string());
     let [work, detail, threads, option] = [work, &detail, &threads, "--threads"].map(OsStr::new);
     let arguments = [work, detail, option, threads, OsStr::new("--model"), model.as_os_str()];
-    figure("llama_cpp.py", arguments)
+    figure("llama_cpp_speed.py", arguments)
 }
 
 /// The `value` of the last line of JSON that a script prints.
