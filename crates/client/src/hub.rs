@@ -116,32 +116,39 @@ impl Hub {
             }
             error => unreachable(&url, &error),
         })?;
-        let listed: Listed = serde_json::from_slice(&body).map_err(|error| {
-            wrong(format!("the answer is no list of files: {}", quoted(&error.to_string())))
-        })?;
-        if !is_commit(&listed.sha) {
-            return Err(wrong(format!("`sha` is {}, expected a commit", quoted(&listed.sha))));
-        }
-        let asked_for = revision.0.to_ascii_lowercase();
-        if is_commit(&asked_for) && listed.sha != asked_for {
-            return Err(wrong(format!("`sha` is \"{}\", expected {asked_for}", listed.sha)));
-        }
-        if listed.siblings.len() > MAX_FILES {
-            let n = listed.siblings.len();
-            return Err(wrong(format!("{n} files, expected at most {MAX_FILES}")));
-        }
-        let files = listed.siblings.into_iter().map(|file| file.checked().map_err(wrong));
-        Ok(Repository {
-            name: name.clone(),
-            commit: listed.sha,
-            files: files.collect::<Result<_, _>>()?,
-        })
+        Repository::parse(name, revision, &body).map_err(wrong)
     }
 
     /// The address of a file.
     pub(crate) fn url(&self, repository: &Repository, file: &RemoteFile) -> String {
         let Repository { name, commit, .. } = repository;
         format!("{}/{name}/resolve/{commit}/{}", self.endpoint, encoded(&file.path, true))
+    }
+}
+
+impl Repository {
+    /// Reads a hub's list of the files of a revision.
+    ///
+    /// # Errors
+    /// Says what is wrong with the list.
+    pub fn parse(name: &RepoName, revision: &Revision, list: &[u8]) -> Result<Self, String> {
+        let listed: Listed = serde_json::from_slice(list).map_err(|error| {
+            format!("the answer is no list of files: {}", quoted(&error.to_string()))
+        })?;
+        if !is_commit(&listed.sha) {
+            return Err(format!("`sha` is {}, expected a commit", quoted(&listed.sha)));
+        }
+        let asked_for = revision.0.to_ascii_lowercase();
+        if is_commit(&asked_for) && listed.sha != asked_for {
+            return Err(format!("`sha` is \"{}\", expected {asked_for}", listed.sha));
+        }
+        if listed.siblings.len() > MAX_FILES {
+            let n = listed.siblings.len();
+            return Err(format!("{n} files, expected at most {MAX_FILES}"));
+        }
+        let files = listed.siblings.into_iter().map(ListedFile::checked);
+        let files = files.collect::<Result<_, _>>()?;
+        Ok(Self { name: name.clone(), commit: listed.sha, files })
     }
 }
 
