@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use model::{CachedRows, Decoder, KvCache, ModelConfig, Workspace};
-use tensor::{DType, Device, Passes};
+use tensor::{DType, Device};
 
 use crate::EngineError;
 use crate::events::{Event, EventReceiver, channel};
@@ -88,7 +88,7 @@ impl Engine {
     /// is less.
     #[must_use]
     pub fn planned_bytes(config: &ModelConfig, dtype: DType, limits: &EngineLimits) -> usize {
-        let workspace = Workspace::bytes_for(config, dtype, limits.step_tokens, Passes::Forward);
+        let workspace = Workspace::max_bytes_for_decoder(config, dtype, limits.step_tokens);
         let logits = limits.max_running * config.vocab_size * size_of::<f32>();
         let candidates = config.vocab_size * size_of::<(f64, u32)>();
         let cache = limits.max_running

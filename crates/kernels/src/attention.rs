@@ -179,20 +179,20 @@ fn check_tables(sequences: &[SequenceRows<'_>], n_blocks: usize) {
 /// positions up to the row's own and within its window. Query head h uses KV head `h / (n_heads / n_kv_heads)`.
 ///
 /// Shapes: qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`, of which the queries are read; blocks as in
-/// [`append_keys_values`], which must have run for these rows; out `[tokens, n_heads, head_dim]`; log_sum_exp
+/// [`append_keys_values`], which must have run for these rows; out `[tokens, n_heads, head_dim]`, rounded to its type; log_sum_exp
 /// `[tokens, n_heads]`, the logarithm of the softmax's divisor, which backward needs. Overwrites both outputs in the rows of
 /// the sequences. Numerics: module documentation. Source: arXiv 2205.14135, algorithm 1.
 ///
 /// # Panics
 /// When a shape does not fit.
 #[expect(unsafe_code, reason = "tasks write disjoint rows and heads")]
-pub fn attention<T: Operand>(
+pub fn attention<T: Operand, O: Operand>(
     compute: &Compute,
     shape: HeadShape,
     qkv: &[T],
     sequences: &[SequenceRows<'_>],
     blocks: &[T],
-    out: &mut [T],
+    out: &mut [O],
     log_sum_exp: &mut [f32],
 ) {
     let out_width = shape.n_heads * shape.head_dim;
@@ -211,7 +211,8 @@ pub fn attention<T: Operand>(
             // SAFETY: a task writes only its own tokens and the heads of its KV head; tiles do not overlap.
             unsafe {
                 let at = token * shape.n_heads + head;
-                out.range(at * shape.head_dim, shape.head_dim).copy_from_slice(row);
+                let out = out.range(at * shape.head_dim, shape.head_dim);
+                out.iter_mut().zip(row).for_each(|(out, x)| *out = O::from_f32(*x));
                 log_sum_exp.range(at, 1)[0] = lse;
             }
         });
@@ -292,7 +293,7 @@ fn attend_tile<T: Operand>(
     family: Family,
     scratch: &mut Scratch,
     job: &TileJob<'_, T>,
-    write: impl Fn(usize, usize, &[T], f32),
+    write: impl Fn(usize, usize, &[f32], f32),
 ) {
     let HeadShape { head_dim, scale, .. } = job.shape;
     let group_len = job.shape.group_len();
@@ -307,7 +308,6 @@ fn attend_tile<T: Operand>(
     ]);
     let queries = &mut reinterpret::<T>(queries)[..n_rows * head_dim];
     let probabilities = &mut reinterpret::<T>(probabilities)[..n_rows * KEY_BLOCK];
-    let row_out = &mut reinterpret::<T>(row_out)[..head_dim];
     job.gather_queries(queries);
     sums.fill(0.0);
     let (maxima, divisors) = state.split_at_mut(n_rows);
@@ -350,7 +350,7 @@ fn attend_tile<T: Operand>(
         let token = job.sequence.first_row + job.tile.first + row / group_len;
         let head = job.kv_head * group_len + row % group_len;
         for (out, sum) in row_out.iter_mut().zip(&sums[row * head_dim..][..head_dim]) {
-            *out = T::from_f32(sum / divisors[row]);
+            *out = sum / divisors[row];
         }
         write(token, head, row_out, maxima[row] + divisors[row].ln());
     }

@@ -235,7 +235,9 @@ impl<'a> BlockMatrix<'a> {
         &self.bytes[row * row_bytes..][..row_bytes]
     }
 
-    pub(crate) fn shape(self) -> [usize; 2] {
+    /// `[n, k]`.
+    #[must_use]
+    pub fn shape(self) -> [usize; 2] {
         [self.n, self.k]
     }
 

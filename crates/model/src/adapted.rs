@@ -2,7 +2,7 @@
 
 use formats::adapter::{Adapter, LowRankPair};
 use formats::{FfnMatrix, FormatError, LayerPart, WeightName};
-use tensor::{DType, Device, LowRank, LowRankScratch, Tensor, View};
+use tensor::{DType, Device, LowRank, LowRankScratch, OperandScratch, Tensor, View};
 
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
@@ -148,10 +148,10 @@ pub(crate) fn add(
     changes: &[LowRank],
     x: View<'_>,
     y: &mut Tensor,
-    scratch: &mut Option<LowRankScratch>,
+    (low_rank, operands): (&mut Option<LowRankScratch>, &mut OperandScratch),
 ) {
     for change in changes {
-        let scratch = scratch.as_mut().expect("the workspace is one for this decoder");
-        change.add(device, x, y.view_mut(), scratch);
+        let low_rank = low_rank.as_mut().expect("the workspace is one for this decoder");
+        change.add(device, x, y.view_mut(), low_rank, operands);
     }
 }

@@ -116,6 +116,16 @@ impl Decoder {
         self.dtype
     }
 
+    /// Whether some of its weights are packed blocks, which round their inputs to 8 bits.
+    pub(crate) fn has_packed_blocks(&self) -> bool {
+        let of_layer = |layer: &Layer| {
+            layer.qkv.has_packed_blocks()
+                || layer.attention_out.has_packed_blocks()
+                || layer.ffn.has_packed_blocks()
+        };
+        self.head().has_packed_blocks() || self.layers.iter().any(of_layer)
+    }
+
     /// Bytes that the weights take.
     #[must_use]
     pub fn bytes_for(config: &ModelConfig, dtype: DType, passes: Passes) -> usize {

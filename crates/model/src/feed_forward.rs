@@ -2,7 +2,7 @@
 
 use kernels::experts::Routes;
 use kernels::matmul::Write;
-use tensor::{DType, Device, Linear, LowRankScratch, Passes, QuantisedRows, Tensor, ops};
+use tensor::{DType, Device, Linear, LowRankScratch, OperandScratch, Passes, Tensor, ops};
 
 use crate::adapted::{self, LayerChanges};
 use crate::config::ModelConfig;
@@ -76,6 +76,18 @@ impl FeedForward {
         }
     }
 
+    /// Whether some of its weights are packed blocks.
+    pub(crate) fn has_packed_blocks(&self) -> bool {
+        let of =
+            |block: &FfnBlock| block.gate_up.has_packed_blocks() || block.down.has_packed_blocks();
+        match self {
+            Self::Dense(block) => of(block),
+            Self::Experts { router, experts } => {
+                router.has_packed_blocks() || experts.iter().any(of)
+            }
+        }
+    }
+
     /// The one block.
     ///
     /// # Panics
@@ -96,13 +108,13 @@ impl FeedForward {
     }
 }
 
-/// Working memory of routed experts. `T` stands for the decoder's number type.
+/// Working memory of routed experts. `A` stands for the number type of the inputs of products.
 #[derive(Debug)]
 pub(crate) struct ExpertWorkspace {
     /// f32 `[tokens, n_experts]`.
     router_logits: Tensor,
     routes: Routes,
-    /// T `[rows of an expert, hidden]`.
+    /// A `[rows of an expert, hidden]`.
     input: Tensor,
     /// f32 `[rows of an expert, hidden]`.
     output: Tensor,
@@ -151,7 +163,7 @@ pub(crate) fn run(
         activated: &mut w.activated,
         changes,
         low_rank: &mut w.low_rank,
-        quantised_rows: &mut w.quantised_rows,
+        operands: &mut w.operands,
     };
     match ffn {
         FeedForward::Dense(block) => {
@@ -162,8 +174,8 @@ pub(crate) fn run(
             let n_active = w.n_active_experts;
             e.router_logits.set_rows(ffn_normed.n_rows());
             let logits = e.router_logits.view_mut();
-            let rows = &mut *run.quantised_rows;
-            router.forward(device, ffn_normed.view(), logits, Write::Overwrite, rows);
+            let scratch = &mut *run.operands;
+            router.forward(device, ffn_normed.view(), logits, Write::Overwrite, scratch);
             e.routes.set(e.router_logits.f32(), n_active);
             for (expert_idx, block) in experts.iter().enumerate() {
                 let route = e.routes.expert(expert_idx);
@@ -189,7 +201,7 @@ struct BlockRun<'a> {
     /// Those of an adapter, for a dense block.
     changes: Option<&'a LayerChanges>,
     low_rank: &'a mut Option<LowRankScratch>,
-    quantised_rows: &'a mut QuantisedRows,
+    operands: &'a mut OperandScratch,
 }
 
 impl BlockRun<'_> {
@@ -197,16 +209,24 @@ impl BlockRun<'_> {
         for tensor in [&mut *self.gate_up, self.rounded, self.activated] {
             tensor.set_rows(x.n_rows());
         }
-        let (device, rows) = (self.device, &mut *self.quantised_rows);
-        block.gate_up.forward(device, x.view(), self.gate_up.view_mut(), Write::Overwrite, rows);
+        let device = self.device;
+        block.gate_up.forward(
+            device,
+            x.view(),
+            self.gate_up.view_mut(),
+            Write::Overwrite,
+            self.operands,
+        );
         if let Some(changes) = self.changes {
-            adapted::add(device, &changes.gate_up, x.view(), self.gate_up, self.low_rank);
+            let scratch = (&mut *self.low_rank, &mut *self.operands);
+            adapted::add(device, &changes.gate_up, x.view(), self.gate_up, scratch);
         }
         let (rounded, activated) = (self.rounded.view_mut(), self.activated.view_mut());
         ops::swiglu(device, self.gate_up.view(), rounded, activated);
-        block.down.forward(device, self.activated.view(), out.view_mut(), write, rows);
+        block.down.forward(device, self.activated.view(), out.view_mut(), write, self.operands);
         if let Some(changes) = self.changes {
-            adapted::add(device, &changes.down, self.activated.view(), out, self.low_rank);
+            let scratch = (&mut *self.low_rank, &mut *self.operands);
+            adapted::add(device, &changes.down, self.activated.view(), out, scratch);
         }
     }
 }

@@ -224,20 +224,21 @@ impl Decoder {
         ops::rms_norm(device, w.residual.view(), &layer.attention_norm, self.eps(), normed, scales);
         let changes = self.layer_changes(layer_idx);
         let normed = a.attention_normed.view();
-        let rows = &mut w.quantised_rows;
-        layer.qkv.forward(device, normed, w.qkv.view_mut(), Write::Overwrite, rows);
+        let scratch = &mut w.operands;
+        layer.qkv.forward(device, normed, w.qkv.view_mut(), Write::Overwrite, scratch);
         if let Some(changes) = changes {
-            adapted::add(device, &changes.qkv, normed, &mut w.qkv, &mut w.low_rank);
+            let scratch = (&mut w.low_rank, &mut w.operands);
+            adapted::add(device, &changes.qkv, normed, &mut w.qkv, scratch);
         }
         let (heads, rotated) = (self.config.rotated_heads(), a.qkv.view_mut());
         ops::rotate(device, w.qkv.view(), &w.rope, heads, Direction::Forward, rotated);
         let (out, lse) = (&mut a.attention_out, &mut a.log_sum_exp);
         context.attend(device, &self.config, layer_idx, &a.qkv, out, lse);
-        let (x, residual, rows) =
-            (a.attention_out.view(), w.residual.view_mut(), &mut w.quantised_rows);
-        layer.attention_out.forward(device, x, residual, Write::Accumulate, rows);
+        let (x, residual, scratch) =
+            (a.attention_out.view(), w.residual.view_mut(), &mut w.operands);
+        layer.attention_out.forward(device, x, residual, Write::Accumulate, scratch);
         if let Some(changes) = changes {
-            let (x, scratch) = (a.attention_out.view(), &mut w.low_rank);
+            let (x, scratch) = (a.attention_out.view(), (&mut w.low_rank, &mut w.operands));
             adapted::add(device, &changes.attention_out, x, &mut w.residual, scratch);
         }
     }
@@ -318,7 +319,7 @@ impl Decoder {
     ) {
         workspace.logits.set_rows(rows.len());
         let (hidden, logits) = (workspace.final_normed.rows(rows), workspace.logits.view_mut());
-        let quantised_rows = &mut workspace.quantised_rows;
-        self.head().forward(device, hidden, logits, Write::Overwrite, quantised_rows);
+        let operands = &mut workspace.operands;
+        self.head().forward(device, hidden, logits, Write::Overwrite, operands);
     }
 }

@@ -170,7 +170,7 @@ impl Loader<'_> {
         if forms.iter().any(|&form| form != Form::Panels) {
             let parts = names.iter().zip(weights).zip(forms);
             let parts = parts.map(|((&name, weight), form)| self.block_rows(name, weight, form));
-            return Ok(Linear::of_blocks(n_in, parts.collect::<Result<_, _>>()?));
+            return Ok(Linear::of_blocks(self.dtype, n_in, parts.collect::<Result<_, _>>()?));
         }
         let n_out = weights.iter().map(|weight| weight.shape()[0]).sum();
         let mut linear = Linear::zeroed(self.dtype, n_out, n_in, Passes::Forward);

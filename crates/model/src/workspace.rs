@@ -1,7 +1,7 @@
 //! The planned memory of a forward pass.
 
 use kernels::rope::RopeTable;
-use tensor::{DType, LowRankScratch, Passes, QuantisedRows, Tensor};
+use tensor::{DType, LowRankScratch, OperandScratch, Passes, Tensor};
 
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
@@ -10,18 +10,19 @@ use crate::feed_forward::ExpertWorkspace;
 /// Rows of logits that are in memory at a time.
 pub(crate) const LOGIT_ROWS: usize = 512;
 
-/// What one layer leaves behind. `T` stands for the decoder's number type.
+/// What one layer leaves behind. `T` stands for the decoder's number type, `A` for that of the inputs of products: the same, but f32
+/// where packed blocks round them to 8 bits.
 #[derive(Debug)]
 pub(crate) struct LayerActivations {
     /// Input of the layer, T `[tokens, hidden]`; only kept for a backward pass.
     pub(crate) attention_input: Option<Tensor>,
     /// Its inverse root mean square, `[tokens, 1]`.
     pub(crate) attention_scales: Tensor,
-    /// Normed input, T `[tokens, hidden]`.
+    /// Normed input, A `[tokens, hidden]`.
     pub(crate) attention_normed: Tensor,
     /// Rotated queries and keys, and values, T `[tokens, (n_heads + 2 n_kv_heads) head_dim]`.
     pub(crate) qkv: Tensor,
-    /// T `[tokens, n_heads head_dim]`.
+    /// A `[tokens, n_heads head_dim]`.
     pub(crate) attention_out: Tensor,
     /// `[tokens, n_heads]`.
     pub(crate) log_sum_exp: Tensor,
@@ -29,22 +30,24 @@ pub(crate) struct LayerActivations {
     pub(crate) ffn_input: Option<Tensor>,
     /// `[tokens, 1]`.
     pub(crate) ffn_scales: Tensor,
-    /// T `[tokens, hidden]`.
+    /// A `[tokens, hidden]`.
     pub(crate) ffn_normed: Tensor,
-    /// Gate and up, T `[tokens, 2 ffn]`.
+    /// Gate and up, A `[tokens, 2 ffn]`.
     pub(crate) gate_up: Tensor,
 }
 
 impl LayerActivations {
-    fn new(config: &ModelConfig, dtype: DType, max_rows: usize, keeps_inputs: bool) -> Self {
+    fn new(room: Room<'_>) -> Self {
+        let Room { config, dtype, activations, max_rows, .. } = room;
         let (hidden, shape) = (config.hidden_dim, config.head_shape());
-        let operand = |width| Tensor::zeroed(dtype, max_rows, width);
+        let keeps_inputs = room.passes == Passes::ForwardAndBackward;
+        let operand = |width| Tensor::zeroed(activations, max_rows, width);
         let scales = || Tensor::zeroed(DType::F32, max_rows, 1);
         Self {
             attention_input: keeps_inputs.then(|| operand(hidden)),
             attention_scales: scales(),
             attention_normed: operand(hidden),
-            qkv: operand(shape.qkv_width()),
+            qkv: Tensor::zeroed(dtype, max_rows, shape.qkv_width()),
             attention_out: operand(shape.n_heads * shape.head_dim),
             log_sum_exp: Tensor::zeroed(DType::F32, max_rows, shape.n_heads),
             ffn_input: keeps_inputs.then(|| operand(hidden)),
@@ -101,14 +104,10 @@ fn planned_key_blocks(max_rows: usize) -> usize {
     max_rows.div_ceil(kernels::attention::KEY_BLOCK) + max_rows.div_ceil(16)
 }
 
-/// Numbers of the widest rows that packed blocks are multiplied with: they are for decoders of bf16 that are not trained.
-fn quantised_width(config: &ModelConfig, dtype: DType, passes: Passes) -> usize {
+/// Numbers of the widest input of a product.
+fn widest_input(config: &ModelConfig) -> usize {
     let shape = config.head_shape();
-    let widest = config.hidden_dim.max(config.ffn_dim).max(shape.n_heads * shape.head_dim);
-    match (dtype, passes) {
-        (DType::Bf16, Passes::Forward) => widest.next_multiple_of(32),
-        _ => 0,
-    }
+    config.hidden_dim.max(config.ffn_dim).max(shape.n_heads * shape.head_dim)
 }
 
 /// All memory of a forward pass over up to `max_rows` tokens, taken once.
@@ -121,7 +120,7 @@ pub struct Workspace {
     pub(crate) qkv: Tensor,
     /// Output of the gate and up product, f32 `[tokens, 2 ffn]`.
     pub(crate) gate_up: Tensor,
-    /// T `[tokens, ffn]`.
+    /// A `[tokens, ffn]`.
     pub(crate) activated: Tensor,
     /// One for all layers, or one for each when a backward pass follows.
     pub(crate) layers: Vec<LayerActivations>,
@@ -129,7 +128,7 @@ pub struct Workspace {
     pub(crate) final_input: Option<Tensor>,
     /// `[tokens, 1]`.
     pub(crate) final_scales: Tensor,
-    /// T `[tokens, hidden]`.
+    /// A `[tokens, hidden]`.
     pub(crate) final_normed: Tensor,
     /// f32 `[rows, vocab]`, a chunk of the tokens.
     pub(crate) logits: Tensor,
@@ -142,77 +141,112 @@ pub struct Workspace {
     /// For a decoder with an adapter.
     pub(crate) low_rank: Option<LowRankScratch>,
     /// For a decoder with packed blocks.
-    pub(crate) quantised_rows: QuantisedRows,
+    pub(crate) operands: OperandScratch,
     /// Keys and values of packed documents, T `[blocks, key block]`, for one layer at a time.
     pub(crate) key_blocks: Tensor,
 }
 
-impl Workspace {
-    /// Room for up to `max_rows` tokens. For a backward pass the activations of every layer are kept, else those of one at a time.
-    #[must_use]
-    pub fn new(config: &ModelConfig, dtype: DType, max_rows: usize, passes: Passes) -> Self {
-        let (keeps_inputs, n_layers) = match passes {
-            Passes::Forward => (false, 1),
-            Passes::ForwardAndBackward => (true, config.n_layers),
-        };
+/// What a workspace has room for.
+#[derive(Clone, Copy)]
+struct Room<'a> {
+    config: &'a ModelConfig,
+    /// Number type of queries, keys and values.
+    dtype: DType,
+    /// Number type of the inputs of products.
+    activations: DType,
+    max_rows: usize,
+    passes: Passes,
+}
+
+impl Room<'_> {
+    fn n_layers(self) -> usize {
+        match self.passes {
+            Passes::Forward => 1,
+            Passes::ForwardAndBackward => self.config.n_layers,
+        }
+    }
+
+    fn workspace(self) -> Workspace {
+        let Self { config, dtype, activations, max_rows, passes } = self;
+        let keeps_inputs = passes == Passes::ForwardAndBackward;
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let f32_rows = |width| Tensor::zeroed(DType::F32, max_rows, width);
+        let input = |width| Tensor::zeroed(activations, max_rows, width);
         let block_len = tensor::ops::key_block_len(shape, dtype);
-        let workspace = Self {
+        let workspace = Workspace {
             max_rows,
             residual: f32_rows(hidden),
             qkv: f32_rows(shape.qkv_width()),
             gate_up: f32_rows(2 * ffn),
-            activated: Tensor::zeroed(dtype, max_rows, ffn),
-            layers: (0..n_layers)
-                .map(|_| LayerActivations::new(config, dtype, max_rows, keeps_inputs))
-                .collect(),
-            final_input: keeps_inputs.then(|| Tensor::zeroed(dtype, max_rows, hidden)),
+            activated: input(ffn),
+            layers: (0..self.n_layers()).map(|_| LayerActivations::new(self)).collect(),
+            final_input: keeps_inputs.then(|| input(hidden)),
             final_scales: f32_rows(1),
-            final_normed: Tensor::zeroed(dtype, max_rows, hidden),
+            final_normed: input(hidden),
             logits: Tensor::zeroed(DType::F32, max_rows.min(LOGIT_ROWS), config.vocab_size),
             positions: Vec::with_capacity(max_rows),
             rope: RopeTable::with_capacity(max_rows, config.head_dim),
-            experts: ExpertWorkspace::new(config, dtype, max_rows),
+            experts: ExpertWorkspace::new(config, activations, max_rows),
             n_active_experts: config.experts.map_or(0, |experts| experts.n_active),
             low_rank: None,
-            quantised_rows: QuantisedRows::new(max_rows, quantised_width(config, dtype, passes)),
+            operands: OperandScratch::none(),
             key_blocks: Tensor::zeroed(dtype, planned_key_blocks(max_rows), block_len),
         };
-        let planned = Self::bytes_for(config, dtype, max_rows, passes);
-        debug_assert_eq!(workspace.n_bytes(), planned, "bytes of a workspace against the plan");
+        debug_assert_eq!(workspace.n_bytes(), self.n_bytes(), "bytes of a workspace as planned");
         workspace
     }
 
-    /// Room for the forward pass of a decoder, with its adapter if it has one.
+    fn n_bytes(self) -> usize {
+        let Self { config, dtype, activations, max_rows, passes } = self;
+        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
+        let (qkv, out) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
+        let kept = if passes == Passes::ForwardAndBackward { hidden } else { 0 };
+        let n_layers = self.n_layers();
+        let inputs = n_layers * (2 * kept + 2 * hidden + out + 2 * ffn) + ffn + kept + hidden;
+        let f32s = n_layers * (2 + shape.n_heads) + hidden + qkv + 2 * ffn + 1;
+        let blocks = planned_key_blocks(max_rows) * tensor::ops::key_block_len(shape, dtype);
+        max_rows * (inputs * activations.bytes() + n_layers * qkv * dtype.bytes() + f32s * 4)
+            + max_rows.min(LOGIT_ROWS) * config.vocab_size * 4
+            + blocks * dtype.bytes()
+            + max_rows * size_of::<u32>()
+            + RopeTable::bytes_for(max_rows, config.head_dim)
+            + ExpertWorkspace::bytes_for(config, activations, max_rows)
+    }
+}
+
+impl Workspace {
+    /// Room for up to `max_rows` tokens, for decoders without packed blocks. For a backward pass the activations of every layer are
+    /// kept, else those of one at a time.
     #[must_use]
-    pub fn for_decoder(decoder: &Decoder, max_rows: usize) -> Self {
-        let low_rank = decoder.low_rank_scratch(max_rows);
-        let workspace = Self::new(decoder.config(), decoder.dtype(), max_rows, Passes::Forward);
-        Self { low_rank, ..workspace }
+    pub fn new(config: &ModelConfig, dtype: DType, max_rows: usize, passes: Passes) -> Self {
+        Room { config, dtype, activations: dtype, max_rows, passes }.workspace()
     }
 
     /// Bytes of [`Workspace::new`].
     #[must_use]
     pub fn bytes_for(config: &ModelConfig, dtype: DType, max_rows: usize, passes: Passes) -> usize {
-        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
-        let (qkv, out) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
-        let (inputs, n_layers) = match passes {
-            Passes::Forward => (0, 1),
-            Passes::ForwardAndBackward => (hidden, config.n_layers),
+        Room { config, dtype, activations: dtype, max_rows, passes }.n_bytes()
+    }
+
+    /// Room for the forward pass of a decoder, with its packed blocks and its adapter if it has them.
+    #[must_use]
+    pub fn for_decoder(decoder: &Decoder, max_rows: usize) -> Self {
+        let (config, dtype, passes) = (decoder.config(), decoder.dtype(), Passes::Forward);
+        let (activations, operands) = match decoder.has_packed_blocks() {
+            true => (DType::F32, OperandScratch::new(max_rows, widest_input(config))),
+            false => (dtype, OperandScratch::none()),
         };
-        let layer_operands = 2 * inputs + 2 * hidden + qkv + out + 2 * ffn;
-        let layer_f32 = 2 + shape.n_heads;
-        let operands = n_layers * layer_operands + ffn + inputs + hidden;
-        let f32s = n_layers * layer_f32 + hidden + qkv + 2 * ffn + 1;
-        let blocks = planned_key_blocks(max_rows) * tensor::ops::key_block_len(shape, dtype);
-        max_rows * (operands * dtype.bytes() + f32s * 4)
-            + max_rows.min(LOGIT_ROWS) * config.vocab_size * 4
-            + blocks * dtype.bytes()
-            + max_rows * size_of::<u32>()
-            + RopeTable::bytes_for(max_rows, config.head_dim)
-            + ExpertWorkspace::bytes_for(config, dtype, max_rows)
-            + QuantisedRows::bytes_for(max_rows, quantised_width(config, dtype, passes))
+        let low_rank = decoder.low_rank_scratch(max_rows);
+        let workspace = Room { config, dtype, activations, max_rows, passes }.workspace();
+        Self { low_rank, operands, ..workspace }
+    }
+
+    /// Most bytes of [`Workspace::for_decoder`], whatever its weights, but for an adapter.
+    #[must_use]
+    pub fn max_bytes_for_decoder(config: &ModelConfig, dtype: DType, max_rows: usize) -> usize {
+        let (activations, passes) = (DType::F32, Passes::Forward);
+        Room { config, dtype, activations, max_rows, passes }.n_bytes()
+            + OperandScratch::bytes_for(max_rows, widest_input(config))
     }
 
     /// Bytes that it holds: as planned, but for key blocks of a batch of very short documents.
@@ -233,7 +267,7 @@ impl Workspace {
             experts,
             n_active_experts: _,
             low_rank,
-            quantised_rows,
+            operands,
             key_blocks,
         } = self;
         let tensors =
@@ -244,7 +278,7 @@ impl Workspace {
             + rope.n_bytes()
             + experts.as_ref().map_or(0, ExpertWorkspace::n_bytes)
             + low_rank.as_ref().map_or(0, LowRankScratch::n_bytes)
-            + quantised_rows.n_bytes()
+            + operands.n_bytes()
     }
 
     /// Tokens that there is room for.

@@ -22,7 +22,9 @@ mod low_rank;
 pub mod ops;
 mod tensor;
 
-pub use linear::{BlockBytes, BlockOrder, BlockRows, Linear, LinearScratch, Passes, QuantisedRows};
+pub use linear::{
+    BlockBytes, BlockOrder, BlockRows, Linear, LinearScratch, OperandScratch, Passes,
+};
 pub use low_rank::{LowRank, LowRankScratch};
 pub use tensor::{DType, Tensor, View, ViewMut};
 

@@ -7,7 +7,7 @@ use kernels::blocks::{BlockKind, BlockMatrix};
 use kernels::int8::{self, PackedBlocks};
 use kernels::matmul::{Left, Right, Write, matmul, matmul_columns};
 use kernels::panels::{self, Panels, Source, panels_len};
-use kernels::{Buffer, Operand, embedding};
+use kernels::{Buffer, Operand, elementwise, embedding};
 
 use crate::Device;
 use crate::tensor::{DType, NumberType, View, ViewMut};
@@ -33,8 +33,8 @@ pub struct Linear {
 enum Packed {
     F32(PackedWeight<f32>),
     Bf16(PackedWeight<bf16>),
-    /// Quantised rows, for serving and scoring.
-    Blocks(Vec<BlockRows>),
+    /// Quantised rows, for serving and scoring; those that are not packed are rounded to the number type.
+    Blocks(DType, Vec<BlockRows>),
 }
 
 /// Some rows of a weight, quantised in blocks of one kind.
@@ -101,44 +101,70 @@ enum BlockNumbers<'a> {
     Packed(PackedBlocks<'a>),
 }
 
-/// Working memory of products with packed blocks: the other operand in 8 bits.
+/// Working memory of products whose input is not in their weight's number type: the input, rounded.
 #[derive(Debug)]
-pub struct QuantisedRows {
-    bytes: Buffer<u8>,
+pub struct OperandScratch {
+    /// In 8 bits, for packed blocks.
+    quantised: Buffer<u8>,
+    /// Of an input of f32, for a weight of bf16.
+    rounded: Buffer<bf16>,
 }
 
-impl QuantisedRows {
-    /// Room for up to `max_rows` rows of up to `max_in` numbers, a multiple of 32.
+impl OperandScratch {
+    /// Room for up to `max_rows` rows of up to `max_in` numbers.
     #[must_use]
     pub fn new(max_rows: usize, max_in: usize) -> Self {
-        Self { bytes: Buffer::zeroed(Self::bytes_for(max_rows, max_in)) }
+        let [quantised, rounded] = Self::lens(max_rows, max_in);
+        Self { quantised: Buffer::zeroed(quantised), rounded: Buffer::zeroed(rounded) }
     }
 
-    /// No room: for weights without packed blocks.
+    /// No room: for inputs in their weight's number type.
     #[must_use]
     pub fn none() -> Self {
         Self::new(0, 0)
     }
 
-    /// Bytes of [`QuantisedRows::new`].
+    /// Bytes of [`OperandScratch::new`].
     #[must_use]
     pub fn bytes_for(max_rows: usize, max_in: usize) -> usize {
-        int8::rows_len([max_rows, max_in])
+        let [quantised, rounded] = Self::lens(max_rows, max_in);
+        quantised + rounded * size_of::<bf16>()
+    }
+
+    fn lens(max_rows: usize, max_in: usize) -> [usize; 2] {
+        // Packed rows are whole groups of 32; others have any width.
+        [int8::rows_len([max_rows, max_in.next_multiple_of(32)]), max_rows * max_in]
     }
 
     /// Bytes that it holds.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
-        self.bytes.len()
+        self.quantised.len() + size_of_val::<[bf16]>(&self.rounded)
     }
 
-    fn set<'a, T: NumberType>(&'a mut self, device: &Device, x: View<'_>) -> int8::Rows<'a> {
-        let shape = [x.n_rows(), x.width()];
+    fn quantised<'a>(&'a mut self, device: &Device, x: View<'_>) -> int8::Rows<'a> {
+        let (compute, shape) = (device.compute(), [x.n_rows(), x.width()]);
         let n_bytes = int8::rows_len(shape);
-        assert!(n_bytes <= self.bytes.len(), "no room for {shape:?} in 8 bits");
-        let bytes = &mut self.bytes[..n_bytes];
-        int8::quantise_rows(device.compute(), x.of::<T>(), shape, bytes);
+        assert!(n_bytes <= self.quantised.len(), "no room for {shape:?} in 8 bits");
+        let bytes = &mut self.quantised[..n_bytes];
+        match x {
+            View::F32 { values, .. } => int8::quantise_rows(compute, values, shape, bytes),
+            View::Bf16 { values, .. } => int8::quantise_rows(compute, values, shape, bytes),
+        }
         int8::Rows::new(bytes, shape)
+    }
+
+    /// The input as bf16.
+    fn bf16<'a>(&'a mut self, device: &Device, x: View<'a>) -> &'a [bf16] {
+        match x {
+            View::Bf16 { values, .. } => values,
+            View::F32 { values, .. } => {
+                assert!(values.len() <= self.rounded.len(), "no room for {} in bf16", values.len());
+                let rounded = &mut self.rounded[..values.len()];
+                elementwise::convert(device.compute(), values, rounded);
+                rounded
+            }
+        }
     }
 }
 
@@ -191,17 +217,17 @@ impl Linear {
         Self { n_out, n_in, packed }
     }
 
-    /// A weight of quantised rows, in the order given.
+    /// A weight of quantised rows, in the order given; products with those that are not packed have operands of `dtype`.
     ///
     /// # Panics
     /// When rows are not of `n_in` numbers.
     #[must_use]
-    pub fn of_blocks(n_in: usize, parts: Vec<BlockRows>) -> Self {
+    pub fn of_blocks(dtype: DType, n_in: usize, parts: Vec<BlockRows>) -> Self {
         for part in &parts {
             let _checked = part.numbers(n_in);
         }
         let n_out = parts.iter().map(|part| part.n_rows).sum();
-        Self { n_out, n_in, packed: Packed::Blocks(parts) }
+        Self { n_out, n_in, packed: Packed::Blocks(dtype, parts) }
     }
 
     /// Inputs.
@@ -210,15 +236,11 @@ impl Linear {
         self.n_in
     }
 
-    /// Inputs that products round to 8 bits, in [`QuantisedRows`]: none, or all.
+    /// Whether some of its rows are packed blocks.
     #[must_use]
-    pub fn n_quantised_in(&self) -> usize {
-        match &self.packed {
-            Packed::Blocks(parts) if parts.iter().any(|p| p.order == BlockOrder::Packed) => {
-                self.n_in
-            }
-            _ => 0,
-        }
+    pub fn has_packed_blocks(&self) -> bool {
+        let Packed::Blocks(_, parts) = &self.packed else { return false };
+        parts.iter().any(|part| part.order == BlockOrder::Packed)
     }
 
     /// Bytes that a weight of this shape takes.
@@ -240,7 +262,7 @@ impl Linear {
         match &self.packed {
             Packed::F32(weight) => weight.n_bytes(),
             Packed::Bf16(weight) => weight.n_bytes(),
-            Packed::Blocks(parts) => parts.iter().map(|part| part.bytes.as_slice().len()).sum(),
+            Packed::Blocks(_, parts) => parts.iter().map(|part| part.bytes.as_slice().len()).sum(),
         }
     }
 
@@ -259,7 +281,7 @@ impl Linear {
             (Packed::F32(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
             (Packed::Bf16(packed), View::F32 { values, .. }) => packed.pack(device, values),
             (Packed::Bf16(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
-            (Packed::Blocks(_), _) => panic!("quantised rows are not packed from numbers"),
+            (Packed::Blocks(..), _) => panic!("quantised rows are not packed from numbers"),
         }
     }
 
@@ -285,26 +307,26 @@ impl Linear {
             (Packed::Bf16(packed), View::Bf16 { values, .. }) => {
                 packed.pack_rows(device, first_row, values);
             }
-            (Packed::Blocks(_), _) => panic!("quantised rows are not packed from numbers"),
+            (Packed::Blocks(..), _) => panic!("quantised rows are not packed from numbers"),
         }
     }
 
     /// `y[t, o] (+)= sum_i x[t, i] W[o, i]`.
     ///
-    /// Shapes: x `[tokens, n_in]` in the weight's number type, for quantised rows in either type; y `[tokens, n_out]` f32.
+    /// Shapes: x `[tokens, n_in]` in the weight's number type, or f32; y `[tokens, n_out]` f32.
     ///
     /// # Panics
-    /// When a shape or number type does not fit, or `rows` has no room for x and the weight is packed blocks.
+    /// When a shape or number type does not fit, or the scratch has no room for an x that must be rounded.
     pub fn forward(
         &self,
         device: &Device,
         x: View<'_>,
         y: ViewMut<'_>,
         write: Write,
-        rows: &mut QuantisedRows,
+        scratch: &mut OperandScratch,
     ) {
         assert_eq!(y.width(), self.n_out, "width of y");
-        self.forward_columns(device, x, y, 0, write, rows);
+        self.forward_columns(device, x, y, 0, write, scratch);
     }
 
     /// As [`Linear::forward`], into the columns of a wider `y` from `first_column` on.
@@ -318,19 +340,20 @@ impl Linear {
         y: ViewMut<'_>,
         first_column: usize,
         write: Write,
-        rows: &mut QuantisedRows,
+        scratch: &mut OperandScratch,
     ) {
         assert_eq!(x.width(), self.n_in, "width of x");
         let end = first_column + self.n_out;
         assert!(end <= y.width(), "columns up to {end} of {}", y.width());
         let columns = Columns { device, first: first_column, stride: y.width(), write };
         match &self.packed {
-            Packed::F32(weight) => columns.product::<f32>(x, &weight.forward, y),
-            Packed::Bf16(weight) => columns.product::<bf16>(x, &weight.forward, y),
-            Packed::Blocks(parts) => match x {
-                View::F32 { .. } => columns.block_products::<f32>(parts, x, y, rows),
-                View::Bf16 { .. } => columns.block_products::<bf16>(parts, x, y, rows),
-            },
+            Packed::F32(weight) => columns.product(x.f32(), &weight.forward, y.f32()),
+            Packed::Bf16(weight) => {
+                columns.product(scratch.bf16(device, x), &weight.forward, y.f32());
+            }
+            Packed::Blocks(dtype, parts) => {
+                columns.block_products(*dtype, parts, x, y.f32(), scratch)
+            }
         }
     }
 
@@ -344,9 +367,9 @@ impl Linear {
         assert_eq!([d_x.width(), d_y.width()], [self.n_in, self.n_out], "widths of d_x and d_y");
         let columns = Columns { device, first: 0, stride: self.n_in, write: Write::Overwrite };
         match &self.packed {
-            Packed::F32(weight) => columns.product::<f32>(d_y, weight.backward(), d_x),
-            Packed::Bf16(weight) => columns.product::<bf16>(d_y, weight.backward(), d_x),
-            Packed::Blocks(_) => panic!("quantised rows have no backward pass"),
+            Packed::F32(weight) => columns.product(d_y.f32(), weight.backward(), d_x.f32()),
+            Packed::Bf16(weight) => columns.product(d_y.of::<bf16>(), weight.backward(), d_x.f32()),
+            Packed::Blocks(..) => panic!("quantised rows have no backward pass"),
         }
     }
 
@@ -364,7 +387,7 @@ impl Linear {
             Packed::Bf16(weight) => {
                 embedding::gather(compute, token_ids, weight.forward.values(), shape, out.f32());
             }
-            Packed::Blocks(parts) => match parts.as_slice() {
+            Packed::Blocks(_, parts) => match parts.as_slice() {
                 [rows] => match rows.numbers(self.n_in) {
                     BlockNumbers::Rows(table) => {
                         embedding::gather_blocks(compute, token_ids, table, out.f32());
@@ -389,38 +412,61 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    fn product<T: NumberType>(self, x: View<'_>, weight: &Panels<T>, y: ViewMut<'_>) {
-        let left = Left::Rows { values: x.of::<T>(), stride: x.width() };
-        let dims = [x.n_rows(), weight.n(), weight.k()];
-        self.write(left, Right::Panels(weight.values()), dims, 0, y.f32());
+    fn product<T: Operand>(self, x: &[T], weight: &Panels<T>, y: &mut [f32]) {
+        let k = weight.k();
+        let dims = [x.len() / k.max(1), weight.n(), k];
+        let left = Left::Rows { values: x, stride: k };
+        self.write(left, Right::Panels(weight.values()), dims, 0, y);
     }
 
     /// The products of all parts, each into its columns.
-    fn block_products<T: NumberType>(
+    fn block_products(
         self,
+        dtype: DType,
         parts: &[BlockRows],
         x: View<'_>,
-        y: ViewMut<'_>,
-        rows: &mut QuantisedRows,
+        y: &mut [f32],
+        scratch: &mut OperandScratch,
     ) {
-        let (n_rows, n_in, y) = (x.n_rows(), x.width(), y.f32());
-        let left = Left::Rows { values: x.of::<T>(), stride: n_in };
-        let is_packed = parts.iter().any(|part| part.order == BlockOrder::Packed);
-        let quantised = is_packed.then(|| rows.set::<T>(self.device, x));
+        if parts.iter().any(|part| part.order == BlockOrder::Packed) {
+            let quantised = scratch.quantised(self.device, x);
+            self.each_part(parts, x.width(), |weight, column| {
+                let BlockNumbers::Packed(weight) = weight else { return };
+                let out = y.get_mut(self.first + column..).unwrap_or_default();
+                let compute = self.device.compute();
+                int8::matmul(compute, quantised, weight, out, self.stride, self.write);
+            });
+        }
+        if parts.iter().any(|part| part.order == BlockOrder::Rows) {
+            match dtype {
+                DType::F32 => self.row_products(parts, x.f32(), x.width(), y),
+                DType::Bf16 => {
+                    self.row_products(parts, scratch.bf16(self.device, x), x.width(), y);
+                }
+            }
+        }
+    }
+
+    /// The products of the parts that are not packed.
+    fn row_products<T: Operand>(self, parts: &[BlockRows], x: &[T], n_in: usize, y: &mut [f32]) {
+        let left = Left::Rows { values: x, stride: n_in };
+        self.each_part(parts, n_in, |weight, column| {
+            let BlockNumbers::Rows(weight) = weight else { return };
+            let dims = [x.len() / n_in.max(1), weight.shape()[0], n_in];
+            self.write(left, Right::Blocks(weight), dims, column, y);
+        });
+    }
+
+    /// Calls `run` with each part and the column where its outputs begin.
+    fn each_part(
+        self,
+        parts: &[BlockRows],
+        n_in: usize,
+        mut run: impl FnMut(BlockNumbers<'_>, usize),
+    ) {
         let mut column = 0;
         for part in parts {
-            match (part.numbers(n_in), quantised) {
-                (BlockNumbers::Packed(weight), Some(x)) => {
-                    let out = y.get_mut(self.first + column..).unwrap_or_default();
-                    let compute = self.device.compute();
-                    int8::matmul(compute, x, weight, out, self.stride, self.write);
-                }
-                (BlockNumbers::Rows(weight), _) => {
-                    let dims = [n_rows, part.n_rows, n_in];
-                    self.write(left, Right::Blocks(weight), dims, column, y);
-                }
-                (BlockNumbers::Packed(_), None) => unreachable!("a packed part quantises x"),
-            }
+            run(part.numbers(n_in), column);
             column += part.n_rows;
         }
     }

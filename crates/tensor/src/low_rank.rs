@@ -2,7 +2,7 @@
 
 use kernels::matmul::Write;
 
-use crate::linear::{Linear, Passes, QuantisedRows};
+use crate::linear::{Linear, OperandScratch, Passes};
 use crate::tensor::{DType, Tensor, View, ViewMut};
 use crate::{Device, ops};
 
@@ -51,21 +51,27 @@ impl LowRank {
         self.down.packed_bytes() + self.up.packed_bytes()
     }
 
-    /// Adds the change. Shapes: x `[tokens, n_in]` in the number type of the change; y f32 `[tokens, outputs of the layer]`.
+    /// Adds the change. Shapes: x `[tokens, n_in]` in the number type of the change, or f32; y f32 `[tokens, outputs of the layer]`.
     ///
     /// # Panics
     /// When a shape or number type does not fit, or the scratch is too small.
-    pub fn add(&self, device: &Device, x: View<'_>, y: ViewMut<'_>, scratch: &mut LowRankScratch) {
+    pub fn add(
+        &self,
+        device: &Device,
+        x: View<'_>,
+        y: ViewMut<'_>,
+        scratch: &mut LowRankScratch,
+        operands: &mut OperandScratch,
+    ) {
         let LowRankScratch { sums, rounded } = scratch;
         let rank = self.up.n_in();
         for tensor in [&mut *sums, &mut *rounded] {
             tensor.set_shape(x.n_rows(), rank);
         }
-        let none = &mut QuantisedRows::none();
-        self.down.forward(device, x, sums.view_mut(), Write::Overwrite, none);
+        self.down.forward(device, x, sums.view_mut(), Write::Overwrite, operands);
         ops::convert(device, sums.view(), rounded.view_mut());
         let (x, write) = (rounded.view(), Write::Accumulate);
-        self.up.forward_columns(device, x, y, self.first_out, write, none);
+        self.up.forward_columns(device, x, y, self.first_out, write, operands);
     }
 }
 
@@ -114,7 +120,8 @@ mod tests {
             let change = LowRank::new(&device, dtype, 2, &a, &b);
             let mut scratch = LowRankScratch::new(dtype, 4, 6);
             y.f32_mut().fill(10.0);
-            change.add(&device, operand.view(), y.view_mut(), &mut scratch);
+            let none = &mut OperandScratch::none();
+            change.add(&device, operand.view(), y.view_mut(), &mut scratch, none);
             // a x: (6, 0) and (-1, -3); b (a x): (6, 12) and (-1, -5).
             let expected = [10.0, 10.0, 16.0, 22.0, 10.0, 10.0, 10.0, 9.0, 5.0, 10.0];
             assert_eq!(y.f32(), expected, "{dtype:?}");

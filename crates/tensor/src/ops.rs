@@ -188,15 +188,17 @@ pub fn attention(
     log_sum_exp: ViewMut<'_>,
 ) {
     let (compute, lse) = (device.compute(), log_sum_exp.f32());
-    match qkv {
-        View::F32 { values, .. } => {
-            let (blocks, out) = (blocks.of::<f32>(), out.of::<f32>());
-            attention::attention(compute, shape, values, sequences, blocks, out, lse);
+    match (qkv, out) {
+        (View::F32 { values, .. }, ViewMut::F32 { values: out, .. }) => {
+            attention::attention(compute, shape, values, sequences, blocks.of::<f32>(), out, lse);
         }
-        View::Bf16 { values, .. } => {
-            let (blocks, out) = (blocks.of::<bf16>(), out.of::<bf16>());
-            attention::attention(compute, shape, values, sequences, blocks, out, lse);
+        (View::Bf16 { values, .. }, ViewMut::F32 { values: out, .. }) => {
+            attention::attention(compute, shape, values, sequences, blocks.of::<bf16>(), out, lse);
         }
+        (View::Bf16 { values, .. }, ViewMut::Bf16 { values: out, .. }) => {
+            attention::attention(compute, shape, values, sequences, blocks.of::<bf16>(), out, lse);
+        }
+        (View::F32 { .. }, ViewMut::Bf16 { .. }) => panic!("attention in f32 has an output of f32"),
     }
 }
 

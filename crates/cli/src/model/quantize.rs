@@ -12,7 +12,6 @@ use formats::durable::read_bounded;
 use formats::model_dir::ModelDir;
 use model::{Decoder, FileQuantiser, ModelConfig, Quantisation, Workspace, compute_dtype};
 use serde_json::json;
-use tensor::Passes;
 use tokenizer::Tokenizer;
 
 use crate::context::{Context, Form};
@@ -112,7 +111,7 @@ fn compare(
     let config = ModelConfig::new(original.config().clone())?;
     let piece_len = PIECE_LEN.min(config.context_len);
     let workspace =
-        Workspace::bytes_for(&config, compute_dtype(config.dtype), piece_len, Passes::Forward);
+        Workspace::max_bytes_for_decoder(&config, compute_dtype(config.dtype), piece_len);
     let computing_bytes = workspace + 4 * piece_len * config.vocab_size;
     let needed_bytes = weights_bytes(&config, original, None)?
         + weights_bytes(&config, quantised, None)?

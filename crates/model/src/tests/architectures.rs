@@ -64,7 +64,7 @@ fn every_architecture_gives_the_logits_of_transformers() {
 
 fn one_pass(golden: &Golden, device: &Device, decoder: &Decoder) -> Vec<f32> {
     let n = golden.token_ids.len();
-    let mut workspace = Workspace::new(decoder.config(), decoder.dtype(), n, Passes::Forward);
+    let mut workspace = Workspace::for_decoder(decoder, n);
     decoder.logits(device, &golden.token_ids, &[0, n as u32], &mut workspace)
 }
 

@@ -48,8 +48,7 @@ fn wide_model(scratch: &TestDir, change: impl Fn(&mut [f32])) -> ModelDir {
 
 fn logits(device: &Device, decoder: &Decoder) -> Vec<f32> {
     let ids = random_ids(9, 24, decoder.config().vocab_size);
-    let mut workspace =
-        Workspace::new(decoder.config(), decoder.dtype(), ids.len(), Passes::Forward);
+    let mut workspace = Workspace::for_decoder(decoder, ids.len());
     decoder.logits(device, &ids, &[0, ids.len() as u32], &mut workspace)
 }
 
