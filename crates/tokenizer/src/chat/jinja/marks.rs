@@ -75,7 +75,31 @@ impl Marks {
         if !self.may_mark(text) {
             return Cow::Borrowed(text);
         }
-        text.chars().map(|c| self.shown.get(&c).copied().unwrap_or(c)).collect()
+        text.chars().map(|c| self.shown_as(c)).collect()
+    }
+
+    /// What a mark stands for; another character as it is.
+    pub(super) fn shown_as(&self, c: char) -> char {
+        self.shown.get(&c).copied().unwrap_or(c)
+    }
+
+    /// JSON with texts as people read them, in which what a mark hid is written as JSON has it.
+    pub(super) fn show_in_json<'a>(&self, json: &'a str) -> Cow<'a, str> {
+        if !self.may_mark(json) {
+            return Cow::Borrowed(json);
+        }
+        let mut shown = String::with_capacity(json.len());
+        for c in json.chars() {
+            match self.shown.get(&c) {
+                Some('"') => shown.push_str("\\\""),
+                Some('\\') => shown.push_str("\\\\"),
+                Some(&c) if c.is_ascii_control() => {
+                    shown.push_str(&format!("\\u{:04x}", u32::from(c)));
+                }
+                _ => shown.push(self.shown_as(c)),
+            }
+        }
+        Cow::Owned(shown)
     }
 
     /// False if the text holds no mark.
