@@ -3,9 +3,10 @@
 //! The template makes one text of the whole conversation, in which control tokens stand by name. So that none can come
 //! from content, its characters go through the template marked, and the text is cut at control tokens whose characters
 //! all came from the template (`marks.rs`). Templates are strangers' programs: they reach neither files nor the network,
-//! fuel and a limit bound their time and memory (`python.rs`), their values are data of bounded size and depth
-//! (`values.rs`, which `guard.rs` puts into the program), and they run on a thread whose stack suffices (`worker.rs`).
+//! fuel and a time limit bound what they use (`checks.rs`, which `guard.rs` puts into the program), their values are data of
+//! bounded size and depth (`values.rs`), and they run on a thread whose stack suffices (`worker.rs`).
 
+mod checks;
 mod guard;
 mod marks;
 mod python;
@@ -22,10 +23,16 @@ use super::template::Rendered;
 use crate::error::Error;
 use crate::tokenizer::{ControlText, Tokenizer};
 use marks::Marks;
-use worker::Worker;
+use worker::{MAX_TIME, Worker};
 
 /// The longest template in bytes. The longest published ones have some tens of thousands.
 const MAX_SOURCE: usize = 128 << 10;
+
+/// The longest rendered text in characters, beside [`CONTENTS`] times the content. Its tokens may still be too many: this
+/// bounds the work of cutting it into them.
+const MAX_TEXT: usize = 4 << 20;
+/// How often a template may write the content. Published ones write it once.
+const CONTENTS: usize = 4;
 
 /// A chat template that a model's files bring along.
 pub struct JinjaTemplate {
@@ -49,7 +56,8 @@ impl JinjaTemplate {
             let problem = format!("it has {n_bytes} bytes, expected at most {MAX_SOURCE}");
             return Err(Error::Jinja { line: None, problem });
         }
-        Ok(JinjaTemplate { worker: Worker::start(without_generation_marks(source))? })
+        let worker = Worker::start(without_generation_marks(source), MAX_TIME)?;
+        Ok(JinjaTemplate { worker })
     }
 
     /// Renders a conversation up to the place of the next answer; nothing of it is trained.
@@ -82,6 +90,12 @@ impl JinjaTemplate {
             documents => (),
         };
         let text = self.worker.render(Arc::clone(&marks), variables)?;
+        let content = conversation.messages.iter().map(|message| message.content.len());
+        let (n_chars, limit) = (text.chars().count(), MAX_TEXT + CONTENTS * content.sum::<usize>());
+        if n_chars > limit {
+            let problem = format!("it wrote {n_chars} characters, expected at most {limit}");
+            return Err(Error::Jinja { line: None, problem });
+        }
         let token_ids = marks.encode(tokenizer, &text);
         let trained = vec![false; token_ids.len()];
         let text = tokenizer.decode_with(&token_ids, ControlText::Show);

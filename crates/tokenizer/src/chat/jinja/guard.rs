@@ -7,51 +7,22 @@ use minijinja::machinery::Span;
 use minijinja::machinery::ast::{self, CallArg, Expr, Spanned, Stmt};
 use minijinja::{Error, ErrorKind};
 
+/// Calls a filter by name: so all of them are paid for, and what they make is checked.
+pub(super) const FILTER: &str = "filter!";
+/// Checks that there is time left; the engine takes fuel for the text that it hands on.
+pub(super) const TIMELY: &str = "timely!";
 /// Checks that a value is of bounded size and depth, and makes lists of what is computed on demand.
 pub(super) const BOUNDED: &str = "bounded!";
-/// Checks that a value is data, and bounded.
-pub(super) const DATA: &str = "data!";
+/// Checks that a value is data, and that the namespace which it goes to stays bounded.
+pub(super) const MEMBER: &str = "member!";
 /// A text as people read it, for comparing.
 pub(super) const SHOWN: &str = "shown!";
 
 /// Expressions and blocks within one another; published templates stay below 50.
 const MAX_NESTING: usize = 400;
 
-/// Filters and methods that make texts, numbers and truths, which need no check.
-const TEXT_FILTERS: [&str; 16] = [
-    "trim",
-    "upper",
-    "lower",
-    "title",
-    "capitalize",
-    "replace",
-    "length",
-    "count",
-    "string",
-    "tojson",
-    "join",
-    "int",
-    "float",
-    "round",
-    "safe",
-    "escape",
-];
-const TEXT_METHODS: [&str; 14] = [
-    "strip",
-    "lstrip",
-    "rstrip",
-    "upper",
-    "lower",
-    "title",
-    "capitalize",
-    "replace",
-    "startswith",
-    "endswith",
-    "join",
-    "format",
-    "find",
-    "rfind",
-];
+/// Methods of loops that keep or hand on what they are given; templates have no use for them.
+const LOOP_METHODS: [&str; 2] = ["changed", "cycle"];
 
 type Guarded<T> = Result<T, Error>;
 
@@ -74,6 +45,11 @@ fn enter(depth: usize, span: Option<Span>) -> Guarded<usize> {
     let place = span.map(|span| format!(" (line {})", span.start_line)).unwrap_or_default();
     let problem =
         format!("more than {MAX_NESTING} expressions or blocks stand within one another{place}");
+    Err(Error::new(ErrorKind::SyntaxError, problem))
+}
+
+fn unsupported<T>(what: &str, span: Span) -> Guarded<T> {
+    let problem = format!("{what} is not supported (line {})", span.start_line);
     Err(Error::new(ErrorKind::SyntaxError, problem))
 }
 
@@ -109,19 +85,24 @@ fn stmt<'a>(old: &Stmt<'a>, depth: usize) -> Guarded<Stmt<'a>> {
             Stmt::WithBlock(again(node, ast::WithBlock { assignments, body }))
         }
         Stmt::Set(node) => {
-            let value = stored(&node.target, expr(&node.expr, depth)?);
             let target = target(&node.target, depth)?;
+            let mut value = expr(&node.expr, depth)?;
+            if let Some(member) = member(&node.target)?
+                && !matches!(value, Expr::Const(_))
+            {
+                value = filtered(MEMBER, Some(value), member, node.span());
+            }
             Stmt::Set(again(node, ast::Set { target, expr: value }))
         }
         Stmt::SetBlock(node) => {
-            let filter = option(&node.filter, depth)?.map(|filter| stored(&node.target, filter));
             let (target, body) = (target(&node.target, depth)?, body(&node.body, depth)?);
+            let mut filter = option(&node.filter, depth)?;
+            if let Some(member) = member(&node.target)? {
+                filter = Some(filtered(MEMBER, filter, member, node.span()));
+            }
             Stmt::SetBlock(again(node, ast::SetBlock { target, filter, body }))
         }
-        Stmt::AutoEscape(node) => {
-            let (enabled, body) = (expr(&node.enabled, depth)?, body(&node.body, depth)?);
-            Stmt::AutoEscape(again(node, ast::AutoEscape { enabled, body }))
-        }
+        Stmt::AutoEscape(node) => return unsupported("autoescape", node.span()),
         Stmt::FilterBlock(node) => {
             let (filter, body) = (expr(&node.filter, depth)?, body(&node.body, depth)?);
             let filter_span = node.filter_span;
@@ -136,28 +117,35 @@ fn stmt<'a>(old: &Stmt<'a>, depth: usize) -> Guarded<Stmt<'a>> {
         }
         Stmt::Continue(node) => Stmt::Continue(again(node, ast::Continue)),
         Stmt::Break(node) => Stmt::Break(again(node, ast::Break)),
-        Stmt::Do(node) => {
-            let call = again(&node.call, call(&node.call, depth)?);
-            Stmt::Do(again(node, ast::Do { call }))
-        }
+        Stmt::Do(node) => return unsupported("do", node.span()),
     })
 }
 
-fn for_loop<'a>(old: &ast::ForLoop<'a>, depth: usize) -> Guarded<ast::ForLoop<'a>> {
+/// A body that is run again and again looks at the time first.
+fn timely_body<'a>(old: &[Stmt<'a>], depth: usize, span: Span) -> Guarded<Vec<Stmt<'a>>> {
+    let expr = checked(TIMELY, text("", span));
+    let mut statements = vec![Stmt::EmitExpr(Spanned::new(ast::EmitExpr { expr }, span))];
+    statements.extend(body(old, depth)?);
+    Ok(statements)
+}
+
+fn for_loop<'a>(old: &Spanned<ast::ForLoop<'a>>, depth: usize) -> Guarded<ast::ForLoop<'a>> {
+    let filter_expr = option(&old.filter_expr, depth)?;
     Ok(ast::ForLoop {
         target: target(&old.target, depth)?,
-        iter: expr(&old.iter, depth)?,
-        filter_expr: option(&old.filter_expr, depth)?,
+        iter: checked(TIMELY, expr(&old.iter, depth)?),
+        filter_expr: filter_expr.map(|value| checked(TIMELY, value)),
         recursive: old.recursive,
-        body: body(&old.body, depth)?,
+        body: timely_body(&old.body, depth, old.span())?,
         else_body: body(&old.else_body, depth)?,
     })
 }
 
-fn macro_of<'a>(old: &ast::Macro<'a>, depth: usize) -> Guarded<ast::Macro<'a>> {
+fn macro_of<'a>(old: &Spanned<ast::Macro<'a>>, depth: usize) -> Guarded<ast::Macro<'a>> {
     let args = old.args.iter().map(|arg| target(arg, depth)).collect::<Guarded<_>>()?;
     let defaults = old.defaults.iter().map(|value| expr(value, depth)).collect::<Guarded<_>>()?;
-    Ok(ast::Macro { name: old.name, args, defaults, body: body(&old.body, depth)? })
+    let body = timely_body(&old.body, depth, old.span())?;
+    Ok(ast::Macro { name: old.name, args, defaults, body })
 }
 
 /// What a `set` or a loop gives a value to: names, lists of them, attributes.
@@ -173,10 +161,24 @@ fn target<'a>(old: &Expr<'a>, depth: usize) -> Guarded<Expr<'a>> {
     }
 }
 
-/// A namespace holds data alone: so no value can come to hold itself.
-fn stored<'a>(target: &Expr<'a>, value: Expr<'a>) -> Expr<'a> {
-    let is_plain = matches!(target, Expr::Var(_)) || matches!(value, Expr::Const(_));
-    if is_plain { value } else { checked(DATA, value) }
+fn are_names(target: &Expr<'_>) -> bool {
+    match target {
+        Expr::Var(_) => true,
+        Expr::List(list) => list.items.iter().all(are_names),
+        _ => false,
+    }
+}
+
+/// The namespace and the name, where a `set` changes one: it holds data alone, so no value can come to hold itself.
+fn member<'a>(target: &Expr<'a>) -> Guarded<Option<Vec<CallArg<'a>>>> {
+    match target {
+        names if are_names(names) => Ok(None),
+        Expr::GetAttr(node) if let Expr::Var(namespace) = &node.expr => {
+            let namespace = Expr::Var(again(namespace, ast::Var { id: namespace.id }));
+            Ok(Some(vec![CallArg::Pos(namespace), CallArg::Pos(text(node.name, node.span()))]))
+        }
+        other => unsupported("setting an attribute in this way", other.span()),
+    }
 }
 
 /// `{{ loop(..) }}` is compiled by its form.
@@ -197,12 +199,22 @@ fn exprs<'a>(old: &[Expr<'a>], depth: usize) -> Guarded<Vec<Expr<'a>>> {
     old.iter().map(|item| expr(item, depth)).collect()
 }
 
+fn text<'a>(value: &str, span: Span) -> Expr<'a> {
+    Expr::Const(Spanned::new(ast::Const { value: value.into() }, span))
+}
+
+fn filtered<'a>(
+    name: &'static str,
+    expr: Option<Expr<'a>>,
+    args: Vec<CallArg<'a>>,
+    span: Span,
+) -> Expr<'a> {
+    Expr::Filter(Spanned::new(ast::Filter { name, expr, args }, span))
+}
+
 fn checked<'a>(filter: &'static str, value: Expr<'a>) -> Expr<'a> {
     let span = value.span();
-    Expr::Filter(Spanned::new(
-        ast::Filter { name: filter, expr: Some(value), args: Vec::new() },
-        span,
-    ))
+    filtered(filter, Some(value), Vec::new(), span)
 }
 
 fn is_constant(value: &Expr<'_>) -> bool {
@@ -216,12 +228,14 @@ fn is_constant(value: &Expr<'_>) -> bool {
     }
 }
 
+fn is_name(key: &Expr<'_>) -> bool {
+    matches!(key, Expr::Const(key) if key.value.as_str().is_some())
+}
+
 /// Whether an expression is a text or a number, if it is anything.
 fn is_scalar(value: &Expr<'_>) -> bool {
     match value {
         Expr::Const(_) => true,
-        Expr::Filter(node) => TEXT_FILTERS.contains(&node.name),
-        Expr::Call(node) => makes_text(node),
         Expr::BinOp(node) => match node.op {
             ast::BinOpKind::Add => is_scalar(&node.left) || is_scalar(&node.right),
             ast::BinOpKind::Concat | ast::BinOpKind::Sub | ast::BinOpKind::Div => true,
@@ -231,12 +245,12 @@ fn is_scalar(value: &Expr<'_>) -> bool {
     }
 }
 
-fn makes_text(call: &ast::Call<'_>) -> bool {
-    matches!(&call.expr, Expr::GetAttr(method) if TEXT_METHODS.contains(&method.name))
-}
-
 fn bounded_unless(is_fine: bool, value: Expr<'_>) -> Expr<'_> {
     if is_fine { value } else { checked(BOUNDED, value) }
+}
+
+fn timely<'a>(old: &Expr<'a>, depth: usize) -> Guarded<Expr<'a>> {
+    Ok(checked(TIMELY, expr(old, depth)?))
 }
 
 fn shown<'a>(old: &Expr<'a>, depth: usize) -> Guarded<Expr<'a>> {
@@ -250,7 +264,7 @@ fn expr<'a>(old: &Expr<'a>, depth: usize) -> Guarded<Expr<'a>> {
         Expr::Var(node) => Expr::Var(again(node, ast::Var { id: node.id })),
         Expr::Const(node) => Expr::Const(again(node, ast::Const { value: node.value.clone() })),
         Expr::Slice(node) => {
-            let (value, start) = (expr(&node.expr, depth)?, option(&node.start, depth)?);
+            let (value, start) = (timely(&node.expr, depth)?, option(&node.start, depth)?);
             let (stop, step) = (option(&node.stop, depth)?, option(&node.step, depth)?);
             let slice = ast::Slice { expr: value, start, stop, step };
             checked(BOUNDED, Expr::Slice(again(node, slice)))
@@ -275,9 +289,9 @@ fn expr<'a>(old: &Expr<'a>, depth: usize) -> Guarded<Expr<'a>> {
             Expr::IfExpr(again(node, ast::IfExpr { test_expr, true_expr, false_expr }))
         }
         Expr::Filter(node) => {
-            let (value, args) = (option(&node.expr, depth)?, args(&node.args, depth)?);
-            let filter = again(node, ast::Filter { name: node.name, expr: value, args });
-            bounded_unless(is_scalar(old), Expr::Filter(filter))
+            let mut all = vec![CallArg::Pos(text(node.name, node.span()))];
+            all.extend(args(&node.args, depth)?);
+            filtered(FILTER, option(&node.expr, depth)?, all, node.span())
         }
         Expr::Test(node) => {
             let (value, args) = (expr(&node.expr, depth)?, args(&node.args, depth)?);
@@ -288,12 +302,16 @@ fn expr<'a>(old: &Expr<'a>, depth: usize) -> Guarded<Expr<'a>> {
             Expr::GetAttr(again(node, ast::GetAttr { expr: value, name: node.name }))
         }
         Expr::GetItem(node) => {
-            let (value, key) = (expr(&node.expr, depth)?, shown(&node.subscript_expr, depth)?);
+            // A text is gone through for a place in it.
+            let value = if is_name(&node.subscript_expr) { expr } else { timely };
+            let value = value(&node.expr, depth)?;
+            let key = shown(&node.subscript_expr, depth)?;
             Expr::GetItem(again(node, ast::GetItem { expr: value, subscript_expr: key }))
         }
         Expr::Call(node) => {
-            let called = Expr::Call(again(node, call(node, depth)?));
-            bounded_unless(makes_text(node), called)
+            // What methods make is checked where they are.
+            let is_method = matches!(node.expr, Expr::GetAttr(_));
+            bounded_unless(is_method, Expr::Call(again(node, call(node, depth)?)))
         }
         Expr::List(_) | Expr::Tuple(_) | Expr::Map(_) => {
             bounded_unless(is_constant(old), container(old, depth)?)
@@ -331,22 +349,13 @@ fn binary<'a>(node: &Spanned<ast::BinOp<'a>>, depth: usize) -> Guarded<Expr<'a>>
     Ok(bounded_unless(is_fine, Expr::BinOp(op)))
 }
 
-fn call<'a>(old: &ast::Call<'a>, depth: usize) -> Guarded<ast::Call<'a>> {
-    let mut args = args(&old.args, depth)?;
-    // A loop keeps what `changed` was given.
-    if matches!(&old.expr, Expr::GetAttr(method) if method.name == "changed") {
-        args = args.into_iter().map(data_argument).collect();
+fn call<'a>(old: &Spanned<ast::Call<'a>>, depth: usize) -> Guarded<ast::Call<'a>> {
+    if let Expr::GetAttr(method) = &old.expr
+        && LOOP_METHODS.contains(&method.name)
+    {
+        return unsupported(&format!("the method {}", method.name), old.span());
     }
-    Ok(ast::Call { expr: expr(&old.expr, depth)?, args })
-}
-
-fn data_argument(arg: CallArg<'_>) -> CallArg<'_> {
-    match arg {
-        CallArg::Pos(value) => CallArg::Pos(checked(DATA, value)),
-        CallArg::PosSplat(value) => CallArg::PosSplat(checked(DATA, value)),
-        CallArg::Kwarg(name, value) => CallArg::Kwarg(name, checked(DATA, value)),
-        CallArg::KwargSplat(value) => CallArg::KwargSplat(checked(DATA, value)),
-    }
+    Ok(ast::Call { expr: expr(&old.expr, depth)?, args: args(&old.args, depth)? })
 }
 
 fn args<'a>(old: &[CallArg<'a>], depth: usize) -> Guarded<Vec<CallArg<'a>>> {

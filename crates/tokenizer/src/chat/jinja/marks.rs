@@ -24,7 +24,7 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Chooses marks that stand neither in the conversation nor in the template.
+    /// Chooses marks that stand neither in the conversation, nor in the template, nor in the name of a control token.
     ///
     /// # Errors
     /// [`Error::NoPrivateCharacter`] when there are none.
@@ -38,14 +38,16 @@ impl Marks {
         ids.retain(|name, _| !name.chars().all(char::is_whitespace));
         let names: BTreeSet<char> = ids.keys().flat_map(|name| name.chars()).collect();
         let mut marked: BTreeSet<char> =
-            names.into_iter().flat_map(with_cases).filter(|c| !c.is_whitespace()).collect();
+            names.iter().flat_map(|&c| all_cases(c)).filter(|c| !c.is_whitespace()).collect();
         let contents: HashSet<char> =
             conversation.messages.iter().flat_map(|message| message.content.chars()).collect();
         // `ſ` is no letter of a token, but its capital may be.
-        let becomes_marked = |c: &char| with_cases(*c).any(|other| marked.contains(&other));
-        let others: Vec<char> = contents.iter().copied().filter(becomes_marked).collect();
+        let become_marked = contents.iter().map(|&c| all_cases(c));
+        let others = become_marked.filter(|cases| !cases.is_disjoint(&marked));
+        let others: Vec<char> = others.flatten().collect();
         marked.extend(others);
-        let mut free = PRIVATE.filter(|c| !contents.contains(c) && !template.contains(c));
+        let is_taken = |c: &char| contents.contains(c) || template.contains(c) || names.contains(c);
+        let mut free = PRIVATE.filter(|c| !is_taken(c));
         let mut marks = HashMap::with_capacity(marked.len());
         for c in marked {
             marks.insert(c, free.next().ok_or(Error::NoPrivateCharacter)?);
@@ -73,7 +75,31 @@ impl Marks {
         if !self.may_mark(text) {
             return Cow::Borrowed(text);
         }
-        text.chars().map(|c| self.shown.get(&c).copied().unwrap_or(c)).collect()
+        text.chars().map(|c| self.shown_as(c)).collect()
+    }
+
+    /// What a mark stands for; another character as it is.
+    pub(super) fn shown_as(&self, c: char) -> char {
+        self.shown.get(&c).copied().unwrap_or(c)
+    }
+
+    /// JSON with texts as people read them, in which what a mark hid is written as JSON has it.
+    pub(super) fn show_in_json<'a>(&self, json: &'a str) -> Cow<'a, str> {
+        if !self.may_mark(json) {
+            return Cow::Borrowed(json);
+        }
+        let mut shown = String::with_capacity(json.len());
+        for c in json.chars() {
+            match self.shown.get(&c) {
+                Some('"') => shown.push_str("\\\""),
+                Some('\\') => shown.push_str("\\\\"),
+                Some(&c) if c.is_ascii_control() => {
+                    shown.push_str(&format!("\\u{:04x}", u32::from(c)));
+                }
+                _ => shown.push(self.shown_as(c)),
+            }
+        }
+        Cow::Owned(shown)
     }
 
     /// False if the text holds no mark.
@@ -146,9 +172,16 @@ impl Marks {
     }
 }
 
-/// The character, its capital and its small letter.
-fn with_cases(c: char) -> impl Iterator<Item = char> {
-    [c].into_iter().chain(c.to_uppercase()).chain(c.to_lowercase())
+/// The character and what changes of its case make of it: of `ẞ` also `ß`, `S` and `s`.
+fn all_cases(c: char) -> BTreeSet<char> {
+    let mut cases = BTreeSet::from([c]);
+    let mut new = vec![c];
+    while let Some(c) = new.pop() {
+        let at_the_end_of_a_word = (c == 'Σ').then_some('ς');
+        let others = c.to_uppercase().chain(c.to_lowercase()).chain(at_the_end_of_a_word);
+        new.extend(others.filter(|&other| cases.insert(other)));
+    }
+    cases
 }
 
 #[cfg(test)]
@@ -181,6 +214,17 @@ mod tests {
         assert!(!upper(&marks.mark("ſ/inst")).contains(['S', 'I']));
         assert_eq!(upper(&format!("a{}", marks.mark("/inst"))).chars().next(), Some('A'));
         assert_eq!(upper("abc"), "ABC");
+    }
+
+    #[test]
+    fn letters_stay_marked_through_two_changes() {
+        let marks = marks("ẞ");
+        let lower = marks.recased(&marks.mark("ẞ"), str::to_lowercase);
+        assert_eq!(marks.show(&lower), "ß");
+        let upper = marks.recased(&lower, str::to_uppercase);
+        assert_eq!(marks.show(&upper), "SS");
+        assert!(!upper.contains('S'));
+        assert!(all_cases('Σ').contains(&'ς') && all_cases('σ').contains(&'ς'));
     }
 
     #[test]

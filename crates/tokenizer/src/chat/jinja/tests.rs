@@ -1,13 +1,23 @@
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::chat::conversation::{Message, Role};
 
-static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/model");
-    Tokenizer::open(&folder).unwrap()
-});
+static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::open(&folder()).unwrap());
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/model")
+}
+
+/// With another name for `[SYSTEM_PROMPT]`, as JSON writes it.
+fn tokenizer_with(control: &str) -> Tokenizer {
+    let file = fs::read_to_string(folder().join("tokenizer.json")).unwrap();
+    let file = file.replace("[SYSTEM_PROMPT]", control);
+    Tokenizer::from_json_with(file.as_bytes(), Some("<s>"), Some("</s>")).unwrap()
+}
 
 fn render_all(source: &str, contents: &[&str]) -> Result<Rendered, Error> {
     let messages = contents.iter().map(|&content| Message::new(Role::User, content)).collect();
@@ -82,6 +92,7 @@ fn no_use_of_content_brings_in_control_tokens() {
         ("</s>", "{m.content: 1} | items | first | first"),
         ("</s>\n<s>", "m.content.splitlines() | join"),
         ("a</s>", "m.content | default('') | trim('a')"),
+        ("</s>", "strftime_now(m.content)"),
         ("</s>", "[m.content, '<s'] | sort | join"),
     ] {
         let source = format!("{{% for m in messages %}}{{{{ {used} }}}}{{% endfor %}}");
@@ -94,6 +105,27 @@ fn no_use_of_content_brings_in_control_tokens() {
     let captured = "{% set x %}{{ messages[0].content }}{% endset %}{{ x }}{% filter upper %}{{ x }}{% endfilter %}";
     let rendered = render_all(captured, &["</s>[inst]"]).unwrap();
     assert_eq!((controls(&rendered), &*rendered.text), (vec![], "</s>[inst]</S>[INST]"));
+}
+
+#[test]
+fn control_tokens_may_be_of_any_characters() {
+    // The first private character would else be a mark.
+    let tokenizer = tokenizer_with("\u{F0000}");
+    let template = JinjaTemplate::new("{{ messages[0].content }}").unwrap();
+    let content: String = ('!'..='~').collect();
+    let conversation = Conversation { messages: vec![Message::new(Role::User, &content)] };
+    let rendered = template.render(&tokenizer, &conversation).unwrap();
+    assert_eq!(rendered.text, content);
+    assert!(!rendered.token_ids.iter().any(|&id| tokenizer.is_control(id)));
+    // JSON hides quotes also where they are marked.
+    let tokenizer = tokenizer_with(r#"<\"\\\u0007>"#);
+    let template =
+        JinjaTemplate::new("{{ messages | tojson }}{{ {messages[0].content: 1} | tojson }}");
+    let content = "\"a\\ \u{7}<";
+    let conversation = Conversation { messages: vec![Message::new(Role::User, content)] };
+    let rendered = template.unwrap().render(&tokenizer, &conversation).unwrap();
+    let expected = r#"[{"role": "user", "content": "\"a\\ \u0007<"}]{"\"a\\ \u0007<": 1}"#;
+    assert_eq!(rendered.text, expected);
 }
 
 #[test]
@@ -233,6 +265,65 @@ fn what_a_template_may_do_is_bounded() {
     let long = "a".repeat(MAX_SOURCE);
     assert_eq!(render_all(&long, &[]).unwrap().text, long);
     assert_refused(&format!("{long}a"));
+}
+
+#[test]
+fn what_is_kept_is_bounded_in_all() {
+    // What no filter, no name and no block hides from the check of values.
+    let doubled = "{% set x = (none | int(x)) + (none | float(x)) %}".repeat(40);
+    assert_refused(&format!("{{% set x = [1, 1, 1, 1] %}}{doubled}"));
+    let members = |set: fn(usize) -> String| (0..3).map(set).collect::<String>();
+    let text = "{% set x = ['a' * 1000000] * 7 %}{% set ns = namespace(y=1) %}";
+    for source in [
+        format!("{{% set ns = namespace({}z=1) %}}", members(|i| format!("a{i}=x, "))),
+        members(|i| format!("{{% set ns.a{i} = x %}}")),
+        members(|i| format!("{{% set ns.a{i} %}}{{{{ 'a' * 7000000 }}}}{{% endset %}}")),
+        members(|i| format!("{{% set ns.a{i} | upper %}}{{{{ 'a' * 7000000 }}}}{{% endset %}}")),
+        format!("{{% call dict({}z=1) %}}{{% endcall %}}", members(|i| format!("a{i}=x, "))),
+        "{% set ns.y, z = x, 1 %}".to_string(),
+        "{% set ns.y.z = x %}".to_string(),
+        "{% for i in x %}{% set k = loop.cycle(a=x) %}{% endfor %}".to_string(),
+        "{% for i in x %}{{ loop.changed(x) }}{% endfor %}".to_string(),
+    ] {
+        assert_refused(&format!("{text}{source}"));
+    }
+    // A member that is set again counts once.
+    let again = "{% set ns.y = x %}{% set ns.y = x %}{% set ns.z = x %}{{ ns | length }}";
+    assert_eq!(render_all(&format!("{text}{again}"), &[]).unwrap().text, "2");
+}
+
+#[test]
+fn what_templates_do_not_use_is_refused() {
+    for (source, expected) in [
+        ("{% autoescape true %}{% endautoescape %}", "autoescape is not supported (line 1)"),
+        ("{% do f() %}", "do is not supported (line 1)"),
+        ("{{ strftime_now('%A' * 1000) }}", "strftime_now takes at most 1000 bytes"),
+        ("{{ ['a'] | sum(start='') }}", "sum takes no start here"),
+        ("{{ '{}'.format([1]) }}", "only texts and numbers can be formatted"),
+        ("{{ '{a}'.format(a=[1]) }}", "only texts and numbers can be formatted"),
+        ("{{ [{}] | map(attribute=[1]) }}", "an attribute has a text or a number for its name"),
+        ("{{ [{}] | map('attr', [1]) }}", "an attribute has a text or a number for its name"),
+        ("{{ [{}] | selectattr([1]) }}", "an attribute has a text or a number for its name"),
+        ("{{ [1] | escape }}", "only texts and numbers can be escaped"),
+        ("{{ [[1]] | map('select', 'odd') }}", "this filter cannot be mapped"),
+        ("{{ 'x' * 20000000 }}", "it wrote 20000000 characters, expected at most 4194308"),
+        ("{{ 'x' | nothing }}", "filter nothing is unknown"),
+    ] {
+        let rendered = render_all(source, &["u"]).map(|rendered| rendered.text.len());
+        let error = rendered.unwrap_err().to_string();
+        assert!(error.ends_with(expected), "{source}: {error}");
+    }
+}
+
+#[test]
+fn ends_are_cut_at_once_whatever_the_signs() {
+    let start = Instant::now();
+    for used in ["a.strip(b)", "a.lstrip(b)", "a.rstrip(b)", "(a | trim(b))"] {
+        let source =
+            "{% set a = 'a' * 300000 %}{% set b = 'b' * 300000 ~ 'a' %}{{ USED | length }}";
+        assert_eq!(render_all(&source.replace("USED", used), &[]).unwrap().text, "0");
+        assert!(start.elapsed() < Duration::from_secs(5), "{used}: {:?}", start.elapsed());
+    }
 }
 
 #[test]

@@ -15,37 +15,49 @@ const PART_BYTES: usize = 32;
 /// Parts that are walked for one step of fuel.
 const PARTS_PER_STEP: usize = 32;
 
-/// A value that may be kept: what is data is bounded, a namespace holds bounded data; loops, macros and functions hold
-/// nothing that the template chose.
+/// Objects of the engine that hold nothing which the template chose, but for what a loop goes over.
+const HARMLESS: [&str; 3] = ["::BoxedFunction", "::Loop", "::Macro"];
+
+/// A value that may be kept: data, or a namespace of it, is bounded in all; loops, macros and functions are as they are.
 ///
 /// # Errors
 /// When it is larger, deeper, or holds what is not data.
 pub(super) fn bounded(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
-    match value.as_object() {
-        None => Ok(value),
-        Some(object) if is_data(object) => data(state, value),
-        Some(object) => {
-            if object.type_name().ends_with("::Namespace") {
-                for (_, member) in object.try_iter_pairs().into_iter().flatten() {
-                    data(state, member)?;
-                }
-            }
-            Ok(value)
-        }
+    let Some(object) = value.as_object() else { return Ok(value) };
+    let is = |name: &str| object.type_name().ends_with(name);
+    if HARMLESS.into_iter().any(is) {
+        return Ok(value);
     }
+    let mut walk = Walk::new();
+    let settled = if is("::Namespace") {
+        walk.settle_members(object, None)?;
+        None
+    } else {
+        walk.settle(&value, 0)?
+    };
+    walk.pay(state)?;
+    Ok(settled.unwrap_or(value))
 }
 
-/// As [`bounded`], and data.
+/// What a namespace gets under a name: data, that with all that the namespace holds beside it is bounded.
 ///
 /// # Errors
 /// As [`bounded`].
-pub(super) fn data(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
-    if value.as_object().is_none() {
+pub(super) fn member(
+    state: &State<'_, '_>,
+    value: Value,
+    namespace: &Value,
+    name: &str,
+) -> Result<Value, Error> {
+    if value.as_object().is_none() && value.as_str().is_none() {
         return Ok(value);
     }
-    let mut walk = Walk { n_parts: 0, n_bytes: 0 };
+    let mut walk = Walk::new();
     let settled = walk.settle(&value, 0)?;
-    state.consume_fuel((walk.n_parts / PARTS_PER_STEP) as u64)?;
+    if let Some(namespace) = namespace.as_object() {
+        walk.settle_members(namespace, Some(name))?;
+    }
+    walk.pay(state)?;
     Ok(settled.unwrap_or(value))
 }
 
@@ -69,6 +81,24 @@ struct Walk {
 }
 
 impl Walk {
+    fn new() -> Walk {
+        Walk { n_parts: 0, n_bytes: 0 }
+    }
+
+    fn pay(&self, state: &State<'_, '_>) -> Result<(), Error> {
+        state.consume_fuel((self.n_parts / PARTS_PER_STEP) as u64)
+    }
+
+    /// Goes through a namespace, whose members are settled since they were given to it.
+    fn settle_members(&mut self, namespace: &DynObject, but: Option<&str>) -> Result<(), Error> {
+        let members = namespace.try_iter_pairs().into_iter().flatten();
+        for (name, value) in members.filter(|(name, _)| but.is_none() || name.as_str() != but) {
+            self.settle(&name, 0)?;
+            self.settle(&value, 0)?;
+        }
+        Ok(())
+    }
+
     /// What stands for the value; `None` if it may stay.
     fn settle(&mut self, value: &Value, depth: usize) -> Result<Option<Value>, Error> {
         self.n_parts += 1;
