@@ -54,6 +54,7 @@ const COMPARISONS: &[Comparison] = &[
         means: Means::Tests(&["kernels", "formats", "model", "train", "tokenizer"]),
     },
     Comparison { name: "export", means: Means::Model("golden/compare_export.py") },
+    Comparison { name: "llama_cpp", means: Means::Model("golden/compare_llama_cpp.py") },
     Comparison { name: "encoding", means: Means::Model("golden/compare_tokenizer.py") },
     Comparison { name: "speed", means: Means::Galerne(&["bench", "train", "--peer", "--json"]) },
 ];
