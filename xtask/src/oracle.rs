@@ -33,6 +33,8 @@ enum Means {
     Golden(&'static str),
     /// A Python script that is given `--galerne PROGRAM --model DIRECTORY`.
     Model(&'static str),
+    /// A Python script with arguments that is given `--galerne PROGRAM`.
+    Program(&'static [&'static str]),
     /// The tests of these crates, on the golden files as they are now.
     Tests(&'static [&'static str]),
     /// A command of the program itself, which runs its peer too.
@@ -56,6 +58,11 @@ const COMPARISONS: &[Comparison] = &[
     Comparison { name: "export", means: Means::Model("golden/compare_export.py") },
     Comparison { name: "llama_cpp", means: Means::Model("golden/compare_llama_cpp.py") },
     Comparison { name: "encoding", means: Means::Model("golden/compare_tokenizer.py") },
+    Comparison {
+        name: "mistral_common",
+        means: Means::Program(&["golden/compare_mistral_common.py", "--n", "100000"]),
+    },
+    Comparison { name: "rendering", means: Means::Program(&["golden/compare_instruct.py"]) },
     Comparison { name: "speed", means: Means::Galerne(&["bench", "train", "--peer", "--json"]) },
 ];
 
@@ -113,12 +120,17 @@ impl Oracle<'_> {
     /// Makes one comparison and returns its figures.
     fn compare(&self, means: &Means) -> Result<String> {
         match means {
-            Means::Golden(script) => self.checked(&mut self.python_script(script)),
+            Means::Golden(script) => self.checked(&mut self.python_script(&[script])),
             Means::Tests(crates) => self.tests(crates),
             Means::Model(script) => {
                 let model = trained_model(self.home.folder()?)?;
-                let mut command = self.python_script(script);
+                let mut command = self.python_script(&[script]);
                 command.arg("--galerne").arg(self.release_build()?).arg("--model").arg(model);
+                self.checked(&mut command)
+            }
+            Means::Program(script) => {
+                let mut command = self.python_script(script);
+                command.arg("--galerne").arg(self.release_build()?);
                 self.checked(&mut command)
             }
             Means::Galerne(arguments) => {
@@ -128,8 +140,8 @@ impl Oracle<'_> {
         }
     }
 
-    fn python_script(&self, script: &str) -> Command {
-        let mut command = self.workspace.command(&self.python, &[script]);
+    fn python_script(&self, script: &[&str]) -> Command {
+        let mut command = self.workspace.command(&self.python, script);
         // No comparison may reach a host: what is not here is missing.
         command.env("HF_HUB_OFFLINE", "1").env("TRANSFORMERS_VERBOSITY", "error");
         command

@@ -8,7 +8,7 @@ use formats::model_dir::ModelDir;
 use formats::packed_copy::PackedCopy;
 use formats::{FormatError, SharedBytes};
 use model::{Decoder, ModelConfig, PackedBytes, PackedPlan, Quantisation, compute_dtype};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::context::Context;
 use crate::machine;
@@ -77,8 +77,8 @@ impl WeightsOfModel<'_> {
             let sink = |packed: &[u8]| out.write_all(packed);
             plan.write(&device, self.config, self.dir.weights(), sink)
         })?;
-        let (seconds, path) = (start.elapsed().as_secs_f64(), copy.path().display());
-        info!(model = self.name, seconds, %path, "packed");
+        let seconds = start.elapsed().as_secs_f64();
+        self.context.say(&format!("packed in {seconds:.1} s, kept as {}", copy.path().display()));
         Ok(())
     }
 }
