@@ -337,7 +337,7 @@ impl FormatError {
     }
 }
 
-/// For closures that write: [`FormatError::io`] gives the error back as it was.
+/// For closures that write: where this crate wraps what they return, the error comes out as it was.
 impl From<FormatError> for std::io::Error {
     fn from(error: FormatError) -> Self {
         Self::other(error)

@@ -137,16 +137,14 @@ fn the_order_of_packed_bytes_is_that_of_its_version() {
 /// A length that wraps around would let a few bytes pass for a large matrix.
 #[test]
 fn lengths_that_overflow_are_refused() {
-    let k = usize::MAX / 2 / 256 * 256;
+    let k = usize::MAX / 256 * 256;
     let refuses =
         |f: &dyn Fn() -> usize| std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err();
+    assert!(refuses(&|| BlockKind::Q8_0.bytes_of(k)));
     assert!(refuses(&|| rows_len([1, k])) && refuses(&|| rows_len([usize::MAX / 48, 64])));
     for kind in KINDS {
         assert!(refuses(&|| packed_len(kind, [usize::MAX / 1024, 1 << 20])), "{kind:?}");
-        assert!(
-            refuses(&|| packed_len(kind, [1, k])) && refuses(&|| kind.bytes_of(k * 2)),
-            "{kind:?}"
-        );
+        assert!(refuses(&|| packed_len(kind, [1, k])), "{kind:?}");
     }
 }
 
@@ -175,13 +173,28 @@ fn check_quantised<T: Operand>(x: &[f32], [m, k]: [usize; 2]) {
             let sum: i32 = got.codes.iter().copied().map(i32::from).sum();
             assert_eq!(got.sum, sum as f32);
             let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.to_f32().abs()));
-            assert_eq!(got.scale, peak / 127.0);
+            check_scale(&x.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), peak, got.scale);
             for (x, code) in x.iter().zip(got.codes) {
                 let error = (f64::from(x.to_f32()) - f64::from(got.scale) * f64::from(code)).abs();
                 assert!(code > -128 && error <= f64::from(got.scale) * 0.50001, "{x:?} {code}");
             }
         }
     }
+}
+
+/// The scale is one of six, and none of the others has an error that is smaller by more than the parts that errors are rounded to.
+fn check_scale(x: &[f32], peak: f32, scale: f32) {
+    let squares = |scale: f32| -> f64 {
+        let errors = x.iter().map(|&x| {
+            let (x, scale) = (f64::from(x), f64::from(scale));
+            x / scale - (x / scale).round_ties_even()
+        });
+        errors.map(|error| error * error).sum::<f64>() * f64::from(scale) * f64::from(scale)
+    };
+    let scales = [127.0, 126.0, 125.0, 124.0, 123.0, 122.0].map(|n| peak / n);
+    assert!(scales.contains(&scale), "{scale} of {peak}");
+    let least = scales.into_iter().map(squares).fold(f64::INFINITY, f64::min);
+    assert!(peak == 0.0 || squares(scale) <= 1.02 * least, "{} against {least}", squares(scale));
 }
 
 #[test]
@@ -199,7 +212,8 @@ fn codes_are_the_nearest_and_the_same_in_every_family() {
 #[test]
 fn ties_go_to_even_and_unusual_groups_have_their_scales() {
     let mut x = [0.0; 4 * GROUP];
-    // A step of two: 1 and 3 lie between codes.
+    // A step of two: 1 and 3 lie between codes. Even numbers, which have no error, make it the best one.
+    x[..GROUP].copy_from_slice(&std::array::from_fn::<f32, GROUP, _>(|i| (6 * i) as f32));
     x[..5].copy_from_slice(&[254.0, 1.0, 3.0, -1.0, -5.0]);
     x[GROUP + 7] = f32::NAN;
     x[2 * GROUP + 7] = f32::NEG_INFINITY;
@@ -285,7 +299,7 @@ fn products_are_within_half_a_step_of_the_exact_product() {
                     let (mut exact, mut bound) = (0.0, 0.0);
                     for (x, w) in x.chunks(GROUP).zip(w.chunks(GROUP)) {
                         let peak = x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs()));
-                        let step = f64::from(peak) / 127.0;
+                        let step = f64::from(peak) / 122.0;
                         for (x, w) in x.iter().zip(w) {
                             let w = f64::from(*w);
                             exact += f64::from(*x) * w;
