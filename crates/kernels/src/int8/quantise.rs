@@ -109,17 +109,12 @@ fn quantise_group_on<T: Operand, L: Lanes>(
         codes.fill(0);
         return [if is_finite { 0.0 } else { f32::NAN }, 0.0, 0.0, 0.0];
     }
-    let n = best_peak_code(|n| {
-        let (inverse, parts) = (lanes.splat(n / peak), lanes.splat(ERROR_PARTS));
-        let mut squares = zero;
-        for i in (0..GROUP).step_by(L::N) {
-            let steps = lanes.mul(T::load(lanes, &x[i..]), inverse);
-            let error = lanes.sub(steps, lanes.round(steps));
-            let error = lanes.round(lanes.mul(error, parts));
-            squares = lanes.mul_add(error, error, squares);
-        }
-        lanes.reduce_sum(squares)
-    });
+    // Not a closure that is passed on: it would be compiled without the vectors of the family.
+    let mut best = BestPeak::default();
+    for n in PEAK_CODES {
+        best.consider(n, squared_errors_on(lanes, x, n / peak));
+    }
+    let n = best.n;
     let inverse = lanes.splat(n / peak);
     let mut sums = [zero; 2];
     for i in (0..GROUP).step_by(L::N) {
@@ -132,18 +127,42 @@ fn quantise_group_on<T: Operand, L: Lanes>(
     [peak / n, first + second, first, second]
 }
 
-/// The peak code whose errors, as whole squares of parts of its steps, are the smallest.
+/// The sum of squared errors, in whole [`ERROR_PARTS`] of a step, of values multiplied by `inverse`.
 #[inline(always)]
-fn best_peak_code(squares: impl Fn(f32) -> f32) -> f32 {
-    let [mut best, rest @ ..] = PEAK_CODES;
-    let mut least = squares(best) / (best * best);
-    for n in rest {
-        let error = squares(n) / (n * n);
-        if error < least {
-            (best, least) = (n, error);
+fn squared_errors_on<T: Operand, L: Lanes>(lanes: L, x: &[T; GROUP], inverse: f32) -> f32 {
+    let (inverse, parts) = (lanes.splat(inverse), lanes.splat(ERROR_PARTS));
+    let mut squares = lanes.splat(0.0);
+    for i in (0..GROUP).step_by(L::N) {
+        let steps = lanes.mul(T::load(lanes, &x[i..]), inverse);
+        let error = lanes.sub(steps, lanes.round(steps));
+        let error = lanes.round(lanes.mul(error, parts));
+        squares = lanes.mul_add(error, error, squares);
+    }
+    lanes.reduce_sum(squares)
+}
+
+/// The peak code with the smallest error so far.
+#[derive(Clone, Copy)]
+struct BestPeak {
+    n: f32,
+    error: f32,
+}
+
+impl Default for BestPeak {
+    fn default() -> Self {
+        Self { n: PEAK_CODES[0], error: f32::INFINITY }
+    }
+}
+
+impl BestPeak {
+    #[inline(always)]
+    fn consider(&mut self, n: f32, squared_errors: f32) {
+        // In squares of the peak: a step is `peak / n`.
+        let error = squared_errors / (n * n);
+        if error < self.error {
+            *self = Self { n, error };
         }
     }
-    best
 }
 
 /// Writes the codes; gives the scale, their sum, and the sums of both halves.
@@ -154,11 +173,13 @@ fn quantise_group(x: [f32; GROUP], codes: &mut [u8; GROUP]) -> [f32; 4] {
         codes.fill(0);
         return [if peak.is_finite() { 0.0 } else { f32::NAN }, 0.0, 0.0, 0.0];
     }
-    let n = best_peak_code(|n| {
+    let mut best = BestPeak::default();
+    for n in PEAK_CODES {
         let steps = x.map(|x| x * (n / peak));
         let errors = steps.map(|x| ((x - x.round_ties_even()) * ERROR_PARTS).round_ties_even());
-        errors.iter().map(|error| error * error).sum()
-    });
+        best.consider(n, errors.iter().map(|error| error * error).sum());
+    }
+    let n = best.n;
     let q = x.map(|x| (x * (n / peak)).round_ties_even());
     for (code, q) in codes.iter_mut().zip(q) {
         *code = (q as i8).cast_unsigned();
