@@ -1,12 +1,13 @@
 //! Loading weights. Packing those of a large model takes seconds, so they are packed once, into the home.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use eval::figures::bytes;
+use formats::FormatError;
 use formats::model_dir::ModelDir;
-use formats::packed_copy::PackedCopy;
-use formats::{FormatError, SharedBytes};
+use formats::packed_copy::{OpenCopy, PackedCopy};
+use kernels::Buffer;
 use model::{Decoder, ModelConfig, PackedBytes, PackedPlan, Quantisation, compute_dtype};
 use tracing::warn;
 
@@ -15,6 +16,9 @@ use crate::machine;
 
 /// Packed weights of fewer bytes are not kept: packing them takes a moment.
 pub(crate) const KEPT_BYTES: usize = 256 << 20;
+
+/// Bytes that a thread reads at a time.
+const READ_BYTES: usize = 8 << 20;
 
 /// The weights of a model, and how they are wanted.
 pub(crate) struct WeightsOfModel<'a> {
@@ -50,13 +54,13 @@ impl WeightsOfModel<'_> {
         Ok(Decoder::load(&device, config, dtype, weights, quantisation)?)
     }
 
-    /// The kept copy; `None`, with a word why, where there is no place for it.
-    fn packed(&self, plan: &PackedPlan) -> anyhow::Result<Option<SharedBytes>> {
+    /// The kept copy, on huge pages; `None`, with a word why, where there is no place for it on the disk.
+    fn packed(&self, plan: &PackedPlan) -> anyhow::Result<Option<Buffer<u8>>> {
         let (weights, n_bytes) = (self.dir.weights(), plan.n_bytes());
         let copies = self.context.packed_dir();
         let copy = PackedCopy::new(&copies, weights, &plan.description(), n_bytes)?;
-        if let Some(bytes) = copy.map()? {
-            return Ok(Some(bytes));
+        if let Some(found) = copy.open()? {
+            return self.read(&found, n_bytes).map(Some);
         }
         let fits = machine::check_disk("the packed copy of a model", copy.path(), n_bytes as u64);
         if let Err(reason) = fits.and_then(|()| self.write(&copy, plan)) {
@@ -67,7 +71,24 @@ impl WeightsOfModel<'_> {
             warn!(model, %reason, "packed weights are not kept: they are packed at every start");
             return Ok(None);
         }
-        Ok(copy.map()?)
+        let written = copy.open()?;
+        written.map(|written| self.read(&written, n_bytes)).transpose()
+    }
+
+    /// Reads a copy on all threads. Mapped, it would lie in pages of 4 KiB, from which memory is read more slowly.
+    fn read(&self, copy: &OpenCopy, n_bytes: usize) -> anyhow::Result<Buffer<u8>> {
+        let mut bytes = Buffer::zeroed(n_bytes);
+        let failure = Mutex::new(None);
+        let device = self.context.device()?;
+        device.compute().pool().run_chunks(&mut bytes, READ_BYTES, |chunk_idx, chunk, _| {
+            if let Err(error) = copy.read_at(chunk_idx * READ_BYTES, chunk) {
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error.into()),
+            None => Ok(bytes),
+        }
     }
 
     fn write(&self, copy: &PackedCopy, plan: &PackedPlan) -> anyhow::Result<()> {

@@ -40,12 +40,6 @@ pub struct SharedBytes {
 }
 
 impl SharedBytes {
-    /// All bytes of the mapping.
-    pub(crate) fn whole(mapping: Arc<Mapping>) -> Self {
-        let range = 0..mapping.bytes().len();
-        Self { mapping, range }
-    }
-
     /// The bytes of a slice of the mapping; `None` when it is a slice of something else.
     pub(crate) fn of(mapping: &Arc<Mapping>, slice: &[u8]) -> Option<Self> {
         let begin = (slice.as_ptr() as usize).checked_sub(mapping.bytes().as_ptr() as usize)?;

@@ -1,19 +1,17 @@
-//! Kept copies of a model's weights in the order that the kernels want: one file each, in a folder, mapped read-only.
+//! Kept copies of a model's weights in the order that the kernels want: one file each, in a folder.
 //!
 //! A copy is named by what it was made of: paths, sizes and times of the files of weights, and a text that describes its own
 //! order. Nothing is lost with it, and it is made again when any of these is another.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
-use crate::durable::{parent_of, write_atomically};
-use crate::os::{Mapping, SharedBytes};
+use crate::durable::{open_regular, parent_of, write_atomically};
 use crate::{FormatError, ModelWeights};
 
 /// Hexadecimal digits of each half of a name.
@@ -57,17 +55,18 @@ impl PackedCopy {
         &self.path
     }
 
-    /// Its bytes, if it exists and is as long as it should be.
+    /// Opens it, if it exists and is as long as it should be.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn map(&self) -> Result<Option<SharedBytes>, FormatError> {
+    /// When it cannot be opened.
+    pub fn open(&self) -> Result<Option<OpenCopy>, FormatError> {
         if !self.path.exists() {
             return Ok(None);
         }
-        let mapping = Arc::new(Mapping::open(&self.path)?);
-        let is_whole = mapping.bytes().len() == self.n_bytes;
-        Ok(is_whole.then(|| SharedBytes::whole(mapping)))
+        let file = open_regular(&self.path)?;
+        let found = file.metadata().map_err(FormatError::io("inspect", &self.path))?;
+        let is_whole = found.len() == self.n_bytes as u64;
+        Ok(is_whole.then(|| OpenCopy { file, path: self.path.clone() }))
     }
 
     /// Writes it, and removes copies of the same files that were made of what they were before.
@@ -84,6 +83,23 @@ impl PackedCopy {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let (source, _) = name.split_once('-').unwrap_or_default();
         remove_matching(dir, |other| other.starts_with(source) && other != name)
+    }
+}
+
+/// A copy that is read, by several threads at once.
+#[derive(Debug)]
+pub struct OpenCopy {
+    file: File,
+    path: PathBuf,
+}
+
+impl OpenCopy {
+    /// Fills `out` with the bytes from `start` on.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn read_at(&self, start: usize, out: &mut [u8]) -> Result<(), FormatError> {
+        self.file.read_exact_at(out, start as u64).map_err(FormatError::io("read", &self.path))
     }
 }
 
@@ -146,15 +162,17 @@ mod tests {
         let open = || ModelDir::open(&model).unwrap();
         let copy = |text| PackedCopy::new(&dir, open().weights(), text, 4).unwrap();
         let first = copy("one");
-        assert!(first.map().unwrap().is_none());
+        assert!(first.open().unwrap().is_none());
         first.write(|out| out.write_all(b"abcd")).unwrap();
-        assert_eq!(copy("one").map().unwrap().unwrap().as_ref(), b"abcd");
-        assert!(copy("two").map().unwrap().is_none());
+        let mut middle = [0; 2];
+        copy("one").open().unwrap().unwrap().read_at(1, &mut middle).unwrap();
+        assert_eq!(&middle, b"bc");
+        assert!(copy("two").open().unwrap().is_none());
         // A failed copy leaves what there is.
         copy("two").write(|_| Err(io::ErrorKind::StorageFull.into())).unwrap_err();
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         fs::write(first.path(), b"abc").unwrap();
-        assert!(first.map().unwrap().is_none());
+        assert!(first.open().unwrap().is_none());
         // Another file under the name: the copy of the old one goes when the new one comes.
         fs::remove_file(model.join("model.safetensors")).unwrap();
         copy_files();

@@ -96,6 +96,12 @@ impl<T: Element> Drop for Buffer<T> {
     }
 }
 
+impl<T: Element> AsRef<[T]> for Buffer<T> {
+    fn as_ref(&self) -> &[T] {
+        self
+    }
+}
+
 impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
 

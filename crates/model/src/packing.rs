@@ -70,7 +70,7 @@ impl Form {
     }
 }
 
-/// Bytes that a decoder shares with others, such as a mapped file.
+/// Packed bytes that a decoder is loaded from, and keeps.
 pub type PackedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Where the packed blocks of each weight stand in one piece of bytes.
