@@ -8,7 +8,7 @@ One figure of one GGUF file, as one line of JSON, `{"value": 25.3, "unit": "toke
 - `batch N`: N users, each after a prompt of 128 tokens, in all.
 
 Flash attention is on for prefill and off for decoding, which is each time the faster setting on a CPU; `--flash` forces it.
-It needs the package `llama-cpp-python`, built for this machine (CONTRIBUTING.md).
+It needs the package `llama-cpp-python` of `golden/requirements.txt`, which is built for this machine where it is installed.
 """
 
 import argparse

@@ -101,6 +101,9 @@ fn check(args: &Args) -> Result<(), Failure> {
         What::Prefill | What::Decode | What::Batch if args.peer && args.model.is_none() => {
             "--peer runs llama.cpp on the same file: give --model FILE.gguf"
         }
+        _ if args.peer && (args.load.quantize.is_some() || args.load.adapter.is_some()) => {
+            "--peer measures the file as it is: leave out --quantize and --adapter"
+        }
         _ if args.load.quantize.is_some() && args.model.is_none() => {
             "--quantize is for models: give --model"
         }
@@ -173,8 +176,8 @@ fn inference(
     device: &Device,
     context: &Context,
 ) -> anyhow::Result<Vec<BenchResult>> {
-    let (name, decoder) = decoder(args, device, context)?;
     let peer_file = args.peer.then(|| gguf_file(args, context)).transpose()?;
+    let (name, decoder) = decoder(args, device, context)?;
     let config = decoder.config();
     let details: &[usize] = match args.what {
         What::Prefill => &PROMPT_LENS,

@@ -35,6 +35,19 @@ pub(crate) struct LoadArgs {
     pub(crate) scaling: Option<f64>,
 }
 
+impl LoadArgs {
+    /// Opens the adapter, where one is asked for, for a model of this shape.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is one for another model.
+    fn open_adapter(&self, config: &ModelConfig) -> anyhow::Result<Option<Adapter>> {
+        let Some(path) = &self.adapter else { return Ok(None) };
+        let adapter = Adapter::open(path, config, self.scaling);
+        let failed = || format!("cannot use the adapter {}", path.display());
+        adapter.map(Some).with_context(failed)
+    }
+}
+
 /// Parses the scaling of an adapter.
 pub(crate) fn parse_scaling(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|number| (-MAX_SCALING..=MAX_SCALING).contains(number));
@@ -150,18 +163,7 @@ impl OpenModel {
         let device = &context.device()?;
         let config = ModelConfig::new(dir.config().clone())
             .with_context(|| format!("cannot compute model `{name}`"))?;
-        let adapter_failed = |path: &Path| format!("cannot use the adapter {}", path.display());
-        let adapter = load.adapter.as_deref().map(|path| {
-            let adapter = Adapter::open(path, &config, load.scaling);
-            adapter.with_context(|| adapter_failed(path))
-        });
-        let adapter = adapter.transpose()?;
-        let adapter_bytes = adapter.iter().map(|adapter| {
-            let taken = Decoder::adapter_bytes(&config, compute_dtype(config.dtype), adapter);
-            taken.with_context(|| adapter_failed(adapter.path()))
-        });
-        let adapter_bytes = adapter_bytes.sum::<anyhow::Result<usize>>()? as u64;
-        let weights_bytes = weights_bytes(&config, dir, load.quantize)? + adapter_bytes;
+        let weights_bytes = weights_bytes(&config, dir, load)?;
         let available = machine::memory().map(|memory| bytes(memory.available_bytes));
         info!(model = name, weights = bytes(weights_bytes), available, "memory of the model");
         machine::check_memory(&format!("model `{name}`"), weights_bytes)?;
@@ -170,9 +172,9 @@ impl OpenModel {
         let quantisation = load.quantize;
         let weights = WeightsOfModel { name: &name, config: &config, dir, quantisation, context };
         let mut decoder = weights.load(KEPT_BYTES)?;
-        if let Some(adapter) = &adapter {
-            let failed = || adapter_failed(adapter.path());
-            decoder = decoder.with_adapter(device, adapter).with_context(failed)?;
+        if let Some(adapter) = load.open_adapter(&config)? {
+            let failed = || adapter_failed(&adapter);
+            decoder = decoder.with_adapter(device, &adapter).with_context(failed)?;
         }
         let mut eos_ids = dir.eos_ids();
         if let Some(tokenizer) = &tokenizer
@@ -239,17 +241,27 @@ fn seconds_since_1970(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Bytes that the weights of a model take in memory.
+/// Bytes that the weights of a model take in memory, with those of its adapter.
 ///
 /// # Errors
-/// When a weight cannot be used.
+/// When a weight or the adapter cannot be used.
 pub(crate) fn weights_bytes(
     config: &ModelConfig,
     dir: &ModelDir,
-    quantisation: Option<Quantisation>,
+    load: &LoadArgs,
 ) -> anyhow::Result<u64> {
     let dtype = compute_dtype(config.dtype);
-    Ok(Decoder::loaded_bytes(config, dtype, dir.weights(), quantisation)? as u64)
+    let weights = Decoder::loaded_bytes(config, dtype, dir.weights(), load.quantize)?;
+    let changes = match load.open_adapter(config)? {
+        Some(adapter) => Decoder::adapter_bytes(config, dtype, &adapter)
+            .with_context(|| adapter_failed(&adapter))?,
+        None => 0,
+    };
+    Ok((weights + changes) as u64)
+}
+
+fn adapter_failed(adapter: &Adapter) -> String {
+    format!("cannot use the adapter {}", adapter.path().display())
 }
 
 /// Says what a model's files hold that is not read.

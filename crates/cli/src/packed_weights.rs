@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use anyhow::Context as _;
 use eval::figures::bytes;
 use formats::FormatError;
 use formats::model_dir::ModelDir;
@@ -16,6 +17,9 @@ use crate::machine;
 
 /// Packed weights of fewer bytes are not kept: packing them takes a moment.
 pub(crate) const KEPT_BYTES: usize = 256 << 20;
+
+/// Bytes of the disk that a copy leaves free.
+const RESERVE_BYTES: u64 = 256 << 20;
 
 /// Bytes that a thread reads at a time.
 const READ_BYTES: usize = 8 << 20;
@@ -54,25 +58,35 @@ impl WeightsOfModel<'_> {
         Ok(Decoder::load(&device, config, dtype, weights, quantisation)?)
     }
 
-    /// The kept copy, on huge pages; `None`, with a word why, where there is no place for it on the disk.
+    /// The kept copy, on huge pages; `None`, with a word why, where it cannot be kept or read.
     fn packed(&self, plan: &PackedPlan) -> anyhow::Result<Option<Buffer<u8>>> {
+        match self.kept(plan) {
+            Err(error) if error.downcast_ref::<FormatError>().is_some_and(|e| !e.is_io()) => {
+                Err(error)
+            }
+            Err(reason) => {
+                let (model, reason) = (self.name, format!("{reason:#}"));
+                warn!(model, reason, "no packed copy: the weights are packed into memory");
+                Ok(None)
+            }
+            Ok(bytes) => Ok(Some(bytes)),
+        }
+    }
+
+    /// Reads the copy, which is made where it is not there.
+    fn kept(&self, plan: &PackedPlan) -> anyhow::Result<Buffer<u8>> {
         let (weights, n_bytes) = (self.dir.weights(), plan.n_bytes());
         let copies = self.context.packed_dir();
-        let copy = PackedCopy::new(&copies, weights, &plan.description(), n_bytes)?;
+        let made_of = [&*PackedPlan::version(), &*plan.description(self.config)];
+        let copy = PackedCopy::new(&copies, weights, made_of, n_bytes)?;
         if let Some(found) = copy.open()? {
-            return self.read(&found, n_bytes).map(Some);
+            return self.read(&found, n_bytes);
         }
-        let fits = machine::check_disk("the packed copy of a model", copy.path(), n_bytes as u64);
-        if let Err(reason) = fits.and_then(|()| self.write(&copy, plan)) {
-            if reason.downcast_ref::<FormatError>().is_some_and(|error| !error.is_io()) {
-                return Err(reason);
-            }
-            let model = self.name;
-            warn!(model, %reason, "packed weights are not kept: they are packed at every start");
-            return Ok(None);
-        }
-        let written = copy.open()?;
-        written.map(|written| self.read(&written, n_bytes)).transpose()
+        let needed_bytes = n_bytes as u64 + RESERVE_BYTES;
+        machine::check_disk("the packed copy of a model", copy.path(), needed_bytes)?;
+        self.write(&copy, plan)?;
+        let written = copy.open()?.context("the packed copy is gone")?;
+        self.read(&written, n_bytes)
     }
 
     /// Reads a copy on all threads. Mapped, it would lie in pages of 4 KiB, from which memory is read more slowly.
@@ -98,6 +112,9 @@ impl WeightsOfModel<'_> {
             let sink = |packed: &[u8]| out.write_all(packed);
             plan.write(&device, self.config, self.dir.weights(), sink)
         })?;
+        if let Err(error) = copy.remove_older() {
+            warn!(model = self.name, %error, "an older packed copy stays");
+        }
         let seconds = start.elapsed().as_secs_f64();
         self.context.say(&format!("packed in {seconds:.1} s, kept as {}", copy.path().display()));
         Ok(())

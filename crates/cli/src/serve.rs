@@ -167,7 +167,7 @@ fn answer_bytes(config: &::model::ModelConfig) -> u64 {
 fn needed_bytes(name: &str, dir: &ModelDir, load: &LoadArgs) -> anyhow::Result<u64> {
     let config = model::ModelConfig::new(dir.config().clone())
         .with_context(|| format!("cannot compute model `{name}`"))?;
-    Ok(weights_bytes(&config, dir, load.quantize)? + answer_bytes(&config))
+    Ok(weights_bytes(&config, dir, load)? + answer_bytes(&config))
 }
 
 /// Loads a model, says what it takes, and serves it.
@@ -184,7 +184,7 @@ pub(crate) fn add(
         .with_context(|| format!("cannot compute model `{name}`"))?;
     context.say(&format!(
         "loading {name}: {} of weights, up to {} for answers",
-        bytes(weights_bytes(&config, dir, load.quantize)?),
+        bytes(weights_bytes(&config, dir, load)?),
         bytes(answer_bytes(&config))
     ));
     let model = OpenModel::load(name.to_owned(), dir, load, context)?;

@@ -248,22 +248,35 @@ pub(crate) fn remove_leftovers(dir: &Path) -> Result<Vec<PathBuf>, FormatError> 
     Ok(removed)
 }
 
-/// Removes the temporaries of a folder `final_dir` whose writers are dead: those of processes that this machine does not
-/// know, untouched for an hour, for the folder may be shared with another machine.
-pub(crate) fn remove_dead_leftovers(final_dir: &Path) -> Result<(), FormatError> {
-    let parent = parent_of(final_dir);
-    let name = final_dir.file_name().unwrap_or_default().to_string_lossy();
-    let prefix = format!(".{name}.tmp-");
-    for entry in fs::read_dir(parent).map_err(FormatError::io("list", parent))? {
-        let entry = entry.map_err(FormatError::io("list", parent))?;
+/// Removes the temporaries of `final_path`, a file or a folder, whose writers are dead: as [`remove_dead_temporaries`].
+pub(crate) fn remove_dead_leftovers(final_path: &Path) -> Result<(), FormatError> {
+    let name = final_path.file_name().unwrap_or_default().to_string_lossy();
+    remove_dead_temporaries(parent_of(final_path), |of| of == name)
+}
+
+/// Removes the temporaries in a folder, of the final names that match, whose writers are dead: those of processes that this machine
+/// does not know, untouched for an hour, for the folder may be shared with another machine.
+pub(crate) fn remove_dead_temporaries(
+    dir: &Path,
+    matches: impl Fn(&str) -> bool,
+) -> Result<(), FormatError> {
+    for entry in fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
+        let entry = entry.map_err(FormatError::io("list", dir))?;
         let found = entry.file_name().to_string_lossy().into_owned();
-        let pid = found.strip_prefix(&prefix).and_then(|rest| rest.split_once('-'));
-        let is_dead = pid.is_some_and(|(pid, _)| !Path::new("/proc").join(pid).exists());
+        let Some((of, numbers)) = found.strip_prefix('.').and_then(|f| f.rsplit_once(".tmp-"))
+        else {
+            continue;
+        };
+        let pid = numbers.split_once('-').map_or("", |(pid, _)| pid);
+        let is_dead = !Path::new("/proc").join(pid).exists();
         let modified = entry.metadata().and_then(|found| found.modified());
         let age = modified.ok().and_then(|time| time.elapsed().ok());
-        if is_temporary_name(&found) && is_dead && age.is_some_and(|age| age > DEAD_AFTER) {
+        let is_old = age.is_some_and(|age| age > DEAD_AFTER);
+        if is_temporary_name(&found) && matches(of) && is_dead && is_old {
             let path = entry.path();
-            fs::remove_dir_all(&path).map_err(FormatError::io("remove", &path))?;
+            let result =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            result.map_err(FormatError::io("remove", &path))?;
         }
     }
     Ok(())

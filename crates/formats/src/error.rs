@@ -324,6 +324,11 @@ impl FormatError {
         move |source| Self::Json { path, source }
     }
 
+    /// Whether there is no such file.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    }
+
     /// Whether the system refused something: the cause lies outside the file's content.
     #[must_use]
     pub fn is_io(&self) -> bool {

@@ -7,6 +7,7 @@
 use std::ffi::CString;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,21 +15,52 @@ use crate::FormatError;
 
 /// A file mapped read-only. Its pages are the page cache's, shared by all processes of the host.
 #[derive(Debug)]
-pub(crate) struct Mapping(memmap2::Mmap);
+pub(crate) struct Mapping {
+    map: memmap2::Mmap,
+    stamp: FileStamp,
+}
+
+/// What tells a file from one that takes its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileStamp {
+    n_bytes: u64,
+    device: u64,
+    inode: u64,
+    /// Seconds and nanoseconds of the last change.
+    modified: (i64, i64),
+}
+
+impl FileStamp {
+    fn of(file: &std::fs::Metadata) -> Self {
+        Self {
+            n_bytes: file.len(),
+            device: file.dev(),
+            inode: file.ino(),
+            modified: (file.mtime(), file.mtime_nsec()),
+        }
+    }
+}
 
 impl Mapping {
     /// Maps the whole file.
     pub(crate) fn open(path: &Path) -> Result<Self, FormatError> {
         let file = crate::durable::open_regular(path)?;
+        let stamp = file.metadata().map_err(FormatError::io("inspect", path))?;
+        let stamp = FileStamp::of(&stamp);
         // SAFETY: the mapping is private and read-only, and the bytes are only ever read as `u8`. A file that is cut
         // while mapped raises SIGBUS and one that is written in place changes under the reader; weight files are
         // replaced by rename and never written in place (`durable`), and the documentation asks the same of others.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(FormatError::io("map", path))?;
-        Ok(Self(map))
+        Ok(Self { map, stamp })
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.map
+    }
+
+    /// Of the file as it was opened.
+    pub(crate) fn stamp(&self) -> FileStamp {
+        self.stamp
     }
 }
 

@@ -1,21 +1,21 @@
 //! Kept copies of a model's weights in the order that the kernels want: one file each, in a folder.
 //!
-//! A copy is named by what it was made of: paths, sizes and times of the files of weights, and a text that describes its own
-//! order. Nothing is lost with it, and it is made again when any of these is another.
+//! A copy is named by what it was made of: the paths of the files of weights, their stamps and the version of what packed them, and a
+//! text that describes its own order. Nothing is lost with it, and it is made again when any of these is another.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
-use crate::durable::{open_regular, parent_of, write_atomically};
+use crate::durable::{open_regular, parent_of, remove_dead_temporaries, write_atomically};
 use crate::{FormatError, ModelWeights};
 
-/// Hexadecimal digits of each half of a name.
-const DIGITS: usize = 24;
+/// Hexadecimal digits of each part of a name.
+const DIGITS: usize = 16;
 
 /// The ending of a name.
 const ENDING: &str = ".packed";
@@ -24,29 +24,31 @@ const ENDING: &str = ".packed";
 #[derive(Clone, Debug)]
 pub struct PackedCopy {
     path: PathBuf,
+    /// What the names of copies of these paths begin with.
+    of_paths: String,
+    /// What the names of copies of these files, packed by this version, begin with.
+    of_files: String,
     n_bytes: usize,
 }
 
 impl PackedCopy {
-    /// The copy of some weights in `dir`, described by a text, of so many bytes. It may not exist yet.
+    /// The copy of some weights in `dir`, of so many bytes: `version` says what packs them, `description` what they are packed to. It may
+    /// not exist yet.
     ///
     /// # Errors
     /// When a file of weights is gone.
     pub fn new(
         dir: &Path,
         weights: &ModelWeights,
-        description: &str,
+        [version, description]: [&str; 2],
         n_bytes: usize,
     ) -> Result<Self, FormatError> {
-        let mut made_of = Sha256::new();
-        for path in weights.paths() {
-            let found = fs::metadata(path).map_err(FormatError::io("inspect", path))?;
-            let (time, nanoseconds) = (found.mtime(), found.mtime_nsec());
-            made_of.update(format!("{} {time} {nanoseconds} {}\n", found.len(), found.ino()));
-        }
-        made_of.update(description);
-        let name = format!("{}-{}{ENDING}", source(weights)?, &hex(made_of)[..DIGITS]);
-        Ok(Self { path: dir.join(name), n_bytes })
+        let stamps: Vec<String> =
+            weights.stamps().iter().map(|(_, stamp)| format!("{stamp:?}")).collect();
+        let of_paths = of_paths(weights)?;
+        let of_files = format!("{of_paths}-{}", digits([version, &stamps.concat()].concat()));
+        let path = dir.join(format!("{of_files}-{}{ENDING}", digits(description)));
+        Ok(Self { path, of_paths, of_files, n_bytes })
     }
 
     /// Where it is.
@@ -60,29 +62,37 @@ impl PackedCopy {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(&self) -> Result<Option<OpenCopy>, FormatError> {
-        if !self.path.exists() {
-            return Ok(None);
-        }
-        let file = open_regular(&self.path)?;
+        let file = match open_regular(&self.path) {
+            Err(error) if error.is_not_found() => return Ok(None),
+            file => file?,
+        };
         let found = file.metadata().map_err(FormatError::io("inspect", &self.path))?;
         let is_whole = found.len() == self.n_bytes as u64;
         Ok(is_whole.then(|| OpenCopy { file, path: self.path.clone() }))
     }
 
-    /// Writes it, and removes copies of the same files that were made of what they were before.
+    /// Writes it, after what killed processes left of such copies is gone.
     ///
     /// # Errors
-    /// When it cannot be written; the older copies stay then.
+    /// When it cannot be written.
     pub fn write(
         &self,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), FormatError> {
         let dir = parent_of(&self.path);
         fs::create_dir_all(dir).map_err(FormatError::io("create", dir))?;
-        write_atomically(&self.path, write)?;
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let (source, _) = name.split_once('-').unwrap_or_default();
-        remove_matching(dir, |other| other.starts_with(source) && other != name)
+        remove_dead_temporaries(dir, |name| name.starts_with(&self.of_paths))?;
+        write_atomically(&self.path, write)
+    }
+
+    /// Removes copies of the same paths that were made of other files, or by another version.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn remove_older(&self) -> Result<(), FormatError> {
+        let is_older =
+            |name: &str| name.starts_with(&self.of_paths) && !name.starts_with(&self.of_files);
+        remove_matching(parent_of(&self.path), is_older)
     }
 }
 
@@ -108,8 +118,11 @@ impl OpenCopy {
 /// # Errors
 /// When one cannot be removed.
 pub fn remove_copies(dir: &Path, weights: &ModelWeights) -> Result<(), FormatError> {
-    let source = source(weights)?;
-    remove_matching(dir, |name| name.starts_with(&source))
+    let of_paths = of_paths(weights)?;
+    if dir.is_dir() {
+        remove_dead_temporaries(dir, |name| name.starts_with(&of_paths))?;
+    }
+    remove_matching(dir, |name| name.starts_with(&of_paths))
 }
 
 fn remove_matching(dir: &Path, matches: impl Fn(&str) -> bool) -> Result<(), FormatError> {
@@ -121,25 +134,36 @@ fn remove_matching(dir: &Path, matches: impl Fn(&str) -> bool) -> Result<(), For
         let entry = entry.map_err(FormatError::io("list", dir))?;
         if entry.file_name().to_str().is_some_and(|name| name.ends_with(ENDING) && matches(name)) {
             let path = entry.path();
-            fs::remove_file(&path).map_err(FormatError::io("remove", &path))?;
+            match fs::remove_file(&path) {
+                // Another process was faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(FormatError::io("remove", &path))?,
+            }
         }
     }
     Ok(())
 }
 
-/// What copies of the same files begin with.
-fn source(weights: &ModelWeights) -> Result<String, FormatError> {
-    let mut paths = Sha256::new();
-    for path in weights.paths() {
+/// What the names of copies of the same paths begin with.
+fn of_paths(weights: &ModelWeights) -> Result<String, FormatError> {
+    let mut text = Vec::new();
+    for (path, _) in weights.stamps() {
         let path = path.canonicalize().map_err(FormatError::io("find", path))?;
-        paths.update(path.as_os_str().as_encoded_bytes());
-        paths.update([0]);
+        text.extend_from_slice(path.as_os_str().as_encoded_bytes());
+        text.push(0);
     }
-    Ok(hex(paths)[..DIGITS].to_owned())
+    Ok(digits(text))
+}
+
+/// The first digits of a sum.
+fn digits(text: impl AsRef<[u8]>) -> String {
+    hex(Sha256::new_with_prefix(text))[..DIGITS].to_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use testkit::golden::workspace_root;
     use testkit::test_dir::TestDir;
 
@@ -160,7 +184,9 @@ mod tests {
         copy_files();
         let dir = scratch.path().join("cache/packed");
         let open = || ModelDir::open(&model).unwrap();
-        let copy = |text| PackedCopy::new(&dir, open().weights(), text, 4).unwrap();
+        let copy_by =
+            |version, text| PackedCopy::new(&dir, open().weights(), [version, text], 4).unwrap();
+        let copy = |text| copy_by("version 1", text);
         let first = copy("one");
         assert!(first.open().unwrap().is_none());
         first.write(|out| out.write_all(b"abcd")).unwrap();
@@ -179,7 +205,19 @@ mod tests {
         let second = copy("one");
         assert_ne!(second.path(), first.path());
         second.write(|out| out.write_all(b"efgh")).unwrap();
-        assert!(!first.path().exists() && second.path().exists());
+        let other = copy("two");
+        other.write(|out| out.write_all(b"ijkl")).unwrap();
+        second.remove_older().unwrap();
+        assert!(!first.path().exists() && second.path().exists() && other.path().exists());
+        // What was killed while it wrote is removed by the next that writes, if it is old.
+        let name = second.path().file_name().unwrap().to_str().unwrap();
+        let dead = dir.join(format!(".{name}.tmp-4194999-0"));
+        File::create(&dead).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        second.write(|out| out.write_all(b"efgh")).unwrap();
+        assert!(!dead.exists());
+        copy_by("version 2", "one").remove_older().unwrap();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        second.write(|out| out.write_all(b"efgh")).unwrap();
         remove_copies(&dir, open().weights()).unwrap();
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         remove_copies(&scratch.path().join("none"), open().weights()).unwrap();

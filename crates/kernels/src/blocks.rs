@@ -53,6 +53,10 @@ pub enum BlockKind {
     IQ4_XS,
 }
 
+/// Version of the roundings that [`BlockKind::encode`] makes: others have another number, so that blocks that someone kept are not taken
+/// for them.
+pub const ENCODING_VERSION: u32 = 1;
+
 impl BlockKind {
     /// Every kind.
     pub const ALL: [Self; 15] = [

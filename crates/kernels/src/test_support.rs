@@ -155,3 +155,10 @@ pub(crate) fn check_threads(run: impl Fn(&Compute) -> Vec<f32>) {
         }
     }
 }
+
+/// A sum of bytes that tells them from others (FNV-1a).
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |sum, &byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
+    })
+}

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use formats::weights::StoredWeight;
 use formats::{FormatError, ModelWeights, TensorDtype, WeightName};
-use kernels::blocks::{BlockKind, BlockMatrix};
+use kernels::blocks::{self, BlockKind, BlockMatrix};
 use kernels::{Buffer, int8};
 use tensor::{BlockBytes, BlockOrder, BlockRows, DType, Device, Linear, Passes};
 
@@ -122,10 +122,16 @@ impl PackedPlan {
         self.n_bytes
     }
 
-    /// What tells apart packed bytes of one file of weights: the order within blocks, and kind, shape and place of each weight.
+    /// The versions of what packs: other versions write other bytes.
     #[must_use]
-    pub fn description(&self) -> String {
-        let mut text = format!("packed blocks, order {}\n", int8::ORDER_VERSION);
+    pub fn version() -> String {
+        format!("blocks {}, order {}", blocks::ENCODING_VERSION, int8::ORDER_VERSION)
+    }
+
+    /// What tells apart the packed bytes of one set of files: kind, shape and place of each weight, and what the order of rows depends on.
+    #[must_use]
+    pub fn description(&self, config: &ModelConfig) -> String {
+        let mut text = format!("heads of {}\n", config.head_dim);
         for Entry { name, kind, shape: [n_out, n_in], range } in &self.entries {
             writeln!(text, "{} {name:?} {kind:?} [{n_out}, {n_in}]", range.start)
                 .expect("a text takes what is written");

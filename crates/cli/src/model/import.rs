@@ -138,7 +138,7 @@ pub(super) fn remove(name: &str, context: &Context) -> anyhow::Result<()> {
         return Err(Failure::usage(problem).into());
     }
     let dir = locate_in(&context.models_dir(), "model", name)?;
-    // A model that cannot be opened has no copies: they are made when one is loaded.
+    // Copies of one that cannot be opened any more are not found; `cache` may be removed at any time.
     if let Ok(model) = ModelDir::open(&dir) {
         remove_copies(&context.packed_dir(), model.weights())?;
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 
 use crate::context::{Context, Form};
-use crate::open_model::{locate, open_tokenizer, weights_bytes};
+use crate::open_model::{LoadArgs, locate, open_tokenizer, weights_bytes};
 use crate::table::table;
 
 /// Prints shape, tensors, tokenizer, lineage and files of a model.
@@ -106,7 +106,7 @@ fn as_json(
 /// None for a model that this program reads and cannot compute.
 fn serving_bytes(dir: &ModelDir) -> Option<u64> {
     let config = ModelConfig::new(dir.config().clone()).ok()?;
-    weights_bytes(&config, dir, None).ok()
+    weights_bytes(&config, dir, &LoadArgs::default()).ok()
 }
 
 fn as_text(

@@ -113,8 +113,8 @@ fn compare(
     let workspace =
         Workspace::max_bytes_for_decoder(&config, compute_dtype(config.dtype), piece_len);
     let computing_bytes = workspace + 4 * piece_len * config.vocab_size;
-    let needed_bytes = weights_bytes(&config, original, None)?
-        + weights_bytes(&config, quantised, None)?
+    let needed_bytes = weights_bytes(&config, original, &LoadArgs::default())?
+        + weights_bytes(&config, quantised, &LoadArgs::default())?
         + 2 * computing_bytes as u64;
     if let Err(error) = machine::check_memory("comparing both models", needed_bytes) {
         context.say(&format!("not compared: {error}"));

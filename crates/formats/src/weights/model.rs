@@ -9,7 +9,7 @@ use crate::FormatError;
 use crate::config::DecoderConfig;
 use crate::gguf::GgufFile;
 use crate::names::{Layout, ROPE_DIVISORS, RowOrder, WeightName};
-use crate::os::SharedBytes;
+use crate::os::{FileStamp, SharedBytes};
 
 /// The weights of a decoder and how their files name them.
 #[derive(Debug)]
@@ -361,6 +361,16 @@ impl ModelWeights {
         let mut scale = [0.0];
         view.read_f32(&mut scale);
         Ok(scale[0])
+    }
+
+    /// The files, as they were opened.
+    pub(crate) fn stamps(&self) -> Vec<(&Path, FileStamp)> {
+        match &self.files {
+            Files::Safetensors(files) => {
+                files.files.iter().map(|file| (&*file.path, file.mapping.stamp())).collect()
+            }
+            Files::Gguf(file) => vec![(file.path(), file.mapping().stamp())],
+        }
     }
 
     /// The bytes of a weight without a copy, where they lie in the file as they are computed with: rows in the order of
