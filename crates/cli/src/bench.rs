@@ -205,10 +205,9 @@ fn inference(
         let speed = median(&mut speeds);
         let mut result = BenchResult::new(measured.work, &name, detail.to_string(), speed);
         result.roofline_fraction = Some(speed / measured.limit(&decoder, machine));
-        let has_peer = peer_file.is_some();
-        results.push(match has_peer {
-            true => result.with_peer("llama.cpp", median(&mut peer_speeds)),
-            false => result,
+        results.push(match peer_file {
+            Some(_) => result.with_peer("llama.cpp", median(&mut peer_speeds)),
+            None => result,
         });
     }
     anyhow::ensure!(!results.is_empty(), "the context of model `{name}` is too short to measure");

@@ -7,6 +7,9 @@ use formats::free_disk_bytes;
 
 use crate::failure::Failure;
 
+/// Bytes of a disk that large files leave free.
+pub(crate) const DISK_RESERVE_BYTES: u64 = 256 << 20;
+
 /// Memory of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Memory {

@@ -18,9 +18,6 @@ use crate::machine;
 /// Packed weights of fewer bytes are not kept: packing them takes a moment.
 pub(crate) const KEPT_BYTES: usize = 256 << 20;
 
-/// Bytes of the disk that a copy leaves free.
-const RESERVE_BYTES: u64 = 256 << 20;
-
 /// Bytes that a thread reads at a time.
 const READ_BYTES: usize = 8 << 20;
 
@@ -82,7 +79,7 @@ impl WeightsOfModel<'_> {
         if let Some(found) = copy.open()? {
             return self.read(&found, n_bytes);
         }
-        let needed_bytes = n_bytes as u64 + RESERVE_BYTES;
+        let needed_bytes = n_bytes as u64 + machine::DISK_RESERVE_BYTES;
         machine::check_disk("the packed copy of a model", copy.path(), needed_bytes)?;
         self.write(&copy, plan)?;
         let written = copy.open()?.context("the packed copy is gone")?;
@@ -132,16 +129,28 @@ mod tests {
     use super::*;
     use crate::args::CommonArgs;
 
+    fn golden() -> (ModelDir, ModelConfig) {
+        let path = workspace_root().join("golden/architectures/quantised_a/gguf");
+        let dir = ModelDir::open(&path).unwrap();
+        let config = ModelConfig::new(dir.config().clone()).unwrap();
+        (dir, config)
+    }
+
+    fn weights<'a>(
+        dir: &'a ModelDir,
+        config: &'a ModelConfig,
+        context: &'a Context,
+    ) -> WeightsOfModel<'a> {
+        WeightsOfModel { name: "a", config, dir, quantisation: None, context }
+    }
+
     #[test]
     fn packed_weights_are_kept_once_and_compute_as_those_in_memory() {
         let scratch = TestDir::new("packed-weights");
         let home = Some(scratch.path().join("home"));
         let context = Context::new(&CommonArgs { home, ..CommonArgs::default() }).unwrap();
-        let golden = workspace_root().join("golden/architectures/quantised_a/gguf");
-        let dir = &ModelDir::open(&golden).unwrap();
-        let config = &ModelConfig::new(dir.config().clone()).unwrap();
-        let weights =
-            WeightsOfModel { name: "a", config, dir, quantisation: None, context: &context };
+        let (dir, config) = golden();
+        let weights = weights(&dir, &config, &context);
         let logits = |kept_bytes| {
             let decoder = weights.load(kept_bytes).unwrap();
             let mut workspace = Workspace::for_decoder(&decoder, 3);
@@ -175,11 +184,8 @@ mod tests {
         fs::write(scratch.path().join("cache"), "a file where the folder should be").unwrap();
         let home = Some(scratch.path().to_owned());
         let context = Context::new(&CommonArgs { home, ..CommonArgs::default() }).unwrap();
-        let golden = workspace_root().join("golden/architectures/quantised_a/gguf");
-        let dir = &ModelDir::open(&golden).unwrap();
-        let config = &ModelConfig::new(dir.config().clone()).unwrap();
-        let weights =
-            WeightsOfModel { name: "a", config, dir, quantisation: None, context: &context };
+        let (dir, config) = golden();
+        let weights = weights(&dir, &config, &context);
         assert_eq!(
             weights.load(0).unwrap().packed_bytes(),
             weights.load(usize::MAX).unwrap().packed_bytes()

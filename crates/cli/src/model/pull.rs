@@ -29,8 +29,6 @@ pub(super) const PREFIX: &str = "hf:";
 const HUB: &str = "https://huggingface.co";
 /// Files that are shown for one to be named.
 const MAX_SHOWN: usize = 50;
-/// Room that a download leaves on the disk.
-const RESERVE_BYTES: u64 = 1 << 28;
 
 /// Arguments that only downloads have.
 #[derive(Debug, clap::Args)]
@@ -234,7 +232,10 @@ fn check_disk(files: &[&RemoteFile], dir: &Path) -> anyhow::Result<()> {
     let needed = files.iter().map(|file| file.n_bytes.saturating_sub(n_there(file, dir)));
     match needed.sum() {
         0 => Ok(()),
-        needed => machine::check_disk("the model (with a reserve)", dir, needed + RESERVE_BYTES),
+        needed => {
+            let needed = needed + machine::DISK_RESERVE_BYTES;
+            machine::check_disk("the model (with a reserve)", dir, needed)
+        }
     }
 }
 
