@@ -72,7 +72,10 @@ pub(crate) enum Failure {
         hint: String,
     },
     /// The disk cannot hold what will be written.
-    #[error("{} has {} free, {what} needs {}", dir.display(), bytes(*free_bytes), bytes(*needed_bytes))]
+    #[error(
+        "{} has {} free, {what} needs {} and a reserve of {}",
+        dir.display(), bytes(*free_bytes), bytes(*needed_bytes), bytes(*reserve_bytes)
+    )]
     DiskSpace {
         /// The run or the model, and what is counted.
         what: &'static str,
@@ -82,6 +85,8 @@ pub(crate) enum Failure {
         free_bytes: u64,
         /// Bytes that it will take.
         needed_bytes: u64,
+        /// Bytes that stay free beside it.
+        reserve_bytes: u64,
     },
     /// The machine cannot hold what is to be computed.
     #[error("{what} needs {} of memory, this machine has {}", bytes(*needed_bytes), bytes(*total_bytes))]

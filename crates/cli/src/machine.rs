@@ -8,7 +8,7 @@ use formats::free_disk_bytes;
 use crate::failure::Failure;
 
 /// Bytes of a disk that large files leave free.
-pub(crate) const DISK_RESERVE_BYTES: u64 = 256 << 20;
+const DISK_RESERVE_BYTES: u64 = 256 << 20;
 
 /// Memory of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,15 +41,18 @@ pub(crate) fn check_memory(what: &str, needed_bytes: u64) -> Result<(), Failure>
     }
 }
 
-/// Refuses what the disk of a folder, which may not exist yet, has no room for.
+/// Refuses what the disk of a folder, which may not exist yet, has no room for. A reserve stays free, for a disk that is full
+/// to the last byte stops other programs too; nothing to write needs none.
 ///
 /// # Errors
 /// [`Failure::DiskSpace`], or the system's refusal to say.
 pub(crate) fn check_disk(what: &'static str, dir: &Path, needed_bytes: u64) -> anyhow::Result<()> {
     let free_bytes = free_disk_bytes(existing_ancestor(dir))?;
-    if free_bytes < needed_bytes {
-        let dir = dir.to_owned();
-        return Err(Failure::DiskSpace { what, dir, free_bytes, needed_bytes }.into());
+    if needed_bytes > 0 && free_bytes < needed_bytes.saturating_add(DISK_RESERVE_BYTES) {
+        let (dir, reserve_bytes) = (dir.to_owned(), DISK_RESERVE_BYTES);
+        return Err(
+            Failure::DiskSpace { what, dir, free_bytes, needed_bytes, reserve_bytes }.into()
+        );
     }
     Ok(())
 }
@@ -113,9 +116,12 @@ mod tests {
     fn a_disk_too_small_is_refused_for_a_folder_that_is_still_to_be_made() {
         let dir = std::env::temp_dir().join("galerne-none/x");
         check_disk("the run", &dir, 1).unwrap();
+        check_disk("nothing", &dir, 0).unwrap();
+        let to_the_last_byte = free_disk_bytes(&std::env::temp_dir()).unwrap();
+        check_disk("the run", &dir, to_the_last_byte).unwrap_err();
         let error = check_disk("the run", &dir, u64::MAX).unwrap_err().to_string();
         assert!(error.contains("galerne-none/x has "), "{error}");
-        assert!(error.contains("the run needs"), "{error}");
+        assert!(error.contains("the run needs") && error.contains("and a reserve of "), "{error}");
     }
 
     #[test]

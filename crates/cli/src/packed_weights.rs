@@ -79,8 +79,7 @@ impl WeightsOfModel<'_> {
         if let Some(found) = copy.open()? {
             return self.read(&found, n_bytes);
         }
-        let needed_bytes = n_bytes as u64 + machine::DISK_RESERVE_BYTES;
-        machine::check_disk("the packed copy of a model", copy.path(), needed_bytes)?;
+        machine::check_disk("the packed copy of a model", copy.path(), n_bytes as u64)?;
         self.write(&copy, plan)?;
         let written = copy.open()?.context("the packed copy is gone")?;
         self.read(&written, n_bytes)

@@ -230,13 +230,7 @@ fn remove_others(dir: &Path, files: &[&RemoteFile]) -> anyhow::Result<()> {
 
 fn check_disk(files: &[&RemoteFile], dir: &Path) -> anyhow::Result<()> {
     let needed = files.iter().map(|file| file.n_bytes.saturating_sub(n_there(file, dir)));
-    match needed.sum() {
-        0 => Ok(()),
-        needed => {
-            let needed = needed + machine::DISK_RESERVE_BYTES;
-            machine::check_disk("the model (with a reserve)", dir, needed)
-        }
-    }
+    machine::check_disk("the model", dir, needed.sum())
 }
 
 /// Bytes of a file that are there.

@@ -188,7 +188,7 @@ fn a_file_beside_the_weights_has_a_bound() {
     hub.tell_size("README.md", 1);
     hub.tell_size("model.safetensors", 1 << 44);
     let refused = import(&home, &hub, "hf:acme/tiny", &[]).expect(1).stderr;
-    assert!(refused.contains("the model (with a reserve) needs 16.0 TiB"), "{refused}");
+    assert!(refused.contains("the model needs 16.0 TiB and a reserve of 256.0 MiB"), "{refused}");
 }
 
 #[test]
