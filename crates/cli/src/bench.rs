@@ -10,7 +10,6 @@ use bench::{
     train_step_peer,
 };
 use clap::ValueEnum;
-use formats::model_dir::ModelDir;
 use model::{Decoder, KvCache, ModelConfig};
 use tensor::{DType, Device, Passes};
 use train::plan::TrainingMemory;
@@ -18,7 +17,7 @@ use train::plan::TrainingMemory;
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::{LoadArgs, OpenModel, locate};
+use crate::open_model::{LoadArgs, OpenModel, open_dir};
 use crate::table::table;
 
 /// Prompt lengths of `prefill`, tokens.
@@ -216,8 +215,7 @@ fn inference(
 
 /// The GGUF file of `--model`, which the peer reads too.
 fn gguf_file(args: &Args, context: &Context) -> anyhow::Result<PathBuf> {
-    let (_, path) = locate(args.model.as_deref().unwrap_or_default(), context)?;
-    let dir = ModelDir::open(&path)?;
+    let (_, dir) = open_dir(args.model.as_deref().unwrap_or_default(), context)?;
     let gguf = dir.weights().gguf().map(|_| dir.weights().paths().next().map(Path::to_owned));
     let not_gguf = || Failure::usage("--peer: llama.cpp reads GGUF files only");
     Ok(gguf.flatten().ok_or_else(not_gguf)?)

@@ -77,13 +77,23 @@ pub(crate) struct OpenModel {
     pub(crate) generation: Option<GenerationConfig>,
 }
 
-/// Finds the folder of a `--model` value: with a slash or a dot it is a path, else a name in the home.
+/// The name and the files of a `--model` value: with a slash or a dot it is a path, else a name in the home.
 ///
 /// # Errors
-/// When there is no such name; the error lists those that there are.
-pub(crate) fn locate(value: &str, context: &Context) -> anyhow::Result<(String, PathBuf)> {
-    let dir = context.models_dir();
-    locate_in(&dir, "model", value).map(|path| (folder_name(&path), path))
+/// When there is no such name, where the error lists those that there are, or the files are no model.
+pub(crate) fn open_dir(value: &str, context: &Context) -> anyhow::Result<(String, ModelDir)> {
+    let path = locate_in(&context.models_dir(), "model", value)?;
+    let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
+    Ok((folder_name(&path), dir))
+}
+
+/// The shape of a model.
+///
+/// # Errors
+/// When it cannot be computed.
+pub(crate) fn config_of(name: &str, dir: &ModelDir) -> anyhow::Result<ModelConfig> {
+    let config = ModelConfig::new(dir.config().clone());
+    config.with_context(|| format!("cannot compute model `{name}`"))
 }
 
 /// Finds a model or a run by name or path.
@@ -143,8 +153,7 @@ impl OpenModel {
     /// # Errors
     /// When it is not there, or its files cannot be used.
     pub(crate) fn open(value: &str, load: &LoadArgs, context: &Context) -> anyhow::Result<Self> {
-        let (name, path) = locate(value, context)?;
-        let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
+        let (name, dir) = open_dir(value, context)?;
         warn_left_out(&name, &dir);
         Self::load(name, &dir, load, context)
     }
@@ -161,8 +170,7 @@ impl OpenModel {
         context: &Context,
     ) -> anyhow::Result<Self> {
         let device = &context.device()?;
-        let config = ModelConfig::new(dir.config().clone())
-            .with_context(|| format!("cannot compute model `{name}`"))?;
+        let config = config_of(&name, dir)?;
         let weights_bytes = weights_bytes(&config, dir, load)?;
         let available = machine::memory().map(|memory| bytes(memory.available_bytes));
         info!(model = name, weights = bytes(weights_bytes), available, "memory of the model");

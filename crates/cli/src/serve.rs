@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use engine::{Engine, EngineLimits};
 use eval::figures::bytes;
 use formats::model_dir::ModelDir;
+use model::{ModelConfig, compute_dtype};
 use serde_json::json;
 use server::{LoadedModel, ModelRegistry, SamplingDefaults, ServerConfig};
 use tracing::warn;
@@ -14,7 +15,7 @@ use crate::context::{Context, Form};
 use crate::failure::{Failure, message};
 use crate::machine;
 use crate::open_model::{
-    LoadArgs, OpenModel, has_tokenizer, locate, of_home, warn_left_out, weights_bytes,
+    LoadArgs, OpenModel, config_of, has_tokenizer, of_home, open_dir, warn_left_out, weights_bytes,
 };
 use crate::os::StopSignals;
 
@@ -104,8 +105,7 @@ fn named_models(
 ) -> anyhow::Result<Vec<(String, ModelDir)>> {
     let (mut models, mut total_bytes) = (Vec::new(), 0);
     for value in named {
-        let (name, path) = locate(value, context)?;
-        let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
+        let (name, dir) = open_dir(value, context)?;
         if !has_tokenizer(&dir).with_context(|| format!("cannot open model `{value}`"))? {
             return Err(Failure::NoTokenizer { model: name }.into());
         }
@@ -155,9 +155,9 @@ fn models_of_home(
 }
 
 /// Bytes that the answers of a model take at most.
-fn answer_bytes(config: &::model::ModelConfig) -> u64 {
-    Engine::planned_bytes(config, ::model::compute_dtype(config.dtype), &EngineLimits::default())
-        as u64
+fn answer_bytes(config: &ModelConfig) -> u64 {
+    let dtype = compute_dtype(config.dtype);
+    Engine::planned_bytes(config, dtype, &EngineLimits::default()) as u64
 }
 
 /// Bytes that a model takes with its answers.
@@ -165,8 +165,7 @@ fn answer_bytes(config: &::model::ModelConfig) -> u64 {
 /// # Errors
 /// When it cannot be computed.
 fn needed_bytes(name: &str, dir: &ModelDir, load: &LoadArgs) -> anyhow::Result<u64> {
-    let config = model::ModelConfig::new(dir.config().clone())
-        .with_context(|| format!("cannot compute model `{name}`"))?;
+    let config = config_of(name, dir)?;
     Ok(weights_bytes(&config, dir, load)? + answer_bytes(&config))
 }
 
@@ -180,8 +179,7 @@ pub(crate) fn add(
 ) -> anyhow::Result<()> {
     warn_left_out(name, dir);
     let limits = EngineLimits::default();
-    let config = ::model::ModelConfig::new(dir.config().clone())
-        .with_context(|| format!("cannot compute model `{name}`"))?;
+    let config = config_of(name, dir)?;
     context.say(&format!(
         "loading {name}: {} of weights, up to {} for answers",
         bytes(weights_bytes(&config, dir, load)?),

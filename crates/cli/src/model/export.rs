@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::ValueEnum;
 use formats::convert::{write_gguf_file, write_hugging_face, write_native};
-use formats::model_dir::ModelDir;
 use serde_json::json;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::gguf_vocabulary;
-use crate::open_model::{locate, warn_left_out};
+use crate::open_model::{open_dir, warn_left_out};
 
 /// Arguments of `galerne model export`.
 #[derive(Debug, clap::Args)]
@@ -42,8 +41,7 @@ enum Target {
 /// # Errors
 /// When the model cannot be read, the place is taken, or the layout cannot hold the model.
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
-    let (name, path) = locate(&args.model, context)?;
-    let model = ModelDir::open(&path).with_context(|| format!("cannot open model `{name}`"))?;
+    let (name, model) = open_dir(&args.model, context)?;
     warn_left_out(&name, &model);
     let is_file = args.out.extension().is_some_and(|extension| extension == "gguf");
     if matches!(args.to, Target::Gguf) != is_file {

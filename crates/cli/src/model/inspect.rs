@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 
 use crate::context::{Context, Form};
-use crate::open_model::{LoadArgs, locate, open_tokenizer, weights_bytes};
+use crate::open_model::{LoadArgs, open_dir, open_tokenizer, weights_bytes};
 use crate::table::table;
 
 /// Prints shape, tensors, tokenizer, lineage and files of a model.
@@ -21,8 +21,7 @@ use crate::table::table;
 /// # Errors
 /// When the model cannot be read.
 pub(super) fn inspect(value: &str, context: &Context) -> anyhow::Result<()> {
-    let (name, path) = locate(value, context)?;
-    let dir = ModelDir::open(&path).with_context(|| format!("cannot open model `{value}`"))?;
+    let (name, dir) = open_dir(value, context)?;
     let tokenizer = open_tokenizer(&name, &dir)?.map(|(tokenizer, _)| tokenizer);
     let files = files_of(&dir)?;
     match context.form() {

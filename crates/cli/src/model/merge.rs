@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use formats::adapter::Adapter;
 use formats::convert::write_adapted;
-use formats::model_dir::ModelDir;
 use model::add_low_rank;
 use serde_json::json;
 
 use super::import::check_disk;
 use crate::context::{Context, Form};
 use crate::gguf_vocabulary;
-use crate::open_model::{check_name, folder_name, home_name, locate, parse_scaling, warn_left_out};
+use crate::open_model::{
+    check_name, folder_name, home_name, open_dir, parse_scaling, warn_left_out, without_dots,
+};
 use crate::table::table;
 
 /// Arguments of `galerne model merge`.
@@ -38,14 +39,13 @@ pub(super) struct Args {
 /// # Errors
 /// When model or adapter cannot be read or do not fit, the name is taken, or the disk is too small.
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
-    let (name, path) = locate(&args.model, context)?;
-    let original = ModelDir::open(&path).with_context(|| format!("cannot open model `{name}`"))?;
+    let (name, original) = open_dir(&args.model, context)?;
     let config = original.config();
     let failed = || format!("cannot use the adapter {}", args.adapter.display());
     let adapter = Adapter::open(&args.adapter, config, args.scaling).with_context(failed)?;
     let new_name = match &args.name {
         Some(name) => name.clone(),
-        None => format!("{}-{}", home_name(&path), home_name(&args.adapter)),
+        None => format!("{}-{}", without_dots(&name), home_name(&args.adapter)),
     };
     check_name("--name", &new_name)?;
     let out = context.models_dir().join(&new_name);

@@ -19,7 +19,8 @@ use crate::failure::Failure;
 use crate::gguf_vocabulary;
 use crate::machine;
 use crate::open_model::{
-    LoadArgs, OpenModel, check_name, has_tokenizer, home_name, locate, warn_left_out, weights_bytes,
+    LoadArgs, OpenModel, check_name, config_of, has_tokenizer, open_dir, warn_left_out,
+    weights_bytes, without_dots,
 };
 use crate::table::table;
 
@@ -53,17 +54,15 @@ pub(super) struct Args {
 /// # Errors
 /// When the model cannot be read or is quantised already, the name is taken, or the disk is too small.
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
-    let (name, path) = locate(&args.model, context)?;
-    let original = ModelDir::open(&path).with_context(|| format!("cannot open model `{name}`"))?;
-    let config = ModelConfig::new(original.config().clone())
-        .with_context(|| format!("cannot compute model `{name}`"))?;
+    let (name, original) = open_dir(&args.model, context)?;
+    let config = config_of(&name, &original)?;
     let text = args.text.as_deref().map(read_text).transpose()?;
     if text.is_some() && !has_tokenizer(&original)? {
         return Err(Failure::NoTokenizer { model: name }.into());
     }
     let new_name = match &args.name {
         Some(name) => name.clone(),
-        None => format!("{}-{}", home_name(&path), args.to),
+        None => format!("{}-{}", without_dots(&name), args.to),
     };
     check_name("--name", &new_name)?;
     let out = context.models_dir().join(&new_name);
@@ -108,7 +107,7 @@ fn compare(
         context.say(&format!("not compared: model `{name}` has no tokenizer"));
         return Ok(None);
     }
-    let config = ModelConfig::new(original.config().clone())?;
+    let config = config_of(name, original)?;
     let piece_len = PIECE_LEN.min(config.context_len);
     let workspace =
         Workspace::max_bytes_for_decoder(&config, compute_dtype(config.dtype), piece_len);
