@@ -12,6 +12,7 @@ mod generate;
 mod gguf_vocabulary;
 mod machine;
 mod model;
+mod names;
 mod open_model;
 mod os;
 mod packed_weights;

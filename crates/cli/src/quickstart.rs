@@ -27,7 +27,7 @@ use train::plan::RunPlan;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::open_model::folder_name;
+use crate::names::folder_name;
 use crate::os::StopSignals;
 use crate::run_dir::{ClaimedDir, make_numbered_dir};
 use crate::{machine, run_plan, training};

@@ -5,7 +5,7 @@ use train::plan::RunPlan;
 use train::{RECIPE_FILE, Recipe, Run};
 
 use crate::context::Context;
-use crate::open_model::locate_in;
+use crate::names::locate_in;
 use crate::os::StopSignals;
 use crate::training::finish;
 use crate::{quickstart, run_plan};

@@ -9,7 +9,7 @@ use formats::durable::DirLock;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::open_model::check_name;
+use crate::names::check_name;
 
 /// A new run folder that belongs to this process; dropped without [`ClaimedDir::keep`], it goes.
 pub(crate) struct ClaimedDir {

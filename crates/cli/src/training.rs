@@ -16,7 +16,7 @@ use train::{Inherited, Outcome, Progress, Recipe, Run, RunControl, template_of};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::open_model::folder_name;
+use crate::names::folder_name;
 use crate::os::StopSignals;
 use crate::progress::TrainingBar;
 use crate::run_dir::ClaimedDir;

@@ -17,7 +17,7 @@ use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::machine;
 use crate::model::pull::{self, HubModel, PullArgs};
-use crate::open_model::{check_name, home_name, locate_in};
+use crate::names::{check_name, home_name, locate_in};
 use crate::table::table;
 
 /// Arguments of `galerne model import`.

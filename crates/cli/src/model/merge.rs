@@ -12,9 +12,8 @@ use serde_json::json;
 use super::import::check_disk;
 use crate::context::{Context, Form};
 use crate::gguf_vocabulary;
-use crate::open_model::{
-    check_name, folder_name, home_name, open_dir, parse_scaling, warn_left_out, without_dots,
-};
+use crate::names::{check_name, folder_name, home_name, without_dots};
+use crate::open_model::{open_dir, parse_scaling, warn_left_out};
 use crate::table::table;
 
 /// Arguments of `galerne model merge`.

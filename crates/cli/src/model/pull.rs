@@ -19,7 +19,7 @@ use model::ModelConfig;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::without_dots;
+use crate::names::without_dots;
 use crate::os::StopSignals;
 use crate::progress::DownloadBar;
 

@@ -18,9 +18,9 @@ use crate::context::{Context, Form};
 use crate::failure::Failure;
 use crate::gguf_vocabulary;
 use crate::machine;
+use crate::names::{check_name, without_dots};
 use crate::open_model::{
-    LoadArgs, OpenModel, check_name, config_of, has_tokenizer, open_dir, warn_left_out,
-    weights_bytes, without_dots,
+    LoadArgs, OpenModel, config_of, has_tokenizer, open_dir, warn_left_out, weights_bytes,
 };
 use crate::table::table;
 

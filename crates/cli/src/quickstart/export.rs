@@ -22,7 +22,7 @@ use super::stages::Stage;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::machine;
-use crate::open_model::folder_name;
+use crate::names::folder_name;
 use crate::table::utc_minute;
 
 /// The report for people.

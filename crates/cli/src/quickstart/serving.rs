@@ -9,7 +9,8 @@ use server::{ModelRegistry, RunningServer, ServerConfig};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::open_model::{LoadArgs, folder_name};
+use crate::names::folder_name;
+use crate::open_model::LoadArgs;
 use crate::os::StopSignals;
 use crate::serve;
 
