@@ -232,13 +232,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             return failure.hint();
         }
         if let Some(error) = cause.downcast_ref::<ServerError>() {
-            return error.hint().map(str::to_owned);
+            return server_hint(error);
         }
         if let Some(error) = cause.downcast_ref::<ClientError>() {
-            return match error {
-                ClientError::Io { source, .. } => io_hint(source),
-                _ => error.hint().map(str::to_owned),
-            };
+            return client_hint(error);
         }
         if let Some(error) = cause.downcast_ref::<TrainError>() {
             return train_hint(error);
@@ -254,6 +251,45 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         }
         cause.downcast_ref::<io::Error>().and_then(io_hint)
     })
+}
+
+fn server_hint(error: &ServerError) -> Option<String> {
+    let hint = match error {
+        ServerError::PortBusy { .. } => {
+            "stop the other program, or choose another port (0 takes a free one)"
+        }
+        ServerError::PortForbidden { .. } => "ports below 1024 are reserved: choose a higher one",
+        ServerError::NotLoopback { .. } => {
+            "this version has no keys: it answers programs of this machine only"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn client_hint(error: &ClientError) -> Option<String> {
+    let hint = match error {
+        ClientError::Io { source, .. } => return io_hint(source),
+        ClientError::Status { status: 401 | 403, .. } => {
+            "the repository is private, gated or not there: accept its terms on the hub, and set HF_TOKEN or HF_TOKEN_FILE, \
+             with --send-token for another address than that of huggingface.co"
+        }
+        ClientError::Status { status: 404, .. } => {
+            "check the names of repository, revision and file"
+        }
+        ClientError::Status { status: 429, .. } => {
+            "the hub limits requests: wait, then run the same command"
+        }
+        ClientError::Unreachable { .. } => {
+            "check the network, the proxy (HTTPS_PROXY) and the system's certificates (SSL_CERT_FILE), or name a mirror \
+             with --endpoint; the same command goes on where it stopped"
+        }
+        ClientError::Digest { .. } => {
+            "run the same command again; should it fail again, the hub's copy is damaged"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 fn train_hint(error: &TrainError) -> Option<String> {
@@ -330,6 +366,10 @@ mod tests {
         assert!(hint(&error).unwrap().contains("other process"));
         let exists = FormatError::Exists { path: "models/a".into() };
         assert!(hint(&exists.into()).unwrap().contains("another name"));
+        let busy = ServerError::PortBusy { address: ([127, 0, 0, 1], 8080).into() };
+        assert!(hint(&busy.into()).unwrap().contains("another port"));
+        let gated = ClientError::Status { url: "hub".to_owned(), status: 403 };
+        assert!(hint(&gated.into()).unwrap().contains("HF_TOKEN"));
         let none: anyhow::Result<()> = Err(anyhow::anyhow!("x")).context("y");
         assert_eq!(hint(&none.unwrap_err()), None);
     }

@@ -97,31 +97,6 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// What to do about it, for the command line to show.
-    #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Status { status: 401 | 403, .. } => Some(
-                "the repository is private, gated or not there: accept its terms on the hub, and set HF_TOKEN or HF_TOKEN_FILE, \
-                 with --send-token for another address than that of huggingface.co",
-            ),
-            Self::Status { status: 404, .. } => {
-                Some("check the names of repository, revision and file")
-            }
-            Self::Status { status: 429, .. } => {
-                Some("the hub limits requests: wait, then run the same command")
-            }
-            Self::Unreachable { .. } => Some(
-                "check the network, the proxy (HTTPS_PROXY) and the system's certificates (SSL_CERT_FILE), or name a mirror \
-                 with --endpoint; the same command goes on where it stopped",
-            ),
-            Self::Digest { .. } => {
-                Some("run the same command again; should it fail again, the hub's copy is damaged")
-            }
-            _ => None,
-        }
-    }
-
     pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,

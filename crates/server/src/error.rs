@@ -69,23 +69,6 @@ pub enum ServerError {
 }
 
 impl ServerError {
-    /// What to do about it, for the command line to show.
-    #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::PortBusy { .. } => {
-                Some("stop the other program, or choose another port (0 takes a free one)")
-            }
-            Self::PortForbidden { .. } => {
-                Some("ports below 1024 are reserved: choose a higher one")
-            }
-            Self::NotLoopback { .. } => {
-                Some("this version has no keys: it answers programs of this machine only")
-            }
-            _ => None,
-        }
-    }
-
     /// Sorts the ways in which opening a port fails.
     pub(crate) fn listen(address: SocketAddr, source: io::Error) -> Self {
         match source.kind() {
