@@ -204,5 +204,5 @@ fn write_logits(
         shape: vec![n_tokens, vocab_size],
         data: TensorData::F32(&logits),
     };
-    Ok(write_safetensors(path, [tensor], &Default::default())?)
+    Ok(write_safetensors(path, [tensor])?)
 }

@@ -5,7 +5,6 @@
 //! text file `checkpoints/LATEST`, which names it, moves last. So a process killed at any moment leaves the last
 //! checkpoint usable, and at most leftovers that [`clean_leftovers`] removes.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -127,11 +126,10 @@ impl CheckpointWriter {
         &mut self,
         name: &str,
         tensors: impl IntoIterator<Item = TensorSource<'a>>,
-        metadata: &BTreeMap<String, String>,
     ) -> Result<(), FormatError> {
         let path = self.temporary.path().join(name);
         self.file(name, |writer| {
-            write_safetensors_to(writer, &path, tensors, metadata).map_err(io::Error::from)
+            write_safetensors_to(writer, &path, tensors).map_err(io::Error::from)
         })
     }
 

@@ -270,7 +270,7 @@ fn what_a_model_does_not_use_is_said_by_all_that_write_it_anew() {
         data: formats::TensorData::Bytes(bytes),
     }));
     let path = source.join("model.safetensors");
-    formats::write_safetensors(&path, sources, &std::collections::BTreeMap::new()).unwrap();
+    formats::write_safetensors(&path, sources).unwrap();
     let adapter = Path::new(&golden).join("../../../adapters/peft").display().to_string();
     for arguments in [
         &["model", "export", "./source", "--to", "native", "--out", "./native"][..],

@@ -13,8 +13,8 @@ fn tensor(values: &[f32]) -> [TensorSource<'_>; 1] {
 
 fn begin(run_dir: &Path, step: u64, value: f32) -> CheckpointWriter {
     let mut writer = CheckpointWriter::begin(run_dir, step).unwrap();
-    writer.tensors(MODEL_FILE, tensor(&[value]), &BTreeMap::new()).unwrap();
-    writer.tensors(OPTIMIZER_FILE, tensor(&[value * 2.0]), &BTreeMap::new()).unwrap();
+    writer.tensors(MODEL_FILE, tensor(&[value])).unwrap();
+    writer.tensors(OPTIMIZER_FILE, tensor(&[value * 2.0])).unwrap();
     writer.state(&json!({"value": value})).unwrap();
     writer
 }
@@ -128,7 +128,7 @@ fn failing_writes_leave_the_checkpoint_before_usable() {
         });
         let [mut streamed] = tensor(&[0.0; 50]);
         streamed.data = TensorData::Stream(write);
-        let error = writer.tensors("more.safetensors", [streamed], &BTreeMap::new());
+        let error = writer.tensors("more.safetensors", [streamed]);
         assert!(error.unwrap_err().is_disk_full());
         drop(writer);
         assert_eq!(latest(scratch.path()).unwrap().unwrap().step(), 10);
@@ -140,7 +140,7 @@ fn failing_writes_leave_the_checkpoint_before_usable() {
 fn an_incomplete_or_misnamed_checkpoint_is_refused() {
     let scratch = TestDir::new("incomplete");
     let mut writer = CheckpointWriter::begin(scratch.path(), 1).unwrap();
-    writer.tensors(MODEL_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
+    writer.tensors(MODEL_FILE, tensor(&[1.0])).unwrap();
     for name in [MODEL_FILE, SUMS_FILE, "", "..", "a/b", "a\nb"] {
         let error = writer.file(name, |_| Ok(())).unwrap_err();
         assert!(matches!(error, FormatError::FileName { .. }), "{name}: {error}");
@@ -192,8 +192,8 @@ fn pruning_keeps_the_newest_and_never_removes_the_latest() {
 fn a_newer_state_is_refused_by_version() {
     let scratch = TestDir::new("newer");
     let mut writer = CheckpointWriter::begin(scratch.path(), 1).unwrap();
-    writer.tensors(MODEL_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
-    writer.tensors(OPTIMIZER_FILE, tensor(&[1.0]), &BTreeMap::new()).unwrap();
+    writer.tensors(MODEL_FILE, tensor(&[1.0])).unwrap();
+    writer.tensors(OPTIMIZER_FILE, tensor(&[1.0])).unwrap();
     writer.file(STATE_FILE, |out| out.write_all(br#"{"format_version": 3, "step": 1}"#)).unwrap();
     writer.commit().unwrap();
     let error = latest(scratch.path()).unwrap_err().to_string();

@@ -1,6 +1,5 @@
 //! Writing model directories.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -83,7 +82,7 @@ impl ModelDirWriter {
         &self,
         tensors: impl IntoIterator<Item = TensorSource<'a>>,
     ) -> Result<(), FormatError> {
-        write_safetensors(&self.temporary.path().join(NATIVE_FILE), tensors, &BTreeMap::new())
+        write_safetensors(&self.temporary.path().join(NATIVE_FILE), tensors)
     }
 
     /// Writes `model.safetensors`.
@@ -94,7 +93,7 @@ impl ModelDirWriter {
         &self,
         tensors: impl IntoIterator<Item = TensorSource<'a>>,
     ) -> Result<(), FormatError> {
-        write_safetensors(&self.temporary.path().join(SINGLE_FILE), tensors, &BTreeMap::new())
+        write_safetensors(&self.temporary.path().join(SINGLE_FILE), tensors)
     }
 
     /// Where the files are until the directory is committed.

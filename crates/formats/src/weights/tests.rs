@@ -14,7 +14,7 @@ fn source<'a>(name: &str, shape: &[usize], data: TensorData<'a>) -> TensorSource
 
 fn bytes_of(tensors: Vec<TensorSource<'_>>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    write_safetensors_to(&mut bytes, Path::new("test"), tensors, &BTreeMap::new()).unwrap();
+    write_safetensors_to(&mut bytes, Path::new("test"), tensors).unwrap();
     bytes
 }
 
@@ -49,8 +49,7 @@ fn what_is_written_is_read_back_bit_for_bit() {
     );
     let tensors = vec![as_bf16, source("full", &[200, 200], TensorData::F32(&numbers)), streamed];
     let path = scratch.path().join(SINGLE_FILE);
-    let metadata = BTreeMap::from([("run".to_owned(), "r1".to_owned())]);
-    write_safetensors(&path, tensors, &metadata).unwrap();
+    write_safetensors(&path, tensors).unwrap();
     let files = WeightFiles::open(scratch.path()).unwrap();
     let full = files.get("full").unwrap();
     assert_eq!((full.shape, full.dtype), (&[200, 200][..], TensorDtype::F32));
@@ -98,7 +97,7 @@ fn a_stream_is_stopped_as_soon_as_it_gives_too_much() {
         Ok(())
     }));
     let path = scratch.path().join(SINGLE_FILE);
-    let result = write_safetensors(&path, [source("x", &[3], runaway)], &BTreeMap::new());
+    let result = write_safetensors(&path, [source("x", &[3], runaway)]);
     assert!(matches!(result, Err(FormatError::TensorBytes { expected: 12, .. })));
     assert_eq!(n_accepted.get(), 3);
 }
@@ -129,12 +128,12 @@ fn tensors_of_the_wrong_length_are_refused_by_name() {
     ];
     for tensor in cases {
         let name = tensor.name.clone();
-        let error = write_safetensors(&path, [tensor], &BTreeMap::new()).unwrap_err();
+        let error = write_safetensors(&path, [tensor]).unwrap_err();
         assert!(matches!(&error, FormatError::TensorBytes { tensor, .. } if *tensor == name));
         assert!(scratch.names().is_empty(), "{error}");
     }
     let twice = ["x", "x"].map(|name| source(name, &[1], TensorData::F32(&[1.0])));
-    let error = write_safetensors(&path, twice, &BTreeMap::new()).unwrap_err();
+    let error = write_safetensors(&path, twice).unwrap_err();
     assert!(matches!(error, FormatError::TensorTwice { .. }), "{error}");
 }
 
@@ -147,7 +146,7 @@ fn a_full_disk_in_the_middle_of_a_tensor_leaves_the_old_file() {
     let stream = TensorData::Stream(Box::new(|inner: &mut dyn Write| {
         FailingWriter { inner, remaining_bytes: 100 }.write_all(&[0; 400])
     }));
-    let error = write_safetensors(&path, [source("x", &[100], stream)], &BTreeMap::new());
+    let error = write_safetensors(&path, [source("x", &[100], stream)]);
     assert!(error.unwrap_err().is_disk_full());
     assert_eq!(fs::read(&path).unwrap(), old);
     assert_eq!(scratch.names(), [SINGLE_FILE]);
@@ -165,7 +164,7 @@ fn model_tensors(config: &DecoderConfig) -> Vec<(String, Vec<usize>, Vec<f32>)> 
 fn write_model(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
     let sources =
         tensors.iter().map(|(name, shape, data)| source(name, shape, TensorData::F32(data)));
-    write_safetensors(path, sources, &BTreeMap::new()).unwrap();
+    write_safetensors(path, sources).unwrap();
 }
 
 #[test]
@@ -381,7 +380,7 @@ fn write_f8_model(
         sources.push(source(name, &[values.len()], TensorData::F32(values)));
     }
     let file = if layout == Layout::Native { NATIVE_FILE } else { SINGLE_FILE };
-    write_safetensors(&scratch.path().join(file), sources, &BTreeMap::new()).unwrap();
+    write_safetensors(&scratch.path().join(file), sources).unwrap();
     match layout {
         Layout::Native => ModelWeights::open_native(scratch.path()).unwrap(),
         _ => ModelWeights::open(scratch.path()).unwrap(),

@@ -1,6 +1,5 @@
 //! Writing safetensors files tensor by tensor.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -49,7 +48,7 @@ impl std::fmt::Debug for TensorSource<'_> {
 /// Writes a safetensors file atomically. The same tensors give the same bytes.
 ///
 /// Tensors come in the order of the size of their numbers, the largest first, then in the order given, so that every tensor is aligned to its number type.
-/// The metadata gets `format: pt`, without which some readers refuse the file. Memory: the header and one small buffer.
+/// The metadata is `format: pt`, without which some readers refuse the file. Memory: the header and one small buffer.
 ///
 /// # Errors
 /// When a name is given twice, when a tensor gives other than `shape * dtype` bytes, or when writing fails; nothing is
@@ -57,9 +56,8 @@ impl std::fmt::Debug for TensorSource<'_> {
 pub fn write_safetensors<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = TensorSource<'a>>,
-    metadata: &BTreeMap<String, String>,
 ) -> Result<(), FormatError> {
-    let (header, tensors) = plan(path, tensors, metadata)?;
+    let (header, tensors) = plan(path, tensors)?;
     write_atomically(path, |writer| write_all(writer, path, &header, tensors))
 }
 
@@ -71,9 +69,8 @@ pub fn write_safetensors_to<'a>(
     writer: &mut dyn Write,
     path: &Path,
     tensors: impl IntoIterator<Item = TensorSource<'a>>,
-    metadata: &BTreeMap<String, String>,
 ) -> Result<(), FormatError> {
-    let (header, tensors) = plan(path, tensors, metadata)?;
+    let (header, tensors) = plan(path, tensors)?;
     write_all(writer, path, &header, tensors).map_err(FormatError::io("write", path))
 }
 
@@ -84,14 +81,11 @@ type Planned<'a> = (TensorSource<'a>, u64);
 fn plan<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = TensorSource<'a>>,
-    metadata: &BTreeMap<String, String>,
 ) -> Result<(Vec<u8>, Vec<Planned<'a>>), FormatError> {
     let mut tensors: Vec<TensorSource<'a>> = tensors.into_iter().collect();
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.block_bytes()));
     let mut header = Map::new();
-    let mut all_metadata = metadata.clone();
-    all_metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
-    header.insert("__metadata__".to_owned(), json!(all_metadata));
+    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut offset = 0u64;
     let mut planned = Vec::with_capacity(tensors.len());
     for tensor in tensors {

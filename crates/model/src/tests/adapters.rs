@@ -1,6 +1,5 @@
 //! Adapters at run time against PEFT, and against themselves.
 
-use std::collections::BTreeMap;
 use std::fs;
 
 use formats::adapter::Adapter;
@@ -86,7 +85,7 @@ fn of_one_matrix(dir: &TestDir, model: &str, name: WeightName) -> (ModelDir, Ada
     let settings = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1}"#;
     fs::write(path.join("adapter_config.json"), settings).unwrap();
     let weights = path.join("adapter_model.safetensors");
-    write_safetensors(&weights, sides, &BTreeMap::new()).unwrap();
+    write_safetensors(&weights, sides).unwrap();
     let adapter = Adapter::open(&path, model.config(), None).unwrap();
     (model, adapter)
 }

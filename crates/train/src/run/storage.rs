@@ -1,7 +1,5 @@
 //! Masters and moments in a checkpoint, under the names of Hugging Face files.
 
-use std::collections::BTreeMap;
-
 use formats::checkpoint::{Checkpoint, CheckpointWriter, MODEL_FILE, OPTIMIZER_FILE};
 use formats::{FormatError, TensorData, TensorDtype, TensorSource, WeightFiles, WeightName};
 use model::{ModelConfig, Parameters};
@@ -16,11 +14,10 @@ pub(super) fn write_tensors(
     writer: &mut CheckpointWriter,
     trainer: &Trainer,
 ) -> Result<(), FormatError> {
-    let metadata = BTreeMap::new();
-    writer.tensors(MODEL_FILE, sources(trainer.parameters(), ""), &metadata)?;
+    writer.tensors(MODEL_FILE, sources(trainer.parameters(), ""))?;
     let (m, v) = (&trainer.optimizer.m, &trainer.optimizer.v);
     let moments = sources(m, MOMENTS[0]).chain(sources(v, MOMENTS[1]));
-    writer.tensors(OPTIMIZER_FILE, moments, &metadata)
+    writer.tensors(OPTIMIZER_FILE, moments)
 }
 
 fn sources<'a>(
