@@ -273,7 +273,7 @@ impl Inference {
             _ => (self.detail, BATCH_PROMPT),
         };
         let cache = KvCache::bytes_for(config, decoder.dtype(), context_len, 1);
-        let bytes = decoder.packed_bytes() + n_users * cache;
+        let bytes = decoder.n_bytes() + n_users * cache;
         n_users as f64 * machine.roofline.read_bytes_per_s / bytes as f64
     }
 }

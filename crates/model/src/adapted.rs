@@ -105,8 +105,8 @@ impl Decoder {
 
 impl Changes {
     /// Bytes that they hold.
-    pub(crate) fn packed_bytes(&self) -> usize {
-        self.layers.iter().flat_map(LayerChanges::all).map(LowRank::packed_bytes).sum()
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.layers.iter().flat_map(LayerChanges::all).map(LowRank::n_bytes).sum()
     }
 }
 

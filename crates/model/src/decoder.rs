@@ -141,19 +141,19 @@ impl Decoder {
 
     /// Bytes of the buffers that the decoder holds: what reading all of its weights reads.
     #[must_use]
-    pub fn packed_bytes(&self) -> usize {
+    pub fn n_bytes(&self) -> usize {
         let layers = self.layers.iter().map(|layer| {
-            layer.qkv.packed_bytes()
-                + layer.attention_out.packed_bytes()
-                + layer.ffn.packed_bytes()
+            layer.qkv.n_bytes()
+                + layer.attention_out.n_bytes()
+                + layer.ffn.n_bytes()
                 + layer.attention_norm.n_bytes()
                 + layer.ffn_norm.n_bytes()
         });
-        self.embedding.packed_bytes()
-            + self.head.as_ref().map_or(0, Linear::packed_bytes)
+        self.embedding.n_bytes()
+            + self.head.as_ref().map_or(0, Linear::n_bytes)
             + layers.sum::<usize>()
             + self.final_norm.n_bytes()
-            + self.changes.as_ref().map_or(0, Changes::packed_bytes)
+            + self.changes.as_ref().map_or(0, Changes::n_bytes)
     }
 
     /// The output head.

@@ -66,12 +66,12 @@ impl FeedForward {
     }
 
     /// Bytes of the buffers that it holds.
-    pub(crate) fn packed_bytes(&self) -> usize {
-        let of = |block: &FfnBlock| block.gate_up.packed_bytes() + block.down.packed_bytes();
+    pub(crate) fn n_bytes(&self) -> usize {
+        let of = |block: &FfnBlock| block.gate_up.n_bytes() + block.down.n_bytes();
         match self {
             Self::Dense(block) => of(block),
             Self::Experts { router, experts } => {
-                router.packed_bytes() + experts.iter().map(of).sum::<usize>()
+                router.n_bytes() + experts.iter().map(of).sum::<usize>()
             }
         }
     }

@@ -258,7 +258,7 @@ impl Linear {
 
     /// Bytes that the packed weight holds.
     #[must_use]
-    pub fn packed_bytes(&self) -> usize {
+    pub fn n_bytes(&self) -> usize {
         match &self.packed {
             Packed::F32(weight) => weight.n_bytes(),
             Packed::Bf16(weight) => weight.n_bytes(),

@@ -47,8 +47,8 @@ impl LowRank {
 
     /// Bytes that the packed factors hold.
     #[must_use]
-    pub fn packed_bytes(&self) -> usize {
-        self.down.packed_bytes() + self.up.packed_bytes()
+    pub fn n_bytes(&self) -> usize {
+        self.down.n_bytes() + self.up.n_bytes()
     }
 
     /// Adds the change. Shapes: x `[tokens, n_in]` in the number type of the change, or f32; y f32 `[tokens, outputs of the layer]`.

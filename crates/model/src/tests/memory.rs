@@ -24,7 +24,7 @@ fn planned_bytes_are_those_taken() {
                 let shown = format!("{dtype:?} {passes:?} {:?}", config.experts);
                 let decoder = Decoder::zeroed(&config, dtype, passes);
                 let planned = Decoder::bytes_for(&config, dtype, passes);
-                assert_eq!(decoder.packed_bytes(), planned, "decoder {shown}");
+                assert_eq!(decoder.n_bytes(), planned, "decoder {shown}");
                 // Fewer rows than a chunk of logits, and more.
                 for max_rows in [1, 33, 700] {
                     let workspace = Workspace::new(&config, dtype, max_rows, passes);

@@ -81,7 +81,7 @@ fn a_quantised_file_computes_as_the_original_quantised_at_load_and_near_to_it() 
             let expected = logits(&device, &at_load);
             assert_eq!(bits(&logits(&device, &from_file)), bits(&expected), "{quantisation}");
             let n_bytes = Decoder::loaded_bytes(&config, DType::F32, weights, kind).unwrap();
-            assert_eq!(at_load.packed_bytes(), n_bytes, "{quantisation}");
+            assert_eq!(at_load.n_bytes(), n_bytes, "{quantisation}");
             distances.push(distance(&exact, &expected));
         }
         // About a root of 14, the number of matrices on the way, times the error of each: 0.5 % and 7 %.
@@ -104,7 +104,7 @@ fn packed_blocks_compute_near_to_their_numbers_however_rows_are_cut() {
             let load = |dtype| Decoder::load(&device, &config, dtype, weights, kind).unwrap();
             let (exact, packed) = (load(DType::F32), load(DType::Bf16));
             let n_bytes = Decoder::loaded_bytes(&config, DType::Bf16, weights, kind).unwrap();
-            assert_eq!(packed.packed_bytes(), n_bytes, "{quantisation}");
+            assert_eq!(packed.n_bytes(), n_bytes, "{quantisation}");
             let expected = logits(&device, &packed);
             // A step of 8 bits is 1/127 of the largest of 32 numbers, 2.1 deviations: an error of 0.5 % in each of 14 products,
             // and bf16 beside it.
