@@ -7,9 +7,9 @@ use tensor::{DType, Device, LowRank, LowRankScratch, OperandScratch, Tensor, Vie
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 
-/// The changes to all layers.
+/// An adapter, ready to compute: the changes to all layers.
 #[derive(Clone, Debug)]
-pub(crate) struct Changes {
+pub(crate) struct PackedAdapter {
     layers: Vec<LayerChanges>,
     max_rank: usize,
 }
@@ -68,7 +68,7 @@ impl Decoder {
                 _ => layer.qkv.push(change),
             }
         }
-        self.changes = Some(Changes { layers, max_rank });
+        self.adapter = Some(PackedAdapter { layers, max_rank });
         Ok(self)
     }
 
@@ -93,18 +93,18 @@ impl Decoder {
 
     /// The changes to a layer.
     pub(crate) fn layer_changes(&self, layer_idx: usize) -> Option<&LayerChanges> {
-        self.changes.as_ref().map(|changes| &changes.layers[layer_idx])
+        self.adapter.as_ref().map(|adapter| &adapter.layers[layer_idx])
     }
 
     /// Working memory of the changes for up to `max_rows` tokens.
     pub(crate) fn low_rank_scratch(&self, max_rows: usize) -> Option<LowRankScratch> {
-        let changes = self.changes.as_ref()?;
-        Some(LowRankScratch::new(self.dtype, max_rows, changes.max_rank))
+        let adapter = self.adapter.as_ref()?;
+        Some(LowRankScratch::new(self.dtype, max_rows, adapter.max_rank))
     }
 }
 
-impl Changes {
-    /// Bytes that they hold.
+impl PackedAdapter {
+    /// Bytes that it holds.
     pub(crate) fn n_bytes(&self) -> usize {
         self.layers.iter().flat_map(LayerChanges::all).map(LowRank::n_bytes).sum()
     }

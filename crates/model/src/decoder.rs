@@ -4,7 +4,7 @@ use half::bf16;
 use kernels::rope::RopeFrequencies;
 use tensor::{DType, Device, Linear, Passes, Tensor};
 
-use crate::adapted::Changes;
+use crate::adapted::PackedAdapter;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::parameters::{LayerParameters, Parameters};
@@ -22,8 +22,8 @@ pub struct Decoder {
     /// `[vocab, hidden]`, when not tied.
     pub(crate) head: Option<Linear>,
     pub(crate) rope: RopeFrequencies,
-    /// Those of an adapter.
-    pub(crate) changes: Option<Changes>,
+    /// Computed beside the weights.
+    pub(crate) adapter: Option<PackedAdapter>,
 }
 
 /// One layer; shapes as in the parameters of the same names.
@@ -83,7 +83,7 @@ impl Decoder {
             final_norm: Tensor::zeroed(DType::F32, 1, config.hidden_dim),
             head: (!config.tied_embeddings).then(vocabulary),
             rope: crate::rope::frequencies(config),
-            changes: None,
+            adapter: None,
         }
     }
 
@@ -153,7 +153,7 @@ impl Decoder {
             + self.head.as_ref().map_or(0, Linear::n_bytes)
             + layers.sum::<usize>()
             + self.final_norm.n_bytes()
-            + self.changes.as_ref().map_or(0, Changes::n_bytes)
+            + self.adapter.as_ref().map_or(0, PackedAdapter::n_bytes)
     }
 
     /// The output head.

@@ -112,7 +112,7 @@ impl Loader<'_> {
             final_norm: self.norm(WeightName::FinalNorm)?,
             head,
             rope: crate::rope::frequencies(self.config),
-            changes: None,
+            adapter: None,
         })
     }
 

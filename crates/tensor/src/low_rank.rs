@@ -14,9 +14,9 @@ use crate::{Device, ops};
 pub struct LowRank {
     first_out: usize,
     /// `[rank, n_in]`.
-    down: Linear,
+    a: Linear,
     /// `[n_out, rank]`.
-    up: Linear,
+    b: Linear,
 }
 
 impl LowRank {
@@ -35,7 +35,7 @@ impl LowRank {
             linear.pack(device, factor.view());
             linear
         };
-        Self { first_out, down: packed(a), up: packed(b) }
+        Self { first_out, a: packed(a), b: packed(b) }
     }
 
     /// Bytes that the packed factors of a change of this shape take.
@@ -48,7 +48,7 @@ impl LowRank {
     /// Bytes that the packed factors hold.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
-        self.down.n_bytes() + self.up.n_bytes()
+        self.a.n_bytes() + self.b.n_bytes()
     }
 
     /// Adds the change. Shapes: x `[tokens, n_in]` in the number type of the change, or f32; y f32 `[tokens, outputs of the layer]`.
@@ -64,14 +64,14 @@ impl LowRank {
         operands: &mut OperandScratch,
     ) {
         let LowRankScratch { sums, rounded } = scratch;
-        let rank = self.up.n_in();
+        let rank = self.b.n_in();
         for tensor in [&mut *sums, &mut *rounded] {
             tensor.set_shape(x.n_rows(), rank);
         }
-        self.down.forward(device, x, sums.view_mut(), Write::Overwrite, operands);
+        self.a.forward(device, x, sums.view_mut(), Write::Overwrite, operands);
         ops::convert(device, sums.view(), rounded.view_mut());
         let (x, write) = (rounded.view(), Write::Accumulate);
-        self.up.forward_columns(device, x, y, self.first_out, write, operands);
+        self.b.forward_columns(device, x, y, self.first_out, write, operands);
     }
 }
 
