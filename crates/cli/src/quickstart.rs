@@ -20,7 +20,7 @@ use data::packing::PretrainingRows;
 use data::shard::Shard;
 use data::sheet::DataSheet;
 use eval::figures::{bytes, duration, short};
-use eval::report::{Report, Stage as TimedStage};
+use eval::report::{Report, TimedStage};
 use formats::durable::{DirLock, refuse_link};
 use train::Recipe;
 use train::plan::RunPlan;

@@ -36,7 +36,7 @@ pub struct Report {
     /// How long it took to the report: the sum of its stages, over all resumes.
     pub seconds: f64,
     /// Its parts, in order, each with its time over all resumes.
-    pub stages: Vec<Stage>,
+    pub stages: Vec<TimedStage>,
     /// Parameters of each of the models.
     pub parameters: u64,
     /// Input tokens of pre-training.
@@ -66,7 +66,7 @@ pub struct Machine {
 
 /// A part of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Stage {
+pub struct TimedStage {
     /// Name for people.
     pub name: String,
     /// How long it took.

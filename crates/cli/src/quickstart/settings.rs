@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use eval::report::Stage;
+use eval::report::TimedStage;
 use formats::check_format_version;
 use formats::durable::read_text;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub(crate) struct Settings {
     pub(crate) plan: Option<Plan>,
     /// The stages so far and the time that each took, over all resumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) stages: Vec<Stage>,
+    pub(crate) stages: Vec<TimedStage>,
 }
 
 /// Sizes of the model and of the three runs.

@@ -4,7 +4,7 @@ use askama::Template;
 use data::sheet::Origin;
 
 use super::texts::{ENGLISH, Texts};
-use super::{ModelReport, Report, Stage};
+use super::{ModelReport, Report, TimedStage};
 use crate::company::{CompanyScores, PartScore, Sample, Score};
 use crate::figures::{bytes, duration, grouped, percent, range, short};
 use crate::plot::{loss_curve_svg, validation_curve_svg};
@@ -224,7 +224,7 @@ fn pictures(report: &Report, texts: &Texts) -> Vec<Picture> {
 }
 
 fn stages(report: &Report) -> Vec<StageRow> {
-    let row = |stage: &Stage| {
+    let row = |stage: &TimedStage| {
         let share = stage.seconds / report.seconds.max(f64::MIN_POSITIVE);
         StageRow {
             name: stage.name.clone(),

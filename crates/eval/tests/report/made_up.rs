@@ -7,7 +7,7 @@ use data::sheet::{DataSheet, LanguageSheet, Origin};
 use engine::FinishReason;
 use eval::ask::Answer;
 use eval::company::{CompanyScores, score};
-use eval::report::{FORMAT_VERSION, LanguageBits, Machine, ModelReport, Report, Stage};
+use eval::report::{FORMAT_VERSION, LanguageBits, Machine, ModelReport, Report, TimedStage};
 use eval::{Curve, CurvePoint};
 use testkit::random::Rng;
 
@@ -16,7 +16,7 @@ pub(crate) fn report() -> Report {
     let mut rng = Rng::new(3);
     let stages = [("corpus", 21.4), ("tokenizer", 2.3), ("pre-training", 402.7)];
     let more = [("chat", 51.0), ("company", 64.2), ("measuring", 18.9), ("export", 1.2)];
-    let stage = |(name, seconds): (&str, f64)| Stage { name: name.to_owned(), seconds };
+    let stage = |(name, seconds): (&str, f64)| TimedStage { name: name.to_owned(), seconds };
     Report {
         format_version: FORMAT_VERSION,
         name: "quickstart-1".to_owned(),
