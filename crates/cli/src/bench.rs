@@ -265,8 +265,7 @@ impl Inference {
         let config = decoder.config();
         let (n_users, context_len) = match self.what {
             What::Prefill => {
-                // Reading takes the forward third of a training step's operations.
-                let flops = config.train_flops_per_token(self.detail) / 3.0;
+                let flops = config.forward_flops_per_token(self.detail);
                 return machine.roofline.bf16_flops / flops;
             }
             What::Decode => (1, self.detail),

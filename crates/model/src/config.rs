@@ -182,16 +182,29 @@ impl ModelConfig {
         }
     }
 
-    /// Floating-point operations of one trained token at full context: 6 per parameter of a matrix product (2 forward,
-    /// 4 backward; a tied head is used as one), and 6 `n_heads head_dim seq_len` per layer for causal attention.
+    /// Floating-point operations of the forward pass for one token of a sequence of `seq_len`: 2 per parameter of a matrix
+    /// product that the token passes (a tied head is used as one; of experts the active ones, and their router), and
+    /// 2 `n_heads head_dim seq_len` per layer for causal attention.
     #[must_use]
-    pub fn train_flops_per_token(&self, seq_len: usize) -> f64 {
+    pub fn forward_flops_per_token(&self, seq_len: usize) -> f64 {
         let head = self.vocab_size * self.hidden_dim;
+        let block = 3 * self.hidden_dim * self.ffn_dim;
+        let ffn = match self.experts {
+            None => block,
+            Some(Experts { n_experts, n_active }) => n_active * block + n_experts * self.hidden_dim,
+        };
         let layer = self.hidden_dim * self.head_shape().qkv_width()
             + self.n_heads * self.head_dim * self.hidden_dim
-            + 3 * self.hidden_dim * self.ffn_dim;
+            + ffn;
         let attention = self.n_layers * self.n_heads * self.head_dim * seq_len;
-        6.0 * (self.n_layers * layer + head + attention) as f64
+        2.0 * (self.n_layers * layer + head + attention) as f64
+    }
+
+    /// Floating-point operations of one trained token: those of the forward pass, and twice as many for the gradients of
+    /// both operands of each product.
+    #[must_use]
+    pub fn train_flops_per_token(&self, seq_len: usize) -> f64 {
+        3.0 * self.forward_flops_per_token(seq_len)
     }
 }
 
@@ -209,5 +222,25 @@ pub fn compute_dtype(stored: WeightDtype) -> DType {
     match stored {
         WeightDtype::Bf16 => DType::Bf16,
         WeightDtype::F32 | WeightDtype::F16 => DType::F32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One block was counted, so that reading a prompt seemed to reach half of the operations that it did.
+    #[test]
+    fn a_token_of_a_model_of_experts_passes_its_active_ones_and_the_router() {
+        let dense = ModelConfig::new(ModelConfig::example()).unwrap();
+        let experts = Some(Experts { n_experts: 8, n_active: 2 });
+        let routed = ModelConfig::new(DecoderConfig { experts, ..ModelConfig::example() }).unwrap();
+        // Queries, keys and values 16 * 32, attention's output 16 * 16, a feed-forward block 3 * 16 * 24.
+        let (attention, block, head) = (16 * 32 + 16 * 16, 3 * 16 * 24, 32 * 16);
+        let scores = 2 * 16 * 10;
+        let expected = |ffn: usize| (2 * (2 * (attention + ffn) + head + scores)) as f64;
+        assert_eq!(dense.forward_flops_per_token(10), expected(block));
+        assert_eq!(routed.forward_flops_per_token(10), expected(2 * block + 8 * 16));
+        assert_eq!(routed.train_flops_per_token(10), 3.0 * expected(2 * block + 8 * 16));
     }
 }
