@@ -7,12 +7,13 @@ use std::path::Path;
 
 use crate::FormatError;
 use crate::config::{DecoderConfig, WeightDtype};
+use crate::dtype::TensorDtype;
 use crate::gguf::GgufVocabulary;
 use crate::gguf::write::{Description, GgufSource, write_gguf};
 use crate::licence::licence_of;
 use crate::model_dir::{GenerationConfig, ModelDir, ModelDirWriter, Numbers, write_companions};
 use crate::names::{Layout, RowOrder, WeightName};
-use crate::weights::{ModelWeights, StoredWeight, TensorData, TensorDtype, TensorSource};
+use crate::weights::{ModelWeights, StoredWeight, TensorData, TensorSource};
 
 /// The weights of a directory that [`write_quantised`] makes.
 const QUANTISED_FILE: &str = "model.gguf";

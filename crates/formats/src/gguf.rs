@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::FormatError;
+use crate::dtype::TensorDtype;
 use crate::os::Mapping;
-use crate::weights::TensorDtype;
 
 mod config;
 mod cursor;

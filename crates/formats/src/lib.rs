@@ -16,6 +16,7 @@
 //! # Ok::<(), formats::FormatError>(())
 //! ```
 
+mod dtype;
 mod error;
 mod fields;
 mod os;
@@ -40,11 +41,12 @@ pub use config::{
     DecoderConfig, Experts, QueryScaling, ReadConfig, Rope, RopeScaling, WeightDtype, parse_config,
     to_hf_json,
 };
+pub use dtype::TensorDtype;
 pub use error::FormatError;
 pub use names::{FfnMatrix, LayerPart, Layout, WeightName};
 pub use os::{SharedBytes, free_disk_bytes};
 pub use version::{check_format_version, check_version};
 pub use weights::{
-    ModelWeights, TensorData, TensorDtype, TensorSource, WeightFiles, WeightView,
-    write_safetensors, write_safetensors_to,
+    ModelWeights, TensorData, TensorSource, WeightFiles, WeightView, write_safetensors,
+    write_safetensors_to,
 };

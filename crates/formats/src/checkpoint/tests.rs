@@ -1,6 +1,6 @@
 use super::*;
+use crate::dtype::TensorDtype;
 use crate::weights::TensorData;
-use crate::weights::TensorDtype;
 use serde_json::json;
 use std::process::Command;
 use testkit::failing_writer::FailingWriter;

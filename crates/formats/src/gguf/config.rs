@@ -3,8 +3,8 @@
 use crate::FormatError;
 use crate::config::hf::{magnitude, shortest_pattern};
 use crate::config::{DecoderConfig, Experts, QueryScaling, Rope, RopeScaling, WeightDtype};
+use crate::dtype::TensorDtype;
 use crate::names::{LayerPart, Layout, ROPE_DIVISORS, WeightName};
-use crate::weights::TensorDtype;
 
 use super::vocabulary::{BOS, EOS, EOT};
 use super::{GgufFile, Value, describe};

@@ -6,9 +6,10 @@ use std::path::Path;
 use crate::FormatError;
 use crate::config::hf::has_yarn_magnitude;
 use crate::config::{DecoderConfig, RopeScaling};
+use crate::dtype::TensorDtype;
 use crate::durable::write_atomically;
 use crate::names::{Layout, ROPE_DIVISORS};
-use crate::weights::{Counted, TensorData, TensorDtype};
+use crate::weights::{Counted, TensorData};
 
 use super::LICENCE;
 use super::vocabulary::{self, BOS, EOS, EOT, GgufVocabulary};

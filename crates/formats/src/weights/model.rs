@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{TensorDtype, WeightFiles, WeightView};
+use super::{WeightFiles, WeightView};
 use crate::FormatError;
 use crate::config::DecoderConfig;
+use crate::dtype::TensorDtype;
 use crate::gguf::GgufFile;
 use crate::names::{Layout, ROPE_DIVISORS, RowOrder, WeightName};
 use crate::os::{FileStamp, SharedBytes};

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::FormatError;
+use crate::dtype::TensorDtype;
 use crate::durable::write_atomically;
-use crate::weights::TensorDtype;
 
 /// Numbers converted to bytes at a time.
 const CHUNK_ELEMENTS: usize = 1 << 14;

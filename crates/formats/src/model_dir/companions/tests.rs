@@ -7,8 +7,8 @@ use super::*;
 use crate::convert::{
     Quantiser, write_adapted, write_gguf_file, write_hugging_face, write_native, write_quantised,
 };
+use crate::dtype::TensorDtype;
 use crate::names::WeightName;
-use crate::weights::TensorDtype;
 
 /// Keeps every number.
 struct Keep;
