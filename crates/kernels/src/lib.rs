@@ -1,8 +1,9 @@
 //! Numerical kernels: slices in, slices out.
 //!
-//! Every operation of the decoder family has a scalar definition in [`mod@reference`], which is the meaning of the
-//! operation, and fast versions for AVX2, AVX-512 (BF16, VNNI) and AMX that are compared with it. The family is
-//! found at run time and carried, with the thread pool, by [`Compute`], which every operation takes.
+//! Every operation of the decoder family has a scalar definition, which is its meaning: in [`mod@reference`], or, of
+//! blocks, their products in 8 bits, experts, embeddings and whole slices, in their own files. Fast versions for AVX2,
+//! AVX-512 (BF16, VNNI) and AMX are compared with it. The family is found at run time and carried, with the thread pool,
+//! by [`Compute`], which every operation takes.
 //!
 //! Never here: a tensor, a model, a file.
 //!

@@ -14,7 +14,7 @@ pub(crate) const LOGIT_ROWS: usize = 512;
 /// where packed blocks round them to 8 bits.
 #[derive(Debug)]
 pub(crate) struct LayerActivations {
-    /// Input of the layer, T `[tokens, hidden]`; only kept for a backward pass.
+    /// Input of the layer, A `[tokens, hidden]`; only kept for a backward pass.
     pub(crate) attention_input: Option<Tensor>,
     /// Its inverse root mean square, `[tokens, 1]`.
     pub(crate) attention_scales: Tensor,
@@ -26,7 +26,7 @@ pub(crate) struct LayerActivations {
     pub(crate) attention_out: Tensor,
     /// `[tokens, n_heads]`.
     pub(crate) log_sum_exp: Tensor,
-    /// Input of the feed-forward part, T `[tokens, hidden]`; only kept for a backward pass.
+    /// Input of the feed-forward part, A `[tokens, hidden]`; only kept for a backward pass.
     pub(crate) ffn_input: Option<Tensor>,
     /// `[tokens, 1]`.
     pub(crate) ffn_scales: Tensor,
@@ -124,7 +124,7 @@ pub struct Workspace {
     pub(crate) activated: Tensor,
     /// One for all layers, or one for each when a backward pass follows.
     pub(crate) layers: Vec<LayerActivations>,
-    /// Input of the final norm, T; only kept for a backward pass.
+    /// Input of the final norm, A; only kept for a backward pass.
     pub(crate) final_input: Option<Tensor>,
     /// `[tokens, 1]`.
     pub(crate) final_scales: Tensor,

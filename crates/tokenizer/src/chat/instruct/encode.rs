@@ -13,7 +13,7 @@ impl InstructVersion {
 }
 
 impl Tokenizer {
-    /// Token ids of a rendered request or of a text to be filled in: each text by itself, control tokens by name.
+    /// Token ids of a rendered request: each text by itself, control tokens by name.
     ///
     /// # Errors
     /// [`Error::MissingControl`], when the vocabulary is of an older version than the pieces.
