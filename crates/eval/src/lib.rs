@@ -6,15 +6,15 @@
 //!
 //! ```
 //! use eval::answers::is_match;
-//! use eval::intervals::{Cluster, clustered, wilson};
+//! use eval::intervals::{Cluster, clustered};
 //!
 //! assert!(is_match("148 euros", "148 Euros."));
-//! // 160 of 200 answers are right. The interval is wider when they are about 25 facts, known or not known.
-//! let independent = wilson(160, 200);
-//! let mut facts = vec![Cluster { n_right: 8, n_questions: 8 }; 20];
-//! facts.extend(vec![Cluster { n_right: 0, n_questions: 8 }; 5]);
-//! let by_fact = clustered(&facts);
-//! assert!(by_fact.low < independent.low && independent.high < by_fact.high);
+//! // 160 of 200 answers are right. The interval is wider when they are about 25 facts, known or not known, than when each
+//! // is about a fact of its own.
+//! let questions = |n_right, n_questions| Cluster { n_right, n_questions };
+//! let apart = clustered(&[vec![questions(1, 1); 160], vec![questions(0, 1); 40]].concat());
+//! let by_fact = clustered(&[vec![questions(8, 8); 20], vec![questions(0, 8); 5]].concat());
+//! assert!(by_fact.low < apart.low && apart.high < by_fact.high);
 //! ```
 
 pub mod answers;

@@ -18,7 +18,8 @@ mod vocabulary;
 pub(crate) mod write;
 
 use cursor::Cursor;
-pub use metadata::{Array, Metadata, Value};
+use metadata::Metadata;
+pub use metadata::{Array, Value};
 pub use vocabulary::{GgufEncoding, GgufTokenKind, GgufVocabulary};
 
 /// Most tensors and most entries of metadata; real files have some thousands.
@@ -65,12 +66,6 @@ impl GgufFile {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The entries before the tensors.
-    #[must_use]
-    pub fn metadata(&self) -> &Metadata {
-        &self.metadata
     }
 
     /// The value of an entry, if it is there.

@@ -176,7 +176,7 @@ impl<'a> Array<'a> {
 
 /// The entries of a file.
 #[derive(Debug, Default)]
-pub struct Metadata {
+pub(super) struct Metadata {
     entries: BTreeMap<String, (Kind, Range<usize>)>,
 }
 
@@ -193,11 +193,6 @@ impl Metadata {
             }
         }
         Ok(Self { entries })
-    }
-
-    /// The keys, ascending.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
     }
 
     /// The value of a key, in the bytes of the file that the entries were read from.

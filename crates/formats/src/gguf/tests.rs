@@ -117,7 +117,6 @@ fn values_of_every_type_are_read() {
         .u32(8)
         .text("é".as_bytes());
     let file = open(&scratch, &header.padded(0)).unwrap();
-    assert_eq!(file.metadata().keys().count(), 4);
     assert_eq!(file.get("b.float"), Some(Value::Float(1.5)));
     assert_eq!(file.get("c.signed"), Some(Value::Signed(-1)));
     assert_eq!(file.get("d.text"), Some(Value::Text("é".as_bytes())));
