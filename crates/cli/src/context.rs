@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -175,10 +176,13 @@ pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// A variable of the environment that is set and not empty.
+pub(crate) fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
 fn family_of_environment() -> anyhow::Result<Option<Family>> {
-    let Some(value) = std::env::var_os("GALERNE_KERNELS").filter(|value| !value.is_empty()) else {
-        return Ok(None);
-    };
+    let Some(value) = variable("GALERNE_KERNELS") else { return Ok(None) };
     let parsed = value.to_string_lossy().parse();
     parsed.map(Some).map_err(|error: kernels::ComputeError| {
         Failure::usage(format!("GALERNE_KERNELS: {error}")).into()
@@ -198,7 +202,7 @@ fn find_home(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(dir) = given {
         return Ok(dir.to_owned());
     }
-    if let Some(dir) = std::env::var_os("GALERNE_HOME").filter(|value| !value.is_empty()) {
+    if let Some(dir) = variable("GALERNE_HOME") {
         return Ok(dir.into());
     }
     let user_home = std::env::home_dir().filter(|dir| !dir.as_os_str().is_empty());

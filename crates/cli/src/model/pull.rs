@@ -1,7 +1,6 @@
 //! `galerne model import hf:OWNER/NAME`: from a model hub into the home.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use formats::weights::is_plain_name;
 use formats::{DecoderConfig, FormatError};
 use model::ModelConfig;
 
-use crate::context::Context;
+use crate::context::{Context, variable};
 use crate::failure::Failure;
 use crate::machine;
 use crate::names::without_dots;
@@ -256,11 +255,6 @@ fn token_for(endpoint: &str, args: &PullArgs, context: &Context) -> anyhow::Resu
         context.say(&format!("the token is not sent to {endpoint}: --send-token would send it"));
     }
     Ok(None)
-}
-
-/// A variable of the environment that is set.
-fn variable(name: &str) -> Option<OsString> {
-    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// A secret of the environment: in the variable `NAME` itself, or in the file that `NAME_FILE` names.

@@ -8,7 +8,7 @@ use data::{Language, bundled};
 use eval::divergence::{Divergence, divergence};
 use eval::figures::{bytes, grouped, percent};
 use formats::convert::write_quantised;
-use formats::durable::read_bounded;
+use formats::durable::read_text;
 use formats::model_dir::ModelDir;
 use model::{Decoder, FileQuantiser, ModelConfig, Quantisation, Workspace, compute_dtype};
 use serde_json::json;
@@ -56,7 +56,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     let (name, original) = open_dir(&args.model, context)?;
     let config = config_of(&name, &original)?;
-    let text = args.text.as_deref().map(read_text).transpose()?;
+    let text = args.text.as_deref().map(|path| read_text(path, MAX_TEXT_BYTES)).transpose()?;
     if text.is_some() && !has_tokenizer(&original)? {
         return Err(Failure::NoTokenizer { model: name }.into());
     }
@@ -76,12 +76,6 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
         .with_context(|| format!("cannot quantise model `{name}`"))?;
     let compared = compare(args, (&name, &original), (&new_name, &quantised), text, context)?;
     report(&new_name, &original, &quantised, compared.as_ref(), context)
-}
-
-fn read_text(path: &Path) -> anyhow::Result<String> {
-    let failed = || format!("cannot read {}", path.display());
-    let bytes = read_bounded(path, MAX_TEXT_BYTES).with_context(failed)?;
-    String::from_utf8(bytes).with_context(failed)
 }
 
 fn check_disk(
