@@ -289,9 +289,9 @@ pub(crate) fn of_home(context: &Context) -> anyhow::Result<Vec<(String, ModelDir
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use formats::model_dir::copy_model;
+    use testkit::golden::workspace_root;
     use testkit::test_dir::TestDir;
     use tokenizer::FOLDER_FILES;
 
@@ -303,7 +303,7 @@ mod tests {
         let scratch = TestDir::new("tokenizer-files");
         let dir = scratch.path().join("model");
         fs::create_dir(&dir).unwrap();
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden");
+        let golden = workspace_root().join("golden");
         for name in ["config.json", "model.safetensors"] {
             fs::copy(golden.join("architectures/mistral/hf").join(name), dir.join(name)).unwrap();
         }

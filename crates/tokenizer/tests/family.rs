@@ -8,9 +8,10 @@ use proptest::prelude::*;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 use testkit::damage::damaged;
+use testkit::golden::workspace_root;
 use tokenizer::{Ending, ListedKind, TextStream, Tokenizer};
 
 #[derive(Deserialize)]
@@ -47,7 +48,7 @@ static TOKENIZERS: LazyLock<Vec<(&str, Tokenizer)>> =
 static TEXTS: LazyLock<Vec<String>> = LazyLock::new(|| read("texts.json"));
 
 fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/family").join(name)
+    workspace_root().join("golden/tokenizer/family").join(name)
 }
 
 fn read<T: DeserializeOwned>(name: &str) -> T {
@@ -254,7 +255,7 @@ fn damaged_files_are_errors_or_sound_tokenizers() {
 #[test]
 fn pieces_become_the_control_tokens_of_the_file_and_text_never_does() {
     use tokenizer::instruct::{InstructRequest, InstructVersion, pieces};
-    let path = testkit::golden::workspace_root().join("golden/tokenizer/family/v3.tekken.json");
+    let path = workspace_root().join("golden/tokenizer/family/v3.tekken.json");
     let tokenizer = Tokenizer::open(&path).unwrap();
     assert_eq!(tokenizer.version().and_then(InstructVersion::of_number), Some(InstructVersion::V3));
     let request = |json: &str| serde_json::from_str::<InstructRequest>(json).unwrap();

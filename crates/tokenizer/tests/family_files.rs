@@ -4,12 +4,13 @@
 
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use testkit::golden::workspace_root;
 use testkit::test_dir::TestDir;
 use tokenizer::{ChatTemplate, Conversation, Ending, Error, Message, Role, Tokenizer};
 
 fn family(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/family").join(name)
+    workspace_root().join("golden/tokenizer/family").join(name)
 }
 
 fn contents(name: &str) -> Vec<u8> {

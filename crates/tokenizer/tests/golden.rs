@@ -5,7 +5,8 @@
 
 use serde::Deserialize;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use testkit::golden::workspace_root;
 use tokenizer::{
     BpeTrainer, ChatTemplate, Conversation, Ending, Message, TextStream, Tokenizer, TrainOptions,
 };
@@ -34,7 +35,7 @@ struct Rendered {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer")
+    workspace_root().join("golden/tokenizer")
 }
 
 fn golden() -> Golden {

@@ -5,7 +5,8 @@
 
 use serde::Deserialize;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use testkit::golden::workspace_root;
 use tokenizer::{ChatTemplate, Conversation, Ending, JinjaTemplate, Message, Tokenizer};
 
 #[derive(Deserialize)]
@@ -23,7 +24,7 @@ struct Case {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden")
+    workspace_root().join("golden")
 }
 
 #[test]

@@ -4,7 +4,7 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::path::Path;
+use testkit::golden::workspace_root;
 use tokenizer::{ChatTemplate, Conversation, Ending, JinjaTemplate, Tokenizer};
 
 /// More than any of them takes, and less than each would if it were not paid for before it writes.
@@ -18,7 +18,7 @@ fn peak_mib() -> usize {
 
 #[test]
 fn no_template_takes_much_memory() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/model");
+    let folder = workspace_root().join("golden/tokenizer/model");
     let tokenizer = Tokenizer::open(&folder).unwrap();
     let list = "{% set x = ['a' * 1000000] * 15 %}";
     let members: String = (0..70).map(|i| format!("a{i}=x, ")).collect();

@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use crate::home::{Home, names_in, read};
+use testkit::golden::workspace_root;
+use testkit::test_dir::names_in;
+
+use crate::home::{Home, read};
 
 fn golden(name: &str) -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/architectures");
-    root.join(name).canonicalize().unwrap().display().to_string()
+    workspace_root().join("golden/architectures").join(name).display().to_string()
 }
 
 fn first_tokens(home: &Home, model: &str) -> serde_json::Value {
@@ -193,7 +195,7 @@ fn a_gguf_file_holds_the_tokenizer_and_the_template() {
 #[test]
 fn an_adapter_is_merged_into_a_model_of_its_own() {
     let home = Home::new("merge");
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden");
+    let root = workspace_root().join("golden");
     let adapter = |name: &str| root.join("adapters").join(name).display().to_string();
     let base = golden("mistral/hf");
     let (peft, native) = (adapter("peft"), adapter("native"));
@@ -271,7 +273,7 @@ fn what_a_model_does_not_use_is_said_by_all_that_write_it_anew() {
     }));
     let path = source.join("model.safetensors");
     formats::write_safetensors(&path, sources).unwrap();
-    let adapter = Path::new(&golden).join("../../../adapters/peft").display().to_string();
+    let adapter = workspace_root().join("golden/adapters/peft").display().to_string();
     for arguments in [
         &["model", "export", "./source", "--to", "native", "--out", "./native"][..],
         &["model", "quantize", "./source", "--to", "q8_0", "--name", "small"],

@@ -3,15 +3,16 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 
+use testkit::golden::workspace_root;
 use testkit::hub::{COMMIT, FakeHub, Fault};
+use testkit::test_dir::names_in;
 
-use crate::home::{Finished, Home, names_in, signal};
+use crate::home::{Finished, Home, signal};
 
 /// The files of a golden model, and what else a repository holds.
 fn files_of(model: &str, more: &[(&str, &[u8])]) -> Vec<(String, Vec<u8>)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/architectures").join(model);
+    let dir = workspace_root().join("golden/architectures").join(model);
     let named =
         names_in(&dir).into_iter().map(|name| (name.clone(), fs::read(dir.join(name)).unwrap()));
     named.chain(more.iter().map(|&(name, bytes)| (name.to_owned(), bytes.to_vec()))).collect()

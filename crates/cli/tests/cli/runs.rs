@@ -5,8 +5,9 @@ use std::process::Child;
 use std::time::Duration;
 
 use serde_json::Value;
+use testkit::test_dir::names_in;
 
-use crate::home::{Finished, Home, names_in, read, signal};
+use crate::home::{Finished, Home, read, signal};
 
 /// Starts a run named `NAME` and waits until it has done so many steps.
 fn start_and_wait(home: &Home, name: &str, n_steps: usize) -> Child {
@@ -299,7 +300,8 @@ fn a_recipe_that_cannot_run_leaves_no_run_behind() {
         let arguments = [&["pretrain", "--recipe", "tiny.toml"], *arguments].concat();
         let finished = home.run(&arguments).expect(*code);
         assert!(finished.stderr.contains(expected), "{arguments:?}: {}", finished.stderr);
-        assert_eq!(names_in(&home.inside("runs")), Vec::<String>::new(), "{arguments:?}");
+        let runs = home.inside("runs");
+        assert!(!runs.exists() || names_in(&runs).is_empty(), "{arguments:?}");
     }
     let wrong_command = home.run(&["tune", "--recipe", "tiny.toml"]).expect(2);
     assert!(wrong_command.stderr.contains("galerne pretrain"), "{}", wrong_command.stderr);

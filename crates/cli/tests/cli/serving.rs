@@ -70,7 +70,7 @@ fn a_model_of_the_home_that_cannot_be_used_does_not_keep_the_others_from_answeri
     let copy = |name: &str, file: &str, change: &dyn Fn(String) -> String| {
         let dir = home.inside(&format!("models/{name}"));
         std::fs::create_dir(&dir).unwrap();
-        for name in crate::home::names_in(&home.inside("models/tiny-1")) {
+        for name in testkit::test_dir::names_in(&home.inside("models/tiny-1")) {
             std::fs::copy(home.inside("models/tiny-1").join(&name), dir.join(&name)).unwrap();
         }
         let text = String::from_utf8(read(&dir.join(file))).unwrap();

@@ -1,8 +1,7 @@
 //! `tokenizer`: lines in, lines out.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
+use testkit::golden::workspace_root;
 
 use crate::home::Home;
 
@@ -37,7 +36,7 @@ fn plain_lines_are_encoded_without_json() {
 #[test]
 fn files_of_the_mistral_family_are_recognised_by_their_names() {
     let home = Home::new("family");
-    let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/family");
+    let family = workspace_root().join("golden/tokenizer/family");
     for name in ["tiny.model", "v13.tekken.json", "llama2.tokenizer.json"] {
         let path = family.join(name);
         let path = path.to_str().unwrap();
@@ -76,9 +75,8 @@ fn a_wrong_line_is_named_by_its_number() {
 #[test]
 fn render_shows_the_prompt_that_fills_a_gap() {
     let home = Home::new("gap");
-    let golden =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../golden/tokenizer/family/v3.tekken.json");
-    let render = ["tokenizer", "render", "--tokenizer", golden];
+    let golden = workspace_root().join("golden/tokenizer/family/v3.tekken.json");
+    let render = ["tokenizer", "render", "--tokenizer", golden.to_str().unwrap()];
     let line = r#"{"prompt": "le ", "suffix": " vent", "max_tokens": 3}"#;
     let text = home.run_with_input(&render, line).expect(0).stdout;
     assert_eq!(text, "<s>[SUFFIX] vent[PREFIX]le \n");
@@ -121,7 +119,7 @@ fn render_marks_the_answer_as_trained() {
 fn one_request_is_read_in_one_way_whatever_renders_it() {
     let home = Home::new("render-members");
     home.make_tokenizer();
-    let family = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/family");
+    let family = workspace_root().join("golden/tokenizer/family");
     let tekken = family.join("v3.tekken.json").display().to_string();
     let line = |more: &str| {
         format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"mer\"}}], {more}}}\n")

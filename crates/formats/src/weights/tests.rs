@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use testkit::damage::damaged;
 use testkit::failing_writer::FailingWriter;
+use testkit::golden::workspace_root;
 use testkit::test_dir::TestDir;
 
 fn source<'a>(name: &str, shape: &[usize], data: TensorData<'a>) -> TensorSource<'a> {
@@ -247,7 +248,7 @@ fn folders_without_safetensors_say_what_they_have() {
 
 #[test]
 fn model_directories_of_transformers_are_read_whole() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/logits");
+    let golden = workspace_root().join("golden/logits");
     for (name, is_tied) in [("tied", true), ("untied", false), ("wide_heads", true)] {
         let dir = golden.join(name);
         let config = crate::config::hf::read_config(&dir).unwrap().decoder;

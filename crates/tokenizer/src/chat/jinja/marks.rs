@@ -188,10 +188,10 @@ fn all_cases(c: char) -> BTreeSet<char> {
 mod tests {
     use super::*;
     use crate::chat::conversation::{Message, Role};
-    use std::path::Path;
+    use testkit::golden::workspace_root;
 
     fn marks(content: &str) -> Marks {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/model");
+        let folder = workspace_root().join("golden/tokenizer/model");
         let conversation = Conversation { messages: vec![Message::new(Role::User, content)] };
         Marks::new(&Tokenizer::open(&folder).unwrap(), &conversation, &HashSet::new()).unwrap()
     }

@@ -1,7 +1,8 @@
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+use testkit::golden::workspace_root;
 
 use super::*;
 use crate::chat::conversation::{Message, Role};
@@ -9,7 +10,7 @@ use crate::chat::conversation::{Message, Role};
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::open(&folder()).unwrap());
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/model")
+    workspace_root().join("golden/tokenizer/model")
 }
 
 /// With another name for `[SYSTEM_PROMPT]`, as JSON writes it.

@@ -143,10 +143,10 @@ mod tests {
     use super::*;
     use crate::chat::conversation::Conversation;
     use crate::tokenizer::Tokenizer;
-    use std::path::Path;
+    use testkit::golden::workspace_root;
 
     fn marks() -> Arc<Marks> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/model");
+        let folder = workspace_root().join("golden/tokenizer/model");
         let tokenizer = Tokenizer::open(&folder).unwrap();
         let conversation = Conversation { messages: Vec::new() };
         Arc::new(Marks::new(&tokenizer, &conversation, &HashSet::new()).unwrap())
