@@ -1,4 +1,4 @@
-//! One answer from an engine to the terminal: text as it comes, stop texts, a request to stop.
+//! One answer from an engine to the terminal: text as it comes, stop strings, a request to stop.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ pub(crate) struct Question {
     pub(crate) sampling: Sampling,
     /// Tokens that end the answer.
     pub(crate) stop_ids: Vec<u32>,
-    /// Texts that end the answer and are not shown.
-    pub(crate) stop_texts: Vec<String>,
+    /// Strings that end the answer and are not shown.
+    pub(crate) stop_strings: Vec<String>,
     /// How ids become text; none when the model has no vocabulary.
     pub(crate) text: Option<(Arc<Tokenizer>, TextStream)>,
 }
@@ -26,7 +26,7 @@ pub(crate) struct Question {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// The model ended it, or a stop text.
+    /// The model ended it, or a stop string.
     Complete,
     /// At the greatest number of tokens, or at the end of the context.
     AtLength,
@@ -62,7 +62,7 @@ pub(crate) fn answer(
     })?;
     let mut text = question
         .text
-        .map(|(tokenizer, stream)| (tokenizer, AnswerText::new(stream, question.stop_texts)));
+        .map(|(tokenizer, stream)| (tokenizer, AnswerText::new(stream, question.stop_strings)));
     let mut shown = String::new();
     let mut show = |piece: String| {
         shown.push_str(&piece);

@@ -161,7 +161,7 @@ impl Talk {
             max_tokens: args.max_tokens,
             sampling: Sampling { seed, ..self.sampling },
             stop_ids: self.model.eos_ids.clone(),
-            stop_texts: Vec::new(),
+            stop_strings: Vec::new(),
             text: Some((tokenizer.clone(), TextStream::answer(&self.template))),
         };
         let answer = answer(&self.engine, question, &signals, |text| {

@@ -113,7 +113,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let new_tokens = args.max_tokens.min(model.config.context_len - prompt.len());
     let limits = model.limits_of_one(prompt.len() + new_tokens);
     if !args.stop.is_empty() {
-        // Stop texts are looked for in the text.
+        // Stop strings are looked for in the text.
         model.tokenizer()?;
     }
     let engine = model.start_engine(device, limits)?;
@@ -126,7 +126,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         max_tokens: args.max_tokens,
         sampling: args.sampling.resolve_for(&model),
         stop_ids: model.eos_ids.clone(),
-        stop_texts: args.stop,
+        stop_strings: args.stop,
         text,
     };
     let form = context.form();
