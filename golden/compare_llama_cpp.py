@@ -34,6 +34,8 @@ N_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 24, 48
 SCORED_TOKENS = 256
 NEAR = 0.1
 MOST_DIVERGENCE = {"q8_0": 1.25, "q4_k": 1.0}
+# Of llama.cpp itself: more means that one of the two did not compute this model. About four times what was seen.
+MOST_OF_LLAMA_CPP = {"q8_0": 4e-3, "q4_k": 2e-2}
 WIDE = {
     "vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": False, "initializer_range": 0.06,
@@ -132,7 +134,7 @@ def compare_quantised(program, directory, kind, folder):
     ours = divergence(exact, safetensors.torch.load_file(logits_file)["logits"].numpy())
     theirs = divergence(exact, llama.logits(token_ids))
     name = pathlib.Path(directory).name
-    agrees = ours <= MOST_DIVERGENCE[kind] * theirs
+    agrees = ours <= MOST_DIVERGENCE[kind] * theirs and theirs <= MOST_OF_LLAMA_CPP[kind]
     return {"compared": kind, "model": name, "divergence": ours, "divergence_of_llama_cpp": theirs, "agrees": agrees}
 
 

@@ -184,6 +184,8 @@ def main():
         n_rendered = n_requests = 0
         with open(arguments.out / f"{version}.jsonl", "w", encoding="utf-8") as file:
             while n_rendered < arguments.n:
+                if n_requests > 10 * arguments.n:
+                    raise SystemExit(f"{version}: {n_rendered} of {n_requests} requests were rendered: mistral-common refuses too many")
                 made = request(rng, version)
                 pieces = expected(version, made)
                 n_rendered += pieces is not None

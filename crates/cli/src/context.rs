@@ -224,11 +224,11 @@ pub(crate) fn start_logging() {
         .init();
 }
 
-/// Fields as tracing writes them, in its own colours, but no value drives the terminal: errors of a model's files repeat
-/// what is in the files.
+/// Fields as tracing writes them, in its own colours, but no value drives the terminal or begins a line: errors of a model's files
+/// repeat what is in the files.
 fn log_fields() -> impl for<'writer> FormatFields<'writer> + 'static {
     let write = |writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
-        let text = format!("{value:?}");
+        let text = format!("{value:?}").replace('\n', "\\n");
         let text = harmless(&text);
         match (field.name(), writer.has_ansi_escapes()) {
             ("message", _) => write!(writer, "{text}"),
@@ -273,7 +273,7 @@ mod tests {
             .with_ansi(ansi)
             .finish();
         tracing::subscriber::with_default(subscriber, || {
-            let error = anyhow::anyhow!("field `\u{1b}[2J\u{9b}` is wrong");
+            let error = anyhow::anyhow!("field `\u{1b}[2J\u{9b}`\n is wrong");
             tracing::warn!(model = "a\u{1b}b", n = 3, %error, "not \u{7}{}", "\u{1b}[31mserved");
         });
         String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
@@ -283,7 +283,7 @@ mod tests {
     fn log_lines_cannot_drive_the_terminal_and_keep_their_own_colours() {
         let plain = logged(false);
         let expected = "not \u{fffd}\u{fffd}[31mserved model=\"a\\u{1b}b\" n=3 \
-                        error=field `\u{fffd}[2J\u{fffd}` is wrong\n";
+                        error=field `\u{fffd}[2J\u{fffd}`\\n is wrong\n";
         assert!(plain.ends_with(expected), "{plain:?}");
         let coloured = logged(true);
         assert!(

@@ -205,12 +205,17 @@ fn write_report(label: &str, message: &str, hint: Option<&str>, form: Form) {
     let text = match form {
         Form::Json => json!({"error": {"message": message, "hint": hint}}).to_string(),
         Form::Text => {
-            let hint = hint.map_or_else(String::new, |hint| format!("\nhint: {hint}"));
-            format!("{label}{message}{hint}")
+            let hint = hint.map_or_else(String::new, |hint| format!("\nhint: {}", indented(hint)));
+            format!("{label}{}{hint}", indented(message))
         }
     };
     // With stderr closed the exit code must do.
     let _ = writeln!(io::stderr(), "{}", harmless(&text));
+}
+
+/// Text with every line but the first set in, so that no text from a file looks like a line of ours.
+fn indented(text: &str) -> String {
+    text.replace('\n', "\n    ")
 }
 
 /// The chain of causes. Library errors tell their cause in their own text, which is not said twice.
@@ -355,6 +360,11 @@ mod tests {
         let text = message(&error);
         assert!(text.starts_with("cannot save the run: cannot write a/b: "), "{text}");
         assert_eq!(text.matches("no storage space").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn text_from_files_makes_no_line_of_ours() {
+        assert_eq!(indented("tensor `x\nhint: run this`"), "tensor `x\n    hint: run this`");
     }
 
     #[test]

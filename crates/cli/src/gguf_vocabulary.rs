@@ -41,12 +41,14 @@ pub(crate) fn tokenizer(vocabulary: &GgufVocabulary) -> anyhow::Result<Tokenizer
 /// whose tokenizer such a file cannot hold is written without.
 ///
 /// # Errors
-/// When the tokenizer's files cannot be read.
+/// When the tokenizer's files cannot be read, or a link leads out of the model's folder.
 pub(crate) fn of_model(name: &str, model: &ModelDir) -> anyhow::Result<Option<GgufVocabulary>> {
     if !Tokenizer::is_in(model.dir())? {
         return Ok(model.vocabulary()?);
     }
     let failed = || format!("cannot read the tokenizer of {}", model.dir().display());
+    // Refuses files that a link brings from elsewhere: the template would be copied as it is.
+    model.files().with_context(failed)?;
     let tokenizer = Tokenizer::open(model.dir()).with_context(failed)?;
     let listing = match tokenizer.listing() {
         Ok(listing) => listing,

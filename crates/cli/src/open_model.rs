@@ -221,13 +221,21 @@ fn adapter_failed(adapter: &Adapter) -> String {
     format!("cannot use the adapter {}", adapter.path().display())
 }
 
+/// Tensors that are named one by one where they are left out.
+const MAX_NAMED_TENSORS: usize = 20;
+
 /// Says what a model's files hold that is not read.
 pub(crate) fn warn_left_out(name: &str, dir: &ModelDir) {
     if let Some((whole, n_tensors)) = dir.text_part_of() {
         warn!(model = name, whole, n_tensors, "only the text part of the model is read");
     }
-    for tensor in dir.unused_tensors() {
+    let unused = dir.unused_tensors();
+    for tensor in unused.iter().take(MAX_NAMED_TENSORS) {
         warn!(model = name, tensor, "the model does not use this tensor: it is left out");
+    }
+    let n_more = unused.len().saturating_sub(MAX_NAMED_TENSORS);
+    if n_more > 0 {
+        warn!(model = name, n_more, "the model does not use more tensors: they are left out");
     }
 }
 

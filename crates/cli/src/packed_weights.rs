@@ -76,13 +76,23 @@ impl WeightsOfModel<'_> {
         let copies = self.context.packed_dir();
         let made_of = [&*PackedPlan::version(), &*plan.description(self.config)];
         let copy = PackedCopy::new(&copies, weights, made_of, n_bytes)?;
+        self.tidy(copy.remove_dead());
         if let Some(found) = copy.open()? {
             return self.read(&found, n_bytes);
         }
+        // First, for they may be what fills the disk.
+        self.tidy(copy.remove_older());
         machine::check_disk("the packed copy of a model", copy.path(), n_bytes as u64)?;
         self.write(&copy, plan)?;
         let written = copy.open()?.context("the packed copy is gone")?;
         self.read(&written, n_bytes)
+    }
+
+    /// What is of no use any more and cannot be removed is no reason to stop.
+    fn tidy(&self, outcome: Result<(), FormatError>) {
+        if let Err(error) = outcome {
+            warn!(model = self.name, %error, "what is left of an older packed copy stays");
+        }
     }
 
     /// Reads a copy on all threads. Mapped, it would lie in pages of 4 KiB, from which memory is read more slowly.
@@ -108,9 +118,6 @@ impl WeightsOfModel<'_> {
             let sink = |packed: &[u8]| out.write_all(packed);
             plan.write(&device, self.config, self.dir.weights(), sink)
         })?;
-        if let Err(error) = copy.remove_older() {
-            warn!(model = self.name, %error, "an older packed copy stays");
-        }
         let seconds = start.elapsed().as_secs_f64();
         self.context.say(&format!("packed in {seconds:.1} s, kept as {}", copy.path().display()));
         Ok(())
@@ -179,13 +186,31 @@ mod tests {
 
     #[test]
     fn a_home_that_cannot_be_written_only_costs_time() {
-        let scratch = TestDir::new("packed-weights-none");
-        fs::write(scratch.path().join("cache"), "a file where the folder should be").unwrap();
-        let home = Some(scratch.path().to_owned());
-        let context = Context::new(&CommonArgs { home, ..CommonArgs::default() }).unwrap();
         let (dir, config) = golden();
-        let weights = weights(&dir, &config, &context);
-        assert_eq!(weights.load(0).unwrap().n_bytes(), weights.load(usize::MAX).unwrap().n_bytes());
-        assert_eq!(scratch.names(), ["cache"]);
+        // The folder of caches is a file; that of packed copies is; the copy's own name is taken by a folder.
+        for in_the_way in ["cache", "cache/packed", "copy"] {
+            let scratch = TestDir::new("packed-weights-none");
+            let home = Some(scratch.path().to_owned());
+            let context = Context::new(&CommonArgs { home, ..CommonArgs::default() }).unwrap();
+            let weights = weights(&dir, &config, &context);
+            let in_memory = weights.load(usize::MAX).unwrap();
+            let taken = if in_the_way == "copy" {
+                let _ = weights.load(0).unwrap();
+                let copy = fs::read_dir(context.packed_dir()).unwrap().next().unwrap().unwrap();
+                fs::remove_file(copy.path()).unwrap();
+                fs::create_dir_all(copy.path().join("inner")).unwrap();
+                copy.path()
+            } else {
+                let path = scratch.join(in_the_way);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(&path, "a file where the folder should be").unwrap();
+                path
+            };
+            assert_eq!(weights.load(0).unwrap().n_bytes(), in_memory.n_bytes());
+            assert!(taken.exists(), "{in_the_way} is as it was");
+            if in_the_way == "copy" {
+                assert_eq!(fs::read_dir(context.packed_dir()).unwrap().count(), 1);
+            }
+        }
     }
 }

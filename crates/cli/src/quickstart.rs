@@ -98,10 +98,29 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
 pub(crate) fn resume(dir: &Path, context: &Context) -> anyhow::Result<()> {
     let lock = DirLock::acquire(dir)?;
     let settings = Settings::read(dir)?;
+    refuse_foreign_text(dir, &settings, context)?;
     let signals = StopSignals::take_all().context("cannot take signals")?;
     let dir = dir.to_owned();
     Quickstart { _lock: lock, dir, claimed: None, settings, context, signals, serving: None }
         .go_on()
+}
+
+/// Refuses to read the text that a quickstart outside the home names: in a stranger's folder it may name any folder of the user,
+/// whose text would then stand in the stranger's.
+fn refuse_foreign_text(dir: &Path, settings: &Settings, context: &Context) -> anyhow::Result<()> {
+    let Some(text) = &settings.text else { return Ok(()) };
+    let home = context.runs_dir().canonicalize().ok();
+    let is_of_home = dir.canonicalize()?.parent() == home.as_deref();
+    if is_of_home || Prepared::of(dir).is_complete() {
+        return Ok(());
+    }
+    let problem = format!(
+        "{} is not in the home and would read the text in {}: start a new one with `galerne quickstart --text {}`",
+        dir.display(),
+        text.display(),
+        text.display()
+    );
+    Err(Failure::usage(problem).into())
 }
 
 /// Whether a folder is that of a quickstart.

@@ -9,9 +9,13 @@ pub(crate) fn utc_minute(time: SystemTime) -> String {
     strftime(time, "%Y-%m-%d %H:%M UTC").expect("the fields are known")
 }
 
+/// Longest name that values are aligned after; a name may come from a file and be of any length.
+const MAX_NAME_WIDTH: usize = 80;
+
 /// Lines of names and values, the values aligned.
 pub(crate) fn table(rows: &[(&str, String)]) -> String {
-    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let widths = rows.iter().map(|(name, _)| name.chars().count());
+    let width = widths.max().unwrap_or(0).min(MAX_NAME_WIDTH);
     rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
 }
 
@@ -20,6 +24,14 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+
+    #[test]
+    fn values_are_aligned_up_to_a_width() {
+        let of_two = |name: &str| table(&[("a", "1".to_owned()), (name, "2".to_owned())]);
+        assert_eq!(of_two("bcd"), "a    1\nbcd  2\n");
+        let long = "n".repeat(70_000);
+        assert_eq!(of_two(&long).len(), MAX_NAME_WIDTH + 4 + 70_000 + 4);
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

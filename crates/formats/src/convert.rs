@@ -1,6 +1,6 @@
 //! Models from one layout to another, tensor by tensor; a number changes only where the caller quantises or merges.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -291,12 +291,14 @@ fn group_experts<'a>(
     config: &DecoderConfig,
 ) -> Result<Vec<GgufSource<'a>>, &'static str> {
     let mut grouped: Vec<GgufSource<'a>> = Vec::with_capacity(parts.len());
+    let mut by_name = HashMap::new();
     for (expert_idx, mut part) in parts {
         let Some(expert_idx) = expert_idx else {
             grouped.push(part);
             continue;
         };
-        match grouped.iter_mut().find(|other| other.name == part.name) {
+        let known = by_name.get(&part.name).map(|&i: &usize| &mut grouped[i]);
+        match known {
             Some(whole) if whole.dtype != part.dtype => {
                 return Err("experts of one layer in several number types");
             }
@@ -307,6 +309,7 @@ fn group_experts<'a>(
             None => {
                 let n_experts = config.experts.map_or(0, |experts| experts.n_experts);
                 part.shape.insert(0, n_experts);
+                by_name.insert(part.name.clone(), grouped.len());
                 grouped.push(part);
             }
         }

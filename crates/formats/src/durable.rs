@@ -15,8 +15,8 @@ use crate::os::exchange_names;
 /// Bytes gathered before a write reaches the system.
 const WRITE_BUFFER_BYTES: usize = 1 << 18;
 
-/// Age at which a temporary of a process that is not there is dead.
-const DEAD_AFTER: Duration = Duration::from_secs(3600);
+/// A writer holds a lock on its temporary, which it takes right after it made it; one without a lock is dead at this age.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
 
 /// Most temporaries of one process and one final name that can exist at a time.
 const MAX_TEMPORARIES: u32 = 1000;
@@ -94,6 +94,8 @@ pub struct TemporaryDir {
     path: PathBuf,
     final_dir: PathBuf,
     is_committed: bool,
+    /// Says that the writer lives.
+    _lock: Option<File>,
 }
 
 impl TemporaryDir {
@@ -103,7 +105,9 @@ impl TemporaryDir {
     /// When the parent of `final_dir` is missing or refuses.
     pub fn beside(final_dir: &Path) -> Result<Self, FormatError> {
         let (path, ()) = first_free(final_dir, |temporary| fs::create_dir(temporary))?;
-        Ok(Self { path, final_dir: final_dir.to_owned(), is_committed: false })
+        let lock = File::open(&path).ok();
+        lock.iter().for_each(say_alive);
+        Ok(Self { path, final_dir: final_dir.to_owned(), is_committed: false, _lock: lock })
     }
 
     /// Where the files go.
@@ -196,13 +200,31 @@ fn temporary_name(path: &Path, number: u32) -> Result<PathBuf, FormatError> {
     Ok(dir.join(format!(".{name}.tmp-{}-{number}", std::process::id())))
 }
 
-/// Whether a file or folder name is one that [`write_atomically`] or [`TemporaryDir`] gives.
-fn is_temporary_name(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix('.') else { return false };
-    let Some((_, numbers)) = rest.rsplit_once(".tmp-") else { return false };
-    let Some((pid, number)) = numbers.split_once('-') else { return false };
+/// The final name of what has a name that [`write_atomically`] or [`TemporaryDir`] gives.
+fn final_name(name: &str) -> Option<&str> {
+    let (final_name, numbers) = name.strip_prefix('.')?.rsplit_once(".tmp-")?;
+    let (pid, number) = numbers.split_once('-')?;
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number(pid) && is_number(number)
+    (is_number(pid) && is_number(number)).then_some(final_name)
+}
+
+/// Holds a temporary, so that no other process takes it for a dead one's. A file system without locks gives none, and there nothing
+/// is taken for dead.
+fn say_alive(temporary: &File) {
+    let _ = temporary.try_lock();
+}
+
+/// Removes a file, or a folder with all that is in it. That it is gone already is no error: another process was faster.
+///
+/// # Errors
+/// When the system refuses.
+pub fn remove_any(path: &Path) -> Result<(), FormatError> {
+    let is_dir = path.symlink_metadata().is_ok_and(|found| found.is_dir());
+    let result = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(FormatError::io("remove", path)),
+    }
 }
 
 /// Tries names until one is free: a killed process with the same id may have left some.
@@ -222,7 +244,11 @@ fn first_free<T>(
 }
 
 fn new_temporary_file(path: &Path) -> Result<(PathBuf, File), FormatError> {
-    first_free(path, |temporary| OpenOptions::new().write(true).create_new(true).open(temporary))
+    let made = first_free(path, |temporary| {
+        OpenOptions::new().write(true).create_new(true).open(temporary)
+    })?;
+    say_alive(&made.1);
+    Ok(made)
 }
 
 /// Removes the temporaries that killed processes left in a folder and returns their paths.
@@ -235,14 +261,10 @@ pub(crate) fn remove_leftovers(dir: &Path) -> Result<Vec<PathBuf>, FormatError> 
     let mut removed = Vec::new();
     for entry in fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
         let entry = entry.map_err(FormatError::io("list", dir))?;
-        if !entry.file_name().to_str().is_some_and(is_temporary_name) {
-            continue;
+        if entry.file_name().to_str().and_then(final_name).is_some() {
+            remove_any(&entry.path())?;
+            removed.push(entry.path());
         }
-        let path = entry.path();
-        let kind = entry.file_type().map_err(FormatError::io("inspect", &path))?;
-        let result = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        result.map_err(FormatError::io("remove", &path))?;
-        removed.push(path);
     }
     removed.sort();
     Ok(removed)
@@ -254,32 +276,32 @@ pub(crate) fn remove_dead_leftovers(final_path: &Path) -> Result<(), FormatError
     remove_dead_temporaries(parent_of(final_path), |of| of == name)
 }
 
-/// Removes the temporaries in a folder, of the final names that match, whose writers are dead: those of processes that this machine
-/// does not know, untouched for an hour, for the folder may be shared with another machine.
+/// Removes the temporaries in a folder, of the final names that match, whose writers are dead: nobody holds them, and they were
+/// untouched for a minute.
 pub(crate) fn remove_dead_temporaries(
     dir: &Path,
     matches: impl Fn(&str) -> bool,
 ) -> Result<(), FormatError> {
     for entry in fs::read_dir(dir).map_err(FormatError::io("list", dir))? {
         let entry = entry.map_err(FormatError::io("list", dir))?;
-        let found = entry.file_name().to_string_lossy().into_owned();
-        let Some((of, numbers)) = found.strip_prefix('.').and_then(|f| f.rsplit_once(".tmp-"))
-        else {
-            continue;
-        };
-        let pid = numbers.split_once('-').map_or("", |(pid, _)| pid);
-        let is_dead = !Path::new("/proc").join(pid).exists();
-        let modified = entry.metadata().and_then(|found| found.modified());
-        let age = modified.ok().and_then(|time| time.elapsed().ok());
-        let is_old = age.is_some_and(|age| age > DEAD_AFTER);
-        if is_temporary_name(&found) && matches(of) && is_dead && is_old {
-            let path = entry.path();
-            let result =
-                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            result.map_err(FormatError::io("remove", &path))?;
+        let name = entry.file_name();
+        let of_a_match = name.to_str().and_then(final_name).is_some_and(&matches);
+        if of_a_match && is_dead(&entry.path()) {
+            remove_any(&entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Whether a temporary's writer is gone. What cannot be opened or has no time is left alone.
+fn is_dead(temporary: &Path) -> bool {
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let Ok(file) = OpenOptions::new().read(true).custom_flags(flags).open(temporary) else {
+        return false;
+    };
+    let modified = file.metadata().and_then(|found| found.modified());
+    let age = modified.ok().and_then(|time| time.elapsed().ok());
+    age.is_some_and(|age| age > DEAD_AFTER) && file.try_lock().is_ok()
 }
 
 /// Removes a folder so that a reader never sees a part of it: it is renamed first. Of a link the name goes, and what it
@@ -350,7 +372,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FormatError> {
         return Err(FormatError::TooLarge { path: path.to_owned(), limit, got: n_bytes });
     }
     let mut bytes = Vec::new();
-    // The size is a hint only: pipes and files that grow have another.
+    // The size is a hint only: a file that grows has another.
     file.take(limit + 1).read_to_end(&mut bytes).map_err(FormatError::io("read", path))?;
     if bytes.len() as u64 > limit {
         return Err(FormatError::TooLarge {

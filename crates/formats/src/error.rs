@@ -117,6 +117,18 @@ pub enum FormatError {
         /// Where it should be.
         expected: String,
     },
+    /// A tensor with a name that is too long.
+    #[error("the name of tensor `{begin}...` in {} has {got} bytes, expected at most {limit}", path.display())]
+    TensorName {
+        /// The file.
+        path: PathBuf,
+        /// What the name begins with.
+        begin: String,
+        /// Its bytes.
+        got: usize,
+        /// The most that there may be.
+        limit: usize,
+    },
     /// A tensor of an adapter that has no place in the model.
     #[error("tensor `{tensor}` of {} is no factor of a matrix of this model, expected names such as \
              `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` or `layers.0.attention.wq.lora_A.weight`", path.display())]

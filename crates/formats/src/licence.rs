@@ -36,9 +36,15 @@ pub struct Licence {
 
 impl Licence {
     fn named(name: &str) -> Self {
+        // One line, and not a long one, whatever a file says.
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(MAX_NAME_BYTES)
+            .collect();
         let lower = name.to_lowercase();
         let limit = LIMITED.iter().find(|(word, _)| lower.contains(word)).map(|(_, limit)| *limit);
-        Self { name: name.to_owned(), limit }
+        Self { name, limit }
     }
 }
 

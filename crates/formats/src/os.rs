@@ -20,23 +20,24 @@ pub(crate) struct Mapping {
     stamp: FileStamp,
 }
 
-/// What tells a file from one that takes its name.
+/// What tells a file from one that takes its name. Not the device, whose number may be another after each mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileStamp {
     n_bytes: u64,
-    device: u64,
     inode: u64,
-    /// Seconds and nanoseconds of the last change.
+    /// Seconds and nanoseconds of the last change of the bytes, which a copy may keep.
     modified: (i64, i64),
+    /// Of the last change of the bytes or of what is known of the file, which nobody sets.
+    changed: (i64, i64),
 }
 
 impl FileStamp {
-    fn of(file: &std::fs::Metadata) -> Self {
+    pub(crate) fn of(file: &std::fs::Metadata) -> Self {
         Self {
             n_bytes: file.len(),
-            device: file.dev(),
             inode: file.ino(),
             modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
         }
     }
 }

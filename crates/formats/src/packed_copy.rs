@@ -3,15 +3,18 @@
 //! A copy is named by what it was made of: the paths of the files of weights, their stamps and the version of what packed them, and a
 //! text that describes its own order. Nothing is lost with it, and it is made again when any of these is another.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
-use crate::durable::{open_regular, parent_of, remove_dead_temporaries, write_atomically};
+use crate::durable::{
+    open_regular, parent_of, remove_any, remove_dead_temporaries, write_atomically,
+};
+use crate::os::FileStamp;
 use crate::{FormatError, ModelWeights};
 
 /// Hexadecimal digits of each part of a name.
@@ -28,6 +31,8 @@ pub struct PackedCopy {
     of_paths: String,
     /// What the names of copies of these files, packed by this version, begin with.
     of_files: String,
+    /// The files of weights as they were opened.
+    sources: Vec<(PathBuf, FileStamp)>,
     n_bytes: usize,
 }
 
@@ -43,12 +48,13 @@ impl PackedCopy {
         [version, description]: [&str; 2],
         n_bytes: usize,
     ) -> Result<Self, FormatError> {
-        let stamps: Vec<String> =
-            weights.stamps().iter().map(|(_, stamp)| format!("{stamp:?}")).collect();
+        let sources: Vec<(PathBuf, FileStamp)> =
+            weights.stamps().into_iter().map(|(path, stamp)| (path.to_owned(), stamp)).collect();
+        let stamps: Vec<String> = sources.iter().map(|(_, stamp)| format!("{stamp:?}")).collect();
         let of_paths = of_paths(weights)?;
         let of_files = format!("{of_paths}-{}", digits([version, &stamps.concat()].concat()));
         let path = dir.join(format!("{of_files}-{}{ENDING}", digits(description)));
-        Ok(Self { path, of_paths, of_files, n_bytes })
+        Ok(Self { path, of_paths, of_files, sources, n_bytes })
     }
 
     /// Where it is.
@@ -71,7 +77,7 @@ impl PackedCopy {
         Ok(is_whole.then(|| OpenCopy { file, path: self.path.clone() }))
     }
 
-    /// Writes it, after what killed processes left of such copies is gone.
+    /// Writes it.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -80,16 +86,33 @@ impl PackedCopy {
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), FormatError> {
         let dir = parent_of(&self.path);
-        fs::create_dir_all(dir).map_err(FormatError::io("create", dir))?;
-        remove_dead_temporaries(dir, |name| name.starts_with(&self.of_paths))?;
+        // The weights may be of a model that others may not read.
+        let mut private = DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(dir).map_err(FormatError::io("create", dir))?;
         write_atomically(&self.path, write)
     }
 
-    /// Removes copies of the same paths that were made of other files, or by another version.
+    /// Removes what killed processes left of copies of the same paths.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn remove_dead(&self) -> Result<(), FormatError> {
+        remove_dead(parent_of(&self.path), &self.of_paths)
+    }
+
+    /// Removes copies of the same paths that were made of other files, or by another version; none if the files have been replaced
+    /// since they were opened, for then the others may be those of the new ones.
     ///
     /// # Errors
     /// When one cannot be removed.
     pub fn remove_older(&self) -> Result<(), FormatError> {
+        let is_there = |(path, stamp): &(PathBuf, FileStamp)| {
+            fs::metadata(path).is_ok_and(|found| FileStamp::of(&found) == *stamp)
+        };
+        if !self.sources.iter().all(is_there) {
+            return Ok(());
+        }
         let is_older =
             |name: &str| name.starts_with(&self.of_paths) && !name.starts_with(&self.of_files);
         remove_matching(parent_of(&self.path), is_older)
@@ -119,10 +142,15 @@ impl OpenCopy {
 /// When one cannot be removed.
 pub fn remove_copies(dir: &Path, weights: &ModelWeights) -> Result<(), FormatError> {
     let of_paths = of_paths(weights)?;
-    if dir.is_dir() {
-        remove_dead_temporaries(dir, |name| name.starts_with(&of_paths))?;
-    }
+    remove_dead(dir, &of_paths)?;
     remove_matching(dir, |name| name.starts_with(&of_paths))
+}
+
+fn remove_dead(dir: &Path, of_paths: &str) -> Result<(), FormatError> {
+    match remove_dead_temporaries(dir, |name| name.starts_with(of_paths)) {
+        Err(error) if error.is_not_found() => Ok(()),
+        result => result,
+    }
 }
 
 fn remove_matching(dir: &Path, matches: impl Fn(&str) -> bool) -> Result<(), FormatError> {
@@ -133,12 +161,7 @@ fn remove_matching(dir: &Path, matches: impl Fn(&str) -> bool) -> Result<(), For
     for entry in entries {
         let entry = entry.map_err(FormatError::io("list", dir))?;
         if entry.file_name().to_str().is_some_and(|name| name.ends_with(ENDING) && matches(name)) {
-            let path = entry.path();
-            match fs::remove_file(&path) {
-                // Another process was faster.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => result.map_err(FormatError::io("remove", &path))?,
-            }
+            remove_any(&entry.path())?;
         }
     }
     Ok(())
@@ -199,9 +222,12 @@ mod tests {
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         fs::write(first.path(), b"abc").unwrap();
         assert!(first.open().unwrap().is_none());
-        // Another file under the name: the copy of the old one goes when the new one comes.
-        fs::remove_file(model.join("model.safetensors")).unwrap();
-        copy_files();
+        // Another file under the name: the copy of the old one goes, but not while only the old one is known.
+        copy_by("version 2", "one").write(|out| out.write_all(b"1234")).unwrap();
+        let changed = File::options().write(true).open(model.join("model.safetensors")).unwrap();
+        changed.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        first.remove_older().unwrap();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
         let second = copy("one");
         assert_ne!(second.path(), first.path());
         second.write(|out| out.write_all(b"efgh")).unwrap();
@@ -209,11 +235,11 @@ mod tests {
         other.write(|out| out.write_all(b"ijkl")).unwrap();
         second.remove_older().unwrap();
         assert!(!first.path().exists() && second.path().exists() && other.path().exists());
-        // What was killed while it wrote is removed by the next that writes, if it is old.
+        // What was killed while it wrote is removed, if it is old.
         let name = second.path().file_name().unwrap().to_str().unwrap();
         let dead = dir.join(format!(".{name}.tmp-4194999-0"));
         File::create(&dead).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
-        second.write(|out| out.write_all(b"efgh")).unwrap();
+        second.remove_dead().unwrap();
         assert!(!dead.exists());
         copy_by("version 2", "one").remove_older().unwrap();
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);

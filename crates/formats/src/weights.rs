@@ -36,6 +36,10 @@ pub const NATIVE_INDEX_FILE: &str = "consolidated.safetensors.index.json";
 
 /// Largest index that is read.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// Longest name of a tensor, bytes; as in GGUF files.
+const MAX_TENSOR_NAME_BYTES: usize = 1024;
+/// Characters of a longer one that an error shows.
+const SHOWN_NAME_CHARS: usize = 60;
 /// Most files of one model.
 const MAX_FILES: usize = 4096;
 
@@ -197,6 +201,14 @@ impl WeightFiles {
         let data_begin = 8 + header_len;
         let file_idx = self.files.len();
         for (name, info) in metadata.tensors() {
+            if name.len() > MAX_TENSOR_NAME_BYTES {
+                return Err(FormatError::TensorName {
+                    path: path.to_owned(),
+                    begin: name.chars().take(SHOWN_NAME_CHARS).collect(),
+                    got: name.len(),
+                    limit: MAX_TENSOR_NAME_BYTES,
+                });
+            }
             if let Some(other) = self.tensors.get(&name) {
                 return Err(FormatError::TensorMisplaced {
                     path: path.to_owned(),

@@ -3,6 +3,7 @@
 //! A decoder of bf16 multiplies blocks in the order of [`kernels::int8`]. Packing gigabytes takes seconds, so a program that
 //! starts often keeps the packed bytes ([`PackedPlan::write`]), and a decoder is loaded from them ([`Decoder::load_packed`]).
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
@@ -80,6 +81,7 @@ pub struct PackedPlan {
     pub(crate) quantisation: Option<Quantisation>,
     /// In the order of their places.
     entries: Vec<Entry>,
+    by_name: HashMap<WeightName, usize>,
     n_bytes: usize,
 }
 
@@ -113,7 +115,8 @@ impl PackedPlan {
             n_bytes = start + form.n_bytes(dtype, shape);
             entries.push(Entry { name, kind, shape, range: start..n_bytes });
         }
-        Ok(Self { dtype, quantisation, entries, n_bytes })
+        let by_name = entries.iter().enumerate().map(|(i, entry)| (entry.name, i)).collect();
+        Ok(Self { dtype, quantisation, entries, by_name, n_bytes })
     }
 
     /// Bytes of all weights together.
@@ -122,10 +125,11 @@ impl PackedPlan {
         self.n_bytes
     }
 
-    /// The versions of what packs: other versions write other bytes.
+    /// The versions of what reads and packs: others may write other bytes. Reading has no number of its own, but that of the program.
     #[must_use]
     pub fn version() -> String {
-        format!("blocks {}, order {}", blocks::ENCODING_VERSION, int8::ORDER_VERSION)
+        let (program, blocks) = (env!("CARGO_PKG_VERSION"), blocks::ENCODING_VERSION);
+        format!("program {program}, blocks {blocks}, order {}", int8::ORDER_VERSION)
     }
 
     /// What tells apart the packed bytes of one set of files: kind, shape and place of each weight, and what the order of rows depends on.
@@ -166,8 +170,8 @@ impl PackedPlan {
     /// # Panics
     /// When the bytes are fewer, or the plan has no such weight.
     pub(crate) fn rows(&self, name: WeightName, bytes: &PackedBytes) -> BlockRows {
-        let entry = self.entries.iter().find(|entry| entry.name == name);
-        let entry = entry.expect("a weight that is packed is in the plan");
+        let idx = self.by_name.get(&name).expect("a weight that is packed is in the plan");
+        let entry = &self.entries[*idx];
         let part = Part { bytes: Arc::clone(bytes), range: entry.range.clone() };
         let shared = BlockBytes::Shared(Arc::new(part));
         BlockRows::new(entry.kind, entry.shape[0], BlockOrder::Packed, shared)

@@ -12,6 +12,7 @@ use formats::packed_copy::remove_copies;
 use formats::published::published;
 use model::ModelConfig;
 use serde_json::json;
+use tracing::warn;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
@@ -139,8 +140,10 @@ pub(super) fn remove(name: &str, context: &Context) -> anyhow::Result<()> {
     }
     let dir = locate_in(&context.models_dir(), "model", name)?;
     // Copies of one that cannot be opened any more are not found; `cache` may be removed at any time.
-    if let Ok(model) = ModelDir::open(&dir) {
-        remove_copies(&context.packed_dir(), model.weights())?;
+    if let Ok(model) = ModelDir::open(&dir)
+        && let Err(error) = remove_copies(&context.packed_dir(), model.weights())
+    {
+        warn!(model = name, %error, "its packed copies stay");
     }
     formats::durable::remove_dir_at_once(&dir)
         .with_context(|| format!("cannot remove model `{name}`"))?;

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use client::{ClientError, Downloaded, Hub, RemoteFile, RepoName, Repository, Revision};
 use eval::figures::bytes;
-use formats::durable::DirLock;
+use formats::durable::{DirLock, remove_any};
 use formats::model_dir::{MAX_COMPANION_BYTES, ModelDir, config_in, model_files, move_model};
 use formats::weights::is_plain_name;
 use formats::{DecoderConfig, FormatError};
@@ -219,9 +219,7 @@ fn remove_others(dir: &Path, files: &[&RemoteFile]) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir).with_context(failed)? {
         let path = entry.with_context(failed)?.path();
         if !known.contains(&path) {
-            let removed =
-                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.with_context(failed)?;
+            remove_any(&path).with_context(failed)?;
         }
     }
     Ok(())

@@ -102,6 +102,12 @@ impl Settings {
             let expected = "a positive number of minutes";
             bail!("{} has budget_minutes {got}, expected {expected}", path.display());
         }
+        let times = settings.stages.iter().map(|stage| ("seconds", stage.seconds));
+        let speed = settings.plan.map(|plan| ("tokens_per_s", plan.tokens_per_s));
+        let is_number = |number: f64| number.is_finite() && number >= 0.0;
+        if let Some((name, got)) = times.chain(speed).find(|&(_, number)| !is_number(number)) {
+            bail!("{} has {name} {got}, expected a number from 0", path.display());
+        }
         Ok(settings)
     }
 

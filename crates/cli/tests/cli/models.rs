@@ -169,6 +169,18 @@ fn a_gguf_file_holds_the_tokenizer_and_the_template() {
         finished.expect(0).stdout
     };
     assert_eq!(talk_with("./tiny.gguf", &[]), talk_with("tiny-1", &[]));
+    // A template that a link brings from elsewhere is not copied into a file that may be given away.
+    let template = home.inside("models/tiny-1/chat_template.jinja");
+    let kept = fs::read(&template).unwrap();
+    fs::remove_file(&template).unwrap();
+    fs::write(home.path("secret"), "a key").unwrap();
+    std::os::unix::fs::symlink(home.path("secret"), &template).unwrap();
+    let export = ["model", "export", "tiny-1", "--to", "gguf", "--out", "./x.gguf"];
+    let refused = home.run(&export).expect(1);
+    assert!(refused.stderr.contains("chat_template.jinja"), "{}", refused.stderr);
+    assert!(!home.path("x.gguf").exists());
+    fs::remove_file(&template).unwrap();
+    fs::write(&template, kept).unwrap();
     // A directory made of the file has what the file held.
     home.run(&["model", "export", "./tiny.gguf", "--to", "hf", "--out", "./from-file"]).expect(0);
     assert!(names_in(&home.path("from-file")).contains(&"tokenizer.json".to_owned()));

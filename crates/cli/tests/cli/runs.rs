@@ -441,6 +441,23 @@ fn a_run_that_keeps_every_checkpoint_is_taken_up_with_all_of_them() {
     assert_eq!(names_in(&home.inside("runs/tiny-1/checkpoints")), checkpoints);
 }
 
+#[test]
+fn a_strangers_quickstart_does_not_read_text_of_the_user() {
+    let home = Home::new("foreign-text");
+    let (dir, text) = (home.path("shared/run"), home.path("letters"));
+    fs::create_dir_all(&dir).unwrap();
+    fs::create_dir(&text).unwrap();
+    fs::write(text.join("a.txt"), "a letter\n".repeat(100)).unwrap();
+    let settings = format!(
+        "format_version = 1\nseed = 1\nvocab_size = 4096\ntext = {:?}\n",
+        text.to_str().unwrap()
+    );
+    fs::write(dir.join("quickstart.toml"), settings).unwrap();
+    let refused = home.run(&["resume", "./shared/run"]).expect(2).stderr;
+    assert!(refused.contains("not in the home") && refused.contains("letters"), "{refused}");
+    assert_eq!(names_in(&dir), [".lock", "quickstart.toml"]);
+}
+
 /// A quickstart folder whose data looks complete and that is about to train the base model of a shape.
 fn quickstart_about_to_train(home: &Home, shape: &str) -> std::path::PathBuf {
     let dir = home.inside("runs/quickstart-1");

@@ -118,26 +118,31 @@ fn files_over_the_bound_are_not_read() {
 #[test]
 fn temporaries_of_dead_writers_go_and_others_stay() {
     let scratch = TestDir::new("dead");
-    let old = std::time::SystemTime::now() - 2 * DEAD_AFTER;
-    // Processes have smaller numbers than the first; the second is this one.
-    let living = std::process::id();
-    let names = [
-        ".model.tmp-999999999-0".to_owned(),
-        format!(".model.tmp-{living}-0"),
-        ".other.tmp-999999999-0".to_owned(),
-        ".model.tmp-999999998-0".to_owned(),
-    ];
-    for name in &names {
-        let dir = scratch.join(name);
-        fs::create_dir(&dir).unwrap();
-        if !name.contains("999999998") {
-            File::open(&dir).unwrap().set_modified(old).unwrap();
+    let make_old = |file: &File| {
+        file.set_modified(std::time::SystemTime::now() - 2 * DEAD_AFTER).unwrap();
+    };
+    // That a process of this number lives says nothing: it may be another.
+    let dead = format!(".model.tmp-{}-9", std::process::id());
+    for name in [&dead, ".model.tmp-7-0", ".other.tmp-7-0", ".model.tmp-7-1"] {
+        fs::create_dir(scratch.join(name)).unwrap();
+        if name != ".model.tmp-7-1" {
+            make_old(&File::open(scratch.join(name)).unwrap());
         }
     }
+    let living = TemporaryDir::beside(&scratch.join("model")).unwrap();
+    make_old(&File::open(living.path()).unwrap());
+    let file = new_temporary_file(&scratch.join("model")).unwrap();
+    make_old(&file.1);
     remove_dead_leftovers(&scratch.join("model")).unwrap();
-    let mut left = names[1..].to_vec();
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let mut left = vec![name(living.path()), name(&file.0)];
+    left.extend([".model.tmp-7-1", ".other.tmp-7-0"].map(str::to_owned));
     left.sort();
     assert_eq!(scratch.names(), left);
+    // A file whose writer has gone.
+    drop(file);
+    remove_dead_leftovers(&scratch.join("model")).unwrap();
+    assert_eq!(scratch.names().len(), 3);
 }
 
 #[test]

@@ -76,6 +76,21 @@ fn the_same_tensors_give_the_same_bytes_and_the_reference_reader_takes_them() {
 }
 
 #[test]
+fn names_are_no_longer_than_in_gguf_files() {
+    let scratch = TestDir::new("weights-names");
+    let open = |n: usize| {
+        let name = "é".repeat(n);
+        open_bytes(&scratch, &bytes_of(vec![source(&name, &[1], TensorData::F32(&[1.0]))]))
+    };
+    assert!(open(MAX_TENSOR_NAME_BYTES / 2).is_ok());
+    let error = open(MAX_TENSOR_NAME_BYTES / 2 + 1).unwrap_err().to_string();
+    assert!(
+        error.contains("has 1026 bytes, expected at most 1024") && error.len() < 400,
+        "{error}"
+    );
+}
+
+#[test]
 fn tensors_are_aligned_to_their_number_type() {
     for n in 1..20 {
         let mut half = source(&"h".repeat(n), &[3], TensorData::F32(&[1.0; 3]));

@@ -185,6 +185,8 @@ fn quantise_group(x: [f32; GROUP], codes: &mut [u8; GROUP]) -> [f32; 4] {
         *code = (q as i8).cast_unsigned();
     }
     let (first, second) = q.split_at(GROUP / 2);
-    let (first, second) = (first.iter().sum::<f32>(), second.iter().sum::<f32>());
+    // From +0, as the lanes do; `sum` begins with -0.
+    let sum = |codes: &[f32]| codes.iter().fold(0.0_f32, |sum, code| sum + code);
+    let (first, second) = (sum(first), sum(second));
     [peak / n, first + second, first, second]
 }

@@ -143,7 +143,8 @@ fn a_plan_of_packed_blocks_is_described_by_all_that_its_bytes_depend_on() {
     assert_ne!(q8.description(&config), q4.description(&config));
     let expected = "heads of 64\n0 Embedding Q8_0 [48, 256]\n";
     assert!(q8.description(&config).starts_with(expected), "{}", q8.description(&config));
-    assert_eq!(PackedPlan::version(), "blocks 1, order 1");
+    let program = env!("CARGO_PKG_VERSION");
+    assert_eq!(PackedPlan::version(), format!("program {program}, blocks 1, order 1"));
     // Products in f32 are with the numbers of the blocks; plain numbers lie in panels.
     assert_eq!(plan(DType::F32, Some(Quantisation::Q8_0)).n_bytes(), 0);
     assert_eq!(plan(DType::Bf16, None).n_bytes(), 0);
