@@ -32,8 +32,9 @@ impl AddedTokens {
         (!ids.is_empty()).then_some(AddedTokens { ids, lengths, may_begin })
     }
 
-    pub(crate) fn has_id(&self, id: u32) -> bool {
-        self.ids.values().any(|&other| other == id)
+    /// The ids of all tokens.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.ids.values().copied()
     }
 
     /// The first token in `text[from..]`.

@@ -13,6 +13,7 @@ use crate::tekken::TEKKEN_FILE;
 use crate::tokenizer::{Origin, Tokenizer};
 use crate::vocabulary::Kind;
 use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 
 /// Tokens by id, and how text becomes tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,11 +138,11 @@ impl Tokenizer {
 
     /// The tokens of a byte-level vocabulary.
     fn byte_tokens(&self) -> Vec<(String, ListedKind)> {
+        let added: HashSet<u32> = self.added.iter().flat_map(|added| added.ids()).collect();
         let token = |id| {
-            let is_added = self.added.as_ref().is_some_and(|added| added.has_id(id));
             let kind = match self.vocabulary.kind(id) {
                 Some(Kind::Control) => ListedKind::Control,
-                _ if is_added => ListedKind::UserDefined,
+                _ if added.contains(&id) => ListedKind::UserDefined,
                 _ => ListedKind::Normal,
             };
             match kind {

@@ -329,6 +329,18 @@ fn the_ends_of_a_list_are_control_tokens_whatever_their_kind() {
     }
 }
 
+/// Going through all found tokens for each one would take half a minute.
+#[test]
+fn a_list_with_many_found_tokens_is_given_in_time() {
+    let mut listing = open("llama3.tokenizer.json").listing().unwrap();
+    let many = (0..150_000).map(|i| (format!("<extra {i}>"), ListedKind::UserDefined));
+    listing.tokens.extend(many);
+    let tokenizer = Tokenizer::from_listing(&listing).unwrap();
+    let start = std::time::Instant::now();
+    assert_eq!(tokenizer.listing().unwrap().tokens, listing.tokens);
+    assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+}
+
 #[test]
 fn a_list_that_cannot_be_a_vocabulary_is_refused() {
     use tokenizer::Encoding;
