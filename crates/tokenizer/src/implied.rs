@@ -5,8 +5,9 @@ use crate::encode::Merge;
 use crate::symbols::symbol_without_token;
 use std::collections::HashMap;
 
-/// The longest token that text may become where a file is not trusted: looking at all halves of a token takes quadratic
-/// time. The longest one of Tekken has 76 bytes.
+/// The longest token where a file is not trusted, names of control tokens included: looking at all halves of a token takes
+/// quadratic time, and looking for a token at each place of a text takes time in proportion to its length. The longest one of
+/// Tekken has 76 bytes.
 pub(crate) const MAX_TOKEN_BYTES: usize = 256;
 
 /// A token that text may become.

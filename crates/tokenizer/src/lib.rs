@@ -29,6 +29,7 @@
 mod added;
 mod base64;
 mod chat;
+mod control_names;
 mod date;
 mod directory;
 mod encode;

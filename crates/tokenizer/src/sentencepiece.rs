@@ -84,6 +84,10 @@ fn vocabulary(pieces: &[Piece<'_>]) -> Result<Vocabulary, Error> {
     let mut vocabulary = Vocabulary::default();
     for (idx, piece) in pieces.iter().enumerate() {
         let field = || format!("pieces[{idx}]");
+        if piece.text.len() > MAX_TOKEN_BYTES {
+            let problem = format!("the piece has more than {MAX_TOKEN_BYTES} bytes");
+            return Err(inconsistent(field(), problem));
+        }
         if !seen.insert(piece.text) {
             return Err(inconsistent(
                 field(),
@@ -92,10 +96,6 @@ fn vocabulary(pieces: &[Piece<'_>]) -> Result<Vocabulary, Error> {
         }
         match piece.kind {
             ListedKind::Normal | ListedKind::UserDefined => {
-                if piece.text.len() > MAX_TOKEN_BYTES {
-                    let problem = format!("the piece has more than {MAX_TOKEN_BYTES} bytes");
-                    return Err(inconsistent(field(), problem));
-                }
                 vocabulary.push(piece.text.replace(SPACE_SIGN, " ").as_bytes(), Kind::Ordinary);
             }
             ListedKind::Unknown | ListedKind::Control => {

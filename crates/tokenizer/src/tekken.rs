@@ -197,6 +197,10 @@ fn special_names(file: &File<'_>, version: u32) -> Result<Vec<String>, Error> {
         let problem = format!("there are {} of them, more than {n_special}", names.len());
         return Err(inconsistent("special_tokens", problem));
     }
+    if let Some(i) = names.iter().position(|name| name.len() > MAX_TOKEN_BYTES) {
+        let problem = format!("the name has more than {MAX_TOKEN_BYTES} bytes");
+        return Err(inconsistent(format!("special_tokens[{i}]"), problem));
+    }
     names.extend((names.len()..n_special).map(|id| format!("<SPECIAL_{id}>")));
     let mut seen = HashSet::new();
     if let Some(i) = names.iter().position(|name| name.is_empty() || !seen.insert(name)) {

@@ -1,6 +1,8 @@
 //! The bytes of every token, and which tokens are control tokens.
 
+use crate::control_names::ControlNames;
 use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 
 /// Names of the control tokens of a tokenizer that is trained here; it gives them the ids 0 to 7 in this order.
 pub const CONTROL_TOKENS: [&str; 8] =
@@ -85,6 +87,8 @@ pub(crate) struct Controls {
     pub(crate) bos: u32,
     pub(crate) eos: u32,
     pub(crate) pad: Option<u32>,
+    /// Made when they are first asked for.
+    names: OnceLock<Arc<ControlNames>>,
 }
 
 impl Controls {
@@ -108,13 +112,12 @@ impl Controls {
         let bos = required(bos, &BOS_NAMES)?;
         let eos = required(eos, &EOS_NAMES)?;
         let pad = first_of(&PAD_NAMES);
-        Ok(Controls { ids, bos, eos, pad })
+        Ok(Controls { ids, bos, eos, pad, names: OnceLock::new() })
     }
 
-    /// All that have a name.
-    pub(crate) fn by_name(&self) -> HashMap<String, u32> {
-        let named = self.ids.iter().filter(|(name, _)| !name.is_empty());
-        named.map(|(name, id)| (name.clone(), *id)).collect()
+    /// The names, to be kept apart from what a conversation says.
+    pub(crate) fn names(&self) -> &Arc<ControlNames> {
+        self.names.get_or_init(|| Arc::new(ControlNames::new(&self.ids)))
     }
 
     pub(crate) fn id(&self, name: &str) -> Option<u32> {

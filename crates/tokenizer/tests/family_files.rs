@@ -45,6 +45,7 @@ fn tekken_files_are_refused_by_the_name_of_the_field() {
         ("/special_tokens", Value::Null, "files of version 13 must have it"),
         ("/special_tokens/1/token_str", json!("<bos>"), "the control token `<s>` is missing"),
         ("/special_tokens/3/token_str", json!("</s>"), "`special_tokens[3]`"),
+        ("/special_tokens/3/token_str", json!("a".repeat(257)), "name has more than 256 bytes"),
         ("/special_tokens/3/rank", json!(4), "`special_tokens[3]`"),
         ("/vocab/300/rank", json!(301), "`vocab[300]`"),
         ("/vocab/300/token_bytes", json!("a"), "`vocab[300]`"),
@@ -159,7 +160,8 @@ fn model_error(number: u8, message: &[u8]) -> String {
 fn sentencepiece_models_are_refused_by_the_name_of_the_field() {
     let long = "a".repeat(257);
     let long = field(1, long.as_bytes());
-    let cases: [(u8, &[u8], &str); 18] = [
+    let [long_control, long_unknown] = [3, 2].map(|kind| [&long[..], &[3 << 3, kind]].concat());
+    let cases: [(u8, &[u8], &str); 20] = [
         (2, &[3 << 3, 1], "`trainer_spec.model_type` of tokenizer.model is 1, expected 2 (BPE)"),
         (2, &[0x98, 2, 0], "`trainer_spec.byte_fallback` of tokenizer.model is 0"),
         (2, &[0xC0, 1, 1], "`trainer_spec.treat_whitespace_as_suffix`"),
@@ -178,6 +180,8 @@ fn sentencepiece_models_are_refused_by_the_name_of_the_field() {
         (1, &[10, 2, b' ', b'?', 3 << 3, 4], "no space in such a piece"),
         (1, &[10, 2, b'x', b'?', 2 << 3 | 5, 0, 0, 0xC0, 0x7F], "the score is NaN"),
         (1, &long, "more than 256 bytes"),
+        (1, &long_control, "more than 256 bytes"),
+        (1, &long_unknown, "more than 256 bytes"),
     ];
     for (number, message, expected) in cases {
         let message = model_error(number, message);

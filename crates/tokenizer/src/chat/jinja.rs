@@ -15,6 +15,7 @@ mod worker;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use minijinja::{Value, context};
 
@@ -69,6 +70,7 @@ impl JinjaTemplate {
         tokenizer: &Tokenizer,
         conversation: &Conversation,
     ) -> Result<Rendered, Error> {
+        let end = Instant::now() + MAX_TIME;
         let marks = Arc::new(Marks::new(tokenizer, conversation, &self.worker.reserved)?);
         let messages = conversation.messages.iter();
         let messages: Vec<Value> = messages
@@ -96,7 +98,7 @@ impl JinjaTemplate {
             let problem = format!("it wrote {n_chars} characters, expected at most {limit}");
             return Err(Error::Jinja { line: None, problem });
         }
-        let token_ids = marks.encode(tokenizer, &text);
+        let token_ids = marks.encode(tokenizer, &text, end)?;
         let trained = vec![false; token_ids.len()];
         let text = tokenizer.decode_with(&token_ids, ControlText::Show);
         Ok(Rendered { token_ids, trained, text })

@@ -3,9 +3,13 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
+use std::time::Instant;
 
-use crate::added::AddedTokens;
+use super::worker::timed_out;
+use crate::added::Found;
 use crate::chat::conversation::Conversation;
+use crate::control_names::{ControlNames, all_cases};
 use crate::error::Error;
 use crate::tokenizer::Tokenizer;
 
@@ -13,12 +17,14 @@ use crate::tokenizer::Tokenizer;
 const PRIVATE: RangeInclusive<char> = '\u{F0000}'..='\u{10FFFD}';
 /// In UTF-8 the characters of these planes, and only few others, begin with this byte or a higher one.
 const PRIVATE_BYTE: u8 = 0xF3;
+/// Text that is searched for control tokens between two looks at the time.
+const SEARCHED_BYTES: usize = 64 << 10;
 
 /// A mark for each character that control tokens are made of. Content goes through the template with its characters
 /// marked, so whatever becomes of it there, a control token is made of characters of the template alone. White space is
 /// not marked, since templates trim content and cut it into lines.
 pub(super) struct Marks {
-    controls: Option<AddedTokens>,
+    names: Arc<ControlNames>,
     marks: HashMap<char, char>,
     shown: HashMap<char, char>,
 }
@@ -33,12 +39,8 @@ impl Marks {
         conversation: &Conversation,
         template: &HashSet<char>,
     ) -> Result<Marks, Error> {
-        let mut ids = tokenizer.controls.by_name();
-        // No character of these would be marked.
-        ids.retain(|name, _| !name.chars().all(char::is_whitespace));
-        let names: BTreeSet<char> = ids.keys().flat_map(|name| name.chars()).collect();
-        let mut marked: BTreeSet<char> =
-            names.iter().flat_map(|&c| all_cases(c)).filter(|c| !c.is_whitespace()).collect();
+        let names = Arc::clone(tokenizer.controls.names());
+        let mut marked: BTreeSet<char> = names.all_cases.clone();
         let contents: HashSet<char> =
             conversation.messages.iter().flat_map(|message| message.content.chars()).collect();
         // `ſ` is no letter of a token, but its capital may be.
@@ -46,14 +48,15 @@ impl Marks {
         let others = become_marked.filter(|cases| !cases.is_disjoint(&marked));
         let others: Vec<char> = others.flatten().collect();
         marked.extend(others);
-        let is_taken = |c: &char| contents.contains(c) || template.contains(c) || names.contains(c);
+        let is_taken =
+            |c: &char| contents.contains(c) || template.contains(c) || names.characters.contains(c);
         let mut free = PRIVATE.filter(|c| !is_taken(c));
         let mut marks = HashMap::with_capacity(marked.len());
         for c in marked {
             marks.insert(c, free.next().ok_or(Error::NoPrivateCharacter)?);
         }
         let shown = marks.iter().map(|(&c, &mark)| (mark, c)).collect();
-        Ok(Marks { controls: AddedTokens::new(ids), marks, shown })
+        Ok(Marks { names, marks, shown })
     }
 
     /// The characters of a template that must not become marks.
@@ -152,7 +155,15 @@ impl Marks {
     }
 
     /// Token ids of a rendered text: control tokens by name, all else ordinary text.
-    pub(super) fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    ///
+    /// # Errors
+    /// [`Error::Jinja`] when searching the text for them goes on after this time.
+    pub(super) fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        end: Instant,
+    ) -> Result<Vec<u32>, Error> {
         let mut token_ids = Vec::new();
         let encode_text = |text: &str, token_ids: &mut Vec<u32>| {
             if token_ids.is_empty() {
@@ -162,26 +173,34 @@ impl Marks {
             }
         };
         let mut start = 0;
-        while let Some(found) = self.controls.as_ref().and_then(|names| names.find(text, start)) {
+        while let Some(found) = self.next_control(text, start, end)? {
             encode_text(&text[start..found.start], &mut token_ids);
             token_ids.push(found.id);
             start = found.end;
         }
         encode_text(&text[start..], &mut token_ids);
-        token_ids
+        Ok(token_ids)
     }
-}
 
-/// The character and what changes of its case make of it: of `ẞ` also `ß`, `S` and `s`.
-fn all_cases(c: char) -> BTreeSet<char> {
-    let mut cases = BTreeSet::from([c]);
-    let mut new = vec![c];
-    while let Some(c) = new.pop() {
-        let at_the_end_of_a_word = (c == 'Σ').then_some('ς');
-        let others = c.to_uppercase().chain(c.to_lowercase()).chain(at_the_end_of_a_word);
-        new.extend(others.filter(|&other| cases.insert(other)));
+    fn next_control(
+        &self,
+        text: &str,
+        mut from: usize,
+        end: Instant,
+    ) -> Result<Option<Found>, Error> {
+        let Some(tokens) = &self.names.tokens else { return Ok(None) };
+        while from < text.len() {
+            if Instant::now() > end {
+                return Err(timed_out());
+            }
+            let part = from..text.len().min(from + SEARCHED_BYTES);
+            from = part.end;
+            if let Some(found) = tokens.find_beginning_in(text, part) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
-    cases
 }
 
 #[cfg(test)]
@@ -224,7 +243,24 @@ mod tests {
         let upper = marks.recased(&lower, str::to_uppercase);
         assert_eq!(marks.show(&upper), "SS");
         assert!(!upper.contains('S'));
-        assert!(all_cases('Σ').contains(&'ς') && all_cases('σ').contains(&'ς'));
+    }
+
+    #[test]
+    fn control_tokens_are_found_across_parts_until_the_time_is_over() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/model");
+        let tokenizer = Tokenizer::open(&folder).unwrap();
+        let marks = marks("");
+        let end = Instant::now() + std::time::Duration::from_secs(60);
+        for n in SEARCHED_BYTES - 4..SEARCHED_BYTES + 2 {
+            let text = format!("{}</s>{}", "é".repeat(n / 2), "-".repeat(n));
+            let ids = marks.encode(&tokenizer, &text, end).unwrap();
+            assert_eq!(ids.iter().filter(|&&id| tokenizer.is_control(id)).count(), 1, "{n}");
+            assert!(ids.contains(&tokenizer.eos_id()), "{n}");
+        }
+        let late = Instant::now();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        let error = marks.encode(&tokenizer, "a", late).unwrap_err().to_string();
+        assert!(error.ends_with("rendering takes too long"), "{error}");
     }
 
     #[test]

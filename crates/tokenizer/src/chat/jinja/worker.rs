@@ -88,7 +88,7 @@ impl Worker {
         }
         match rendered.recv_timeout(2 * self.time) {
             Ok(rendered) => rendered,
-            Err(RecvTimeoutError::Timeout) => Err(ended("rendering takes too long")),
+            Err(RecvTimeoutError::Timeout) => Err(timed_out()),
             Err(RecvTimeoutError::Disconnected) => Err(ended("its thread has ended")),
         }
     }
@@ -96,6 +96,11 @@ impl Worker {
 
 fn ended(problem: &str) -> Error {
     Error::Jinja { line: None, problem: problem.to_string() }
+}
+
+/// Of a rendering that is not done at its end.
+pub(super) fn timed_out() -> Error {
+    ended("rendering takes too long")
 }
 
 fn serve(source: &str, ready: &SyncSender<Result<(), Error>>, inbox: &Receiver<Request>) {
@@ -126,7 +131,7 @@ fn render(
     end: Instant,
 ) -> Result<String, Error> {
     if Instant::now() > end {
-        return Err(ended("rendering takes too long"));
+        return Err(timed_out());
     }
     let environment = python::environment(marks, end);
     let blocks = Default::default();
