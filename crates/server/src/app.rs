@@ -8,7 +8,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde_json::json;
-use tokio::sync::Semaphore;
 
 use crate::config::ServerLimits;
 use crate::failure::Failure;
@@ -16,16 +15,11 @@ use crate::markdown::MarkdownRenderer;
 use crate::registry::ModelRegistry;
 use crate::{chat, completions, guard, models, page};
 
-/// Prompts that are encoded at a time; a hostile one takes some 100 MiB while it is.
-const MAX_ENCODERS: usize = 2;
-
 /// What all requests share.
 pub(crate) struct App {
     pub(crate) models: ModelRegistry,
     pub(crate) limits: ServerLimits,
     pub(crate) markdown: MarkdownRenderer,
-    /// Places for work that takes milliseconds and memory: rendering and encoding prompts.
-    pub(crate) encoders: Arc<Semaphore>,
 }
 
 /// What all requests share, as routes take it.
@@ -33,8 +27,7 @@ pub(crate) type SharedApp = Arc<App>;
 
 /// The router around a list of models.
 pub(crate) fn router(models: ModelRegistry, limits: ServerLimits) -> Router {
-    let encoders = Arc::new(Semaphore::new(MAX_ENCODERS));
-    let app = Arc::new(App { models, limits, markdown: MarkdownRenderer::new(), encoders });
+    let app = Arc::new(App { models, limits, markdown: MarkdownRenderer::new() });
     let routes = Router::new()
         .route("/", get(page::index))
         .route("/assets/{name}", get(page::asset))

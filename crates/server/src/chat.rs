@@ -1,5 +1,7 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
+
 use api::{ChatChunk, ChatCompletion, ChatRequest, StreamFields};
 use axum::Json;
 use axum::body::Body;
@@ -40,7 +42,8 @@ pub(crate) async fn complete(
 /// Renders and encodes on a thread for blocking work, then hands the prompt to the engine.
 async fn start(app: &SharedApp, request: ChatRequest) -> Result<Generation, Failure> {
     let model = app.models.get(&request.model)?;
-    generation::in_background(app, move || {
+    let places = Arc::clone(&model.encoders);
+    generation::in_background(&places, move || {
         let prompt = generation::chat_prompt(&request.model, &model, request.messages)?;
         generation::start(&request.model, &model, prompt, &request.sampling, "messages")
     })

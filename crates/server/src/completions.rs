@@ -1,5 +1,7 @@
 //! `POST /v1/completions`.
 
+use std::sync::Arc;
+
 use api::{Completion, CompletionChoice, CompletionRequest, StreamFields, Usage};
 use axum::Json;
 use axum::body::Body;
@@ -27,7 +29,8 @@ pub(crate) async fn complete(
     let ignored = request.ignored_fields.clone();
     let model = app.models.get(&name)?;
     // All are started before any is read: if the engine refuses one, dropping the others cancels them.
-    let generations = generation::in_background(&app, move || {
+    let places = Arc::clone(&model.encoders);
+    let generations = generation::in_background(&places, move || {
         let CompletionRequest { model: name, prompts, suffix, sampling, .. } = request;
         let started = prompts.into_iter().map(|input| {
             let prompt = generation::text_prompt(&name, &model, input, suffix.as_deref())?;

@@ -1,13 +1,16 @@
 //! From a checked request to text: renders and encodes the prompt, runs the engine, decodes its tokens.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use api::{ChatMessage, ChatRole, FinishReason, PromptInput, SamplingFields, Usage};
 use engine::{Event, EventReceiver, GenerationRequest, Sampling, StopDecision, StopMatcher};
-use tokenizer::{AnswerText, Conversation, Ending, Message, Role, TextStream, Tokenizer};
+use tokenizer::{
+    AnswerText, ChatTemplate, Conversation, Ending, Message, Role, TextStream, Tokenizer,
+};
+use tokio::sync::Semaphore;
 use tracing::info;
 
-use crate::app::App;
 use crate::failure::Failure;
 use crate::registry::LoadedModel;
 
@@ -37,13 +40,13 @@ pub(crate) struct Prompt {
 /// same to every exchange.
 const MAX_RENDERINGS: usize = 4;
 
-/// Runs work that takes milliseconds outside of the event loop, a few at a time. A caller that goes away while it waits
-/// leaves its place.
+/// Runs work that takes milliseconds outside of the event loop, as much at a time as there are places. A caller that goes away
+/// while it waits leaves its place.
 pub(crate) async fn in_background<T: Send + 'static>(
-    app: &App,
+    places: &Arc<Semaphore>,
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
-    let place = Arc::clone(&app.encoders).acquire_owned().await;
+    let place = Arc::clone(places).acquire_owned().await;
     let place = place.expect("nobody closes the semaphore");
     let work = move || {
         // Kept to the end of the work, which goes on when the caller is gone.
@@ -66,6 +69,15 @@ pub(crate) fn chat_prompt(
     model: &LoadedModel,
     messages: Vec<ChatMessage>,
 ) -> Result<Prompt, Failure> {
+    chat_prompt_until(name, model, messages, Instant::now() + ChatTemplate::MAX_TIME)
+}
+
+fn chat_prompt_until(
+    name: &str,
+    model: &LoadedModel,
+    messages: Vec<ChatMessage>,
+    end: Instant,
+) -> Result<Prompt, Failure> {
     let Some(template) = &model.template else {
         return Err(Failure::NoChatTemplate { name: name.to_owned() });
     };
@@ -79,7 +91,7 @@ pub(crate) fn chat_prompt(
     });
     let conversation = Conversation { messages: messages.collect() };
     let rendered = template
-        .render(&model.tokenizer, &conversation, Ending::AwaitAnswer)
+        .render_until(&model.tokenizer, &conversation, Ending::AwaitAnswer, end)
         .map_err(|error| Failure::Conversation { detail: error.to_string() })?;
     let text_stream = TextStream::answer(template);
     Ok(Prompt { token_ids: rendered.token_ids, text_stream })
@@ -88,12 +100,14 @@ pub(crate) fn chat_prompt(
 /// As [`chat_prompt`], leaving out the oldest exchanges until a quarter of the context is free for the answer; tells how
 /// many messages were left out. Instructions and the last message always stay.
 ///
-/// Time: what is kept is counted and rendered a few times; what is left out is not looked at, however long it is.
+/// Time: what is kept is counted and rendered a few times, which together take no longer than one rendering may; what is left
+/// out is not looked at, however long it is.
 pub(crate) fn recent_chat_prompt(
     name: &str,
     model: &LoadedModel,
     messages: Vec<ChatMessage>,
 ) -> Result<(Prompt, usize), Failure> {
+    let end = Instant::now() + ChatTemplate::MAX_TIME;
     let context_len = model.engine.context_len();
     let room = context_len - context_len / 4;
     let n_instructions =
@@ -102,7 +116,7 @@ pub(crate) fn recent_chat_prompt(
     let n_exchanges = exchanges.len().saturating_sub(1) / 2;
     let without = |n_left_out: usize| {
         let recent = &exchanges[2 * n_left_out..];
-        chat_prompt(name, model, [&messages[..n_instructions], recent].concat())
+        chat_prompt_until(name, model, [&messages[..n_instructions], recent].concat(), end)
     };
     let n_tokens = |exchange_idx: usize| -> usize {
         let exchange = &exchanges[2 * exchange_idx..2 * exchange_idx + 2];

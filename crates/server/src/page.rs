@@ -1,5 +1,6 @@
 //! The chat page: its document, its files, and the stream of rendered answers it reads.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::{ChatRequest, FinishReason, Usage};
@@ -129,7 +130,8 @@ pub(crate) async fn stream(
     // An answer may take minutes, and a body megabytes.
     drop(bytes);
     let model = app.models.get(&request.model)?;
-    let (generation, n_left_out) = generation::in_background(&app, move || {
+    let places = Arc::clone(&model.encoders);
+    let (generation, n_left_out) = generation::in_background(&places, move || {
         let ChatRequest { model: name, messages, sampling, .. } = request;
         let (prompt, n_left_out) = generation::recent_chat_prompt(&name, &model, messages)?;
         let generation = generation::start(&name, &model, prompt, &sampling, "messages")?;

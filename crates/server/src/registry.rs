@@ -1,13 +1,18 @@
 //! The models being served; they may be added while the server runs.
 
+use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use api::ModelCard;
 use engine::EngineHandle;
 use tokenizer::{ChatTemplate, Tokenizer};
+use tokio::sync::Semaphore;
 
 use crate::ServerError;
 use crate::failure::Failure;
+
+/// Prompts of one model that are encoded at a time; a hostile one takes some 100 MiB while it is.
+const MAX_ENCODERS: usize = 2;
 
 /// One model with everything needed to answer.
 pub struct LoadedModel {
@@ -43,13 +48,29 @@ impl Default for SamplingDefaults {
     }
 }
 
+/// A model among those that are served.
+pub(crate) struct ServedModel {
+    loaded: LoadedModel,
+    /// Places for work that takes milliseconds and memory: rendering and encoding prompts. Each model has its own, since a
+    /// template may take seconds, for which no other model must wait.
+    pub(crate) encoders: Arc<Semaphore>,
+}
+
+impl Deref for ServedModel {
+    type Target = LoadedModel;
+
+    fn deref(&self) -> &LoadedModel {
+        &self.loaded
+    }
+}
+
 /// The served models by name, in the order in which they were added. Clones share one list.
 #[derive(Clone, Default)]
 pub struct ModelRegistry(Arc<RwLock<Models>>);
 
 #[derive(Default)]
 struct Models {
-    entries: Vec<(String, Arc<LoadedModel>)>,
+    entries: Vec<(String, Arc<ServedModel>)>,
     status: String,
 }
 
@@ -81,7 +102,8 @@ impl ModelRegistry {
         if models.entries.iter().any(|(other, _)| other == name) {
             return Err(ServerError::DuplicateModel { name: name.to_owned() });
         }
-        models.entries.push((name.to_owned(), Arc::new(model)));
+        let encoders = Arc::new(Semaphore::new(MAX_ENCODERS));
+        models.entries.push((name.to_owned(), Arc::new(ServedModel { loaded: model, encoders })));
         Ok(())
     }
 
@@ -112,7 +134,7 @@ impl ModelRegistry {
         })
     }
 
-    pub(crate) fn get(&self, name: &str) -> Result<Arc<LoadedModel>, Failure> {
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<ServedModel>, Failure> {
         self.read(|models| {
             if models.entries.is_empty() {
                 return Err(Failure::Starting { status: models.status.clone() });

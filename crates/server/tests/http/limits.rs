@@ -1,10 +1,11 @@
 //! What clients cannot do: too much, too slowly, from elsewhere, or for nobody.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::EngineLimits;
 use serde_json::json;
 use server::{ServerConfig, ServerLimits};
+use tokenizer::{ChatTemplate, JinjaTemplate};
 
 use crate::client::{Connection, get, get_with, post};
 use crate::fixture::{self, chat, wait_for};
@@ -99,6 +100,30 @@ fn a_head_over_the_limit_is_refused() {
     connection.send(head.as_bytes());
     assert!(connection.head().is_none_or(|response| response.status == 431));
     assert_eq!(get(fixture.address(), "/health").status, 200);
+}
+
+#[test]
+fn a_slow_template_keeps_no_other_model_waiting() {
+    let fixture = fixture::start();
+    let mut slow = fixture::model(200, EngineLimits::default());
+    let source = "{% set s = ['a' * 8000000] %}{% set t = ['a' * 8000000] %}\
+                  {% for i in range(90000) %}{{ s == t }}{% endfor %}";
+    slow.template = Some(ChatTemplate::Jinja(JinjaTemplate::new(source).unwrap().into()));
+    fixture.models.add("slow", slow).unwrap();
+    let body = chat(&json!({"model": "slow"})).to_string();
+    let open = || {
+        let mut connection = Connection::open(fixture.address());
+        connection.request("POST", CHAT, &[], body.as_bytes());
+        connection
+    };
+    // More than are rendered at a time. They are there before the next request.
+    let slow: Vec<Connection> = (0..4).map(|_| open()).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    let answer = post(fixture.address(), CHAT, &chat(&json!({"max_tokens": 1})));
+    assert_eq!(answer.status, 200);
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    drop(slow);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::template::Rendered;
 use crate::error::Error;
 use crate::tokenizer::{ControlText, Tokenizer};
 use marks::Marks;
-use worker::{MAX_TIME, Worker};
+use worker::Worker;
 
 /// The longest template in bytes. The longest published ones have some tens of thousands.
 const MAX_SOURCE: usize = 128 << 10;
@@ -57,11 +57,11 @@ impl JinjaTemplate {
             let problem = format!("it has {n_bytes} bytes, expected at most {MAX_SOURCE}");
             return Err(Error::Jinja { line: None, problem });
         }
-        let worker = Worker::start(without_generation_marks(source), MAX_TIME)?;
+        let worker = Worker::start(without_generation_marks(source))?;
         Ok(JinjaTemplate { worker })
     }
 
-    /// Renders a conversation up to the place of the next answer; nothing of it is trained.
+    /// Renders a conversation up to the place of the next answer, until a given time; nothing of it is trained.
     ///
     /// # Errors
     /// [`Error::Jinja`], with the template's own words where it refuses the conversation.
@@ -69,8 +69,8 @@ impl JinjaTemplate {
         &self,
         tokenizer: &Tokenizer,
         conversation: &Conversation,
+        end: Instant,
     ) -> Result<Rendered, Error> {
-        let end = Instant::now() + MAX_TIME;
         let marks = Arc::new(Marks::new(tokenizer, conversation, &self.worker.reserved)?);
         let messages = conversation.messages.iter();
         let messages: Vec<Value> = messages
@@ -91,7 +91,7 @@ impl JinjaTemplate {
             tools => (),
             documents => (),
         };
-        let text = self.worker.render(Arc::clone(&marks), variables)?;
+        let text = self.worker.render(Arc::clone(&marks), variables, end)?;
         let content = conversation.messages.iter().map(|message| message.content.len());
         let (n_chars, limit) = (text.chars().count(), MAX_TEXT + CONTENTS * content.sum::<usize>());
         if n_chars > limit {

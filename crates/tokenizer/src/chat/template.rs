@@ -1,6 +1,7 @@
 //! Chat templates: conversation in, token ids with a loss mask out.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::conversation::Conversation;
 use super::galerne;
@@ -48,7 +49,10 @@ pub struct Rendered {
 }
 
 impl ChatTemplate {
-    /// Renders a conversation.
+    /// How long rendering may take with a template that a model brings along, which is a stranger's program.
+    pub const MAX_TIME: Duration = Duration::from_secs(20);
+
+    /// Renders a conversation, within [`ChatTemplate::MAX_TIME`].
     ///
     /// # Errors
     /// When the template does not know a conversation of this form, such as two questions in a row:
@@ -60,6 +64,21 @@ impl ChatTemplate {
         conversation: &Conversation,
         ending: Ending,
     ) -> Result<Rendered, Error> {
+        self.render_until(tokenizer, conversation, ending, Instant::now() + Self::MAX_TIME)
+    }
+
+    /// As [`ChatTemplate::render`], until a given time: that of several renderings that together answer one request.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::render`]. A template that a model brings along is refused soon after the time; others are not
+    /// programs, and are done in time that is linear in the conversation.
+    pub fn render_until(
+        &self,
+        tokenizer: &Tokenizer,
+        conversation: &Conversation,
+        ending: Ending,
+        end: Instant,
+    ) -> Result<Rendered, Error> {
         match self {
             ChatTemplate::Galerne => galerne::render(tokenizer, conversation, ending),
             ChatTemplate::Instruct(version) => {
@@ -68,7 +87,7 @@ impl ChatTemplate {
             }
             // A template of others says where an answer begins and ends by its text alone.
             ChatTemplate::Jinja(_) if ending == Ending::Complete => Err(Error::NoLossMask),
-            ChatTemplate::Jinja(template) => template.render(tokenizer, conversation),
+            ChatTemplate::Jinja(template) => template.render(tokenizer, conversation, end),
         }
     }
 

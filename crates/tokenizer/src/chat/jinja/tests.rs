@@ -6,6 +6,7 @@ use testkit::golden::workspace_root;
 
 use super::*;
 use crate::chat::conversation::{Message, Role};
+use crate::chat::template::ChatTemplate;
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::open(&folder()).unwrap());
 
@@ -20,9 +21,14 @@ fn tokenizer_with(control: &str) -> Tokenizer {
     Tokenizer::from_json_with(file.as_bytes(), Some("<s>"), Some("</s>")).unwrap()
 }
 
+/// Far enough away.
+fn end() -> Instant {
+    Instant::now() + Duration::from_secs(100)
+}
+
 fn render_all(source: &str, contents: &[&str]) -> Result<Rendered, Error> {
     let messages = contents.iter().map(|&content| Message::new(Role::User, content)).collect();
-    JinjaTemplate::new(source)?.render(&TOKENIZER, &Conversation { messages })
+    JinjaTemplate::new(source)?.render(&TOKENIZER, &Conversation { messages }, end())
 }
 
 fn controls(rendered: &Rendered) -> Vec<u32> {
@@ -115,7 +121,7 @@ fn control_tokens_may_be_of_any_characters() {
     let template = JinjaTemplate::new("{{ messages[0].content }}").unwrap();
     let content: String = ('!'..='~').collect();
     let conversation = Conversation { messages: vec![Message::new(Role::User, &content)] };
-    let rendered = template.render(&tokenizer, &conversation).unwrap();
+    let rendered = template.render(&tokenizer, &conversation, end()).unwrap();
     assert_eq!(rendered.text, content);
     assert!(!rendered.token_ids.iter().any(|&id| tokenizer.is_control(id)));
     // JSON hides quotes also where they are marked.
@@ -124,7 +130,7 @@ fn control_tokens_may_be_of_any_characters() {
         JinjaTemplate::new("{{ messages | tojson }}{{ {messages[0].content: 1} | tojson }}");
     let content = "\"a\\ \u{7}<";
     let conversation = Conversation { messages: vec![Message::new(Role::User, content)] };
-    let rendered = template.unwrap().render(&tokenizer, &conversation).unwrap();
+    let rendered = template.unwrap().render(&tokenizer, &conversation, end()).unwrap();
     let expected = r#"[{"role": "user", "content": "\"a\\ \u0007<"}]{"\"a\\ \u0007<": 1}"#;
     assert_eq!(rendered.text, expected);
 }
@@ -439,13 +445,30 @@ fn the_longest_chains_are_refused() {
 fn a_template_renders_on_several_threads() {
     let template = JinjaTemplate::new(TURNS).unwrap();
     let conversation = Conversation { messages: vec![Message::new(Role::User, "u")] };
-    let render = || template.render(&TOKENIZER, &conversation).unwrap().text;
+    let render = || template.render(&TOKENIZER, &conversation, end()).unwrap().text;
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(render)).collect();
         for thread in threads {
             assert_eq!(thread.join().unwrap(), "[INST]u[/INST]</s>");
         }
     });
+}
+
+/// Else a request with several renderings could take the time of one several times.
+#[test]
+fn renderings_of_one_request_end_together() {
+    let slow = "{% set s = ['a' * 8000000] %}{% set t = ['a' * 8000000] %}\
+                {% for i in range(90000) %}{{ s == t }}{% endfor %}";
+    let template = ChatTemplate::Jinja(Arc::new(JinjaTemplate::new(slow).unwrap()));
+    let conversation = Conversation { messages: Vec::new() };
+    let start = Instant::now();
+    for _ in 0..5 {
+        let (ending, end) = (crate::Ending::AwaitAnswer, start + Duration::from_millis(300));
+        let rendered = template.render_until(&TOKENIZER, &conversation, ending, end);
+        let error = rendered.unwrap_err().to_string();
+        assert!(error.ends_with("rendering takes too long"), "{error}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
 #[test]

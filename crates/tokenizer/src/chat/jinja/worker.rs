@@ -28,15 +28,14 @@ const BASE_STACK: usize = 16 << 20;
 const MAX_WAITING: usize = 64;
 /// How long whoever waits for a place sleeps before looking again.
 const PAUSE: Duration = Duration::from_millis(1);
-/// How long a rendering may take, its waiting included; fuel stops most before.
-pub(super) const MAX_TIME: Duration = Duration::from_secs(20);
+/// How long after its end a rendering is waited for: the thread says at which line it was.
+const GRACE: Duration = Duration::from_secs(1);
 /// Name of the program in messages of the engine.
 const NAME: &str = "chat_template";
 
 /// A compiled template, on a thread of its own that ends with it.
 pub(super) struct Worker {
     requests: SyncSender<Request>,
-    time: Duration,
     /// Characters of the template that must not become marks.
     pub(super) reserved: HashSet<char>,
 }
@@ -49,11 +48,11 @@ struct Request {
 }
 
 impl Worker {
-    /// Compiles a template, which may take so long for each conversation.
+    /// Compiles a template.
     ///
     /// # Errors
     /// [`Error::Jinja`] when it is not Jinja, or the system refuses the thread.
-    pub(super) fn start(source: String, time: Duration) -> Result<Worker, Error> {
+    pub(super) fn start(source: String) -> Result<Worker, Error> {
         let reserved = Marks::reserved(&source);
         let (requests, inbox) = sync_channel(MAX_WAITING);
         let (ready, started) = sync_channel(1);
@@ -63,19 +62,23 @@ impl Worker {
         let run = move || serve(&source, &ready, &inbox);
         builder.spawn(run).map_err(|error| ended(&format!("cannot start a thread: {error}")))?;
         started.recv().map_err(|_| ended("compiling it failed"))??;
-        Ok(Worker { requests, time, reserved })
+        Ok(Worker { requests, reserved })
     }
 
-    /// Renders with these variables; the text holds the marks of content.
+    /// Renders with these variables until a given time, waiting included; the text holds the marks of content.
     ///
-    /// The thread looks at the time between its steps, so it ends a rendering soon after its time, and refuses those
-    /// that have waited too long. Nobody waits for a step that does not end: after twice the time the rendering is given up.
+    /// The thread looks at the time between its steps, so it ends a rendering soon after its end, and refuses those
+    /// that have waited too long. Nobody waits for a step that does not end: the rendering is given up [`GRACE`] after its end.
     ///
     /// # Errors
     /// [`Error::Jinja`].
-    pub(super) fn render(&self, marks: Arc<Marks>, variables: Value) -> Result<String, Error> {
+    pub(super) fn render(
+        &self,
+        marks: Arc<Marks>,
+        variables: Value,
+        end: Instant,
+    ) -> Result<String, Error> {
         let (answer, rendered) = sync_channel(1);
-        let end = Instant::now() + self.time;
         let mut request = Request { marks, variables, end, answer };
         loop {
             request = match self.requests.try_send(request) {
@@ -86,7 +89,7 @@ impl Worker {
             };
             thread::sleep(PAUSE);
         }
-        match rendered.recv_timeout(2 * self.time) {
+        match rendered.recv_timeout(end.saturating_duration_since(Instant::now()) + GRACE) {
             Ok(rendered) => rendered,
             Err(RecvTimeoutError::Timeout) => Err(timed_out()),
             Err(RecvTimeoutError::Disconnected) => Err(ended("its thread has ended")),
@@ -218,7 +221,8 @@ mod tests {
     }
 
     fn refusal(worker: &Worker) -> String {
-        worker.render(marks(), Value::UNDEFINED).unwrap_err().to_string()
+        let end = Instant::now() + Duration::from_millis(50);
+        worker.render(marks(), Value::UNDEFINED, end).unwrap_err().to_string()
     }
 
     #[test]
@@ -228,8 +232,8 @@ mod tests {
         assert!(late.unwrap_err().to_string().ends_with("rendering takes too long"));
         // A thread that hangs takes a conversation and no other.
         let (requests, hanging) = sync_channel(1);
-        let (start, time) = (Instant::now(), Duration::from_millis(50));
-        let worker = Worker { requests, time, reserved: HashSet::new() };
+        let start = Instant::now();
+        let worker = Worker { requests, reserved: HashSet::new() };
         assert!(refusal(&worker).ends_with("rendering takes too long"));
         assert!(refusal(&worker).ends_with("too many conversations wait"));
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
