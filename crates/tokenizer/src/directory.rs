@@ -8,14 +8,18 @@ use crate::sentencepiece::MODEL_FILE;
 use crate::tekken::TEKKEN_FILE;
 use crate::tokenizer::{Origin, Tokenizer};
 use crate::vocabulary::Controls;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Largest file that is read.
-const MAX_BYTES: u64 = 256 << 20;
+/// Largest file of a vocabulary that is read; published ones have up to 33 MiB.
+const MAX_VOCABULARY_BYTES: u64 = 64 << 20;
+/// Largest configuration or template that is read; published ones have up to 1.2 MiB.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// A chat template by itself, and the JSON files that may hold one.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
@@ -48,8 +52,8 @@ impl Tokenizer {
                 .ok_or_else(|| Error::NoTokenizer { path: path.to_path_buf() })?,
             None => path.to_path_buf(),
         };
-        let contents =
-            read_bounded(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        let contents = read_bounded(&path, MAX_VOCABULARY_BYTES)
+            .map_err(|source| Error::Read { path: path.clone(), source })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.contains(".model") {
             let mut tokenizer = Tokenizer::from_sentencepiece(&contents)?;
@@ -59,9 +63,14 @@ impl Tokenizer {
         } else if name.contains("tekken") {
             Tokenizer::from_tekken(&contents)
         } else {
-            let config = folder.map(read_config).transpose()?.flatten().unwrap_or_default();
-            let name = |key| token_name(&config, key);
-            Tokenizer::from_json_with(&contents, name("bos_token"), name("eos_token"))
+            let config =
+                folder.map(|folder| read_if_there(&folder.join(CONFIG_FILE))).transpose()?;
+            let config = config.flatten();
+            let config = config.as_deref().map(|bytes| ConfigIn::read(bytes, CONFIG_FILE));
+            let config = config.transpose()?.unwrap_or_default();
+            let [bos, eos] =
+                [config.bos_token, config.eos_token].map(|name| name.and_then(token_name));
+            Tokenizer::from_json_with(&contents, bos.as_deref(), eos.as_deref())
         }
     }
 
@@ -162,19 +171,10 @@ impl ChatTemplate {
         }
         for file in TEMPLATE_IN_JSON {
             let Some(bytes) = read_if_there(&folder.join(file))? else { continue };
-            let config: Value =
-                serde_json::from_slice(&bytes).map_err(|source| Error::Json { file, source })?;
-            // A list holds templates for several uses by name.
-            let is_default =
-                |entry: &&Value| entry.get("name").is_some_and(|name| name == "default");
-            let source = match config.get("chat_template") {
-                Some(Value::Array(entries)) => {
-                    entries.iter().find(is_default).and_then(|entry| entry.get("template"))
-                }
-                other => other,
-            };
-            if let Some(source) = source.and_then(Value::as_str) {
-                return Ok(Some(source.to_owned()));
+            let config = ConfigIn::read(&bytes, file)?;
+            let source = config.chat_template.map(template_source).transpose();
+            if let Some(source) = source.map_err(|source| Error::Json { file, source })?.flatten() {
+                return Ok(Some(source));
             }
         }
         Ok(None)
@@ -199,14 +199,51 @@ impl ChatTemplate {
     }
 }
 
-fn read_config(folder: &Path) -> Result<Option<Value>, Error> {
-    let bytes = read_if_there(&folder.join(CONFIG_FILE))?;
-    let parsed = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-    parsed.map_err(|source| Error::Json { file: CONFIG_FILE, source })
+/// What is read of a configuration; of all else nothing is kept, however much there is.
+#[derive(Default, Deserialize)]
+struct ConfigIn<'a> {
+    #[serde(borrow, default)]
+    bos_token: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    eos_token: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    chat_template: Option<&'a RawValue>,
+}
+
+impl<'a> ConfigIn<'a> {
+    fn read(bytes: &'a [u8], file: &'static str) -> Result<ConfigIn<'a>, Error> {
+        serde_json::from_slice(bytes).map_err(|source| Error::Json { file, source })
+    }
+}
+
+/// A token of a configuration by itself, with flags.
+#[derive(Deserialize)]
+struct TokenIn {
+    content: String,
+}
+
+/// A template for one use.
+#[derive(Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
+}
+
+/// A template by itself, or the default one of a list; `None` for what is neither, such as `false`.
+fn template_source(value: &RawValue) -> serde_json::Result<Option<String>> {
+    match value.get().as_bytes().first() {
+        Some(b'"') => serde_json::from_str(value.get()),
+        Some(b'[') => {
+            let templates: Vec<NamedTemplate> = serde_json::from_str(value.get())?;
+            let default = templates.into_iter().find(|template| template.name == "default");
+            Ok(default.map(|template| template.template))
+        }
+        _ => Ok(None),
+    }
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, Error> {
-    match read_bounded(path) {
+    match read_bounded(path, MAX_CONFIG_BYTES) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path: path.to_path_buf(), source }),
@@ -214,9 +251,9 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 }
 
 /// A token of the configuration, which is a name or an object that holds one.
-fn token_name<'a>(config: &'a Value, key: &str) -> Option<&'a str> {
-    let token = config.get(key)?;
-    token.as_str().or_else(|| token.get("content")?.as_str())
+fn token_name(value: &RawValue) -> Option<String> {
+    let name = serde_json::from_str(value.get());
+    name.or_else(|_| serde_json::from_str(value.get()).map(|token: TokenIn| token.content)).ok()
 }
 
 /// Whether a folder has Mistral's own layout.
@@ -250,13 +287,20 @@ fn model_version(name: &str) -> Option<u32> {
 }
 
 /// Reading a pipe or a device may never end: they are refused.
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let refused = || {
+        let problem = format!("expected a regular file of at most {limit} bytes");
+        io::Error::new(io::ErrorKind::InvalidInput, problem)
+    };
     let found = fs::metadata(path)?;
-    if !found.is_file() || found.len() > MAX_BYTES {
-        let problem = format!("expected a regular file of at most {MAX_BYTES} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+    if !found.is_file() || found.len() > limit {
+        return Err(refused());
     }
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    // A file that grows has another size than it said.
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(refused());
+    }
     Ok(bytes)
 }

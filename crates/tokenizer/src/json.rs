@@ -34,19 +34,19 @@ pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 struct FileIn {
     #[serde(rename = "version")]
     _version: IgnoredAny,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parts::read")]
     truncation: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parts::read")]
     padding: Value,
     #[serde(default)]
     added_tokens: Vec<AddedToken>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parts::read")]
     normalizer: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parts::read")]
     pre_tokenizer: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parts::read")]
     post_processor: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parts::read")]
     decoder: Value,
     model: ModelIn,
 }
@@ -68,14 +68,14 @@ struct AddedToken {
 struct ModelIn {
     #[serde(rename = "type")]
     _model_type: IgnoredAny,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parts::read")]
     dropout: Value,
     /// Without effect, as `fuse_unk`: every byte has a token, so that nothing is unknown.
     #[serde(default, rename = "unk_token")]
     _unk_token: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parts::read")]
     continuing_subword_prefix: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "parts::read")]
     end_of_word_suffix: Value,
     #[serde(default, rename = "fuse_unk")]
     _fuse_unk: Option<bool>,
@@ -103,7 +103,7 @@ struct Probe {
 
 #[derive(Deserialize)]
 struct ProbeModel {
-    #[serde(rename = "type", default)]
+    #[serde(rename = "type", default, deserialize_with = "parts::read")]
     model_type: Value,
 }
 

@@ -298,6 +298,10 @@ fn the_template_of_a_folder_is_its_own_unless_the_tokenizer_says_the_version() {
     let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "list"}]}"#;
     put("tokenizer_config.json", list);
     assert_eq!(text().unwrap(), "list");
+    put("tokenizer_config.json", r#"{"chat_template": [{"name": "default"}]}"#);
+    let error = ChatTemplate::source_in(folder.path()).unwrap_err().to_string();
+    assert!(error.starts_with("tokenizer_config.json: missing field `template`"), "{error}");
+    put("tokenizer_config.json", list);
     put("chat_template.json", r#"{"chat_template": "json {{ eos_token }}"}"#);
     assert_eq!(text().unwrap(), "json <|end_of_text|>");
     put("chat_template.jinja", "{% if %}");
@@ -308,6 +312,33 @@ fn the_template_of_a_folder_is_its_own_unless_the_tokenizer_says_the_version() {
     assert_eq!(text().unwrap(), "own u");
     fs::write(folder.path().join("tekken.json"), contents("v13.tekken.json")).unwrap();
     assert_eq!(text().unwrap(), "<s>[INST]u[/INST]");
+}
+
+#[test]
+fn files_over_the_bound_of_their_kind_are_not_read() {
+    let folder = TestDir::new("file-bounds");
+    fs::write(folder.path().join("tokenizer.json"), contents("llama3.tokenizer.json")).unwrap();
+    let of_length = |name: &str, n_bytes: u64| {
+        fs::File::create(folder.path().join(name)).unwrap().set_len(n_bytes).unwrap();
+    };
+    let refused = |error: Error, name: &str| {
+        let text = error.to_string();
+        let is_refused = text.contains(name) && text.contains("a regular file of at most");
+        assert!(matches!(error, Error::Read { .. }) && is_refused, "{text}");
+    };
+    for name in ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"] {
+        of_length(name, (4 << 20) + 1);
+        let source = ChatTemplate::source_in(folder.path()).map(|source| source.is_some());
+        refused(source.unwrap_err(), name);
+        if name == "tokenizer_config.json" {
+            refused(Tokenizer::open(folder.path()).unwrap_err(), name);
+        }
+        fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    for name in ["tokenizer.json", "tekken.json", "tokenizer.model.v3"] {
+        of_length(name, (64 << 20) + 1);
+        refused(Tokenizer::open(&folder.path().join(name)).unwrap_err(), name);
+    }
 }
 
 #[test]

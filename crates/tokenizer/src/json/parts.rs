@@ -6,7 +6,25 @@ use crate::error::Error;
 use crate::split::{OWN_SPLIT, SPACE_SIGN, Split};
 use crate::text::FirstSpace;
 use crate::tokenizer::Prefix;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+
+/// Longest part that is read, in bytes of the file: in memory it takes many times that. The longest of published files, a table
+/// of a normaliser, has some 300 KiB.
+const MAX_PART_BYTES: usize = 1 << 20;
+
+/// Reads a part whose form is looked at later.
+pub(super) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    let part = <&RawValue>::deserialize(deserializer)?.get();
+    let n_bytes = part.len();
+    if n_bytes > MAX_PART_BYTES {
+        let problem = format!("a part has {n_bytes} bytes, expected at most {MAX_PART_BYTES}");
+        return Err(D::Error::custom(problem));
+    }
+    serde_json::from_str(part).map_err(D::Error::custom)
+}
 
 /// The members of a part whose `type` is this.
 fn of_type<'a>(value: &'a Value, name: &str) -> Option<&'a Map<String, Value>> {
