@@ -7,8 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use formats::durable::open_regular;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use crate::{DataError, Document, Language};
@@ -182,12 +184,22 @@ fn is_text_name(path: &Path) -> bool {
 
 /// Reads and normalises one file; the result does not begin or end with an empty line.
 fn read_text(path: &Path) -> Result<String, DataError> {
-    let n_bytes = fs::metadata(path).map_err(DataError::io("inspect", path))?.len();
-    if n_bytes > MAX_FILE_BYTES {
+    // Since the folder was listed, a pipe may have come in place of the file.
+    let file = open_regular(path)?;
+    let n_bytes = file.metadata().map_err(DataError::io("inspect", path))?.len();
+    let too_long = |n_bytes| {
         let (path, limit) = (path.to_owned(), MAX_FILE_BYTES);
-        return Err(DataError::FileTooLong { path, n_bytes, limit });
+        DataError::FileTooLong { path, n_bytes, limit }
+    };
+    if n_bytes > MAX_FILE_BYTES {
+        return Err(too_long(n_bytes));
     }
-    let bytes = fs::read(path).map_err(DataError::io("read", path))?;
+    let mut bytes = Vec::with_capacity(n_bytes as usize);
+    // A file that grows has another size than it said.
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(DataError::io("read", path))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(too_long(bytes.len() as u64));
+    }
     if let Some(offset) = bytes.iter().position(|&byte| byte == 0) {
         return Err(DataError::Binary { path: path.to_owned(), offset: offset as u64 });
     }

@@ -11,8 +11,9 @@ use crate::vocabulary::Controls;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -286,21 +287,45 @@ fn model_version(name: &str) -> Option<u32> {
     version.parse().ok()
 }
 
-/// Reading a pipe or a device may never end: they are refused.
+/// Opening or reading a pipe or a device may never end: they are refused. What is looked at is what was opened, since a name may come
+/// to mean another file in between.
 fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let refused = || {
         let problem = format!("expected a regular file of at most {limit} bytes");
         io::Error::new(io::ErrorKind::InvalidInput, problem)
     };
-    let found = fs::metadata(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let found = file.metadata()?;
     if !found.is_file() || found.len() > limit {
         return Err(refused());
     }
     let mut bytes = Vec::new();
     // A file that grows has another size than it said.
-    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    file.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(refused());
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testkit::test_dir::TestDir;
+
+    #[test]
+    fn pipes_and_devices_are_refused_without_waiting_for_a_writer() {
+        let folder = TestDir::new("tokenizer-pipe");
+        let pipe = folder.path().join("tokenizer.json");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        for path in [&pipe, Path::new("/dev/zero"), folder.path()] {
+            let error = read_bounded(path, 100).unwrap_err().to_string();
+            assert!(error.contains("regular file of at most 100 bytes"), "{error}");
+        }
+        let file = folder.path().join("a");
+        fs::write(&file, [7; 100]).unwrap();
+        assert_eq!(read_bounded(&file, 100).unwrap(), [7; 100]);
+        assert!(read_bounded(&file, 99).is_err());
+    }
 }

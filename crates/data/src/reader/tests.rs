@@ -72,6 +72,18 @@ fn folders_without_text_say_what_they_hold() {
 }
 
 #[test]
+fn a_pipe_that_takes_the_place_of_a_file_is_refused_without_waiting_for_a_writer() {
+    let scratch = TestDir::new("reader-pipe");
+    file(&scratch, "a.txt", "one");
+    let mut reader = FolderReader::open(scratch.path()).unwrap();
+    let path = scratch.path().join("a.txt");
+    fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let error = reader.next().unwrap().unwrap_err().to_string();
+    assert!(error.contains("a.txt") && error.contains("not a regular file"), "{error}");
+}
+
+#[test]
 fn links_are_not_followed() {
     let scratch = TestDir::new("reader-link");
     file(&scratch, "a.txt", "one");
