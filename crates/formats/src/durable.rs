@@ -15,8 +15,12 @@ use crate::os::exchange_names;
 /// Bytes gathered before a write reaches the system.
 const WRITE_BUFFER_BYTES: usize = 1 << 18;
 
-/// A writer holds a lock on its temporary, which it takes right after it made it; one without a lock is dead at this age.
-const DEAD_AFTER: Duration = Duration::from_secs(60);
+/// A writer holds a lock on its temporary; one without a lock is dead at this age. Not before, for the folder may be shared with
+/// another machine whose locks are its own.
+const DEAD_AFTER: Duration = Duration::from_secs(3600);
+
+/// Age at which one is dead where the file system has no locks.
+const DEAD_WITHOUT_LOCKS_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Most temporaries of one process and one final name that can exist at a time.
 const MAX_TEMPORARIES: u32 = 1000;
@@ -139,7 +143,7 @@ impl TemporaryDir {
         exchange_names(&self.path, &self.final_dir)?;
         self.is_committed = true;
         sync_dir(parent_of(&self.final_dir))?;
-        fs::remove_dir_all(&self.path).map_err(FormatError::io("remove", &self.path))
+        remove_any(&self.path)
     }
 }
 
@@ -208,8 +212,7 @@ fn final_name(name: &str) -> Option<&str> {
     (is_number(pid) && is_number(number)).then_some(final_name)
 }
 
-/// Holds a temporary, so that no other process takes it for a dead one's. A file system without locks gives none, and there nothing
-/// is taken for dead.
+/// Holds a temporary, so that no other process takes it for a dead one's. On a file system without locks only its age says so.
 fn say_alive(temporary: &File) {
     let _ = temporary.try_lock();
 }
@@ -277,7 +280,7 @@ pub(crate) fn remove_dead_leftovers(final_path: &Path) -> Result<(), FormatError
 }
 
 /// Removes the temporaries in a folder, of the final names that match, whose writers are dead: nobody holds them, and they were
-/// untouched for a minute.
+/// untouched for an hour.
 pub(crate) fn remove_dead_temporaries(
     dir: &Path,
     matches: impl Fn(&str) -> bool,
@@ -295,13 +298,18 @@ pub(crate) fn remove_dead_temporaries(
 
 /// Whether a temporary's writer is gone. What cannot be opened or has no time is left alone.
 fn is_dead(temporary: &Path) -> bool {
-    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-    let Ok(file) = OpenOptions::new().read(true).custom_flags(flags).open(temporary) else {
-        return false;
-    };
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
+    // Some network file systems lock files only for those that may write to them; a folder cannot be opened so.
+    let opened = options.clone().write(true).open(temporary).or_else(|_| options.open(temporary));
+    let Ok(file) = opened else { return false };
     let modified = file.metadata().and_then(|found| found.modified());
-    let age = modified.ok().and_then(|time| time.elapsed().ok());
-    age.is_some_and(|age| age > DEAD_AFTER) && file.try_lock().is_ok()
+    let Some(age) = modified.ok().and_then(|time| time.elapsed().ok()) else { return false };
+    match file.try_lock() {
+        Ok(()) => age > DEAD_AFTER,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(_)) => age > DEAD_WITHOUT_LOCKS_AFTER,
+    }
 }
 
 /// Removes a folder so that a reader never sees a part of it: it is renamed first. Of a link the name goes, and what it
@@ -319,7 +327,7 @@ pub fn remove_dir_at_once(dir: &Path) -> Result<(), FormatError> {
         let _ = fs::remove_dir(&grave);
         FormatError::io("remove", dir)(source)
     })?;
-    fs::remove_dir_all(&grave).map_err(FormatError::io("remove", &grave))
+    remove_any(&grave)
 }
 
 /// Refuses a folder that is a link: what is written and removed in it would be another folder's.

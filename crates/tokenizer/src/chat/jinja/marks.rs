@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn control_tokens_are_found_across_parts_until_the_time_is_over() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tokenizer/model");
+        let folder = workspace_root().join("golden/tokenizer/model");
         let tokenizer = Tokenizer::open(&folder).unwrap();
         let marks = marks("");
         let end = Instant::now() + std::time::Duration::from_secs(60);
