@@ -5,6 +5,9 @@ use serde_json::Value;
 use crate::fields::{Fields, wrong_type};
 use crate::{MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS, RequestError};
 
+/// Most entries of `logit_bias`.
+const MAX_LOGIT_BIASES: usize = 1024;
+
 /// Largest `max_tokens` that is accepted; the answer also ends where the context does.
 const MAX_TOKENS_LIMIT: i64 = 1 << 31;
 
@@ -17,6 +20,18 @@ pub struct SamplingFields {
     pub top_p: Option<f32>,
     /// Keeps this many likeliest tokens; none keeps all.
     pub top_k: Option<u32>,
+    /// Keeps tokens at least so likely as this part of the likeliest; from 0 to 1.
+    pub min_p: Option<f32>,
+    /// Keeps the tokens that are as surprising as the mean, up to this sum of probabilities; from 0 to 1.
+    pub typical_p: Option<f32>,
+    /// Divides or multiplies the logits of tokens that were there before; above 0.
+    pub repetition_penalty: Option<f32>,
+    /// Taken from the logits of tokens of the answer; from -2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// Taken from the logit of a token for each time it is in the answer; from -2 to 2.
+    pub frequency_penalty: Option<f32>,
+    /// Added to the logits of tokens, by id; from -100 to 100.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Equal seeds and requests give equal answers. `random_seed` is the Mistral name of this field.
     pub seed: Option<u64>,
     /// Most tokens to generate; none goes on to the end of the context.
@@ -43,21 +58,56 @@ impl SamplingFields {
         fields: &mut Fields,
         limit_names: &[&'static str],
     ) -> Result<Self, RequestError> {
-        let temperature = fields.number("temperature", 0.0..=2.0)?;
-        let top_p = fields.number("top_p", 0.0..=1.0)?;
         // Other servers use both 0 and -1 for "no limit".
         let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
         let seed = one_of(fields, &["seed", "random_seed"], i64::MIN..=i64::MAX)?;
         let max_tokens = one_of(fields, limit_names, 0..=MAX_TOKENS_LIMIT)?;
+        let mut number = |name, range| {
+            Ok::<_, RequestError>(fields.number(name, range)?.map(|value| value as f32))
+        };
         Ok(Self {
-            temperature: temperature.map(|value| value as f32),
-            top_p: top_p.map(|value| value as f32),
+            temperature: number("temperature", 0.0..=2.0)?,
+            top_p: number("top_p", 0.0..=1.0)?,
+            min_p: number("min_p", 0.0..=1.0)?,
+            typical_p: number("typical_p", 0.0..=1.0)?,
+            repetition_penalty: number("repetition_penalty", 0.01..=100.0)?,
+            presence_penalty: number("presence_penalty", -2.0..=2.0)?,
+            frequency_penalty: number("frequency_penalty", -2.0..=2.0)?,
+            logit_bias: read_logit_bias(fields)?,
             top_k: top_k.and_then(|value| u32::try_from(value).ok()).filter(|&value| value > 0),
             seed: seed.map(i64::cast_unsigned),
             max_tokens: max_tokens.and_then(|value| usize::try_from(value).ok()),
             stop: read_stop(fields)?,
         })
     }
+}
+
+/// Reads `logit_bias`: an object of biases by token id.
+fn read_logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, RequestError> {
+    let path = fields.path("logit_bias");
+    let biases = match fields.take("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(biases)) => biases,
+        Some(other) => return Err(wrong_type(path, "an object", &other)),
+    };
+    if biases.len() > MAX_LOGIT_BIASES {
+        let (limit, got) = (MAX_LOGIT_BIASES, biases.len());
+        return Err(RequestError::TooLong { param: path, unit: "entries", limit, got });
+    }
+    let names: Vec<String> = biases.keys().cloned().collect();
+    let mut by_id = Fields::nested(path.clone(), Value::Object(biases))?;
+    let mut read = Vec::with_capacity(names.len());
+    for name in names {
+        // As JSON writes the number: "05" would be another name of 5.
+        let id = name.parse::<u32>().ok().filter(|id| id.to_string() == name);
+        let (Some(id), Some(bias)) = (id, by_id.number(&name, -100.0..=100.0)?) else {
+            let expected = "numbers by the ids of tokens".to_owned();
+            let got = name.chars().take(20).collect();
+            return Err(RequestError::OutOfRange { param: path, expected, got });
+        };
+        read.push((id, bias as f32));
+    }
+    Ok(read)
 }
 
 /// Reads an integer that has several names; equal values under two names are fine.
@@ -162,15 +212,9 @@ const HARMLESS: [&str; 8] = [
 pub(crate) fn refuse_unsupported(fields: &mut Fields) -> Result<(), RequestError> {
     let one = |value: &Value| value.as_f64() == Some(1.0);
     let zero = |value: &Value| value.as_f64() == Some(0.0);
-    let empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
     fields.refuse_unless("n", one, "only 1 is accepted")?;
     fields.refuse_unless("best_of", one, "only 1 is accepted")?;
-    fields.refuse_unless("frequency_penalty", zero, "only 0 is accepted")?;
-    fields.refuse_unless("presence_penalty", zero, "only 0 is accepted")?;
-    fields.refuse_unless("repetition_penalty", one, "only 1 is accepted")?;
-    fields.refuse_unless("min_p", zero, "only 0 is accepted")?;
     fields.refuse_unless("min_tokens", zero, "only 0 is accepted")?;
-    fields.refuse_unless("logit_bias", empty, "only an empty object is accepted")?;
     fields.accept(&HARMLESS);
     Ok(())
 }

@@ -7,6 +7,8 @@ use serde::{Serialize, Serializer};
 pub struct Usage {
     /// Tokens of the prompt, control tokens included.
     pub prompt_tokens: usize,
+    /// Those of them that did not have to be computed again.
+    pub cached_tokens: usize,
     /// Tokens generated, the end-of-turn token included.
     pub completion_tokens: usize,
 }
@@ -17,6 +19,7 @@ impl Usage {
     pub fn plus(self, other: Self) -> Self {
         Self {
             prompt_tokens: self.prompt_tokens + other.prompt_tokens,
+            cached_tokens: self.cached_tokens + other.cached_tokens,
             completion_tokens: self.completion_tokens + other.completion_tokens,
         }
     }
@@ -25,15 +28,21 @@ impl Usage {
 impl Serialize for Usage {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
+        struct Details {
+            cached_tokens: usize,
+        }
+        #[derive(Serialize)]
         struct Wire {
             prompt_tokens: usize,
             completion_tokens: usize,
             total_tokens: usize,
+            prompt_tokens_details: Details,
         }
         Wire {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.completion_tokens,
             total_tokens: self.prompt_tokens + self.completion_tokens,
+            prompt_tokens_details: Details { cached_tokens: self.cached_tokens },
         }
         .serialize(serializer)
     }

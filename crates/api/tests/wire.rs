@@ -8,7 +8,14 @@ use api::{
 use serde_json::{Value, json};
 use testkit::damage::damaged;
 
-const USAGE: Usage = Usage { prompt_tokens: 7, completion_tokens: 2 };
+const USAGE: Usage = Usage { prompt_tokens: 7, cached_tokens: 4, completion_tokens: 2 };
+
+fn usage_on_the_wire() -> Value {
+    json!({
+        "prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    })
+}
 
 fn wire(value: &impl serde::Serialize) -> Value {
     serde_json::to_value(value).expect("wire types serialise")
@@ -42,7 +49,7 @@ fn chat_completion_has_the_members_clients_read() {
             "message": {"role": "assistant", "content": "Oui.", "refusal": null},
             "logprobs": null, "finish_reason": "stop",
         }],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+        "usage": usage_on_the_wire(),
     });
     assert_eq!(wire(&whole), expected);
 }
@@ -61,7 +68,7 @@ fn chat_chunks_bring_role_text_end_and_usage() {
     assert_eq!(wire(&chunk.content("é".to_owned())), choice(json!({"content": "é"}), Value::Null));
     assert_eq!(wire(&chunk.finish(FinishReason::Length)), choice(json!({}), json!("length")));
     let mut usage = event(json!([]));
-    usage["usage"] = json!({"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9});
+    usage["usage"] = usage_on_the_wire();
     assert_eq!(wire(&chunk.usage(USAGE)), usage);
 }
 
@@ -136,9 +143,7 @@ fn what_would_change_the_answer_is_refused_by_name() {
         ("response_format", json!({"type": "json_schema"})),
         ("logprobs", json!(true)),
         ("top_logprobs", json!(3)),
-        ("logit_bias", json!({"5": 10})),
-        ("frequency_penalty", json!(0.5)),
-        ("presence_penalty", json!(-1)),
+        ("min_tokens", json!(5)),
         ("modalities", json!(["audio"])),
         ("reasoning_effort", json!("high")),
         ("safe_prompt", json!(true)),
@@ -150,6 +155,39 @@ fn what_would_change_the_answer_is_refused_by_name() {
     }
     for (name, value) in [("echo", json!(true)), ("logprobs", json!(0)), ("best_of", json!(3))] {
         assert_eq!(completion_with(name, &value).expect_err(name).param(), Some(name));
+    }
+}
+
+#[test]
+fn settings_of_the_sampler_are_read_within_their_ranges() {
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "a"}]});
+    for (name, value) in [
+        ("min_p", json!(0.25)),
+        ("typical_p", json!(0.5)),
+        ("repetition_penalty", json!(1.5)),
+        ("presence_penalty", json!(-2)),
+        ("frequency_penalty", json!(0.5)),
+        ("logit_bias", json!({"5": 10, "7": -100})),
+    ] {
+        body[name] = value;
+    }
+    let sampling = chat(&body).unwrap().sampling;
+    let numbers = [sampling.min_p, sampling.typical_p, sampling.repetition_penalty];
+    assert_eq!(numbers, [Some(0.25), Some(0.5), Some(1.5)]);
+    let penalties = [sampling.presence_penalty, sampling.frequency_penalty];
+    assert_eq!(penalties, [Some(-2.0), Some(0.5)]);
+    assert_eq!(sampling.logit_bias, [(5, 10.0), (7, -100.0)]);
+    for (name, value, param) in [
+        ("min_p", json!(1.5), "min_p"),
+        ("repetition_penalty", json!(0), "repetition_penalty"),
+        ("presence_penalty", json!(-3), "presence_penalty"),
+        ("logit_bias", json!([1]), "logit_bias"),
+        ("logit_bias", json!({"x": 1}), "logit_bias"),
+        ("logit_bias", json!({"05": 1}), "logit_bias"),
+        ("logit_bias", json!({"5": null}), "logit_bias"),
+        ("logit_bias", json!({"5": 101}), "logit_bias.5"),
+    ] {
+        assert_eq!(chat_with(name, &value).expect_err(name).param(), Some(param));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use model::{CachedRows, Decoder, KvCache, Workspace};
+use model::{Decoder, KvCache, Workspace};
 use tensor::Device;
 
 use crate::result::median;
@@ -24,9 +24,9 @@ pub fn prefill(device: &Device, decoder: &Decoder, prompt_len: usize) -> f64 {
     let mut speeds: Vec<f64> = (0..N_RUNS)
         .map(|_| {
             let (config, dtype) = (decoder.config(), decoder.dtype());
-            let mut cache = KvCache::new(config, dtype, prompt_len, CHUNK);
+            let mut cache = KvCache::new(config, dtype, 1, prompt_len, CHUNK);
             let start = Instant::now();
-            fill(device, decoder, &mut cache, &mut workspace, prompt_len);
+            fill(device, decoder, &mut cache, 0, &mut workspace, prompt_len);
             prompt_len as f64 / start.elapsed().as_secs_f64()
         })
         .collect();
@@ -48,22 +48,19 @@ pub fn batched_decode(device: &Device, decoder: &Decoder, n_users: usize) -> f64
 fn write(device: &Device, decoder: &Decoder, context_len: usize, n_users: usize) -> f64 {
     let max_tokens = context_len + (N_RUNS + 1) * DECODE_TOKENS;
     let mut workspace = Workspace::for_decoder(decoder, CHUNK.max(n_users));
-    let mut caches: Vec<KvCache> = (0..n_users)
-        .map(|_| {
-            let mut cache = KvCache::new(decoder.config(), decoder.dtype(), max_tokens, CHUNK);
-            fill(device, decoder, &mut cache, &mut workspace, context_len);
-            cache
-        })
-        .collect();
+    let (config, dtype) = (decoder.config(), decoder.dtype());
+    let mut cache = KvCache::new(config, dtype, n_users, max_tokens, CHUNK);
+    for user in 0..n_users {
+        fill(device, decoder, &mut cache, user, &mut workspace, context_len);
+    }
     let mut logits = Vec::new();
     let mut speeds = Vec::new();
     for run in 0..=N_RUNS {
         let start = Instant::now();
         for token in 0..DECODE_TOKENS {
-            let token_ids = &[token as u32 + 3];
-            let rows = caches.iter_mut().map(|cache| CachedRows { token_ids, cache });
-            let mut rows: Vec<CachedRows<'_>> = rows.collect();
-            decoder.forward_cached(device, &mut rows, &mut workspace, &mut logits);
+            let token_ids: &[u32] = &[token as u32 + 3];
+            let rows: Vec<(usize, &[u32])> = (0..n_users).map(|user| (user, token_ids)).collect();
+            cache.append(decoder, device, &rows, &mut workspace, &mut logits);
         }
         if run > 0 {
             let n_tokens = n_users * DECODE_TOKENS;
@@ -77,6 +74,7 @@ fn fill(
     device: &Device,
     decoder: &Decoder,
     cache: &mut KvCache,
+    sequence_idx: usize,
     workspace: &mut Workspace,
     n_tokens: usize,
 ) {
@@ -84,7 +82,6 @@ fn fill(
     let prompt: Vec<u32> = (0..n_tokens as u32).map(|i| i * 7919 % vocab_size).collect();
     let mut logits = Vec::new();
     for chunk in prompt.chunks(CHUNK) {
-        let rows = CachedRows { token_ids: chunk, cache };
-        decoder.forward_cached(device, &mut [rows], workspace, &mut logits);
+        cache.append(decoder, device, &[(sequence_idx, chunk)], workspace, &mut logits);
     }
 }

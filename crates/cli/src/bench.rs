@@ -10,7 +10,7 @@ use bench::{
     train_step_peer,
 };
 use clap::ValueEnum;
-use model::{Decoder, KvCache, ModelConfig};
+use model::{Decoder, KvBlocks, ModelConfig};
 use tensor::{DType, Device, Passes};
 use train::plan::TrainingMemory;
 
@@ -271,7 +271,7 @@ impl Inference {
             What::Decode => (1, self.detail),
             _ => (self.detail, BATCH_PROMPT),
         };
-        let cache = KvCache::bytes_for(config, decoder.dtype(), context_len, 1);
+        let cache = KvBlocks::bytes_for(config, decoder.dtype(), context_len, 1);
         let bytes = decoder.n_bytes() + n_users * cache;
         n_users as f64 * machine.roofline.read_bytes_per_s / bytes as f64
     }

@@ -159,7 +159,7 @@ impl Talk {
         let question = Question {
             prompt: rendered.token_ids,
             max_tokens: args.max_tokens,
-            sampling: Sampling { seed, ..self.sampling },
+            sampling: Sampling { seed, ..self.sampling.clone() },
             stop_ids: self.model.eos_ids.clone(),
             stop_strings: Vec::new(),
             text: Some((tokenizer.clone(), TextStream::answer(&self.template))),

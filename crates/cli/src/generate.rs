@@ -66,6 +66,18 @@ pub(crate) struct SamplingArgs {
     /// Draw from the likeliest tokens whose probabilities reach this sum, 0 to 1 [default: the model's, else 1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     top_p: Option<f32>,
+    /// Draw from tokens at least so likely as this part of the likeliest, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true)]
+    min_p: f32,
+    /// Divides the logits of tokens that were there before, or multiplies those below 0; 1 changes none
+    #[arg(long, value_name = "NUMBER", default_value_t = 1.0, allow_negative_numbers = true)]
+    repetition_penalty: f32,
+    /// Taken from the logits of tokens of the answer
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Taken from the logit of a token for each time it is in the answer
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
     /// Start of the random numbers; the same seed gives the same answer
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -88,7 +100,12 @@ impl SamplingArgs {
             temperature: self.temperature.or(temperature).unwrap_or(0.0),
             top_k: self.top_k,
             top_p: self.top_p.or(top_p).unwrap_or(1.0),
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
             seed: self.seed,
+            ..Sampling::PLAIN
         }
     }
 }

@@ -9,7 +9,7 @@ use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
 use formats::adapter::{Adapter, MAX_SCALING};
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
-use model::{Decoder, KvCache, ModelConfig, Quantisation, compute_dtype};
+use model::{Decoder, KvBlocks, ModelConfig, Quantisation, compute_dtype};
 use tensor::Device;
 use tokenizer::{ChatTemplate, Tokenizer};
 use tracing::{info, warn};
@@ -172,7 +172,7 @@ impl OpenModel {
     pub(crate) fn limits_of_one(&self, n_tokens: usize) -> EngineLimits {
         let limits = EngineLimits::default();
         let dtype = self.decoder.dtype();
-        let cache_bytes = KvCache::bytes_for(&self.config, dtype, n_tokens, limits.step_tokens);
+        let cache_bytes = KvBlocks::bytes_for(&self.config, dtype, n_tokens, limits.step_tokens);
         EngineLimits { max_running: 1, max_waiting: 1, cache_bytes, ..limits }
     }
 

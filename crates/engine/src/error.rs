@@ -39,6 +39,14 @@ pub enum EngineError {
         /// The range.
         expected: &'static str,
     },
+    /// A bias for a token id the model does not have.
+    #[error("logit_bias names token {token_id}, expected less than {vocab_size}")]
+    UnknownBias {
+        /// The id found.
+        token_id: u32,
+        /// Ids the model has.
+        vocab_size: usize,
+    },
     /// The request alone needs more cache than the engine may use.
     #[error("the request needs {needed_bytes} bytes of cache, the engine has {limit_bytes}")]
     CacheTooSmall {
@@ -72,6 +80,12 @@ pub enum EngineError {
     /// The computation of a step panicked; the requests of that step fail, the engine goes on.
     #[error("a step of the model panicked: {detail}")]
     StepPanicked {
+        /// The message of the panic.
+        detail: String,
+    },
+    /// Drawing a token of this request panicked.
+    #[error("the sampler of the request panicked: {detail}")]
+    SamplerPanicked {
         /// The message of the panic.
         detail: String,
     },

@@ -27,6 +27,8 @@ pub enum Event {
         reason: FinishReason,
         /// Tokens of the prompt.
         n_prompt_tokens: usize,
+        /// Those of them whose keys and values an earlier request had left.
+        n_reused_tokens: usize,
         /// Tokens generated, the one that stopped it included.
         n_generated: usize,
     },
@@ -165,7 +167,12 @@ mod tests {
     use super::*;
 
     fn finished() -> Event {
-        Event::Finished { reason: FinishReason::Stop, n_prompt_tokens: 1, n_generated: 0 }
+        Event::Finished {
+            reason: FinishReason::Stop,
+            n_prompt_tokens: 1,
+            n_reused_tokens: 0,
+            n_generated: 0,
+        }
     }
 
     #[test]

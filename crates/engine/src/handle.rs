@@ -1,17 +1,19 @@
 //! Starting an engine and talking to it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use model::{CachedRows, Decoder, KvCache, ModelConfig, Workspace};
+use model::{CachedRows, Decoder, KvBlocks, ModelConfig, Workspace};
 use tensor::{DType, Device};
 
-use crate::EngineError;
+use crate::blocks::BlockPool;
+use crate::counters::Counters;
 use crate::events::{Event, EventReceiver, channel};
 use crate::queue::{Pending, RequestQueue};
 use crate::request::GenerationRequest;
+use crate::sampler::{Sampler, SamplerScratch};
 use crate::scheduler::Scheduler;
+use crate::{EngineError, EngineLoad};
 
 /// Bounds of an engine; what it may use is decided here and nowhere later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub struct EngineLimits {
     pub max_running: usize,
     /// Most requests that wait; further ones are refused.
     pub max_waiting: usize,
-    /// Most bytes of key and value cache of all running requests together.
+    /// Most bytes of blocks of keys and values, taken at the start: of running requests, and of beginnings that are kept.
     pub cache_bytes: usize,
     /// Most tokens one step of the model takes: one for each request that is generating, the rest for prompts.
     pub step_tokens: usize,
@@ -48,31 +50,52 @@ impl EngineLimits {
     }
 }
 
-/// What a cache is made for: the shape of the model and the type of its numbers.
+/// The cache of an engine: the shape of the model, the type of its numbers, and how much there is.
 #[derive(Debug, Clone)]
 pub(crate) struct CachePlan {
     pub(crate) config: ModelConfig,
     pub(crate) dtype: DType,
     /// Most tokens of a step.
     pub(crate) step_tokens: usize,
+    pub(crate) n_blocks: usize,
 }
 
 impl CachePlan {
-    pub(crate) fn cache(&self, n_tokens: usize) -> KvCache {
-        KvCache::new(&self.config, self.dtype, n_tokens, self.step_tokens)
+    /// As many blocks as the limit allows, and no more than `max_running` requests of the whole context need.
+    pub(crate) fn new(config: &ModelConfig, dtype: DType, limits: &EngineLimits) -> Self {
+        let step_tokens = limits.step_tokens;
+        let for_all =
+            limits.max_running * KvBlocks::blocks_for(config, config.context_len, step_tokens);
+        let n_blocks = for_all.min(limits.cache_bytes / KvBlocks::block_bytes(config, dtype));
+        Self { config: config.clone(), dtype, step_tokens, n_blocks }
     }
 
-    fn bytes(&self, n_tokens: usize) -> usize {
-        KvCache::bytes_for(&self.config, self.dtype, n_tokens, self.step_tokens)
+    fn block_bytes(&self) -> usize {
+        KvBlocks::block_bytes(&self.config, self.dtype)
     }
 
-    /// Most tokens, up to the context, of a cache within some bytes.
-    fn n_tokens(&self, limit_bytes: usize) -> usize {
-        // The first number of tokens that does not fit, found by halving: bytes never fall with tokens.
+    /// Blocks, and the lists of who owns them.
+    fn bytes(&self) -> usize {
+        self.n_blocks * self.block_bytes()
+            + BlockPool::bookkeeping_bytes(&self.config, self.n_blocks)
+    }
+
+    /// Blocks that a sequence of `n_tokens` tokens needs at once, at most.
+    pub(crate) fn blocks_for(&self, n_tokens: usize) -> usize {
+        KvBlocks::blocks_for(&self.config, n_tokens, self.step_tokens)
+    }
+
+    /// Most tokens of prompt and answer, up to the context, that there are blocks for.
+    fn max_len(&self) -> usize {
+        // The first number of tokens that does not fit, found by halving: blocks never fall with tokens.
         let (mut fitting, mut too_many) = (0, self.config.context_len + 1);
         while fitting + 1 < too_many {
             let middle = fitting.midpoint(too_many);
-            if self.bytes(middle) <= limit_bytes { fitting = middle } else { too_many = middle }
+            if self.blocks_for(middle) <= self.n_blocks {
+                fitting = middle
+            } else {
+                too_many = middle
+            }
         }
         fitting
     }
@@ -82,21 +105,20 @@ impl CachePlan {
 pub struct Engine;
 
 impl Engine {
-    /// Bytes an engine takes beside the weights: working memory at the start, then cache as requests are admitted.
-    ///
-    /// The cache is counted in full, that is what `max_running` requests of the whole context take, or the limit if that
-    /// is less.
+    /// Bytes an engine takes beside the weights: working memory and cache at the start, then room for requests as they come.
     #[must_use]
     pub fn planned_bytes(config: &ModelConfig, dtype: DType, limits: &EngineLimits) -> usize {
         let workspace = Workspace::max_bytes_for_decoder(config, dtype, limits.step_tokens);
         let logits = limits.max_running * config.vocab_size * size_of::<f32>();
-        let candidates = config.vocab_size * size_of::<(f64, u32)>();
-        let cache = limits.max_running
-            * KvCache::bytes_for(config, dtype, config.context_len, limits.step_tokens);
-        // Each request, waiting or running, has room for its prompt and for all of its events.
+        let sampling = SamplerScratch::bytes_for(config.vocab_size);
+        // Each request, waiting, running or preempted, has room for its tokens and for all of its events.
         let per_request = (config.context_len + 1) * (size_of::<Event>() + size_of::<u32>());
         let requests = (limits.max_running + limits.max_waiting) * per_request;
-        workspace + logits + candidates + requests + cache.min(limits.cache_bytes)
+        let per_running = BlockPool::table_bytes(config, config.context_len)
+            + Sampler::max_bytes(config.context_len.min(config.vocab_size));
+        let requests = requests + limits.max_running * per_running;
+        let cache = CachePlan::new(config, dtype, limits).bytes();
+        workspace + logits + sampling + requests + cache
     }
 
     /// Starts the thread that runs `decoder`. It sleeps while there is nothing to do and ends with the last handle.
@@ -110,14 +132,11 @@ impl Engine {
         limits: EngineLimits,
     ) -> Result<EngineHandle, EngineError> {
         limits.check()?;
-        let plan = CachePlan {
-            config: decoder.config().clone(),
-            dtype: decoder.dtype(),
-            step_tokens: limits.step_tokens,
-        };
+        let plan = CachePlan::new(decoder.config(), decoder.dtype(), &limits);
         let mut workspace = Workspace::for_decoder(&decoder, limits.step_tokens);
-        let forward = move |rows: &mut [CachedRows<'_>], logits: &mut Vec<f32>| {
-            decoder.forward_cached(&device, rows, &mut workspace, logits);
+        let mut blocks = KvBlocks::new(&plan.config, plan.dtype, plan.n_blocks);
+        let forward = move |rows: &[CachedRows<'_>], logits: &mut Vec<f32>| {
+            decoder.forward_cached(&device, rows, &mut blocks, &mut workspace, logits);
         };
         Self::start_with(plan, limits, forward)
     }
@@ -129,23 +148,18 @@ impl Engine {
         forward: F,
     ) -> Result<EngineHandle, EngineError>
     where
-        F: FnMut(&mut [CachedRows<'_>], &mut Vec<f32>) + Send + 'static,
+        F: FnMut(&[CachedRows<'_>], &mut Vec<f32>) + Send + 'static,
     {
         limits.check()?;
         let queue = Arc::new(RequestQueue::new(limits.max_waiting));
-        let n_running = Arc::new(AtomicUsize::new(0));
-        let scheduler = Scheduler::new(
-            plan.clone(),
-            limits,
-            Arc::clone(&queue),
-            Arc::clone(&n_running),
-            forward,
-        );
+        let counters = Arc::new(Counters::default());
+        let mut scheduler =
+            Scheduler::new(&plan, limits, Arc::clone(&queue), Arc::clone(&counters), forward);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || scheduler.run())
             .map_err(EngineError::Thread)?;
-        let inner = Inner { plan, limits, queue, n_running, thread: Some(thread) };
+        let inner = Inner { plan, queue, counters, thread: Some(thread) };
         Ok(EngineHandle(Arc::new(inner)))
     }
 }
@@ -157,19 +171,9 @@ pub struct EngineHandle(Arc<Inner>);
 
 struct Inner {
     plan: CachePlan,
-    limits: EngineLimits,
     queue: Arc<RequestQueue>,
-    n_running: Arc<AtomicUsize>,
+    counters: Arc<Counters>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What an engine is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EngineLoad {
-    /// Requests that are worked on.
-    pub n_running: usize,
-    /// Requests that wait.
-    pub n_waiting: usize,
 }
 
 impl EngineHandle {
@@ -180,7 +184,8 @@ impl EngineHandle {
     /// The prompt is empty, too long or not of this model, a setting is out of range, the cache can never hold the request,
     /// the queue is full, or the engine has stopped.
     pub fn submit(&self, request: GenerationRequest) -> Result<EventReceiver, EngineError> {
-        let config = &self.0.plan.config;
+        let plan = &self.0.plan;
+        let config = &plan.config;
         let n_prompt_tokens = request.prompt.len();
         if n_prompt_tokens == 0 {
             return Err(EngineError::EmptyPrompt);
@@ -190,26 +195,30 @@ impl EngineHandle {
             return Err(EngineError::PromptTooLong { n_prompt_tokens, context_len });
         }
         let vocab_size = config.vocab_size;
-        let unknown = |&id: &u32| id as usize >= vocab_size;
-        if let Some(position) = request.prompt.iter().position(unknown) {
+        let is_unknown = |id: u32| id as usize >= vocab_size;
+        if let Some(position) = request.prompt.iter().position(|&id| is_unknown(id)) {
             let token_id = request.prompt[position];
             return Err(EngineError::UnknownToken { position, token_id, vocab_size });
         }
         request.sampling.check()?;
-        let (plan, limit_bytes) = (&self.0.plan, self.0.limits.cache_bytes);
+        let mut biases = request.sampling.logit_bias.iter();
+        if let Some(&(token_id, _)) = biases.find(|&&(id, _)| is_unknown(id)) {
+            return Err(EngineError::UnknownBias { token_id, vocab_size });
+        }
         let room = config.context_len - n_prompt_tokens;
         let max_tokens = match request.max_tokens {
             Some(max_tokens) => max_tokens.min(room),
             // At least one, so that what is refused below is the prompt.
-            None => plan.n_tokens(limit_bytes).saturating_sub(n_prompt_tokens).clamp(1, room),
+            None => plan.max_len().saturating_sub(n_prompt_tokens).clamp(1, room),
         };
-        let needed_bytes = plan.bytes(n_prompt_tokens + max_tokens);
-        if needed_bytes > limit_bytes {
+        let n_needed = plan.blocks_for(n_prompt_tokens + max_tokens);
+        if n_needed > plan.n_blocks {
+            let needed_bytes = n_needed * plan.block_bytes();
+            let limit_bytes = plan.n_blocks * plan.block_bytes();
             return Err(EngineError::CacheTooSmall { needed_bytes, limit_bytes });
         }
         let (events, receiver) = channel(max_tokens + 1);
-        let cache_bytes = needed_bytes;
-        self.0.queue.push(Pending { request, max_tokens, cache_bytes, events })?;
+        self.0.queue.push(Pending { request, max_tokens, events })?;
         Ok(receiver)
     }
 
@@ -225,11 +234,10 @@ impl EngineHandle {
         self.0.plan.config.vocab_size
     }
 
-    /// What the engine is doing now.
+    /// What the engine is doing now, and has done.
     #[must_use]
     pub fn load(&self) -> EngineLoad {
-        let n_running = self.0.n_running.load(Ordering::Relaxed);
-        EngineLoad { n_running, n_waiting: self.0.queue.len() }
+        self.0.counters.load(self.0.queue.len())
     }
 }
 

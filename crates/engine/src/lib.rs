@@ -7,8 +7,10 @@
 //! What holds:
 //!
 //! * the tokens of a request depend on the model, its prompt and its settings only, never on what else is running;
-//! * cache memory is taken when a request is admitted, within [`EngineLimits::cache_bytes`]; requests that do not fit wait
-//!   in a queue of [`EngineLimits::max_waiting`], and beyond that are refused;
+//! * keys and values lie in blocks, at most [`EngineLimits::cache_bytes`], taken when the engine starts; requests that do not fit wait
+//!   in a queue of [`EngineLimits::max_waiting`], and beyond that are refused; where blocks run out, the latest request is preempted,
+//!   and computed again later, to the same tokens;
+//! * a prompt that begins as an earlier one did reads the blocks of that one, and gives the same tokens;
 //! * dropping the receiver cancels the request within one step;
 //! * a panic in the model fails the requests of that step, not the process; an idle engine sleeps.
 //!
@@ -31,7 +33,7 @@
 //! let mut events = engine.submit(GenerationRequest {
 //!     prompt: vec![1, 15, 9],
 //!     max_tokens: Some(4),
-//!     sampling: Sampling { temperature: 0.7, top_k: None, top_p: 0.9, seed: 42 },
+//!     sampling: Sampling { temperature: 0.7, top_p: 0.9, seed: 42, ..Sampling::PLAIN },
 //!     stop: Box::new(StopAtIds(vec![2])),
 //! })?;
 //! let mut token_ids = Vec::new();
@@ -45,17 +47,22 @@
 //! # }
 //! ```
 
+mod blocks;
+mod counters;
 mod error;
 mod events;
 mod handle;
+mod prefix;
 mod queue;
 mod request;
 mod sampler;
 mod scheduler;
+mod sequence;
 #[cfg(test)]
 mod tests;
 
+pub use counters::EngineLoad;
 pub use error::EngineError;
 pub use events::{Event, EventReceiver, FinishReason};
-pub use handle::{Engine, EngineHandle, EngineLimits, EngineLoad};
+pub use handle::{Engine, EngineHandle, EngineLimits};
 pub use request::{GenerationRequest, Sampling, StopAtIds, StopDecision, StopMatcher};

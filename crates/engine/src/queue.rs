@@ -12,7 +12,6 @@ pub(crate) struct Pending {
     pub(crate) request: GenerationRequest,
     /// Most tokens to generate.
     pub(crate) max_tokens: usize,
-    pub(crate) cache_bytes: usize,
     pub(crate) events: EventSender,
 }
 

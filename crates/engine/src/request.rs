@@ -17,41 +17,97 @@ pub struct GenerationRequest {
 
 /// How a token is drawn from the model's distribution. Equal settings, prompt and model give equal tokens, whatever
 /// else the engine is doing.
-#[derive(Debug, Clone, Copy, PartialEq)]
+///
+/// In this order: penalties and biases change logits, the temperature divides them, then the tokens that may be drawn become
+/// fewer by `top_k`, `typical_p`, `top_p` and `min_p`, each of what the one before has left.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 takes the likeliest token (of equals the one with the lowest id).
     pub temperature: f32,
     /// Keeps this many likeliest tokens; none keeps all.
     pub top_k: Option<u32>,
+    /// Keeps the tokens whose surprise is nearest to the mean surprise, until their probabilities reach this sum; 1 keeps all.
+    /// Source: arXiv 2202.00666.
+    pub typical_p: f32,
     /// Keeps the smallest set of likeliest tokens whose probabilities reach this sum; 1 keeps all.
     pub top_p: f32,
+    /// Keeps tokens that are at least so likely as this part of the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Divides logits above 0, and multiplies others, of tokens in the prompt or the answer; 1 changes none.
+    /// Source: arXiv 1909.05858, section 4.1.
+    pub repetition_penalty: f32,
+    /// Taken from the logits of tokens in the answer; 0 changes none.
+    pub presence_penalty: f32,
+    /// Taken from the logit of a token for each time it is in the answer; 0 changes none.
+    pub frequency_penalty: f32,
+    /// Added to the logits of some tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Start of the random numbers of this request alone.
     pub seed: u64,
 }
 
 impl Sampling {
     /// Always the likeliest token.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: None, top_p: 1.0, seed: 0 };
+    pub const GREEDY: Self = Self::plain(0.0);
+
+    /// The model's own distribution.
+    pub const PLAIN: Self = Self::plain(1.0);
+
+    const fn plain(temperature: f32) -> Self {
+        Self {
+            temperature,
+            top_k: None,
+            typical_p: 1.0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
 
     /// Refuses values the sampler has no meaning for.
     ///
     /// # Errors
     /// [`EngineError::InvalidSampling`].
     pub fn check(&self) -> Result<(), EngineError> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            let (setting, got) = ("temperature", self.temperature);
-            let expected = "a finite number from 0";
-            return Err(EngineError::InvalidSampling { setting, got, expected });
+        let any = f32::MIN..=f32::MAX;
+        let top_k = self.top_k.map_or(1.0, |top_k| top_k as f32);
+        for (setting, got, range, expected) in [
+            ("temperature", self.temperature, 0.0..=f32::MAX, "a finite number from 0"),
+            ("top_k", top_k, 1.0..=f32::MAX, "at least 1"),
+            ("typical_p", self.typical_p, 0.0..=1.0, "0 to 1"),
+            ("top_p", self.top_p, 0.0..=1.0, "0 to 1"),
+            ("min_p", self.min_p, 0.0..=1.0, "0 to 1"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                f32::MIN_POSITIVE..=f32::MAX,
+                "a finite number above 0",
+            ),
+            ("presence_penalty", self.presence_penalty, any.clone(), "a finite number"),
+            ("frequency_penalty", self.frequency_penalty, any.clone(), "a finite number"),
+        ] {
+            if !range.contains(&got) {
+                return Err(EngineError::InvalidSampling { setting, got, expected });
+            }
         }
-        if !(0.0..=1.0).contains(&self.top_p) {
-            let (setting, got) = ("top_p", self.top_p);
-            return Err(EngineError::InvalidSampling { setting, got, expected: "0 to 1" });
+        match self.logit_bias.iter().find(|(_, bias)| !any.contains(bias)) {
+            Some(&(_, got)) => {
+                let (setting, expected) = ("logit_bias", "finite numbers");
+                Err(EngineError::InvalidSampling { setting, got, expected })
+            }
+            None => Ok(()),
         }
-        if self.top_k == Some(0) {
-            let (setting, got) = ("top_k", 0.0);
-            return Err(EngineError::InvalidSampling { setting, got, expected: "at least 1" });
-        }
-        Ok(())
+    }
+
+    /// Whether any setting looks at the tokens before.
+    pub(crate) fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
     }
 }
 

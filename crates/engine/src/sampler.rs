@@ -1,5 +1,7 @@
 //! Draws one token from a row of logits.
 
+use std::collections::HashMap;
+
 use crate::Sampling;
 
 /// A token and its log-probability.
@@ -13,46 +15,110 @@ pub(crate) struct Drawn {
 /// A candidate and its weight, `exp((logit - max) / temperature)`.
 type Candidate = (f64, u32);
 
-/// The random numbers of one request and the buffer they are applied to.
+/// Working memory of all samplers of an engine.
+#[derive(Debug)]
+pub(crate) struct SamplerScratch {
+    logits: Vec<f32>,
+    candidates: Vec<Candidate>,
+}
+
+impl SamplerScratch {
+    pub(crate) fn new(vocab_size: usize) -> Self {
+        Self { logits: Vec::with_capacity(vocab_size), candidates: Vec::with_capacity(vocab_size) }
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn bytes_for(vocab_size: usize) -> usize {
+        vocab_size * (size_of::<f32>() + size_of::<Candidate>())
+    }
+}
+
+/// The settings of one request, and what its next draw depends on besides the logits.
 ///
-/// The i-th draw depends on the seed and on i alone (SplitMix64, Steele et al. 2014, output i), so an answer is the same
-/// whatever other requests are running.
+/// The i-th draw depends on the seed, on i and on the tokens before alone (SplitMix64, Steele et al. 2014, output i), so an answer is
+/// the same whatever other requests are running.
 pub(crate) struct Sampler {
     sampling: Sampling,
     n_drawn: u64,
+    /// How often a token was generated; those of the prompt are there with 0. Empty without penalties.
+    n_generated_by_id: HashMap<u32, u32>,
 }
 
 impl Sampler {
-    pub(crate) fn new(sampling: Sampling) -> Self {
-        Self { sampling, n_drawn: 0 }
+    pub(crate) fn new(sampling: Sampling, prompt: &[u32]) -> Self {
+        let counted = if sampling.has_penalties() { prompt } else { &[] };
+        let n_generated_by_id = counted.iter().map(|&token_id| (token_id, 0)).collect();
+        Self { sampling, n_drawn: 0, n_generated_by_id }
+    }
+
+    /// Bytes that one takes at most, for a sequence of so many different tokens. A hash table grows to 16/7 of what it holds, and while
+    /// it grows there is half of it again.
+    pub(crate) fn max_bytes(n_ids: usize) -> usize {
+        4 * n_ids * (size_of::<(u32, u32)>() + 1)
     }
 
     /// Draws a token; none if the largest logit is not finite or one is no number.
     ///
-    /// O(vocab_size), plus sorting of the tokens that can be within `top_p`. `candidates` is scratch.
-    pub(crate) fn draw(
-        &mut self,
-        logits: &[f32],
-        candidates: &mut Vec<Candidate>,
-    ) -> Option<Drawn> {
-        let (likeliest, max) = argmax(logits)?;
+    /// O(vocab_size), plus sorting of the tokens that can be within `top_p`, or of all for `typical_p`.
+    pub(crate) fn draw(&mut self, logits: &[f32], scratch: &mut SamplerScratch) -> Option<Drawn> {
+        let (_, max) = argmax(logits)?;
         let log_sum = log_sum_exp(logits, max);
-        let logprob = |token_id: u32| (f64::from(logits[token_id as usize]) - log_sum) as f32;
-        let Sampling { temperature, top_k, top_p, seed } = self.sampling;
-        if temperature == 0.0 || top_k == Some(1) || top_p == 0.0 {
-            return Some(Drawn { token_id: likeliest, logprob: logprob(likeliest) });
+        let token_id = self.pick_token(logits, scratch)?;
+        if self.sampling.has_penalties() {
+            *self.n_generated_by_id.entry(token_id).or_default() += 1;
         }
+        let logprob = (f64::from(logits[token_id as usize]) - log_sum) as f32;
+        Some(Drawn { token_id, logprob })
+    }
+
+    fn pick_token(&mut self, logits: &[f32], scratch: &mut SamplerScratch) -> Option<u32> {
+        let logits = self.penalised(logits, &mut scratch.logits);
+        let (likeliest, max) = argmax(logits)?;
+        let Sampling { temperature, top_k, typical_p, top_p, min_p, seed, .. } = self.sampling;
+        let is_likeliest = top_k == Some(1) || (top_p == 0.0 && typical_p >= 1.0);
+        if temperature == 0.0 || is_likeliest {
+            return Some(likeliest);
+        }
+        let candidates = &mut scratch.candidates;
         candidates.clear();
         candidates.extend(logits.iter().zip(0_u32..).map(|(&logit, token_id)| {
             let scaled = (f64::from(logit) - f64::from(max)) / f64::from(temperature);
             (scaled.exp(), token_id)
         }));
         keep_top_k(candidates, top_k);
+        keep_typical(candidates, f64::from(typical_p));
         keep_top_p(candidates, f64::from(top_p));
+        let floor = f64::from(min_p) * heaviest(candidates);
+        candidates.retain(|candidate| candidate.0 >= floor);
         let uniform = uniform(seed, self.n_drawn);
         self.n_drawn += 1;
-        let token_id = pick(candidates, uniform);
-        Some(Drawn { token_id, logprob: logprob(token_id) })
+        Some(pick(candidates, uniform))
+    }
+
+    /// The logits after penalties and biases, in `changed` where there are any.
+    fn penalised<'a>(&self, logits: &'a [f32], changed: &'a mut Vec<f32>) -> &'a [f32] {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =
+            self.sampling;
+        if self.n_generated_by_id.is_empty() && self.sampling.logit_bias.is_empty() {
+            return logits;
+        }
+        changed.clear();
+        changed.extend_from_slice(logits);
+        for (&token_id, &n_generated) in &self.n_generated_by_id {
+            let logit = &mut changed[token_id as usize];
+            if *logit > 0.0 {
+                *logit /= repetition_penalty;
+            } else {
+                *logit *= repetition_penalty;
+            }
+            if n_generated > 0 {
+                *logit -= presence_penalty + frequency_penalty * n_generated as f32;
+            }
+        }
+        for &(token_id, bias) in &self.sampling.logit_bias {
+            changed[token_id as usize] += bias;
+        }
+        changed
     }
 }
 
@@ -75,6 +141,11 @@ fn log_sum_exp(logits: &[f32], max: f32) -> f64 {
     f64::from(max) + sum.ln()
 }
 
+/// The largest weight: 1, unless the likeliest was not typical.
+fn heaviest(candidates: &[Candidate]) -> f64 {
+    candidates.iter().fold(0.0, |max, candidate| max.max(candidate.0))
+}
+
 /// Heavier first, of equals the lower id.
 fn by_weight(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
@@ -89,6 +160,32 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, top_k: Option<u32>) {
     }
 }
 
+/// Keeps the candidates whose surprise `-ln p` is nearest to its mean, until their weights reach `typical_p` of the sum.
+fn keep_typical(candidates: &mut Vec<Candidate>, typical_p: f64) {
+    if typical_p >= 1.0 {
+        return;
+    }
+    let total: f64 = candidates.iter().map(|candidate| candidate.0).sum();
+    candidates.retain(|candidate| candidate.0 / total > 0.0);
+    let surprise = |weight: f64| -(weight / total).ln();
+    let mean: f64 = candidates.iter().map(|&(weight, _)| weight / total * surprise(weight)).sum();
+    let distance = |weight: f64| (surprise(weight) - mean).abs();
+    candidates.sort_unstable_by(|a, b| distance(a.0).total_cmp(&distance(b.0)).then(a.1.cmp(&b.1)));
+    keep_prefix(candidates, typical_p * total);
+}
+
+/// Keeps candidates from the first on until their weights reach `needed`.
+fn keep_prefix(candidates: &mut Vec<Candidate>, needed: f64) {
+    let mut reached = 0.0;
+    let last_idx = candidates.iter().position(|candidate| {
+        reached += candidate.0;
+        reached >= needed
+    });
+    if let Some(last_idx) = last_idx {
+        candidates.truncate(last_idx + 1);
+    }
+}
+
 /// Keeps the smallest prefix of the sorted candidates whose weights reach `top_p` of their sum.
 fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
     if top_p >= 1.0 {
@@ -98,16 +195,11 @@ fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
     // Tokens lighter than this weigh less than 1 - top_p all together, so none of them is needed to reach top_p; what
     // remains is short enough to sort.
     let floor = (1.0 - top_p) * total / candidates.len() as f64;
+    // Of equal weights the mean may be rounded up.
+    let floor = floor.min(heaviest(candidates));
     candidates.retain(|candidate| candidate.0 >= floor);
     candidates.sort_unstable_by(by_weight);
-    let mut reached = 0.0;
-    let n_kept = candidates.iter().position(|candidate| {
-        reached += candidate.0;
-        reached >= top_p * total
-    });
-    if let Some(last_idx) = n_kept {
-        candidates.truncate(last_idx + 1);
-    }
+    keep_prefix(candidates, top_p * total);
 }
 
 /// The candidate at `uniform` of the way along the weights.
@@ -142,8 +234,12 @@ mod tests {
     use super::*;
 
     fn draw_many(sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(sampling);
-        let mut scratch = Vec::new();
+        draw_after(&[], sampling, logits, n)
+    }
+
+    fn draw_after(prompt: &[u32], sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(sampling, prompt);
+        let mut scratch = SamplerScratch::new(logits.len());
         (0..n).map(|_| sampler.draw(logits, &mut scratch).unwrap().token_id).collect()
     }
 
@@ -156,15 +252,15 @@ mod tests {
     #[test]
     fn logprob_is_that_of_the_untruncated_distribution() {
         let logits = [0.0, 0.0, 0.0, 0.0];
-        let mut sampler = Sampler::new(Sampling { top_k: Some(1), ..Sampling::GREEDY });
-        let drawn = sampler.draw(&logits, &mut Vec::new()).unwrap();
+        let mut sampler = Sampler::new(Sampling { top_k: Some(1), ..Sampling::GREEDY }, &[]);
+        let drawn = sampler.draw(&logits, &mut SamplerScratch::new(4)).unwrap();
         assert!((drawn.logprob - 0.25_f32.ln()).abs() < 1e-6);
     }
 
     #[test]
     fn frequencies_follow_the_probabilities() {
         let logits = [1.0_f32.ln(), 2.0_f32.ln(), 7.0_f32.ln()];
-        let sampling = Sampling { temperature: 1.0, top_k: None, top_p: 1.0, seed: 5 };
+        let sampling = Sampling { seed: 5, ..Sampling::PLAIN };
         let drawn = draw_many(sampling, &logits, 10_000);
         let share = |id| drawn.iter().filter(|&&other| other == id).count() as f64 / 10_000.0;
         // Three standard deviations of a share of 10,000 draws are below 0.015.
@@ -176,39 +272,96 @@ mod tests {
     #[test]
     fn top_k_and_top_p_keep_only_the_likeliest() {
         let logits = [3.0_f32, 2.0, 1.0, 0.0, -1.0];
-        let base = Sampling { temperature: 1.0, top_k: None, top_p: 1.0, seed: 9 };
-        let two = draw_many(Sampling { top_k: Some(2), ..base }, &logits, 500);
+        let base = || Sampling { seed: 9, ..Sampling::PLAIN };
+        let two = draw_many(Sampling { top_k: Some(2), ..base() }, &logits, 500);
         assert!(two.iter().all(|&id| id < 2) && two.contains(&1));
         // softmax = 0.636, 0.234, 0.086, ...: 0.8 needs two tokens, 0.9 three.
-        let p80 = draw_many(Sampling { top_p: 0.8, ..base }, &logits, 500);
+        let p80 = draw_many(Sampling { top_p: 0.8, ..base() }, &logits, 500);
         assert!(p80.iter().all(|&id| id < 2) && p80.contains(&1));
-        let p90 = draw_many(Sampling { top_p: 0.9, ..base }, &logits, 500);
+        let p90 = draw_many(Sampling { top_p: 0.9, ..base() }, &logits, 500);
         assert!(p90.iter().all(|&id| id < 3) && p90.contains(&2));
+    }
+
+    #[test]
+    fn min_p_keeps_what_is_near_to_the_likeliest() {
+        // Parts of the likeliest: 1, 0.37, 0.14.
+        let logits = [1.0_f32, 0.0, -1.0];
+        let drawn = |min_p| draw_many(Sampling { min_p, ..Sampling::PLAIN }, &logits, 500);
+        assert!(drawn(0.3).iter().all(|&id| id < 2) && drawn(0.3).contains(&1));
+        assert!(drawn(0.4).iter().all(|&id| id == 0));
+        assert!(drawn(0.1).contains(&2));
+    }
+
+    #[test]
+    fn typical_p_keeps_what_is_as_surprising_as_the_mean() {
+        // p = 0.6 and four of 0.1: surprises 0.51 and 2.30, the mean 1.23; 0.6 is 0.72 away, 0.1 is 1.08.
+        let even = [6.0_f32.ln(), 0.0, 0.0, 0.0, 0.0];
+        let drawn = |logits: &[f32], typical_p| {
+            draw_many(Sampling { typical_p, ..Sampling::PLAIN }, logits, 500)
+        };
+        assert!(drawn(&even, 0.4).iter().all(|&id| id == 0));
+        assert!(drawn(&even, 0.65).iter().all(|&id| id < 2) && drawn(&even, 0.65).contains(&1));
+        // p = 0.8 and twenty of 0.01: surprises 0.22 and 4.6, the mean 1.10. 0.8 is nearer.
+        let mut uneven = vec![0.0; 21];
+        uneven[0] = 80.0_f32.ln();
+        assert!(drawn(&uneven, 0.5).iter().all(|&id| id == 0));
+        // p = 0.3 and seventy of 0.01: the mean is 3.58, and the rare ones, 1.02 away, are more typical than 0.3, 2.38 away.
+        let mut flat = vec![0.0; 71];
+        flat[0] = 30.0_f32.ln();
+        assert!(drawn(&flat, 0.5).iter().all(|&id| id > 0));
+        // The likeliest of what is typical, and weights that are nothing beside others.
+        let only = Sampling { typical_p: 0.5, top_p: 0.0, ..Sampling::PLAIN };
+        assert_eq!(draw_many(only, &flat, 3), [1; 3]);
+        let cold = Sampling { typical_p: 0.5, temperature: 0.001, ..Sampling::PLAIN };
+        assert_eq!(draw_many(cold, &[0.0, 1.0, 0.257, 0.256], 3), [1; 3]);
+    }
+
+    #[test]
+    fn penalties_fall_on_what_was_said_and_biases_on_what_is_named() {
+        let logits = [1.0_f32, 0.9, 0.8, -1.0];
+        let first = |sampling, prompt: &[u32], n| draw_after(prompt, sampling, &logits, n);
+        let presence = Sampling { presence_penalty: 0.15, ..Sampling::GREEDY };
+        // Of the answer alone, and once.
+        assert_eq!(first(presence, &[0, 0], 6), [0, 1, 0, 0, 0, 0]);
+        let frequency = Sampling { frequency_penalty: 0.15, ..Sampling::GREEDY };
+        assert_eq!(first(frequency, &[], 4), [0, 1, 0, 2]);
+        let repetition = Sampling { repetition_penalty: 1.3, ..Sampling::GREEDY };
+        // Also of the prompt: 1 / 1.3 is less than 0.8.
+        assert_eq!(first(repetition.clone(), &[0, 1], 2), [2, 0]);
+        let bias = Sampling { logit_bias: vec![(3, 5.0), (0, -1.0)], ..Sampling::GREEDY };
+        assert_eq!(first(bias, &[], 2), [3, 3]);
+        // A logit below 0 is made smaller, not larger.
+        let mut sampler = Sampler::new(repetition, &[3]);
+        let drawn = sampler.draw(&[-1.2, -3.0, -3.0, -1.0], &mut SamplerScratch::new(4)).unwrap();
+        assert_eq!(drawn.token_id, 0);
+        // The log-probability is the model's own: -1.2 - ln(e^-1.2 + 2 e^-3 + e^-1).
+        assert!((drawn.logprob + 0.936_88).abs() < 1e-4, "{}", drawn.logprob);
     }
 
     #[test]
     fn equal_seeds_repeat_and_other_seeds_differ() {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32 * 0.37).sin()).collect();
-        let sampling = Sampling { temperature: 1.0, top_k: None, top_p: 0.95, seed: 1 };
-        let first = draw_many(sampling, &logits, 40);
-        assert_eq!(first, draw_many(sampling, &logits, 40));
-        assert_ne!(first, draw_many(Sampling { seed: 2, ..sampling }, &logits, 40));
+        let sampling = || Sampling { top_p: 0.95, seed: 1, ..Sampling::PLAIN };
+        let first = draw_many(sampling(), &logits, 40);
+        assert_eq!(first, draw_many(sampling(), &logits, 40));
+        assert_ne!(first, draw_many(Sampling { seed: 2, ..sampling() }, &logits, 40));
     }
 
     #[test]
     fn extreme_temperatures_draw_a_token_of_the_vocabulary() {
         let logits = [-1e30_f32, 5.0, 4.999, 1e-3];
-        let sampling = Sampling { temperature: 1e-30, top_k: None, top_p: 1.0, seed: 3 };
-        assert_eq!(draw_many(sampling, &logits, 5), [1; 5]);
-        let hot = Sampling { temperature: 2.0, ..sampling };
+        let at = |temperature| Sampling { temperature, seed: 3, ..Sampling::PLAIN };
+        assert_eq!(draw_many(at(1e-30), &logits, 5), [1; 5]);
+        let hot = at(2.0);
         assert!(draw_many(hot, &logits, 200).iter().all(|&id| id != 0));
     }
 
     #[test]
     fn logits_that_are_not_numbers_are_refused() {
-        let mut sampler = Sampler::new(Sampling::GREEDY);
-        assert!(sampler.draw(&[f32::NAN, 1.0], &mut Vec::new()).is_none());
-        assert!(sampler.draw(&[f32::NEG_INFINITY], &mut Vec::new()).is_none());
+        let (mut sampler, mut scratch) =
+            (Sampler::new(Sampling::GREEDY, &[]), SamplerScratch::new(2));
+        assert!(sampler.draw(&[f32::NAN, 1.0], &mut scratch).is_none());
+        assert!(sampler.draw(&[f32::NEG_INFINITY], &mut scratch).is_none());
     }
 
     #[test]

@@ -1,93 +1,71 @@
 //! The engine's thread: forms one ragged batch a step from all running requests.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use model::{CachedRows, KvCache};
+use model::{CachedRows, KEY_BLOCK};
 use tracing::{debug, error};
 
-use crate::EngineError;
-use crate::events::{Event, EventSender, FinishReason};
+use crate::blocks::{BlockPool, SequenceBlocks};
+use crate::counters::Counters;
+use crate::events::Event;
 use crate::handle::{CachePlan, EngineLimits};
-use crate::queue::{Pending, RequestQueue};
-use crate::request::{StopDecision, StopMatcher};
-use crate::sampler::{Drawn, Sampler};
-
-/// One running request.
-struct Sequence {
-    /// The prompt, then the token that was generated last.
-    token_ids: Vec<u32>,
-    /// Tokens of `token_ids` that are in the cache.
-    n_cached: usize,
-    /// Tokens of `token_ids` that this step computes.
-    n_step: usize,
-    n_prompt_tokens: usize,
-    n_generated: usize,
-    max_tokens: usize,
-    cache: KvCache,
-    cache_bytes: usize,
-    sampler: Sampler,
-    stop: Box<dyn StopMatcher>,
-    /// Tokens the stop matcher wants to keep back.
-    held: Vec<Drawn>,
-    events: EventSender,
-}
-
-/// Whether a sequence stays in the batch.
-#[derive(PartialEq)]
-enum Next {
-    GoesOn,
-    IsOver,
-}
+use crate::queue::RequestQueue;
+use crate::sampler::SamplerScratch;
+use crate::sequence::{Next, Sequence, panic_message};
+use crate::{EngineError, FinishReason};
 
 /// Everything the engine's thread owns.
 pub(crate) struct Scheduler<F> {
-    plan: CachePlan,
     limits: EngineLimits,
+    vocab_size: usize,
     queue: Arc<RequestQueue>,
-    n_running: Arc<AtomicUsize>,
+    counters: Arc<Counters>,
     forward: F,
+    pool: BlockPool,
+    /// In the order of their arrival.
     running: Vec<Sequence>,
-    cache_bytes_used: usize,
+    /// Without blocks, in the order of their arrival; all of them arrived before what waits in the queue.
+    preempted: VecDeque<Sequence>,
     /// `[n_sequences of the step, vocab_size]`.
     logits: Vec<f32>,
-    candidates: Vec<(f64, u32)>,
+    scratch: SamplerScratch,
 }
 
 impl<F> Scheduler<F>
 where
-    F: FnMut(&mut [CachedRows<'_>], &mut Vec<f32>),
+    F: FnMut(&[CachedRows<'_>], &mut Vec<f32>),
 {
     pub(crate) fn new(
-        plan: CachePlan,
+        plan: &CachePlan,
         limits: EngineLimits,
         queue: Arc<RequestQueue>,
-        n_running: Arc<AtomicUsize>,
+        counters: Arc<Counters>,
         forward: F,
     ) -> Self {
-        let logits = Vec::with_capacity(limits.max_running * plan.config.vocab_size);
-        let candidates = Vec::with_capacity(plan.config.vocab_size);
-        let running = Vec::with_capacity(limits.max_running);
+        let vocab_size = plan.config.vocab_size;
         Self {
-            plan,
             limits,
+            vocab_size,
             queue,
-            n_running,
+            counters,
             forward,
-            running,
-            cache_bytes_used: 0,
-            logits,
-            candidates,
+            pool: BlockPool::new(plan.clone()),
+            running: Vec::with_capacity(limits.max_running),
+            preempted: VecDeque::new(),
+            logits: Vec::with_capacity(limits.max_running * vocab_size),
+            scratch: SamplerScratch::new(vocab_size),
         }
     }
 
     /// Works until the queue is closed. Sleeps while there is nothing to do.
-    pub(crate) fn run(mut self) {
+    pub(crate) fn run(&mut self) {
         // However this ends, callers must not go on queueing for a thread that is gone.
         let closer = CloseOnDrop(Arc::clone(&self.queue));
         while self.queue.is_open() {
-            self.retire(|sequence| !sequence.events.is_cancelled());
+            retire(&mut self.running, &mut self.pool, |sequence| !sequence.events.is_cancelled());
+            self.preempted.retain(|sequence| !sequence.events.is_cancelled());
             self.admit();
             if self.running.is_empty() {
                 if !self.queue.wait() {
@@ -103,77 +81,131 @@ where
         drop(closer);
     }
 
-    /// Takes waiting requests while there is a place and cache for the first of them.
+    /// The blocks, once it has ended.
+    #[cfg(test)]
+    pub(crate) fn into_pool(self) -> BlockPool {
+        let mut pool = self.pool;
+        for sequence in self.running {
+            pool.release(sequence.blocks);
+        }
+        pool
+    }
+
+    /// Takes requests in the order of their arrival while there is a place and there are blocks for the first of them.
     fn admit(&mut self) {
         while self.running.len() < self.limits.max_running {
-            let free_bytes = self.limits.cache_bytes - self.cache_bytes_used;
-            let Some(pending) = self.queue.pop_if(|first| first.cache_bytes <= free_bytes) else {
-                break;
+            let admitted = match self.preempted.pop_front() {
+                Some(sequence) => self.readmit(sequence),
+                None => self.admit_waiting(),
             };
-            if pending.max_tokens == 0 {
-                finish(&pending.events, FinishReason::Length, pending.request.prompt.len(), 0);
-                continue;
+            if !admitted {
+                break;
             }
-            let sequence = self.sequence(pending);
-            self.cache_bytes_used += sequence.cache_bytes;
+        }
+        self.counters.set_sequences(self.running.len(), self.preempted.len());
+    }
+
+    /// Takes the first request of the queue; false if there is none, or not enough blocks.
+    fn admit_waiting(&mut self) -> bool {
+        let (pool, running) = (&mut self.pool, &self.running);
+        let mut claimed = None;
+        let pending = self.queue.pop_if(|first| {
+            if first.max_tokens == 0 {
+                claimed = Some((SequenceBlocks::default(), 0));
+            } else {
+                let prompt = &first.request.prompt;
+                let max_len = prompt.len() + first.max_tokens;
+                claimed =
+                    claim(pool, running, prompt, [promised_len(prompt.len(), max_len, 0), max_len]);
+            }
+            claimed.is_some()
+        });
+        let (Some(pending), Some(claimed)) = (pending, claimed) else { return false };
+        let (n_prompt_tokens, n_reused_tokens) = (pending.request.prompt.len(), claimed.1);
+        debug!(n_prompt_tokens, n_reused_tokens, "generation admitted");
+        self.counters.count_prompt(n_prompt_tokens, n_reused_tokens);
+        let sequence = Sequence::new(pending, claimed);
+        if sequence.max_len() == n_prompt_tokens {
+            sequence.finish(FinishReason::Length);
+        } else {
             self.running.push(sequence);
         }
-        self.n_running.store(self.running.len(), Ordering::Relaxed);
+        true
     }
 
-    fn sequence(&self, pending: Pending) -> Sequence {
-        let Pending { request, max_tokens, cache_bytes, events } = pending;
-        debug!(n_prompt_tokens = request.prompt.len(), cache_bytes, "generation admitted");
-        Sequence {
-            n_cached: 0,
-            n_step: 0,
-            n_prompt_tokens: request.prompt.len(),
-            n_generated: 0,
-            max_tokens,
-            cache: self.plan.cache(request.prompt.len() + max_tokens),
-            cache_bytes,
-            sampler: Sampler::new(request.sampling),
-            stop: request.stop,
-            held: Vec::new(),
-            token_ids: request.prompt,
-            events,
-        }
+    /// Takes a request that was preempted; false, after putting it back, if there are not enough blocks.
+    fn readmit(&mut self, mut sequence: Sequence) -> bool {
+        let lens = [promise_to(&sequence), sequence.max_len()];
+        let claimed = claim(&mut self.pool, &self.running, &sequence.token_ids, lens);
+        let Some((blocks, n_cached)) = claimed else {
+            self.preempted.push_front(sequence);
+            return false;
+        };
+        (sequence.blocks, sequence.n_cached) = (blocks, n_cached);
+        self.running.push(sequence);
+        true
     }
 
-    /// Gives each generating sequence its one token, then the rest of the budget to prompts, oldest first.
+    /// Gives each generating sequence its one token, then the rest of the budget to what is to be read, oldest first; and takes
+    /// blocks for all of them.
     fn plan_step(&mut self) {
         let mut budget = self.limits.step_tokens;
         for sequence in &mut self.running {
-            let generating = sequence.n_generated > 0;
-            sequence.n_step = usize::from(generating);
+            sequence.n_step = usize::from(sequence.n_uncached() == 1);
             budget -= sequence.n_step;
         }
-        for sequence in self.running.iter_mut().filter(|sequence| sequence.n_generated == 0) {
-            sequence.n_step = budget.min(sequence.token_ids.len() - sequence.n_cached);
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.n_uncached() > 1) {
+            sequence.n_step = budget.min(sequence.n_uncached());
             budget -= sequence.n_step;
         }
+        let mut idx = 0;
+        while idx < self.running.len() {
+            let sequence = &mut self.running[idx];
+            let end = sequence.n_cached + sequence.n_step;
+            if sequence.n_step == 0 || self.pool.extend(&mut sequence.blocks, end) {
+                idx += 1;
+            } else {
+                self.preempt_latest();
+            }
+        }
+    }
+
+    /// Takes all blocks from the request that arrived last. The first to arrive has what it needs in the end: alone it has all blocks,
+    /// and no request is accepted that these are too few for. So each request ends, one after the other if need be.
+    fn preempt_latest(&mut self) {
+        let mut sequence = self.running.pop().expect("a request that lacks blocks is running");
+        debug!(n_tokens = sequence.token_ids.len(), "generation preempted for want of blocks");
+        self.pool.release(std::mem::take(&mut sequence.blocks));
+        sequence.n_cached = 0;
+        sequence.n_preemptions += 1;
+        self.counters.count_preemption();
+        // All that are there arrived later: while one is, nothing else is admitted.
+        self.preempted.push_front(sequence);
     }
 
     /// Runs the model on the planned rows; false if that panicked, after failing the requests concerned.
     fn compute_step(&mut self) -> bool {
-        let mut rows: Vec<CachedRows<'_>> = Vec::with_capacity(self.running.len());
-        for sequence in self.running.iter_mut().filter(|sequence| sequence.n_step > 0) {
-            let range = sequence.n_cached..sequence.n_cached + sequence.n_step;
-            let token_ids = &sequence.token_ids[range];
-            rows.push(CachedRows { token_ids, cache: &mut sequence.cache });
-        }
+        let stepped = self.running.iter().filter(|sequence| sequence.n_step > 0);
+        let rows: Vec<CachedRows<'_>> = stepped
+            .map(|sequence| CachedRows {
+                token_ids: &sequence.token_ids[sequence.n_cached..][..sequence.n_step],
+                first_position: sequence.n_cached,
+                block_tables: sequence.blocks.tables(),
+            })
+            .collect();
         let (forward, logits) = (&mut self.forward, &mut self.logits);
-        // After a panic the caches of this step are dropped, and the workspace holds nothing between steps.
-        let outcome = catch_unwind(AssertUnwindSafe(|| forward(&mut rows, logits)));
+        // After a panic the blocks of this step are given back, to be written before they are read, and the workspace holds
+        // nothing between steps.
+        let outcome = catch_unwind(AssertUnwindSafe(|| forward(&rows, logits)));
         let Err(panic) = outcome else {
             for sequence in &mut self.running {
-                sequence.n_cached += sequence.n_step;
+                advance(&mut self.pool, sequence);
             }
             return true;
         };
         let detail = panic_message(panic.as_ref());
         error!(detail, n_sequences = self.running.len(), "step of the model panicked");
-        self.retire(|sequence| {
+        retire(&mut self.running, &mut self.pool, |sequence| {
             if sequence.n_step > 0 {
                 let detail = detail.clone();
                 sequence.events.send(Event::Failed(EngineError::StepPanicked { detail }));
@@ -183,99 +215,75 @@ where
         false
     }
 
-    /// Draws the next token of each sequence whose prompt is complete.
+    /// Draws the next token of each sequence whose tokens are all computed.
     fn draw_tokens(&mut self) {
-        let vocab_size = self.plan.config.vocab_size;
         let mut logits = std::mem::take(&mut self.logits);
-        let mut candidates = std::mem::take(&mut self.candidates);
-        let mut rows = logits.chunks_exact(vocab_size);
-        self.retire(|sequence| {
+        let mut rows = logits.chunks_exact(self.vocab_size);
+        let (pool, scratch) = (&mut self.pool, &mut self.scratch);
+        retire(&mut self.running, pool, |sequence| {
             if sequence.n_step == 0 {
                 return true;
             }
             let row = rows.next().expect("the model gives a row of logits for each sequence");
-            if sequence.n_cached < sequence.token_ids.len() {
-                return true;
-            }
-            sequence.take_token(row, &mut candidates) == Next::GoesOn
+            sequence.n_uncached() > 0 || sequence.take_token(row, scratch) == Next::GoesOn
         });
         logits.clear();
         self.logits = logits;
-        self.candidates = candidates;
-    }
-
-    /// Keeps the sequences for which `stays` holds and gives back the cache of the others.
-    fn retire(&mut self, mut stays: impl FnMut(&mut Sequence) -> bool) {
-        let used = &mut self.cache_bytes_used;
-        self.running.retain_mut(|sequence| {
-            let keep = stays(sequence);
-            if !keep {
-                *used -= sequence.cache_bytes;
-            }
-            keep
-        });
     }
 }
 
-impl Sequence {
-    fn take_token(&mut self, logits: &[f32], candidates: &mut Vec<(f64, u32)>) -> Next {
-        let draw = AssertUnwindSafe(|| self.sampler.draw(logits, candidates));
-        let drawn = match catch_unwind(draw) {
-            Ok(Some(drawn)) => drawn,
-            Ok(None) => {
-                let n_tokens = self.cache.len();
-                self.events.send(Event::Failed(EngineError::NotFinite { n_tokens }));
-                return Next::IsOver;
-            }
-            Err(panic) => {
-                let detail = panic_message(panic.as_ref());
-                error!(detail, "sampler panicked");
-                self.events.send(Event::Failed(EngineError::StepPanicked { detail }));
-                return Next::IsOver;
-            }
-        };
-        self.n_generated += 1;
-        self.held.push(drawn);
-        let stop = &mut self.stop;
-        let decision = match catch_unwind(AssertUnwindSafe(|| stop.push(drawn.token_id))) {
-            Ok(decision) => decision,
-            Err(panic) => {
-                let detail = panic_message(panic.as_ref());
-                error!(detail, "stop matcher panicked");
-                self.events.send(Event::Failed(EngineError::MatcherPanicked { detail }));
-                return Next::IsOver;
-            }
-        };
-        let reason = match decision {
-            StopDecision::Stop => Some(FinishReason::Stop),
-            _ if self.n_generated == self.max_tokens => Some(FinishReason::Length),
-            _ => None,
-        };
-        if reason.is_some() || decision == StopDecision::Continue {
-            for Drawn { token_id, logprob } in self.held.drain(..) {
-                self.events.send(Event::Token { token_id, logprob });
-            }
+/// Keeps the sequences for which `stays` holds and gives back the blocks of the others.
+fn retire(
+    running: &mut Vec<Sequence>,
+    pool: &mut BlockPool,
+    mut stays: impl FnMut(&mut Sequence) -> bool,
+) {
+    running.retain_mut(|sequence| {
+        let keep = stays(sequence);
+        if !keep {
+            pool.release(std::mem::take(&mut sequence.blocks));
         }
-        if let Some(reason) = reason {
-            finish(&self.events, reason, self.n_prompt_tokens, self.n_generated);
-            return Next::IsOver;
-        }
-        // The prompt is in the cache now; only the new token is left to compute.
-        self.token_ids.clear();
-        self.token_ids.push(drawn.token_id);
-        self.n_cached = 0;
-        Next::GoesOn
+        keep
+    });
+}
+
+/// Tokens that a sequence of `len` tokens must find room for to be admitted, of `max_len` at most: a block more, so that it is not
+/// preempted at once, and twice as much after each time that it was.
+fn promised_len(len: usize, max_len: usize, n_preemptions: u32) -> usize {
+    let ahead = KEY_BLOCK.saturating_mul(1_usize.checked_shl(n_preemptions).unwrap_or(max_len));
+    max_len.min(len.saturating_add(ahead))
+}
+
+fn promise_to(sequence: &Sequence) -> usize {
+    promised_len(sequence.token_ids.len(), sequence.max_len(), sequence.n_preemptions)
+}
+
+/// Takes the blocks of the known beginning of `token_ids`, if there are blocks for `n_tokens` tokens beside what running sequences were
+/// promised.
+fn claim(
+    pool: &mut BlockPool,
+    running: &[Sequence],
+    token_ids: &[u32],
+    [n_tokens, max_len]: [usize; 2],
+) -> Option<(SequenceBlocks, usize)> {
+    let (blocks, n_cached) = pool.reuse(token_ids, max_len);
+    let promised = running.iter().map(|other| pool.missing(&other.blocks, promise_to(other)));
+    let needed = promised.sum::<usize>() + pool.missing(&blocks, n_tokens);
+    if needed <= pool.n_available() {
+        return Some((blocks, n_cached));
     }
+    pool.release(blocks);
+    None
 }
 
-fn finish(events: &EventSender, reason: FinishReason, n_prompt_tokens: usize, n_generated: usize) {
-    events.send(Event::Finished { reason, n_prompt_tokens, n_generated });
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no message").to_owned()
+/// Notes that a sequence's tokens of this step have been computed.
+fn advance(pool: &mut BlockPool, sequence: &mut Sequence) {
+    let n_full = sequence.n_cached / KEY_BLOCK;
+    sequence.n_cached += sequence.n_step;
+    if sequence.n_cached / KEY_BLOCK > n_full {
+        pool.remember(&sequence.blocks, &sequence.token_ids[..sequence.n_cached]);
+    }
+    pool.release_passed(&mut sequence.blocks, sequence.n_cached);
 }
 
 struct CloseOnDrop(Arc<RequestQueue>);

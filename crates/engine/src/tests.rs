@@ -3,24 +3,36 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use kernels::attention::KEY_BLOCK;
 use kernels::{Compute, Family};
-use model::{CachedRows, Decoder, KvCache, ModelConfig, Parameters, Workspace};
+use model::{
+    CachedRows, Decoder, KEY_BLOCK, KvBlocks, KvCache, ModelConfig, Parameters, Workspace,
+};
 use tensor::{DType, Device, Passes};
 use testkit::random::Rng;
 
+use crate::blocks::BlockPool;
+use crate::counters::Counters;
 use crate::handle::CachePlan;
+use crate::queue::{Pending, RequestQueue};
+use crate::scheduler::Scheduler;
 use crate::{
     Engine, EngineError, EngineHandle, EngineLimits, Event, EventReceiver, FinishReason,
     GenerationRequest, Sampling, StopAtIds, StopDecision, StopMatcher,
 };
 
 const CONTEXT_LEN: usize = 160;
-const SAMPLED: Sampling = Sampling { temperature: 1.0, top_k: Some(20), top_p: 0.95, seed: 11 };
+
+fn sampled(seed: u64) -> Sampling {
+    Sampling { top_k: Some(20), top_p: 0.95, seed, ..Sampling::PLAIN }
+}
 
 fn config() -> ModelConfig {
+    config_with([None, None])
+}
+
+fn config_with(windows: [Option<usize>; 2]) -> ModelConfig {
     let mut config = ModelConfig::example();
-    config.context_len = CONTEXT_LEN;
+    (config.context_len, config.sliding_windows) = (CONTEXT_LEN, windows.to_vec());
     ModelConfig::new(config).unwrap()
 }
 
@@ -30,7 +42,11 @@ fn device() -> Device {
 
 /// A tiny model whose distributions are uneven enough for greedy decoding to wander.
 fn decoder() -> Decoder {
-    let config = config();
+    decoder_with([None, None])
+}
+
+fn decoder_with(windows: [Option<usize>; 2]) -> Decoder {
+    let config = config_with(windows);
     let mut parameters = Parameters::random(&config, 3);
     for tensor in parameters.iter_mut() {
         for value in tensor.f32_mut() {
@@ -73,13 +89,12 @@ fn random_prompts(n: usize) -> Vec<Vec<u32>> {
 fn plain_decoding(decoder: &Decoder, prompt: &[u32], n_tokens: usize) -> Vec<u32> {
     let (config, device) = (decoder.config(), device());
     let mut workspace = Workspace::new(config, DType::F32, CONTEXT_LEN, Passes::Forward);
-    let mut cache = KvCache::new(config, DType::F32, CONTEXT_LEN, CONTEXT_LEN);
+    let mut cache = KvCache::new(config, DType::F32, 1, CONTEXT_LEN, CONTEXT_LEN);
     let mut logits = Vec::new();
     let mut input = prompt.to_vec();
     let mut generated = Vec::new();
     while generated.len() < n_tokens {
-        let mut rows = [CachedRows { token_ids: &input, cache: &mut cache }];
-        decoder.forward_cached(&device, &mut rows, &mut workspace, &mut logits);
+        cache.append(decoder, &device, &[(0, &input)], &mut workspace, &mut logits);
         let mut best = 0;
         for i in 1..logits.len() {
             if logits[i] > logits[best] {
@@ -116,15 +131,15 @@ fn sampled_tokens_depend_on_the_seed_and_not_on_the_batch() {
         let engine = Engine::start(Arc::clone(&decoder), device(), EngineLimits::default());
         drain(engine.unwrap().submit(request(vec![1, 2, 3], 40, sampling)).unwrap()).0
     };
-    let expected = alone(SAMPLED);
-    assert_ne!(expected, alone(Sampling { seed: 12, ..SAMPLED }));
+    let expected = alone(sampled(11));
+    assert_ne!(expected, alone(sampled(12)));
     let limits = EngineLimits { max_running: 8, step_tokens: 24, ..EngineLimits::default() };
     let engine = Engine::start(decoder, device(), limits).unwrap();
     let mut others: Vec<EventReceiver> = random_prompts(9)
         .into_iter()
-        .map(|prompt| engine.submit(request(prompt, 25, SAMPLED)).unwrap())
+        .map(|prompt| engine.submit(request(prompt, 25, sampled(11))).unwrap())
         .collect();
-    let among = engine.submit(request(vec![1, 2, 3], 40, SAMPLED)).unwrap();
+    let among = engine.submit(request(vec![1, 2, 3], 40, sampled(11))).unwrap();
     drop(others.remove(4));
     assert_eq!(drain(among).0, expected);
 }
@@ -139,7 +154,7 @@ fn an_answer_ends_at_its_limit_at_the_context_or_at_a_stop_token() {
     {
         let (token_ids, last) = ended(max_tokens);
         assert_eq!(token_ids.len(), n_expected);
-        let Event::Finished { reason, n_prompt_tokens, n_generated } = last else {
+        let Event::Finished { reason, n_prompt_tokens, n_generated, .. } = last else {
             panic!("{last:?}");
         };
         assert_eq!((reason, n_prompt_tokens), (FinishReason::Length, 20));
@@ -164,14 +179,9 @@ fn without_a_limit_an_answer_takes_what_cache_and_context_have_room_for() {
         let engine = Engine::start(Arc::clone(&decoder), device(), limits).unwrap();
         engine.submit(unlimited(prompt)).map(|receiver| drain(receiver).0.len())
     };
-    let bytes_of = |n_tokens| {
-        KvCache::bytes_for(
-            decoder.config(),
-            decoder.dtype(),
-            n_tokens,
-            EngineLimits::default().step_tokens,
-        )
-    };
+    let step_tokens = EngineLimits::default().step_tokens;
+    let bytes_of =
+        |n_tokens| KvBlocks::bytes_for(decoder.config(), decoder.dtype(), n_tokens, step_tokens);
     let prompt = [4; 20];
     assert_eq!(n_answered(bytes_of(160), &prompt).unwrap(), 140);
     // The cache grows in blocks; at least what was asked for is there, and less than another block more.
@@ -199,6 +209,154 @@ fn requests_that_cannot_work_are_refused() {
     assert_eq!(error, "the limit step_tokens is 3, expected at least 16");
 }
 
+/// Token ids and the bits of their log-probabilities.
+fn drain_bits(mut events: EventReceiver) -> Vec<(u32, u32)> {
+    let mut tokens = Vec::new();
+    loop {
+        match events.recv_blocking().expect("an event before the end") {
+            Event::Token { token_id, logprob } => tokens.push((token_id, logprob.to_bits())),
+            Event::Finished { .. } => return tokens,
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Requests whose prompts begin alike, in any order of arrival, with cache for few of them and steps of few tokens, some of them
+/// given up: what each says is what it says alone.
+#[test]
+fn any_schedule_gives_the_bits_of_a_request_alone() {
+    let (mut n_reused, mut n_preemptions) = (0, 0);
+    for (seed, windows) in [(1, [None, None]), (2, [Some(20), None]), (3, [Some(40), Some(7)])] {
+        let decoder = Arc::new(decoder_with(windows));
+        let config = decoder.config();
+        let mut rng = Rng::new(seed);
+        let random = |rng: &mut Rng, n| -> Vec<u32> {
+            (0..n).map(|_| rng.below(config.vocab_size) as u32).collect()
+        };
+        let beginnings = [random(&mut rng, 70), random(&mut rng, 40), Vec::new()];
+        let requests: Vec<(Vec<u32>, usize, Sampling)> = (0..24)
+            .map(|i| {
+                let beginning = &beginnings[rng.below(3)];
+                let n_more = 1 + rng.below(50);
+                let prompt = [beginning.clone(), random(&mut rng, n_more)].concat();
+                let sampling = if rng.below(2) == 0 {
+                    Sampling::GREEDY
+                } else {
+                    Sampling { frequency_penalty: 0.3, ..sampled(i) }
+                };
+                (prompt, 1 + rng.below(90), sampling)
+            })
+            .collect();
+        let submit = |engine: &EngineHandle, i: usize| {
+            let (prompt, max_tokens, sampling) = &requests[i];
+            engine.submit(request(prompt.clone(), *max_tokens, sampling.clone())).unwrap()
+        };
+        let alone: Vec<_> = (0..requests.len())
+            .map(|i| {
+                let limits = EngineLimits { step_tokens: CONTEXT_LEN, ..EngineLimits::default() };
+                drain_bits(submit(
+                    &Engine::start(Arc::clone(&decoder), device(), limits).unwrap(),
+                    i,
+                ))
+            })
+            .collect();
+        for (max_running, step_tokens, room) in [(6, 16, 200), (3, 7, 160), (8, 64, 320)] {
+            let limits = EngineLimits { max_running, step_tokens, ..EngineLimits::default() };
+            let cache_bytes = KvBlocks::bytes_for(config, DType::F32, room, step_tokens);
+            let limits = EngineLimits { cache_bytes, ..limits };
+            let engine = Engine::start(Arc::clone(&decoder), device(), limits).unwrap();
+            let mut order: Vec<usize> = (0..requests.len()).collect();
+            order.sort_by_cached_key(|_| rng.next_u64());
+            let running: Vec<_> = order.iter().map(|&i| (i, submit(&engine, i))).collect();
+            for (n, (i, events)) in running.into_iter().enumerate() {
+                if n % 5 == 4 {
+                    drop(events);
+                } else {
+                    assert_eq!(drain_bits(events), alone[i], "{windows:?}, {limits:?}, {i}");
+                }
+            }
+            n_reused += engine.load().n_reused_tokens;
+            n_preemptions += engine.load().n_preemptions;
+        }
+    }
+    assert!(n_reused > 0 && n_preemptions > 0, "{n_reused} {n_preemptions}");
+}
+
+/// Requests that read the same blocks count them as their own, though passing such a block gives nothing back to others.
+#[test]
+fn requests_that_share_blocks_within_a_window_all_end() {
+    let config = config_with([Some(40), Some(40)]);
+    let limits = EngineLimits { max_running: 4, step_tokens: 16, ..EngineLimits::default() };
+    let cache_bytes = 5 * 2 * KvBlocks::block_bytes(&config, DType::F32);
+    let decoder = Arc::new(decoder_with([Some(40), Some(40)]));
+    let engine = Engine::start(decoder, device(), EngineLimits { cache_bytes, ..limits }).unwrap();
+    let prompt: Vec<u32> = (0..96).map(|i| i % 32).collect();
+    let first = engine.submit(greedy(&prompt, 1)).unwrap();
+    drain(first);
+    let running: Vec<_> = (0..12).map(|_| engine.submit(greedy(&prompt, 60)).unwrap()).collect();
+    for events in running {
+        assert_eq!(drain(events).0.len(), 60);
+    }
+}
+
+/// Ten thousand requests of any length, one in four given up at any time, in a cache that holds few of them: each ends, and no block
+/// is lost.
+#[test]
+fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
+    let config = config_with([Some(40), None]);
+    let limits = EngineLimits { max_running: 8, step_tokens: 32, ..EngineLimits::default() };
+    let cache_bytes = KvBlocks::bytes_for(&config, DType::F32, CONTEXT_LEN, 32) * 2;
+    let plan = CachePlan::new(&config, DType::F32, &EngineLimits { cache_bytes, ..limits });
+    let queue = Arc::new(RequestQueue::new(40));
+    let vocab_size = config.vocab_size;
+    let forward = move |rows: &[CachedRows<'_>], logits: &mut Vec<f32>| {
+        logits.clear();
+        logits.resize(rows.len() * vocab_size, 0.0);
+        for (row, out) in rows.iter().zip(logits.chunks_mut(vocab_size)) {
+            let last = row.token_ids[row.token_ids.len() - 1] as usize;
+            out[(last * 5 + row.first_position) % vocab_size] = 1.0;
+        }
+    };
+    let counters = Arc::new(Counters::default());
+    let mut scheduler =
+        Scheduler::new(&plan, limits, Arc::clone(&queue), Arc::clone(&counters), forward);
+    let run = move || {
+        scheduler.run();
+        scheduler
+    };
+    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run).unwrap();
+    let mut rng = Rng::new(77);
+    let mut waiting = std::collections::VecDeque::new();
+    for _ in 0..10_000 {
+        let n_prompt = 1 + rng.below(100);
+        // Many begin alike.
+        let first = rng.below(3) as u32;
+        let prompt: Vec<u32> = (0..n_prompt as u32).map(|i| (first + i * i) % 32).collect();
+        let max_tokens = rng.below(CONTEXT_LEN - n_prompt);
+        let (events, receiver) = crate::events::channel(max_tokens + 1);
+        let request = greedy(&prompt, max_tokens);
+        queue.push(Pending { request, max_tokens, events }).unwrap();
+        waiting.push_back((receiver, max_tokens));
+        if waiting.len() > 30 {
+            let (mut receiver, max_tokens) = waiting.pop_front().unwrap();
+            if rng.below(4) == 0 {
+                let n_read = rng.below(max_tokens + 1);
+                (0..n_read).for_each(|_| drop(receiver.recv_blocking()));
+            } else {
+                assert_eq!(drain(receiver).0.len(), max_tokens);
+            }
+        }
+    }
+    for (receiver, max_tokens) in waiting {
+        assert_eq!(drain(receiver).0.len(), max_tokens);
+    }
+    queue.close();
+    let load = counters.load(0);
+    assert!(load.n_preemptions > 100 && load.n_reused_tokens > 10_000, "{load:?}");
+    let (free, held, _) = thread.join().unwrap().into_pool().census();
+    assert!(held == 0 && free > 0, "{free} free, {held} held");
+}
+
 /// An engine whose steps wait for the test: each reports the tokens it got, then waits to be let go.
 /// Dropped first, `go` lets all further steps pass, so that the engine can end.
 struct Stepped {
@@ -213,7 +371,7 @@ impl Stepped {
         let (go, gate) = channel();
         let config = config();
         let vocab_size = config.vocab_size;
-        let forward = move |rows: &mut [CachedRows<'_>], logits: &mut Vec<f32>| {
+        let forward = move |rows: &[CachedRows<'_>], logits: &mut Vec<f32>| {
             let seen = rows.iter().map(|row| row.token_ids.to_vec()).collect();
             let Ok(()) = report.send(seen) else { return };
             let value: f32 = gate.recv().unwrap_or(0.0);
@@ -224,7 +382,7 @@ impl Stepped {
                 logits.extend((0..vocab_size).map(|i| if i == 7 { 1.0 + value } else { value }));
             }
         };
-        let plan = CachePlan { config, dtype: DType::F32, step_tokens: CONTEXT_LEN };
+        let plan = CachePlan::new(&config, DType::F32, &limits);
         Self { go, engine: Engine::start_with(plan, limits, forward).unwrap(), steps }
     }
 
@@ -296,12 +454,15 @@ fn a_long_prompt_does_not_stall_an_answer_in_progress() {
     drop(answering);
 }
 
+/// Limits with room for `n_tokens` tokens of one request in all.
+fn room_for(n_tokens: usize, limits: EngineLimits) -> EngineLimits {
+    let cache_bytes = KvBlocks::bytes_for(&config(), DType::F32, n_tokens, limits.step_tokens);
+    EngineLimits { cache_bytes, ..limits }
+}
+
 #[test]
-fn requests_wait_until_the_cache_has_room_for_them() {
-    let plan = CachePlan { config: config(), dtype: DType::F32, step_tokens: 64 };
-    let one_request = KvCache::bytes_for(&plan.config, plan.dtype, 64, 64);
-    let limits = EngineLimits { cache_bytes: one_request * 3 / 2, ..EngineLimits::default() };
-    let stepped = Stepped::start(limits);
+fn requests_wait_until_the_cache_has_room_for_their_prompts() {
+    let stepped = Stepped::start(room_for(96, EngineLimits::default()));
     let first = stepped.engine.submit(greedy(&[1; 62], 2)).unwrap();
     let second = stepped.engine.submit(greedy(&[2; 62], 2)).unwrap();
     assert_eq!(stepped.step(), [vec![1; 62]]);
@@ -309,6 +470,43 @@ fn requests_wait_until_the_cache_has_room_for_them() {
     assert_eq!(stepped.step(), [vec![2; 62]]);
     assert_eq!(stepped.step(), [[7]]);
     assert_eq!((drain(first).0.len(), drain(second).0.len()), (2, 2));
+}
+
+#[test]
+fn the_latest_is_set_back_when_the_blocks_run_out_and_goes_on_later() {
+    // Blocks for 128 positions: two requests of 64 at first, of 120 in the end.
+    let stepped = Stepped::start(room_for(128, EngineLimits::default()));
+    let first = stepped.engine.submit(greedy(&[1; 30], 90)).unwrap();
+    stepped.steps.recv().unwrap();
+    let second = stepped.engine.submit(greedy(&[2; 30], 90)).unwrap();
+    stepped.go.send(0.0).unwrap();
+    // Both, until the first needs a third block: then the second goes, and comes back when the first is done.
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|rows: &Vec<Vec<u32>>| rows[0].len() < 60) {
+        seen.push(stepped.step());
+    }
+    let n_alone = seen.iter().filter(|rows| rows.len() == 1).count();
+    // The first computes its positions 64 to 118 alone, then the second its own once more.
+    assert_eq!((seen[0].len(), n_alone), (2, 55 + 1));
+    assert_eq!(seen.last().unwrap()[0][..30], [2; 30]);
+    drop(stepped.go);
+    assert_eq!((drain(first).0, drain(second).0), (vec![7; 90], vec![7; 90]));
+    assert_eq!(stepped.engine.load().n_preemptions, 1);
+}
+
+#[test]
+fn a_prompt_that_begins_as_another_did_is_not_computed_again() {
+    let stepped = Stepped::start(one_at_a_time());
+    let first = stepped.engine.submit(greedy(&[1; 70], 1)).unwrap();
+    assert_eq!(stepped.step(), [vec![1; 70]]);
+    drain(first);
+    let prompt: Vec<u32> = [vec![1; 64], vec![2; 10]].concat();
+    let second = stepped.engine.submit(greedy(&prompt, 1)).unwrap();
+    assert_eq!(stepped.step(), [[2; 10]]);
+    let (_, last) = drain(second);
+    assert!(matches!(last, Event::Finished { n_prompt_tokens: 74, n_reused_tokens: 64, .. }));
+    let load = stepped.engine.load();
+    assert_eq!((load.n_prompt_tokens, load.n_reused_tokens), (144, 64));
 }
 
 #[test]
@@ -403,13 +601,18 @@ fn the_plan_counts_the_cache_up_to_its_limit() {
     let config = config();
     let planned = |cache_bytes, max_running| {
         let limits = EngineLimits { cache_bytes, max_running, ..EngineLimits::default() };
-        Engine::planned_bytes(&config, DType::F32, &limits)
+        let cache = CachePlan::new(&config, DType::F32, &limits);
+        let without = EngineLimits { cache_bytes: 0, ..limits };
+        let without = Engine::planned_bytes(&config, DType::F32, &without);
+        let with = Engine::planned_bytes(&config, DType::F32, &limits);
+        (with - without, cache.n_blocks * KvBlocks::block_bytes(&config, DType::F32))
     };
-    let of_one = KvCache::bytes_for(&config, DType::F32, CONTEXT_LEN, CONTEXT_LEN);
-    let events = (CONTEXT_LEN + 1) * (size_of::<Event>() + size_of::<u32>());
-    let per_request = of_one + config.vocab_size * 4 + events;
-    assert_eq!(planned(usize::MAX, 2) - planned(usize::MAX, 1), per_request);
-    assert_eq!(planned(of_one, 2) - planned(0, 2), of_one);
+    let of_one = KvBlocks::bytes_for(&config, DType::F32, CONTEXT_LEN, CONTEXT_LEN);
+    assert_eq!(planned(usize::MAX, 2).1, 2 * of_one);
+    assert_eq!(planned(of_one, 2).1, of_one);
+    let (with_lists, blocks) = planned(of_one, 2);
+    let n_blocks = of_one / KvBlocks::block_bytes(&config, DType::F32);
+    assert_eq!(with_lists, blocks + BlockPool::bookkeeping_bytes(&config, n_blocks));
 }
 
 #[test]

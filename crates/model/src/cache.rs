@@ -1,128 +1,89 @@
-//! The cache of keys and values of a sequence.
+//! Where the keys and values of sequences lie: in blocks of 32 positions of one layer, which tables name.
 
 use kernels::attention::{KEY_BLOCK, SequenceRows};
-use tensor::{DType, Device, Tensor, View, ViewMut, ops};
+use tensor::{DType, Device, Tensor, ops};
 
 use crate::config::ModelConfig;
+use crate::decoder::Decoder;
 use crate::forward::AttentionContext;
+use crate::workspace::Workspace;
 
-/// Keys and values of one sequence in every layer, with room for a fixed number of tokens. A layer with a sliding window
-/// keeps the blocks that its window reaches, and writes over the oldest.
+/// Memory for keys and values: blocks, each for [`KEY_BLOCK`] positions of one sequence in one layer. Whose a block is stands in
+/// the tables of [`CachedRows`]; whoever makes them sees to it that no two sequences write one block.
 #[derive(Debug)]
-pub struct KvCache {
-    /// Per layer `[blocks, key block]`.
-    layers: Vec<Tensor>,
-    /// The blocks of each layer, by position / 32.
-    block_tables: Vec<Vec<u32>>,
-    len: usize,
-    max_tokens: usize,
-    max_rows: usize,
+pub struct KvBlocks {
+    /// `[n_blocks, key block]`.
+    blocks: Tensor,
 }
 
-impl KvCache {
-    /// An empty cache with room for `max_tokens` tokens, rounded up to whole blocks, of which up to `max_rows` come at a time.
+impl KvBlocks {
+    /// `n_blocks` blocks for a model of this shape.
     #[must_use]
-    pub fn new(config: &ModelConfig, dtype: DType, max_tokens: usize, max_rows: usize) -> Self {
+    pub fn new(config: &ModelConfig, dtype: DType, n_blocks: usize) -> Self {
         let block_len = ops::key_block_len(config.head_shape(), dtype);
-        let n_positions = max_tokens.div_ceil(KEY_BLOCK);
-        let mut block_tables: Vec<Vec<u32>> = Vec::with_capacity(config.n_layers);
-        let mut layers = Vec::with_capacity(config.n_layers);
-        for layer_idx in 0..config.n_layers {
-            let window = config.sliding_window(layer_idx);
-            let n_blocks = n_blocks(window, max_tokens, max_rows);
-            let ids = (0..n_positions).map(|i| u32::try_from(i % n_blocks));
-            let ids = ids.map(|id| id.expect("fewer than 2^32 blocks"));
-            block_tables.push(ids.collect());
-            layers.push(Tensor::zeroed(dtype, n_blocks, block_len));
-        }
-        let cache =
-            Self { layers, block_tables, len: 0, max_tokens: n_positions * KEY_BLOCK, max_rows };
-        let planned = Self::bytes_for(config, dtype, max_tokens, cache.max_rows);
-        debug_assert_eq!(cache.n_bytes(), planned, "bytes of a cache against the plan");
-        cache
+        Self { blocks: Tensor::zeroed(dtype, n_blocks, block_len) }
     }
 
-    /// Bytes of a cache with room for `max_tokens` tokens, of which up to `max_rows` come at a time.
+    /// Bytes of one block.
+    #[must_use]
+    pub fn block_bytes(config: &ModelConfig, dtype: DType) -> usize {
+        ops::key_block_len(config.head_shape(), dtype) * dtype.bytes()
+    }
+
+    /// Most blocks that a sequence of `n_tokens` tokens, of which up to `max_rows` come at a time, needs at once in all layers.
+    #[must_use]
+    pub fn blocks_for(config: &ModelConfig, n_tokens: usize, max_rows: usize) -> usize {
+        let layers = 0..config.n_layers;
+        layers.map(|layer_idx| layer_blocks(config, layer_idx, n_tokens, max_rows)).sum()
+    }
+
+    /// Bytes of as many blocks as [`KvBlocks::blocks_for`] says.
     #[must_use]
     pub fn bytes_for(
         config: &ModelConfig,
         dtype: DType,
-        max_tokens: usize,
+        n_tokens: usize,
         max_rows: usize,
     ) -> usize {
-        let block_bytes = ops::key_block_len(config.head_shape(), dtype) * dtype.bytes();
-        let table_bytes = max_tokens.div_ceil(KEY_BLOCK) * size_of::<u32>();
-        let blocks_of =
-            |layer_idx| n_blocks(config.sliding_window(layer_idx), max_tokens, max_rows);
-        (0..config.n_layers).map(|layer_idx| blocks_of(layer_idx) * block_bytes + table_bytes).sum()
+        Self::blocks_for(config, n_tokens, max_rows) * Self::block_bytes(config, dtype)
     }
 
-    /// Bytes that it holds.
+    /// Bytes that they take.
+    #[cfg(test)]
     pub(crate) fn n_bytes(&self) -> usize {
-        let tables = self.block_tables.iter().map(|table| table.capacity() * size_of::<u32>());
-        self.layers.iter().map(Tensor::n_bytes).sum::<usize>() + tables.sum::<usize>()
-    }
-
-    /// Tokens in the cache.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether no token is in the cache.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Tokens that there is room for.
-    #[must_use]
-    pub fn max_tokens(&self) -> usize {
-        self.max_tokens
-    }
-
-    /// # Panics
-    /// When there is no room for `n_rows` more tokens, or they are too many to come at a time.
-    pub(crate) fn check_room(&self, n_rows: usize) {
-        let end = self.len + n_rows;
-        assert!(end <= self.max_tokens, "{end} tokens in a cache for {}", self.max_tokens);
-        assert!(n_rows <= self.max_rows, "{n_rows} tokens at a time, at most {}", self.max_rows);
+        self.blocks.n_bytes()
     }
 }
 
-/// Blocks of a layer. A window of `w` positions and `n` new ones span `w - 1 + n`, which may begin within a block.
-fn n_blocks(window: Option<usize>, max_tokens: usize, max_rows: usize) -> usize {
-    let all = max_tokens.div_ceil(KEY_BLOCK);
-    match window {
+/// As [`KvBlocks::blocks_for`], in one layer. A window of `w` positions and `n` new ones span `w - 1 + n`, which may begin
+/// within a block.
+fn layer_blocks(config: &ModelConfig, layer_idx: usize, n_tokens: usize, max_rows: usize) -> usize {
+    let all = n_tokens.div_ceil(KEY_BLOCK);
+    match config.sliding_window(layer_idx) {
         None => all,
         Some(window) => all.min((window - 1).saturating_add(max_rows).div_ceil(KEY_BLOCK) + 1),
     }
 }
 
-/// Some new tokens of a sequence and its cache.
-#[derive(Debug)]
+/// Some new tokens of a sequence, and where its keys and values are.
+#[derive(Clone, Copy, Debug)]
 pub struct CachedRows<'a> {
-    /// The tokens that follow those in the cache.
+    /// The new tokens.
     pub token_ids: &'a [u32],
-    /// The sequence's cache.
-    pub cache: &'a mut KvCache,
+    /// Position of the first of them; the positions before it are in the blocks.
+    pub first_position: usize,
+    /// Per layer the sequence's blocks by position / 32, up to that of its last new token. Those that its window has passed are
+    /// not looked at.
+    pub block_tables: &'a [Vec<u32>],
 }
 
-/// Attention of sequences that read their earlier tokens from a cache.
-pub(crate) struct CachedContext<'a, 'b> {
-    pub(crate) sequences: &'a mut [CachedRows<'b>],
+/// Attention of sequences that read their earlier tokens from blocks.
+pub(crate) struct CachedContext<'a> {
+    pub(crate) sequences: &'a [CachedRows<'a>],
+    pub(crate) blocks: &'a mut KvBlocks,
 }
 
-impl CachedContext<'_, '_> {
-    /// Counts the new tokens in, after every layer has seen them.
-    pub(crate) fn finish(&mut self) {
-        for sequence in &mut *self.sequences {
-            sequence.cache.len += sequence.token_ids.len();
-        }
-    }
-}
-
-impl AttentionContext for CachedContext<'_, '_> {
+impl AttentionContext for CachedContext<'_> {
     fn attend(
         &mut self,
         device: &Device,
@@ -133,24 +94,107 @@ impl AttentionContext for CachedContext<'_, '_> {
         log_sum_exp: &mut Tensor,
     ) {
         let shape = config.layer_heads(layer_idx);
-        let mut row = 0;
-        for sequence in &mut *self.sequences {
-            let n_rows = sequence.token_ids.len();
-            let rows = row..row + n_rows;
-            let cache = &mut *sequence.cache;
-            let sequence_rows = [SequenceRows {
-                first_row: 0,
-                n_rows,
-                first_position: cache.len,
-                block_table: &cache.block_tables[layer_idx],
-            }];
-            let qkv: View<'_> = qkv.rows(rows.clone());
-            let blocks = &mut cache.layers[layer_idx];
-            ops::append_keys_values(device, shape, qkv, &sequence_rows, blocks.view_mut());
-            let out: ViewMut<'_> = out.rows_mut(rows.clone());
-            let lse = log_sum_exp.rows_mut(rows);
-            ops::attention(device, shape, qkv, &sequence_rows, blocks.view(), out, lse);
-            row += n_rows;
+        let mut end = 0;
+        let sequences: Vec<SequenceRows<'_>> = self
+            .sequences
+            .iter()
+            .map(|sequence| {
+                let n_rows = sequence.token_ids.len();
+                end += n_rows;
+                SequenceRows {
+                    first_row: end - n_rows,
+                    n_rows,
+                    first_position: sequence.first_position,
+                    block_table: &sequence.block_tables[layer_idx],
+                }
+            })
+            .collect();
+        let blocks = &mut self.blocks.blocks;
+        ops::append_keys_values(device, shape, qkv.view(), &sequences, blocks.view_mut());
+        let (out, lse) = (out.view_mut(), log_sum_exp.view_mut());
+        ops::attention(device, shape, qkv.view(), &sequences, blocks.view(), out, lse);
+    }
+}
+
+/// Keys and values of a fixed number of sequences, each with room for a fixed number of tokens, for one caller that knows both, as benches
+/// and tests do; an engine shares blocks among requests that come and go. A layer with a sliding window keeps the blocks that its window
+/// reaches, and writes over the oldest.
+#[derive(Debug)]
+pub struct KvCache {
+    blocks: KvBlocks,
+    sequences: Vec<CachedSequence>,
+    max_rows: usize,
+}
+
+#[derive(Debug)]
+struct CachedSequence {
+    /// Per layer the blocks by position / 32.
+    block_tables: Vec<Vec<u32>>,
+    len: usize,
+}
+
+impl KvCache {
+    /// An empty cache for `n_sequences` sequences of up to `max_tokens` tokens, of which up to `max_rows` come at a time.
+    #[must_use]
+    pub fn new(
+        config: &ModelConfig,
+        dtype: DType,
+        n_sequences: usize,
+        max_tokens: usize,
+        max_rows: usize,
+    ) -> Self {
+        let n_positions = max_tokens.div_ceil(KEY_BLOCK);
+        let mut n_blocks = 0;
+        let mut table = |layer_idx| -> Vec<u32> {
+            let (first, n) = (n_blocks, layer_blocks(config, layer_idx, max_tokens, max_rows));
+            n_blocks += n;
+            let ids = (0..n_positions).map(|i| u32::try_from(first + i % n));
+            ids.map(|id| id.expect("fewer than 2^32 blocks")).collect()
+        };
+        let sequences = (0..n_sequences)
+            .map(|_| CachedSequence {
+                block_tables: (0..config.n_layers).map(&mut table).collect(),
+                len: 0,
+            })
+            .collect();
+        let blocks = KvBlocks::new(config, dtype, n_blocks);
+        Self { blocks, sequences, max_rows }
+    }
+
+    /// Tokens of a sequence.
+    ///
+    /// # Panics
+    /// When there are not so many sequences.
+    #[must_use]
+    pub fn len(&self, sequence_idx: usize) -> usize {
+        self.sequences[sequence_idx].len
+    }
+
+    /// Appends tokens to some sequences, each named by its index at most once, and gives the logits as
+    /// [`Decoder::forward_cached`] does.
+    ///
+    /// # Panics
+    /// When the tokens are more than there is room for, or too many to come at a time; as [`Decoder::forward_cached`].
+    pub fn append(
+        &mut self,
+        decoder: &Decoder,
+        device: &Device,
+        new_tokens: &[(usize, &[u32])],
+        workspace: &mut Workspace,
+        logits: &mut Vec<f32>,
+    ) {
+        let rows: Vec<CachedRows<'_>> = new_tokens
+            .iter()
+            .map(|&(sequence_idx, token_ids)| {
+                let CachedSequence { block_tables, len } = &self.sequences[sequence_idx];
+                let (n, at_a_time) = (token_ids.len(), self.max_rows);
+                assert!(n <= at_a_time, "{n} tokens at a time, at most {at_a_time}");
+                CachedRows { token_ids, first_position: *len, block_tables }
+            })
+            .collect();
+        decoder.forward_cached(device, &rows, &mut self.blocks, workspace, logits);
+        for &(sequence_idx, token_ids) in new_tokens {
+            self.sequences[sequence_idx].len += token_ids.len();
         }
     }
 }

@@ -6,7 +6,7 @@ use kernels::rope::Direction;
 use tensor::{Device, Tensor, ops};
 
 use crate::adapted;
-use crate::cache::{CachedContext, CachedRows};
+use crate::cache::{CachedContext, CachedRows, KvBlocks};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::feed_forward;
@@ -122,24 +122,26 @@ impl Decoder {
         workspace.key_blocks = context.key_blocks;
     }
 
-    /// Appends tokens to their sequences and gives the logits after each sequence's last token.
+    /// Writes the keys and values of new tokens into their sequences' blocks and gives the logits after each sequence's last token.
     ///
     /// Shapes: logits `[sequences, vocab]`, overwritten. A sequence's logits have the same bits whatever sequences stand beside
-    /// it and however its tokens were cut into calls.
+    /// it, however its tokens were cut into calls, and whichever blocks they lie in.
     ///
     /// # Panics
-    /// When a sequence has no token, a token is not in the vocabulary, or a cache or the workspace is too small.
+    /// When a sequence has no token, a token is not in the vocabulary, a position is beyond the context, a table is too short or
+    /// names a block that there is not or that two sequences write, or the workspace is too small.
     pub fn forward_cached(
         &self,
         device: &Device,
-        sequences: &mut [CachedRows<'_>],
+        sequences: &[CachedRows<'_>],
+        blocks: &mut KvBlocks,
         workspace: &mut Workspace,
         logits: &mut Vec<f32>,
     ) {
         let mut token_ids = Vec::with_capacity(workspace.max_rows());
         workspace.positions.clear();
-        for sequence in &*sequences {
-            let (first, n) = (sequence.cache.len(), sequence.token_ids.len());
+        for sequence in sequences {
+            let (first, n) = (sequence.first_position, sequence.token_ids.len());
             let end = first + n;
             assert!(n > 0, "a sequence without tokens");
             assert!(
@@ -147,13 +149,11 @@ impl Decoder {
                 "position {end} of a context of {}",
                 self.config.context_len
             );
-            sequence.cache.check_room(n);
             token_ids.extend_from_slice(sequence.token_ids);
             workspace.positions.extend((first..end).map(|position| position as u32));
         }
-        let mut context = CachedContext { sequences };
+        let mut context = CachedContext { sequences, blocks };
         self.forward(device, &token_ids, &mut context, workspace);
-        context.finish();
         self.last_logits(device, sequences, workspace, logits);
     }
 

@@ -40,9 +40,10 @@ mod workspace;
 mod tests;
 
 pub use backward::{GradientWorkspace, TrainingRows};
-pub use cache::{CachedRows, KvCache};
+pub use cache::{CachedRows, KvBlocks, KvCache};
 pub use config::{ModelConfig, ModelError, compute_dtype};
 pub use decoder::Decoder;
+pub use kernels::attention::KEY_BLOCK;
 pub use merge::add_low_rank;
 pub use packing::{PackedBytes, PackedPlan};
 pub use parameters::{ParameterKind, Parameters};

@@ -10,7 +10,7 @@ use testkit::golden;
 use testkit::random::Rng;
 
 use crate::{
-    CachedRows, Decoder, GradientWorkspace, KvCache, ModelConfig, ModelError, Parameters,
+    Decoder, GradientWorkspace, KvBlocks, KvCache, ModelConfig, ModelError, Parameters,
     TrainingRows, Workspace,
 };
 
@@ -113,12 +113,11 @@ fn cached_logits(
     chunk_len: usize,
 ) -> Vec<f32> {
     let config = decoder.config();
-    let mut cache = KvCache::new(config, decoder.dtype(), token_ids.len(), chunk_len);
+    let mut cache = KvCache::new(config, decoder.dtype(), 1, token_ids.len(), chunk_len);
     let mut workspace = Workspace::for_decoder(decoder, chunk_len);
     let (mut all, mut logits) = (Vec::new(), Vec::new());
     for chunk in token_ids.chunks(chunk_len) {
-        let rows = CachedRows { token_ids: chunk, cache: &mut cache };
-        decoder.forward_cached(device, &mut [rows], &mut workspace, &mut logits);
+        cache.append(decoder, device, &[(0, chunk)], &mut workspace, &mut logits);
         all.extend_from_slice(&logits);
     }
     all
@@ -157,19 +156,14 @@ fn a_sequence_has_the_same_logits_whatever_stands_beside_it() {
     let decoder = decoder(&device, &parameters(&config, 4), DType::Bf16);
     let prompts = [random_ids(5, 9, 32), random_ids(6, 33, 32), random_ids(7, 1, 32)];
     let mut workspace = Workspace::new(&config, DType::Bf16, 43, Passes::Forward);
-    let mut caches: Vec<KvCache> =
-        prompts.iter().map(|_| KvCache::new(&config, DType::Bf16, 40, 40)).collect();
-    let mut rows: Vec<CachedRows<'_>> = prompts
-        .iter()
-        .zip(&mut caches)
-        .map(|(token_ids, cache)| CachedRows { token_ids, cache })
-        .collect();
+    let mut cache = KvCache::new(&config, DType::Bf16, prompts.len(), 40, 40);
+    let rows: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
     let mut together = Vec::new();
-    decoder.forward_cached(&device, &mut rows, &mut workspace, &mut together);
+    cache.append(&decoder, &device, &rows, &mut workspace, &mut together);
     for (prompt, logits) in prompts.iter().zip(together.chunks(32)) {
         assert_eq!(cached_logits(&decoder, &device, prompt, prompt.len()), logits);
     }
-    assert_eq!(caches.iter().map(KvCache::len).collect::<Vec<_>>(), [9, 33, 1]);
+    assert_eq!([0, 1, 2].map(|i| cache.len(i)), [9, 33, 1]);
 }
 
 #[test]

@@ -143,6 +143,7 @@ fn engine_class(error: &EngineError) -> (StatusCode, &'static str, &'static str)
         EngineError::EmptyPrompt
         | EngineError::PromptTooLong { .. }
         | EngineError::UnknownToken { .. }
+        | EngineError::UnknownBias { .. }
         | EngineError::InvalidSampling { .. } => {
             (StatusCode::BAD_REQUEST, INVALID, "invalid_value")
         }

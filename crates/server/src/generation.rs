@@ -207,11 +207,17 @@ pub(crate) fn start(
 
 /// The settings of a request over the defaults of the model; without a seed, one of the system's.
 fn sampling(model: &LoadedModel, fields: &SamplingFields) -> Sampling {
-    let defaults = model.defaults;
+    let (defaults, plain) = (model.defaults, Sampling::PLAIN);
     Sampling {
         temperature: fields.temperature.unwrap_or(defaults.temperature),
         top_k: fields.top_k.or(defaults.top_k),
         top_p: fields.top_p.unwrap_or(defaults.top_p),
+        typical_p: fields.typical_p.unwrap_or(plain.typical_p),
+        min_p: fields.min_p.unwrap_or(plain.min_p),
+        repetition_penalty: fields.repetition_penalty.unwrap_or(plain.repetition_penalty),
+        presence_penalty: fields.presence_penalty.unwrap_or(plain.presence_penalty),
+        frequency_penalty: fields.frequency_penalty.unwrap_or(plain.frequency_penalty),
+        logit_bias: fields.logit_bias.clone(),
         seed: fields.seed.unwrap_or_else(crate::ids::random_u64),
     }
 }
@@ -227,14 +233,23 @@ impl Generation {
                         return Ok(Some(Piece::Text(text)));
                     }
                 }
-                Event::Finished { reason, n_prompt_tokens, n_generated } => {
+                Event::Finished { reason, n_prompt_tokens, n_reused_tokens, n_generated } => {
                     let reason = match reason {
                         engine::FinishReason::Stop => FinishReason::Stop,
                         engine::FinishReason::Length => FinishReason::Length,
                     };
-                    info!(n_prompt_tokens, n_generated, ?reason, "generation finished");
-                    let usage =
-                        Usage { prompt_tokens: n_prompt_tokens, completion_tokens: n_generated };
+                    info!(
+                        n_prompt_tokens,
+                        n_reused_tokens,
+                        n_generated,
+                        ?reason,
+                        "generation finished"
+                    );
+                    let usage = Usage {
+                        prompt_tokens: n_prompt_tokens,
+                        cached_tokens: n_reused_tokens,
+                        completion_tokens: n_generated,
+                    };
                     return Ok(Some(Piece::Finished { text: self.text.finish(), reason, usage }));
                 }
                 Event::Failed(error) => return Err(Failure::Engine(error)),

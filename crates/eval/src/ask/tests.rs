@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::Engine;
 use formats::WeightName;
 use kernels::{Compute, Family};
-use model::{CachedRows, Decoder, Parameters, Workspace};
+use model::{Decoder, KvCache, Parameters, Workspace};
 use tensor::{Device, Passes};
 use tokenizer::{BpeTrainer, TrainOptions};
 
@@ -83,13 +83,13 @@ impl Tiny {
     /// One token at a time through the model itself.
     fn naive(&self, question: &str, max_tokens: usize) -> Vec<u32> {
         let config = self.decoder.config();
-        let mut cache = KvCache::new(config, DType::F32, config.context_len, config.context_len);
+        let mut cache = KvCache::new(config, DType::F32, 1, config.context_len, config.context_len);
         let mut workspace = Workspace::new(config, DType::F32, config.context_len, Passes::Forward);
         let mut input = render(&self.tokenizer, &ChatTemplate::default(), question).unwrap();
         let (mut logits, mut generated) = (Vec::new(), Vec::new());
         while generated.len() < max_tokens && generated.last() != Some(&self.tokenizer.eos_id()) {
-            let mut rows = [CachedRows { token_ids: &input, cache: &mut cache }];
-            self.decoder.forward_cached(&self.device, &mut rows, &mut workspace, &mut logits);
+            let rows = [(0, input.as_slice())];
+            cache.append(&self.decoder, &self.device, &rows, &mut workspace, &mut logits);
             let mut best = 0;
             for (id, &logit) in logits.iter().enumerate() {
                 if logit > logits[best] {

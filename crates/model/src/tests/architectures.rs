@@ -123,24 +123,23 @@ fn a_cache_of_windows_holds_no_more_than_they_reach() {
         c.context_len = 4096;
         c.sliding_windows = vec![Some(40), None];
     });
-    let bytes = |n_tokens| KvCache::bytes_for(&config, DType::F32, n_tokens, 16);
+    let bytes = |n_tokens| KvBlocks::bytes_for(&config, DType::F32, n_tokens, 16);
     let block = tensor::ops::key_block_len(config.head_shape(), DType::F32) * 4;
-    let tables = |n_positions: usize| 2 * n_positions * size_of::<u32>();
     // Two blocks for 39 + 16 positions, and one because they may begin within a block.
-    assert_eq!(bytes(4096), (3 + 128) * block + tables(128));
-    assert_eq!(bytes(32), 2 * block + tables(1));
+    assert_eq!(bytes(4096), (3 + 128) * block);
+    assert_eq!(bytes(32), 2 * block);
     let device = fastest(1);
     let decoder = decoder(&device, &parameters(&config, 30), DType::F32);
     let token_ids = random_ids(31, 300, config.vocab_size);
     let mut workspace = Workspace::new(&config, DType::F32, 300, Passes::Forward);
     let expected = decoder.logits(&device, &token_ids, &[0, 300], &mut workspace);
-    let mut cache = KvCache::new(&config, DType::F32, 4096, 16);
+    let mut cache = KvCache::new(&config, DType::F32, 1, 4096, 16);
     let mut logits = Vec::new();
     let mut end = 0;
     // 57 tokens, five times: well past the window of 40 twice.
     for len in [16, 16, 1, 5, 16, 3].repeat(5) {
-        let rows = CachedRows { token_ids: &token_ids[end..end + len], cache: &mut cache };
-        decoder.forward_cached(&device, &mut [rows], &mut workspace, &mut logits);
+        let rows = [(0, &token_ids[end..end + len])];
+        cache.append(&decoder, &device, &rows, &mut workspace, &mut logits);
         end += len;
         assert_eq!(logits, expected[(end - 1) * 32..end * 32], "after {end} tokens");
     }

@@ -92,9 +92,10 @@ pub(crate) fn chat(more: &Value) -> Value {
 /// Waits until the engine works on so many requests and so many wait for it.
 pub(crate) fn wait_for(engine: &EngineHandle, (n_running, n_waiting): (usize, usize)) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    let expected = engine::EngineLoad { n_running, n_waiting };
-    while engine.load() != expected {
-        assert!(std::time::Instant::now() < deadline, "{:?}, not {expected:?}", engine.load());
+    let counts = || (engine.load().n_running, engine.load().n_waiting);
+    while counts() != (n_running, n_waiting) {
+        let load = engine.load();
+        assert!(std::time::Instant::now() < deadline, "{load:?}, not {n_running} and {n_waiting}");
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
 }

@@ -1,0 +1,198 @@
+//! Which beginnings of token sequences have been computed, and where their keys and values are.
+
+use std::collections::HashMap;
+
+use model::KEY_BLOCK;
+
+/// A tree whose nodes are runs of 32 tokens after the runs above them. Keyed by the tokens themselves, not by a digest of them, so
+/// that no two prefixes can be taken for one.
+#[derive(Debug, Default)]
+pub(crate) struct PrefixTree {
+    nodes: Vec<Option<Node>>,
+    vacant: Vec<u32>,
+    by_key: HashMap<Key, u32>,
+    /// Counts uses.
+    clock: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    /// The node above; none for the beginning of a sequence.
+    parent: Option<u32>,
+    token_ids: [u32; KEY_BLOCK],
+}
+
+#[derive(Debug)]
+struct Node {
+    key: Key,
+    /// One for each layer.
+    blocks: Box<[u32]>,
+    n_children: u32,
+    last_used: u64,
+}
+
+impl PrefixTree {
+    /// Bytes that a node takes at most. A list has grown to twice of what it holds at most; a hash table, with a mark for each
+    /// place, to 16/7 of that, and while it grows there is half of it again.
+    pub(crate) fn bytes_per_node(n_layers: usize) -> usize {
+        let lists = 2 * (size_of::<Option<Node>>() + size_of::<u32>());
+        let table = 4 * (size_of::<(Key, u32)>() + 1);
+        lists + table + n_layers * size_of::<u32>()
+    }
+
+    /// The blocks of the longest known prefix of `token_ids`, 32 tokens after 32 tokens.
+    pub(crate) fn matching(&mut self, token_ids: &[u32]) -> Vec<&[u32]> {
+        self.clock += 1;
+        let mut path = Vec::new();
+        let mut parent = None;
+        for run in token_ids.as_chunks::<KEY_BLOCK>().0 {
+            let Some(&node) = self.by_key.get(&Key { parent, token_ids: *run }) else { break };
+            self.node_mut(node).last_used = self.clock;
+            path.push(node);
+            parent = Some(node);
+        }
+        path.into_iter().map(|node| &*self.node(node).blocks).collect()
+    }
+
+    /// Adds the whole runs of `token_ids` that are not known. `blocks(i)` gives the blocks of run i, or none if they are gone, which
+    /// ends the insertion.
+    pub(crate) fn insert(
+        &mut self,
+        token_ids: &[u32],
+        mut blocks: impl FnMut(usize) -> Option<Box<[u32]>>,
+    ) {
+        self.clock += 1;
+        let mut parent = None;
+        for (i, run) in token_ids.as_chunks::<KEY_BLOCK>().0.iter().enumerate() {
+            let key = Key { parent, token_ids: *run };
+            let node = match self.by_key.get(&key) {
+                Some(&node) => {
+                    self.node_mut(node).last_used = self.clock;
+                    node
+                }
+                None => {
+                    let Some(blocks) = blocks(i) else { return };
+                    self.add(key, blocks)
+                }
+            };
+            parent = Some(node);
+        }
+    }
+
+    fn add(&mut self, key: Key, blocks: Box<[u32]>) -> u32 {
+        if let Some(parent) = key.parent {
+            self.node_mut(parent).n_children += 1;
+        }
+        let node = Node { key: key.clone(), blocks, n_children: 0, last_used: self.clock };
+        let id = match self.vacant.pop() {
+            Some(id) => {
+                self.nodes[id as usize] = Some(node);
+                id
+            }
+            None => {
+                self.nodes.push(Some(node));
+                u32::try_from(self.nodes.len() - 1).expect("no more nodes than blocks")
+            }
+        };
+        self.by_key.insert(key, id);
+        id
+    }
+
+    /// Takes out the leaf that was unused the longest and gives its blocks, one with useful blocks if there is any. O(nodes), of which
+    /// there are at most as many as blocks per layer.
+    pub(crate) fn remove_oldest(&mut self, is_useful: impl Fn(u32) -> bool) -> Option<Box<[u32]>> {
+        let leaves = self.nodes.iter().enumerate().filter_map(|(id, node)| {
+            let node = node.as_ref().filter(|node| node.n_children == 0)?;
+            let is_useless = !node.blocks.iter().any(|&block| is_useful(block));
+            Some((is_useless, node.last_used, id))
+        });
+        let (_, _, id) = leaves.min()?;
+        let node = self.nodes[id].take().expect("a leaf is a node");
+        self.by_key.remove(&node.key);
+        self.vacant.push(id as u32);
+        if let Some(parent) = node.key.parent {
+            self.node_mut(parent).n_children -= 1;
+        }
+        Some(node.blocks)
+    }
+
+    fn node(&self, id: u32) -> &Node {
+        self.nodes[id as usize].as_ref().expect("a node stays while it has children or a key")
+    }
+
+    fn node_mut(&mut self, id: u32) -> &mut Node {
+        self.nodes[id as usize].as_mut().expect("a node stays while it has children or a key")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(n: u32) -> Vec<u32> {
+        (0..n).collect()
+    }
+
+    fn insert(tree: &mut PrefixTree, token_ids: &[u32], first_block: u32) {
+        tree.insert(token_ids, |i| Some(Box::new([first_block + i as u32])));
+    }
+
+    fn found(tree: &mut PrefixTree, token_ids: &[u32]) -> Vec<u32> {
+        tree.matching(token_ids).concat()
+    }
+
+    #[test]
+    fn the_longest_known_prefix_is_found_in_whole_runs() {
+        let mut tree = PrefixTree::default();
+        insert(&mut tree, &ids(100), 10);
+        assert_eq!(found(&mut tree, &ids(100)), [10, 11, 12]);
+        assert_eq!(found(&mut tree, &ids(64)), [10, 11]);
+        assert_eq!(found(&mut tree, &ids(31)), [0_u32; 0]);
+        let mut other = ids(96);
+        other[40] = 7;
+        assert_eq!(found(&mut tree, &other), [10]);
+        // The second run of one sequence is not the beginning of another.
+        assert_eq!(found(&mut tree, &(32..96).collect::<Vec<u32>>()), [0_u32; 0]);
+    }
+
+    #[test]
+    fn what_is_known_keeps_its_blocks_and_what_is_new_is_added_below() {
+        let mut tree = PrefixTree::default();
+        insert(&mut tree, &ids(64), 10);
+        insert(&mut tree, &ids(96), 20);
+        assert_eq!(found(&mut tree, &ids(96)), [10, 11, 22]);
+    }
+
+    #[test]
+    fn an_insertion_ends_where_blocks_are_gone() {
+        let mut tree = PrefixTree::default();
+        tree.insert(&ids(96), |i| (i != 1).then(|| Box::from([i as u32])));
+        assert_eq!(found(&mut tree, &ids(96)), [0]);
+    }
+
+    #[test]
+    fn leaves_with_useful_blocks_go_before_older_ones() {
+        let mut tree = PrefixTree::default();
+        insert(&mut tree, &[5; 32], 20);
+        insert(&mut tree, &ids(32), 10);
+        assert_eq!(tree.remove_oldest(|block| block == 10).unwrap()[..], [10]);
+        assert_eq!(tree.remove_oldest(|_| false).unwrap()[..], [20]);
+        assert!(tree.remove_oldest(|_| true).is_none());
+    }
+
+    #[test]
+    fn leaves_go_in_the_order_of_their_last_use_and_parents_after_them() {
+        let mut tree = PrefixTree::default();
+        insert(&mut tree, &ids(64), 10);
+        insert(&mut tree, &[5; 32], 20);
+        let _ = tree.matching(&ids(64));
+        let removed: Vec<u32> =
+            std::iter::from_fn(|| tree.remove_oldest(|_| true)).map(|blocks| blocks[0]).collect();
+        assert_eq!(removed, [20, 11, 10]);
+        // Vacant places are used again, and nothing old is found in them.
+        insert(&mut tree, &[6; 64], 30);
+        assert_eq!(found(&mut tree, &[6; 64]), [30, 31]);
+        assert_eq!(found(&mut tree, &ids(64)), [0_u32; 0]);
+        assert_eq!(tree.nodes.len(), 3);
+    }
+}
