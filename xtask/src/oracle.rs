@@ -55,6 +55,7 @@ const COMPARISONS: &[Comparison] = &[
         name: "tests",
         means: Means::Tests(&["kernels", "formats", "model", "train", "tokenizer"]),
     },
+    Comparison { name: "families", means: Means::Program(&["golden/compare_families.py"]) },
     Comparison { name: "export", means: Means::Model("golden/compare_export.py") },
     Comparison { name: "llama_cpp", means: Means::Model("golden/compare_llama_cpp.py") },
     Comparison { name: "encoding", means: Means::Model("golden/compare_tokenizer.py") },

@@ -8,7 +8,7 @@
 //!
 //! * supported fields are read and checked; a wrong type or range is an error that names the field;
 //! * fields of the published schemas that would change the answer and are not supported (tools, JSON schemas, several
-//!   choices, log-probabilities, penalties, ...) are refused unless they hold the value that changes nothing;
+//!   choices, log-probabilities, ...) are refused unless they hold the value that changes nothing;
 //! * fields that cannot change the answer (`user`, `metadata`, `store`, ...) are accepted;
 //! * fields that no known schema has are accepted too, because clients add their own, and are listed in
 //!   `ignored_fields`; the server names them in the header `x-galerne-ignored-fields` of its response.
