@@ -120,3 +120,57 @@ impl Settings {
         Ok(formats::durable::write_bytes_atomically(&dir.join(SETTINGS_FILE), text.as_bytes())?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use testkit::damage::damaged;
+    use testkit::test_dir::TestDir;
+
+    use super::*;
+
+    const WHOLE: &str = "format_version = 1
+seed = 7
+budget_minutes = 3.5
+text = \"/texts\"
+vocab_size = 4096
+[plan]
+tokens_per_s = 1.5
+pretrain_steps = 9
+chat_steps = 9
+company_steps = 9
+[plan.shape]
+hidden_dim = 32
+n_layers = 2
+n_heads = 2
+n_kv_heads = 1
+head_dim = 16
+ffn_dim = 48
+vocab_size = 4096
+context_len = 512
+rope_theta = 1e4
+[[stages]]
+name = \"planning\"
+seconds = 2.5
+";
+
+    #[test]
+    fn settings_are_read_back_and_damaged_ones_are_read_or_refused() {
+        let scratch = TestDir::new("quickstart-settings");
+        let read = |text: &[u8]| {
+            fs::write(scratch.join(SETTINGS_FILE), text).unwrap();
+            Settings::read(scratch.path())
+        };
+        let settings = read(WHOLE.as_bytes()).unwrap();
+        settings.write(scratch.path()).unwrap();
+        assert_eq!(Settings::read(scratch.path()).unwrap(), settings);
+        let n_refused =
+            damaged(WHOLE.as_bytes(), 5, 500).filter(|text| read(text).is_err()).count();
+        assert!(n_refused > 50, "{n_refused} of the damaged ones were refused");
+        for (from, to) in [("2.5", "nan"), ("2.5", "-1.0"), ("= 1.5", "= inf"), ("3.5", "0.0")] {
+            let error = read(WHOLE.replace(from, to).as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("expected a"), "{to}: {error}");
+        }
+    }
+}

@@ -111,7 +111,15 @@ fn a_conversation_longer_than_the_context_loses_its_oldest_exchanges_and_says_so
     let n_left_out = left_out["n_messages"].as_u64().unwrap() as usize;
     assert!(n_left_out > 0 && n_left_out < 12 && n_left_out.is_multiple_of(2), "{n_left_out}");
     let rest: Vec<(String, Value)> = stream(&messages[n_left_out..]);
-    assert_eq!(rest.last().unwrap().1["usage"], events.last().unwrap().1["usage"]);
+    let usage = |events: &[(String, Value)]| events.last().unwrap().1["usage"].clone();
+    for name in ["prompt_tokens", "completion_tokens"] {
+        assert_eq!(usage(&rest)[name], usage(&events)[name]);
+    }
+    let cached = |events: &[(String, Value)]| {
+        usage(events)["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached(&events), 0);
+    assert!(cached(&rest) > 100, "the same prompt again is not computed again");
     assert_ne!(rest[0].0, "left_out");
     assert_eq!(stream(&messages[n_left_out - 2..])[0].0, "left_out", "no more is left out");
     // What is left out is not rendered: the template refuses a question without text.
