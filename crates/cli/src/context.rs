@@ -181,6 +181,11 @@ pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
+/// A name from a file as one line, so that it cannot look like a line of ours.
+pub(crate) fn one_line(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
 fn family_of_environment() -> anyhow::Result<Option<Family>> {
     let Some(value) = variable("GALERNE_KERNELS") else { return Ok(None) };
     let parsed = value.to_string_lossy().parse();

@@ -17,6 +17,9 @@ use train::TrainError;
 use crate::context::{Form, harmless};
 use crate::os::StopSignal;
 
+/// Longest message that is shown.
+const MAX_SHOWN_CHARS: usize = 4096;
+
 /// Exit code of wrong usage.
 const USAGE: u8 = 2;
 
@@ -213,9 +216,12 @@ fn write_report(label: &str, message: &str, hint: Option<&str>, form: Form) {
     let _ = writeln!(io::stderr(), "{}", harmless(&text));
 }
 
-/// Text with every line but the first set in, so that no text from a file looks like a line of ours.
+/// Text with every line but the first set in, so that no text from a file looks like a line of ours, and not without end: a message may
+/// repeat what is in a file.
 fn indented(text: &str) -> String {
-    text.replace('\n', "\n    ")
+    let end = text.char_indices().nth(MAX_SHOWN_CHARS).map_or(text.len(), |(end, _)| end);
+    let cut = if end < text.len() { "..." } else { "" };
+    text[..end].replace('\n', "\n    ") + cut
 }
 
 /// The chain of causes. Library errors tell their cause in their own text, which is not said twice.
@@ -365,6 +371,7 @@ mod tests {
     #[test]
     fn text_from_files_makes_no_line_of_ours() {
         assert_eq!(indented("tensor `x\nhint: run this`"), "tensor `x\n    hint: run this`");
+        assert_eq!(indented(&"é".repeat(10_000)).chars().count(), MAX_SHOWN_CHARS + 3);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use kernels::Buffer;
 use model::{Decoder, ModelConfig, PackedBytes, PackedPlan, Quantisation, compute_dtype};
 use tracing::warn;
 
-use crate::context::Context;
+use crate::context::{Context, one_line};
 use crate::machine;
 
 /// Packed weights of fewer bytes are not kept: packing them takes a moment.
@@ -113,7 +113,11 @@ impl WeightsOfModel<'_> {
 
     fn write(&self, copy: &PackedCopy, plan: &PackedPlan) -> anyhow::Result<()> {
         let (device, start) = (self.context.device()?, Instant::now());
-        self.context.say(&format!("packing {} once: {}", self.name, bytes(plan.n_bytes() as u64)));
+        self.context.say(&format!(
+            "packing {} once: {}",
+            one_line(self.name),
+            bytes(plan.n_bytes() as u64)
+        ));
         copy.write(|out| {
             let sink = |packed: &[u8]| out.write_all(packed);
             plan.write(&device, self.config, self.dir.weights(), sink)

@@ -4,6 +4,8 @@ use std::time::SystemTime;
 
 use tokenizer::strftime;
 
+use crate::context::one_line;
+
 /// `2026-11-21 14:05 UTC`.
 pub(crate) fn utc_minute(time: SystemTime) -> String {
     strftime(time, "%Y-%m-%d %H:%M UTC").expect("the fields are known")
@@ -16,7 +18,10 @@ const MAX_NAME_WIDTH: usize = 80;
 pub(crate) fn table(rows: &[(&str, String)]) -> String {
     let widths = rows.iter().map(|(name, _)| name.chars().count());
     let width = widths.max().unwrap_or(0).min(MAX_NAME_WIDTH);
-    rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+    let line = |(name, value): &(&str, String)| {
+        format!("{:width$}  {}\n", one_line(name), one_line(value))
+    };
+    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]
@@ -29,6 +34,7 @@ mod tests {
     fn values_are_aligned_up_to_a_width() {
         let of_two = |name: &str| table(&[("a", "1".to_owned()), (name, "2".to_owned())]);
         assert_eq!(of_two("bcd"), "a    1\nbcd  2\n");
+        assert_eq!(of_two("b\nd"), "a    1\nb\u{fffd}d  2\n");
         let long = "n".repeat(70_000);
         assert_eq!(of_two(&long).len(), MAX_NAME_WIDTH + 4 + 70_000 + 4);
     }

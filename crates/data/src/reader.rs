@@ -10,7 +10,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use formats::durable::open_regular;
+use formats::durable::open_own;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use crate::{DataError, Document, Language};
@@ -184,8 +184,8 @@ fn is_text_name(path: &Path) -> bool {
 
 /// Reads and normalises one file; the result does not begin or end with an empty line.
 fn read_text(path: &Path) -> Result<String, DataError> {
-    // Since the folder was listed, a pipe may have come in place of the file.
-    let file = open_regular(path)?;
+    // Since the folder was listed, a pipe or a link may have come in place of the file.
+    let file = open_own(path)?;
     let n_bytes = file.metadata().map_err(DataError::io("inspect", path))?.len();
     let too_long = |n_bytes| {
         let (path, limit) = (path.to_owned(), MAX_FILE_BYTES);

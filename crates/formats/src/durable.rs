@@ -305,8 +305,12 @@ fn is_dead(temporary: &Path) -> bool {
     let Ok(file) = opened else { return false };
     let modified = file.metadata().and_then(|found| found.modified());
     let Some(age) = modified.ok().and_then(|time| time.elapsed().ok()) else { return false };
+    // A new one is let alone: its writer may be about to take the lock.
+    if age <= DEAD_AFTER {
+        return false;
+    }
     match file.try_lock() {
-        Ok(()) => age > DEAD_AFTER,
+        Ok(()) => true,
         Err(TryLockError::WouldBlock) => false,
         Err(TryLockError::Error(_)) => age > DEAD_WITHOUT_LOCKS_AFTER,
     }
@@ -348,6 +352,15 @@ pub fn refuse_link(dir: &Path) -> Result<(), FormatError> {
 /// When it is no regular file, or the system refuses.
 pub fn open_regular(path: &Path) -> Result<File, FormatError> {
     open_checked(path, OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK))
+}
+
+/// As [`open_regular`], but a link is refused: for files of a folder that others may write to.
+///
+/// # Errors
+/// When it is no regular file, or the system refuses.
+pub fn open_own(path: &Path) -> Result<File, FormatError> {
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    open_checked(path, OpenOptions::new().read(true).custom_flags(flags))
 }
 
 /// Opens a file that this program alone writes, to append to it; it is created when missing. Links are refused as well:

@@ -36,16 +36,19 @@ pub struct Licence {
 
 impl Licence {
     fn named(name: &str) -> Self {
-        // One line, and not a long one, whatever a file says.
-        let name: String = name
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .take(MAX_NAME_BYTES)
-            .collect();
+        // One line of what is seen, and not a long one, whatever a file says.
+        let shown = name.chars().filter(|&c| !is_unseen(c));
+        let shown = shown.map(|c| if c.is_control() { ' ' } else { c });
+        let name: String = shown.take(MAX_NAME_BYTES).collect();
         let lower = name.to_lowercase();
         let limit = LIMITED.iter().find(|(word, _)| lower.contains(word)).map(|(_, limit)| *limit);
         Self { name, limit }
     }
+}
+
+/// Characters without a width, and those that turn the direction of a text: with them a name may look like another.
+fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// The licence that `galerne.json`, the head of `README.md` or the metadata of a GGUF file states, in this order.
@@ -115,6 +118,13 @@ mod tests {
         }
         fs::write(&path, [b'-', b'-', b'-', b'\n', 0xff, 0xfe]).unwrap();
         assert_eq!(of_readme(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_not_seen_of_a_name_hides_nothing() {
+        let licence = Licence::named("cc-by\u{200b}-nc\u{202e}-4.0\nlicence mit");
+        assert_eq!(licence.name, "cc-by-nc-4.0 licence mit");
+        assert_eq!(licence.limit, Some("not for commercial use"));
     }
 
     #[test]

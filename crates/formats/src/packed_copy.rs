@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::hex;
-use crate::durable::{
-    open_regular, parent_of, remove_any, remove_dead_temporaries, write_atomically,
-};
+use crate::durable::{open_own, parent_of, remove_any, remove_dead_temporaries, write_atomically};
 use crate::os::FileStamp;
 use crate::{FormatError, ModelWeights};
 
@@ -68,7 +66,7 @@ impl PackedCopy {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(&self) -> Result<Option<OpenCopy>, FormatError> {
-        let file = match open_regular(&self.path) {
+        let file = match open_own(&self.path) {
             Err(error) if error.is_not_found() => return Ok(None),
             file => file?,
         };

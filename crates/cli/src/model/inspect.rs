@@ -12,7 +12,7 @@ use model::ModelConfig;
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 
-use crate::context::{Context, Form};
+use crate::context::{Context, Form, one_line};
 use crate::open_model::{LoadArgs, open_dir, open_tokenizer, weights_bytes};
 use crate::table::table;
 
@@ -145,7 +145,7 @@ fn as_text(
         tensors.iter().map(|(name, dtype, shape)| (name.as_str(), format!("{dtype} {shape:?}")));
     text.push_str(&table(&shapes.collect::<Vec<_>>()));
     for tensor in dir.unused_tensors() {
-        text.push_str(&format!("not used by the model: {tensor}\n"));
+        text.push_str(&format!("not used by the model: {}\n", one_line(tensor)));
     }
     Ok(text)
 }

@@ -108,6 +108,10 @@ impl Settings {
         if let Some((name, got)) = times.chain(speed).find(|&(_, number)| !is_number(number)) {
             bail!("{} has {name} {got}, expected a number from 0", path.display());
         }
+        let is_name = |name: &str| name.len() <= 100 && !name.contains(char::is_control);
+        if settings.stages.iter().any(|stage| !is_name(&stage.name)) {
+            bail!("{} names a stage in more than a line, expected a short name", path.display());
+        }
         Ok(settings)
     }
 
