@@ -8,7 +8,10 @@ use crate::sampling::{
     SamplingFields, StreamFields, is_empty_array, is_false, read_model, read_stream,
     refuse_unsupported,
 };
-use crate::{FinishReason, MAX_CONTENT_PARTS, MAX_MESSAGES, RequestError, Usage};
+use crate::{
+    ChatLogprobs, FinishReason, MAX_CONTENT_PARTS, MAX_MESSAGES, MAX_TOP_LOGPROBS, RequestError,
+    TokenLogprob, Usage,
+};
 
 /// Who speaks in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -40,6 +43,8 @@ pub struct ChatRequest {
     pub messages: Vec<ChatMessage>,
     /// How to draw the answer.
     pub sampling: SamplingFields,
+    /// How many likeliest tokens are named beside each token; none when tokens are not scored.
+    pub logprobs: Option<usize>,
     /// Whether the answer comes in pieces.
     pub stream: StreamFields,
     /// Paths of fields that no known schema has.
@@ -58,12 +63,24 @@ impl ChatRequest {
         let model = read_model(&mut fields)?;
         let messages = read_messages(&mut fields, &mut ignored_fields)?;
         let sampling = SamplingFields::read(&mut fields, &["max_completion_tokens", "max_tokens"])?;
+        let logprobs = read_logprobs(&mut fields)?;
         let stream = read_stream(&mut fields, &mut ignored_fields)?;
         refuse_unsupported(&mut fields)?;
         refuse_unsupported_in_chat(&mut fields)?;
         fields.ignored(&mut ignored_fields);
-        Ok(Self { model, messages, sampling, stream, ignored_fields })
+        Ok(Self { model, messages, sampling, logprobs, stream, ignored_fields })
     }
+}
+
+/// `logprobs`, and how many `top_logprobs` go with it.
+fn read_logprobs(fields: &mut Fields) -> Result<Option<usize>, RequestError> {
+    let is_wanted = fields.flag("logprobs")?.unwrap_or(false);
+    let n_top = fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS as i64)?.unwrap_or(0);
+    if n_top > 0 && !is_wanted {
+        let (param, expected) = (fields.path("logprobs"), "true beside top_logprobs".to_owned());
+        return Err(RequestError::OutOfRange { param, expected, got: "false".to_owned() });
+    }
+    Ok(is_wanted.then(|| usize::try_from(n_top).unwrap_or(MAX_TOP_LOGPROBS)))
 }
 
 fn read_messages(
@@ -164,12 +181,6 @@ fn refuse_unsupported_in_chat(fields: &mut Fields) -> Result<(), RequestError> {
         "only {\"type\": \"text\"} is accepted",
     )?;
     fields.refuse_unless("modalities", only_text, "only [\"text\"] is accepted")?;
-    fields.refuse_unless("logprobs", is_false, "only false is accepted")?;
-    fields.refuse_unless(
-        "top_logprobs",
-        |value| value.as_u64() == Some(0),
-        "only 0 is accepted",
-    )?;
     fields.refuse_unless("safe_prompt", is_false, "only false is accepted")?;
     for name in ["audio", "prediction", "web_search_options", "guardrails", "prompt_mode"] {
         fields.refuse_unless(name, |_| false, "leave it out")?;
@@ -181,7 +192,7 @@ fn refuse_unsupported_in_chat(fields: &mut Fields) -> Result<(), RequestError> {
 }
 
 /// The whole answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatCompletion {
     /// Unique name of this answer.
     pub id: String,
@@ -198,14 +209,14 @@ pub struct ChatCompletion {
 }
 
 /// One answer of a [`ChatCompletion`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatChoice {
     /// Position among the choices.
     pub index: usize,
     /// What the model said.
     pub message: ChatReply,
-    /// Always null.
-    pub logprobs: Option<()>,
+    /// How likely its tokens were, where that was asked for.
+    pub logprobs: Option<ChatLogprobs>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -229,17 +240,18 @@ impl ChatCompletion {
         created: u64,
         model: String,
         content: String,
+        logprobs: Option<ChatLogprobs>,
         finish_reason: FinishReason,
         usage: Usage,
     ) -> Self {
         let message = ChatReply { role: ChatRole::Assistant, content, refusal: None };
-        let choice = ChatChoice { index: 0, message, logprobs: None, finish_reason };
+        let choice = ChatChoice { index: 0, message, logprobs, finish_reason };
         Self { id, object: "chat.completion", created, model, choices: vec![choice], usage }
     }
 }
 
 /// One event of a streamed answer. Order: the role, the text in pieces, the reason it ended, the usage when asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatChunk {
     /// The same in all events of an answer.
     pub id: String,
@@ -257,14 +269,14 @@ pub struct ChatChunk {
 }
 
 /// The part of a [`ChatChunk`] that belongs to one choice.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatChunkChoice {
     /// Position among the choices.
     pub index: usize,
     /// What is new.
     pub delta: ChatDelta,
-    /// Always null.
-    pub logprobs: Option<()>,
+    /// How likely its tokens were, where that was asked for.
+    pub logprobs: Option<ChatLogprobs>,
     /// Set in the last event of the choice.
     pub finish_reason: Option<FinishReason>,
 }
@@ -295,10 +307,13 @@ impl ChatChunk {
         self.with_choice(ChatDelta { role, content: Some(String::new()) }, None)
     }
 
-    /// More text.
+    /// More text, and the token that came with it where tokens are scored.
     #[must_use]
-    pub fn content(&self, text: String) -> Self {
-        self.with_choice(ChatDelta { role: None, content: Some(text) }, None)
+    pub fn content(&self, text: String, logprob: Option<TokenLogprob>) -> Self {
+        let mut chunk = self.with_choice(ChatDelta { role: None, content: Some(text) }, None);
+        chunk.choices[0].logprobs =
+            logprob.map(|logprob| ChatLogprobs { content: vec![logprob], refusal: None });
+        chunk
     }
 
     /// The end of the text.

@@ -8,7 +8,7 @@
 //!
 //! * supported fields are read and checked; a wrong type or range is an error that names the field;
 //! * fields of the published schemas that would change the answer and are not supported (tools, JSON schemas, several
-//!   choices, log-probabilities, ...) are refused unless they hold the value that changes nothing;
+//!   choices, scores of text completions, ...) are refused unless they hold the value that changes nothing;
 //! * fields that cannot change the answer (`user`, `metadata`, `store`, ...) are accepted;
 //! * fields that no known schema has are accepted too, because clients add their own, and are listed in
 //!   `ignored_fields`; the server names them in the header `x-galerne-ignored-fields` of its response.
@@ -28,6 +28,7 @@ mod chat;
 mod completion;
 mod error;
 mod fields;
+mod logprobs;
 mod models;
 mod sampling;
 mod usage;
@@ -38,6 +39,7 @@ pub use chat::{
 };
 pub use completion::{Completion, CompletionChoice, CompletionRequest, PromptInput};
 pub use error::{ErrorBody, ErrorObject, RequestError};
+pub use logprobs::{ChatLogprobs, TokenLogprob, TopLogprob};
 pub use models::{Capabilities, ModelCard, ModelList};
 pub use sampling::{SamplingFields, StreamFields};
 pub use usage::{FinishReason, Usage};
@@ -50,6 +52,8 @@ pub const MAX_CONTENT_PARTS: usize = 64;
 pub const MAX_PROMPTS: usize = 16;
 /// Most stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
+/// Most likeliest tokens that are named beside each token.
+pub const MAX_TOP_LOGPROBS: usize = 20;
 /// Longest stop string, in bytes.
 pub const MAX_STOP_BYTES: usize = 256;
 /// Longest model name, in bytes.

@@ -100,7 +100,9 @@ fn read_logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, RequestError>
     for name in names {
         // As JSON writes the number: "05" would be another name of 5.
         let id = name.parse::<u32>().ok().filter(|id| id.to_string() == name);
-        let (Some(id), Some(bias)) = (id, by_id.number(&name, -100.0..=100.0)?) else {
+        // The value is looked at only then, for its errors name it by the whole key.
+        let bias = id.and_then(|_| by_id.number(&name, -100.0..=100.0).transpose()).transpose()?;
+        let (Some(id), Some(bias)) = (id, bias) else {
             let expected = "numbers by the ids of tokens".to_owned();
             let got = name.chars().take(20).collect();
             return Err(RequestError::OutOfRange { param: path, expected, got });

@@ -1,9 +1,9 @@
 //! What goes over the wire, as clients see it.
 
 use api::{
-    ChatChunk, ChatCompletion, ChatRequest, ChatRole, Completion, CompletionRequest, ErrorBody,
-    ErrorObject, FinishReason, ModelCard, ModelList, PromptInput, RequestError, StreamFields,
-    Usage,
+    ChatChunk, ChatCompletion, ChatLogprobs, ChatRequest, ChatRole, Completion, CompletionRequest,
+    ErrorBody, ErrorObject, FinishReason, ModelCard, ModelList, PromptInput, RequestError,
+    StreamFields, TokenLogprob, TopLogprob, Usage,
 };
 use serde_json::{Value, json};
 use testkit::damage::damaged;
@@ -41,7 +41,7 @@ fn completion_with(name: &str, value: &Value) -> Result<CompletionRequest, Reque
 #[test]
 fn chat_completion_has_the_members_clients_read() {
     let (id, model, text) = ("chatcmpl-1".to_owned(), "m".to_owned(), "Oui.".to_owned());
-    let whole = ChatCompletion::new(id, 5, model, text, FinishReason::Stop, USAGE);
+    let whole = ChatCompletion::new(id, 5, model, text, None, FinishReason::Stop, USAGE);
     let expected = json!({
         "id": "chatcmpl-1", "object": "chat.completion", "created": 5, "model": "m",
         "choices": [{
@@ -65,7 +65,8 @@ fn chat_chunks_bring_role_text_end_and_usage() {
         wire(&chunk.role()),
         choice(json!({"role": "assistant", "content": ""}), Value::Null)
     );
-    assert_eq!(wire(&chunk.content("é".to_owned())), choice(json!({"content": "é"}), Value::Null));
+    let text = chunk.content("é".to_owned(), None);
+    assert_eq!(wire(&text), choice(json!({"content": "é"}), Value::Null));
     assert_eq!(wire(&chunk.finish(FinishReason::Length)), choice(json!({}), json!("length")));
     let mut usage = event(json!([]));
     usage["usage"] = usage_on_the_wire();
@@ -80,6 +81,40 @@ fn text_completion_has_the_members_clients_read() {
         "choices": [{"index": 1, "text": "x", "logprobs": null, "finish_reason": "stop"}],
     });
     assert_eq!(wire(&answer.piece(1, "x".to_owned(), Some(FinishReason::Stop))), expected);
+}
+
+fn scored(token: &str, logprob: f32) -> TokenLogprob {
+    let bytes = token.as_bytes().to_vec();
+    let top = TopLogprob { token: token.to_owned(), logprob, bytes: bytes.clone() };
+    TokenLogprob { token: token.to_owned(), logprob, bytes, top_logprobs: vec![top] }
+}
+
+#[test]
+fn scores_have_the_members_clients_read() {
+    let content = vec![scored("é", -0.5)];
+    let (id, model, text) = ("chatcmpl-1".to_owned(), "m".to_owned(), "é".to_owned());
+    let logprobs = Some(ChatLogprobs { content, refusal: None });
+    let whole = ChatCompletion::new(id, 5, model, text, logprobs, FinishReason::Stop, USAGE);
+    let of_token = json!({"token": "é", "logprob": -0.5, "bytes": [195, 169]});
+    let mut entry = of_token.clone();
+    entry["top_logprobs"] = json!([of_token]);
+    let expected = json!({"content": [entry], "refusal": null});
+    assert_eq!(wire(&whole)["choices"][0]["logprobs"], expected);
+    let chunk = ChatChunk::new("chatcmpl-1".to_owned(), 5, "m".to_owned());
+    let chunk = chunk.content("é".to_owned(), Some(scored("é", -0.5)));
+    assert_eq!(wire(&chunk)["choices"][0]["logprobs"], expected);
+}
+
+#[test]
+fn scores_are_asked_for_with_how_many_likeliest_tokens() {
+    assert_eq!(chat_with("logprobs", &json!(true)).unwrap().logprobs, Some(0));
+    assert_eq!(chat_with("logprobs", &json!(false)).unwrap().logprobs, None);
+    assert_eq!(chat_with("top_logprobs", &json!(3)).unwrap_err().param(), Some("logprobs"));
+    let both = json!({
+        "model": "m", "messages": [{"role": "user", "content": "hi"}], "logprobs": true, "top_logprobs": 20,
+    });
+    assert_eq!(chat(&both).unwrap().logprobs, Some(20));
+    assert_eq!(chat_with("top_logprobs", &json!(21)).unwrap_err().param(), Some("top_logprobs"));
 }
 
 #[test]
@@ -141,8 +176,6 @@ fn what_would_change_the_answer_is_refused_by_name() {
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("required")),
         ("response_format", json!({"type": "json_schema"})),
-        ("logprobs", json!(true)),
-        ("top_logprobs", json!(3)),
         ("min_tokens", json!(5)),
         ("modalities", json!(["audio"])),
         ("reasoning_effort", json!("high")),

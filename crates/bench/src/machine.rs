@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use half::bf16;
+use kernels::blocks::{BlockKind, BlockMatrix};
+use kernels::int8::{self, PackedBlocks};
 use kernels::matmul::{Left, Right, Write, matmul};
 use kernels::panels::panels_len;
 use kernels::{Buffer, Compute, CpuFeatures, Operand, detect_features};
@@ -36,6 +38,8 @@ pub struct Roofline {
     pub bf16_flops: f64,
     /// f32 matrix products on all threads.
     pub f32_flops: f64,
+    /// Products of 8-bit rows with 8-bit blocks on all threads.
+    pub int8_ops: f64,
 }
 
 impl Machine {
@@ -84,6 +88,7 @@ impl Roofline {
             read_bytes_per_s: read_speed(compute, &memory, compute.n_threads()),
             bf16_flops: matmul_speed::<bf16>(compute),
             f32_flops: matmul_speed::<f32>(compute),
+            int8_ops: int8_speed(compute),
         }
     }
 }
@@ -113,21 +118,46 @@ fn read_speed(compute: &Compute, memory: &[f32], n_threads: usize) -> f64 {
     median(&mut speeds)
 }
 
-/// Operations per second of a product whose operands fit the caches.
+/// Rows, columns and inner dimension of a product whose operands fit the caches.
+const PRODUCT: [usize; 3] = [768, 1024, 1024];
+
+/// Operations per second of a product.
 fn matmul_speed<T: Operand>(compute: &Compute) -> f64 {
-    let [m, n, k] = [768, 1024, 1024];
+    let [m, n, k] = PRODUCT;
     // Rows that straddle cache lines would halve the speed of a tile load.
     let mut values = Buffer::<T>::zeroed(m * k);
     values.fill(T::from_f32(0.5));
     let mut panels = Buffer::<T>::zeroed(panels_len::<T>(n, k));
     panels.fill(T::from_f32(0.25));
     let mut out = Buffer::<f32>::zeroed(m * n);
+    product_speed(|| {
+        let left = Left::Rows { values: &values, stride: k };
+        let right = Right::Panels(&panels[..]);
+        matmul(compute, left, right, [m, n, k], &mut out, Write::Overwrite);
+    })
+}
+
+/// As [`matmul_speed`], of 8-bit rows and blocks.
+fn int8_speed(compute: &Compute) -> f64 {
+    let [m, n, k] = PRODUCT;
+    let (kind, shape) = (BlockKind::Q8_0, [n, k]);
+    let mut rows = Buffer::<u8>::zeroed(int8::rows_len([m, k]));
+    int8::quantise_rows(compute, &vec![0.5_f32; m * k], [m, k], &mut rows);
+    // Blocks of zeros take as long as others.
+    let blocks = vec![0; n * kind.bytes_of(k)];
+    let mut packed = Buffer::<u8>::zeroed(int8::packed_len(kind, shape));
+    int8::pack(compute, BlockMatrix::new(kind, &blocks, shape), &mut packed);
+    let mut out = Buffer::<f32>::zeroed(m * n);
+    let (rows, weight) = (int8::Rows::new(&rows, [m, k]), PackedBlocks::new(kind, &packed, shape));
+    product_speed(|| int8::matmul(compute, rows, weight, &mut out, n, Write::Overwrite))
+}
+
+fn product_speed(mut product: impl FnMut()) -> f64 {
+    let [m, n, k] = PRODUCT;
     let mut speeds: Vec<f64> = (0..7)
         .map(|_| {
             let start = Instant::now();
-            let left = Left::Rows { values: &values, stride: k };
-            let right = Right::Panels(&panels[..]);
-            matmul(compute, left, right, [m, n, k], &mut out, Write::Overwrite);
+            product();
             (2 * m * n * k) as f64 / start.elapsed().as_secs_f64()
         })
         .collect();

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use engine::{EngineHandle, Event, FinishReason, GenerationRequest, Sampling, StopAtIds};
+use engine::{
+    EngineHandle, Event, FinishReason, GenerationRequest, Logprobs, Sampling, ScoredToken,
+    StopAtIds,
+};
 use tokenizer::{AnswerText, TextStream, Tokenizer};
 
 use crate::os::{StopSignal, StopSignals};
@@ -58,6 +61,7 @@ pub(crate) fn answer(
         prompt: question.prompt,
         max_tokens: Some(question.max_tokens),
         sampling: question.sampling,
+        logprobs: Logprobs::default(),
         stop: Box::new(StopAtIds(question.stop_ids)),
     })?;
     let mut text = question
@@ -74,7 +78,8 @@ pub(crate) fn answer(
             break Ended::OnSignal(signal);
         }
         match events.recv_blocking() {
-            Some(Event::Token { token_id, .. }) => {
+            Some(Event::PromptToken(_)) => {}
+            Some(Event::Token(ScoredToken { token_id, .. })) => {
                 token_ids.push(token_id);
                 let Some((tokenizer, text)) = &mut text else { continue };
                 show(text.push(tokenizer, token_id))?;

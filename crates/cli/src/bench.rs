@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use bench::{
-    BATCH_PROMPT, BenchReport, BenchResult, Machine, Shape, TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE,
-    batched_decode, decode, llama_cpp_peer, median, prefill, random_decoder, train_step,
-    train_step_peer,
+    BATCH_PROMPT, BenchReport, BenchResult, Machine, Roofline, Shape, TRAIN_STEP_BATCH,
+    TRAIN_STEP_SHAPE, batched_decode, decode, llama_cpp_peer, median, prefill, random_decoder,
+    train_step, train_step_peer,
 };
 use clap::ValueEnum;
 use model::{Decoder, KvBlocks, ModelConfig};
@@ -266,7 +266,8 @@ impl Inference {
         let (n_users, context_len) = match self.what {
             What::Prefill => {
                 let flops = config.forward_flops_per_token(self.detail);
-                return machine.roofline.bf16_flops / flops;
+                let Roofline { int8_ops, bf16_flops, .. } = machine.roofline;
+                return if decoder.has_packed_blocks() { int8_ops } else { bf16_flops } / flops;
             }
             What::Decode => (1, self.detail),
             _ => (self.detail, BATCH_PROMPT),

@@ -67,6 +67,7 @@ pub(crate) fn run(Args {}: Args, context: &Context) -> anyhow::Result<()> {
                 ("memory read, all threads", gigabytes(roofline.read_bytes_per_s)),
                 ("bf16 products", gigaflops(roofline.bf16_flops)),
                 ("f32 products", gigaflops(roofline.f32_flops)),
+                ("8-bit products", gigaflops(roofline.int8_ops)),
                 ("GPU", "not supported yet".to_owned()),
             ]))
         }

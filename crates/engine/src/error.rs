@@ -47,6 +47,14 @@ pub enum EngineError {
         /// Ids the model has.
         vocab_size: usize,
     },
+    /// More likeliest tokens are asked for than are handed over.
+    #[error("{n_top} likeliest tokens are asked for at each place, expected at most {limit}")]
+    TooManyTop {
+        /// As many as were asked for.
+        n_top: usize,
+        /// The most that there may be.
+        limit: usize,
+    },
     /// The request alone needs more cache than the engine may use.
     #[error("the request needs {needed_bytes} bytes of cache, the engine has {limit_bytes}")]
     CacheTooSmall {

@@ -2,7 +2,7 @@
 //!
 //! A channel of its own instead of a runtime's, because the terminal reads it from a plain thread and the server from a
 //! task, and the engine knows neither. The engine never waits for a reader: a generation has at most
-//! `max_tokens + 1` events, and room for them is taken at admission.
+//! `max_tokens + 1` events, and one for each token of its prompt where those are scored; room for them is taken at admission.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,13 +14,10 @@ use crate::EngineError;
 /// Something that happened to a generation.
 #[derive(Debug)]
 pub enum Event {
+    /// The next token of the prompt, from the second on, where they were asked for; all of them come before generated ones.
+    PromptToken(ScoredToken),
     /// A token was generated.
-    Token {
-        /// Its id.
-        token_id: u32,
-        /// Natural logarithm of its probability under the model, before temperature and truncation.
-        logprob: f32,
-    },
+    Token(ScoredToken),
     /// The generation is complete; the last event.
     Finished {
         /// Why.
@@ -34,6 +31,17 @@ pub enum Event {
     },
     /// The generation failed; the last event.
     Failed(EngineError),
+}
+
+/// A token and how likely the model found it, before penalties, temperature and truncation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredToken {
+    /// Its id.
+    pub token_id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest tokens at its place and their log-probabilities, the likeliest first, as many as were asked for.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Why a generation is complete.
@@ -151,7 +159,7 @@ impl EventReceiver {
     /// Notes the end; a sender that went away without one means that the engine stopped.
     fn delivered(&mut self, event: Option<Event>) -> Event {
         let event = event.unwrap_or(Event::Failed(EngineError::Stopped));
-        self.finished = !matches!(event, Event::Token { .. });
+        self.finished = !matches!(event, Event::PromptToken(_) | Event::Token(_));
         event
     }
 }
@@ -178,9 +186,12 @@ mod tests {
     #[test]
     fn events_arrive_in_order_and_end_after_the_last() {
         let (sender, mut receiver) = channel(4);
-        sender.send(Event::Token { token_id: 3, logprob: -1.0 });
+        sender.send(Event::Token(ScoredToken { token_id: 3, logprob: -1.0, top: Vec::new() }));
         sender.send(finished());
-        assert!(matches!(receiver.recv_blocking(), Some(Event::Token { token_id: 3, .. })));
+        assert!(matches!(
+            receiver.recv_blocking(),
+            Some(Event::Token(ScoredToken { token_id: 3, .. }))
+        ));
         assert!(matches!(receiver.recv_blocking(), Some(Event::Finished { .. })));
         assert!(receiver.recv_blocking().is_none());
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use model::{CachedRows, Decoder, KvBlocks, ModelConfig, Workspace};
+use model::{CachedRows, Decoder, KvBlocks, LogitsRow, ModelConfig, Workspace};
 use tensor::{DType, Device};
 
 use crate::blocks::BlockPool;
@@ -13,7 +13,7 @@ use crate::queue::{Pending, RequestQueue};
 use crate::request::GenerationRequest;
 use crate::sampler::{Sampler, SamplerScratch};
 use crate::scheduler::Scheduler;
-use crate::{EngineError, EngineLoad};
+use crate::{EngineError, EngineLoad, Logprobs};
 
 /// Bounds of an engine; what it may use is decided here and nowhere later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,8 @@ impl Engine {
         let workspace = Workspace::max_bytes_for_decoder(config, dtype, limits.step_tokens);
         let logits = limits.max_running * config.vocab_size * size_of::<f32>();
         let sampling = SamplerScratch::bytes_for(config.vocab_size);
-        // Each request, waiting, running or preempted, has room for its tokens and for all of its events.
+        // Each request, waiting, running or preempted, has room for its tokens and for all of its events; lists of likeliest tokens, where
+        // they are asked for, come on top.
         let per_request = (config.context_len + 1) * (size_of::<Event>() + size_of::<u32>());
         let requests = (limits.max_running + limits.max_waiting) * per_request;
         let per_running = BlockPool::table_bytes(config, config.context_len)
@@ -135,8 +136,9 @@ impl Engine {
         let plan = CachePlan::new(decoder.config(), decoder.dtype(), &limits);
         let mut workspace = Workspace::for_decoder(&decoder, limits.step_tokens);
         let mut blocks = KvBlocks::new(&plan.config, plan.dtype, plan.n_blocks);
-        let forward = move |rows: &[CachedRows<'_>], logits: &mut Vec<f32>| {
-            decoder.forward_cached(&device, rows, &mut blocks, &mut workspace, logits);
+        let forward = move |rows: &[CachedRows<'_>],
+                            on_logits: &mut dyn FnMut(LogitsRow, &[f32])| {
+            decoder.forward_cached(&device, rows, &mut blocks, &mut workspace, on_logits);
         };
         Self::start_with(plan, limits, forward)
     }
@@ -148,7 +150,7 @@ impl Engine {
         forward: F,
     ) -> Result<EngineHandle, EngineError>
     where
-        F: FnMut(&[CachedRows<'_>], &mut Vec<f32>) + Send + 'static,
+        F: FnMut(&[CachedRows<'_>], &mut dyn FnMut(LogitsRow, &[f32])) + Send + 'static,
     {
         limits.check()?;
         let queue = Arc::new(RequestQueue::new(limits.max_waiting));
@@ -201,6 +203,10 @@ impl EngineHandle {
             return Err(EngineError::UnknownToken { position, token_id, vocab_size });
         }
         request.sampling.check()?;
+        let (n_top, most) = (request.logprobs.n_top, Logprobs::MAX_TOP);
+        if n_top > most {
+            return Err(EngineError::TooManyTop { n_top, limit: most });
+        }
         let mut biases = request.sampling.logit_bias.iter();
         if let Some(&(token_id, _)) = biases.find(|&&(id, _)| is_unknown(id)) {
             return Err(EngineError::UnknownBias { token_id, vocab_size });
@@ -217,7 +223,8 @@ impl EngineHandle {
             let limit_bytes = plan.n_blocks * plan.block_bytes();
             return Err(EngineError::CacheTooSmall { needed_bytes, limit_bytes });
         }
-        let (events, receiver) = channel(max_tokens + 1);
+        let n_scored = if request.logprobs.of_prompt { n_prompt_tokens } else { 0 };
+        let (events, receiver) = channel(n_scored + max_tokens + 1);
         self.0.queue.push(Pending { request, max_tokens, events })?;
         Ok(receiver)
     }

@@ -19,7 +19,7 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use engine::{Engine, EngineLimits, Event, GenerationRequest, Sampling, StopAtIds};
+//! use engine::{Engine, EngineLimits, Event, GenerationRequest, Logprobs, Sampling, StopAtIds};
 //! use kernels::Compute;
 //! use model::{Decoder, ModelConfig, Parameters};
 //! use tensor::{DType, Device, Passes};
@@ -34,12 +34,13 @@
 //!     prompt: vec![1, 15, 9],
 //!     max_tokens: Some(4),
 //!     sampling: Sampling { temperature: 0.7, top_p: 0.9, seed: 42, ..Sampling::PLAIN },
+//!     logprobs: Logprobs::default(),
 //!     stop: Box::new(StopAtIds(vec![2])),
 //! })?;
 //! let mut token_ids = Vec::new();
 //! while let Some(event) = events.recv_blocking() {
-//!     if let Event::Token { token_id, .. } = event {
-//!         token_ids.push(token_id);
+//!     if let Event::Token(token) = event {
+//!         token_ids.push(token.token_id);
 //!     }
 //! }
 //! assert!((1..=4).contains(&token_ids.len()));
@@ -63,6 +64,6 @@ mod tests;
 
 pub use counters::EngineLoad;
 pub use error::EngineError;
-pub use events::{Event, EventReceiver, FinishReason};
+pub use events::{Event, EventReceiver, FinishReason, ScoredToken};
 pub use handle::{Engine, EngineHandle, EngineLimits};
-pub use request::{GenerationRequest, Sampling, StopAtIds, StopDecision, StopMatcher};
+pub use request::{GenerationRequest, Logprobs, Sampling, StopAtIds, StopDecision, StopMatcher};

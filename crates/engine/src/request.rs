@@ -11,8 +11,24 @@ pub struct GenerationRequest {
     pub max_tokens: Option<usize>,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// What is said of the likelihood of tokens.
+    pub logprobs: Logprobs,
     /// Says after each token whether to go on.
     pub stop: Box<dyn StopMatcher>,
+}
+
+/// What is handed over beside the log-probability of each generated token, which always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Logprobs {
+    /// So many likeliest tokens at each place, at most [`Logprobs::MAX_TOP`].
+    pub n_top: usize,
+    /// Also the tokens of the prompt, but for the first, which nothing comes before. Such a prompt is computed whole.
+    pub of_prompt: bool,
+}
+
+impl Logprobs {
+    /// Most likeliest tokens at a place.
+    pub const MAX_TOP: usize = 20;
 }
 
 /// How a token is drawn from the model's distribution. Equal settings, prompt and model give equal tokens, whatever

@@ -2,15 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::Sampling;
+use crate::{Sampling, ScoredToken};
 
-/// A token and its log-probability.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Drawn {
-    pub(crate) token_id: u32,
-    /// Of the model's own distribution: temperature 1, no truncation.
-    pub(crate) logprob: f32,
-}
+/// Candidates that are looked at first where most are not needed.
+const FEW: usize = 256;
 
 /// A candidate and its weight, `exp((logit - max) / temperature)`.
 type Candidate = (f64, u32);
@@ -20,16 +15,22 @@ type Candidate = (f64, u32);
 pub(crate) struct SamplerScratch {
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
+    /// Distances from the mean surprise, and their candidates.
+    by_distance: Vec<(f64, Candidate)>,
 }
 
 impl SamplerScratch {
     pub(crate) fn new(vocab_size: usize) -> Self {
-        Self { logits: Vec::with_capacity(vocab_size), candidates: Vec::with_capacity(vocab_size) }
+        Self {
+            logits: Vec::with_capacity(vocab_size),
+            candidates: Vec::with_capacity(vocab_size),
+            by_distance: Vec::with_capacity(vocab_size),
+        }
     }
 
     /// Bytes that it takes.
     pub(crate) fn bytes_for(vocab_size: usize) -> usize {
-        vocab_size * (size_of::<f32>() + size_of::<Candidate>())
+        vocab_size * (size_of::<f32>() + size_of::<Candidate>() + size_of::<(f64, Candidate)>())
     }
 }
 
@@ -57,18 +58,20 @@ impl Sampler {
         4 * n_ids * (size_of::<(u32, u32)>() + 1)
     }
 
-    /// Draws a token; none if the largest logit is not finite or one is no number.
+    /// Draws a token; none if the largest logit is not finite or one is no number. `n_top` likeliest tokens are named with it.
     ///
     /// O(vocab_size), plus sorting of the tokens that can be within `top_p`, or of all for `typical_p`.
-    pub(crate) fn draw(&mut self, logits: &[f32], scratch: &mut SamplerScratch) -> Option<Drawn> {
-        let (_, max) = argmax(logits)?;
-        let log_sum = log_sum_exp(logits, max);
+    pub(crate) fn draw(
+        &mut self,
+        logits: &[f32],
+        n_top: usize,
+        scratch: &mut SamplerScratch,
+    ) -> Option<ScoredToken> {
         let token_id = self.pick_token(logits, scratch)?;
         if self.sampling.has_penalties() {
             *self.n_generated_by_id.entry(token_id).or_default() += 1;
         }
-        let logprob = (f64::from(logits[token_id as usize]) - log_sum) as f32;
-        Some(Drawn { token_id, logprob })
+        score(logits, token_id, n_top, scratch)
     }
 
     fn pick_token(&mut self, logits: &[f32], scratch: &mut SamplerScratch) -> Option<u32> {
@@ -86,7 +89,7 @@ impl Sampler {
             (scaled.exp(), token_id)
         }));
         keep_top_k(candidates, top_k);
-        keep_typical(candidates, f64::from(typical_p));
+        keep_typical(candidates, f64::from(typical_p), &mut scratch.by_distance);
         keep_top_p(candidates, f64::from(top_p));
         let floor = f64::from(min_p) * heaviest(candidates);
         candidates.retain(|candidate| candidate.0 >= floor);
@@ -120,6 +123,27 @@ impl Sampler {
         }
         changed
     }
+}
+
+/// How likely a token is in the model's own distribution, and which are likeliest; none as in [`Sampler::draw`].
+pub(crate) fn score(
+    logits: &[f32],
+    token_id: u32,
+    n_top: usize,
+    scratch: &mut SamplerScratch,
+) -> Option<ScoredToken> {
+    let (_, max) = argmax(logits)?;
+    let log_sum = log_sum_exp(logits, max);
+    let logprob = |logit: f64| (logit - log_sum) as f32;
+    let candidates = &mut scratch.candidates;
+    candidates.clear();
+    if n_top > 0 {
+        candidates.extend(logits.iter().zip(0_u32..).map(|(&logit, id)| (f64::from(logit), id)));
+        keep_top_k(candidates, u32::try_from(n_top).ok());
+        candidates.sort_unstable_by(by_weight);
+    }
+    let top = candidates.iter().map(|&(logit, id)| (id, logprob(logit))).collect();
+    Some(ScoredToken { token_id, logprob: logprob(f64::from(logits[token_id as usize])), top })
 }
 
 /// The largest logit, of equals the first; none if it is not finite.
@@ -161,7 +185,11 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, top_k: Option<u32>) {
 }
 
 /// Keeps the candidates whose surprise `-ln p` is nearest to its mean, until their weights reach `typical_p` of the sum.
-fn keep_typical(candidates: &mut Vec<Candidate>, typical_p: f64) {
+fn keep_typical(
+    candidates: &mut Vec<Candidate>,
+    typical_p: f64,
+    by_distance: &mut Vec<(f64, Candidate)>,
+) {
     if typical_p >= 1.0 {
         return;
     }
@@ -169,8 +197,25 @@ fn keep_typical(candidates: &mut Vec<Candidate>, typical_p: f64) {
     candidates.retain(|candidate| candidate.0 / total > 0.0);
     let surprise = |weight: f64| -(weight / total).ln();
     let mean: f64 = candidates.iter().map(|&(weight, _)| weight / total * surprise(weight)).sum();
-    let distance = |weight: f64| (surprise(weight) - mean).abs();
-    candidates.sort_unstable_by(|a, b| distance(a.0).total_cmp(&distance(b.0)).then(a.1.cmp(&b.1)));
+    let distance = |candidate: &Candidate| (surprise(candidate.0) - mean).abs();
+    by_distance.clear();
+    by_distance.extend(candidates.iter().map(|candidate| (distance(candidate), *candidate)));
+    let nearer =
+        |a: &(f64, Candidate), b: &(f64, Candidate)| a.0.total_cmp(&b.0).then(a.1.1.cmp(&b.1.1));
+    // The nearest few are mostly enough; to sort all takes many times as long.
+    let mut n = by_distance.len().min(FEW);
+    while n < by_distance.len() {
+        by_distance.select_nth_unstable_by(n, nearer);
+        let weight: f64 = by_distance[..n].iter().map(|(_, candidate)| candidate.0).sum();
+        if weight >= typical_p * total {
+            break;
+        }
+        n = by_distance.len().min(4 * n);
+    }
+    by_distance.truncate(n);
+    by_distance.sort_unstable_by(nearer);
+    candidates.clear();
+    candidates.extend(by_distance.iter().map(|(_, candidate)| *candidate));
     keep_prefix(candidates, typical_p * total);
 }
 
@@ -240,7 +285,7 @@ mod tests {
     fn draw_after(prompt: &[u32], sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling, prompt);
         let mut scratch = SamplerScratch::new(logits.len());
-        (0..n).map(|_| sampler.draw(logits, &mut scratch).unwrap().token_id).collect()
+        (0..n).map(|_| sampler.draw(logits, 0, &mut scratch).unwrap().token_id).collect()
     }
 
     #[test]
@@ -253,8 +298,21 @@ mod tests {
     fn logprob_is_that_of_the_untruncated_distribution() {
         let logits = [0.0, 0.0, 0.0, 0.0];
         let mut sampler = Sampler::new(Sampling { top_k: Some(1), ..Sampling::GREEDY }, &[]);
-        let drawn = sampler.draw(&logits, &mut SamplerScratch::new(4)).unwrap();
+        let drawn = sampler.draw(&logits, 0, &mut SamplerScratch::new(4)).unwrap();
         assert!((drawn.logprob - 0.25_f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_likeliest_tokens_come_in_order_with_their_logprobs() {
+        let logits = [1.0_f32.ln(), 5.0_f32.ln(), 2.0_f32.ln(), 2.0_f32.ln()];
+        let mut scratch = SamplerScratch::new(4);
+        let scored = score(&logits, 0, 3, &mut scratch).unwrap();
+        assert!((scored.logprob - 0.1_f32.ln()).abs() < 1e-6);
+        assert_eq!(scored.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 2, 3]);
+        assert!((scored.top[0].1 - 0.5_f32.ln()).abs() < 1e-6, "{:?}", scored.top);
+        // As many as there are.
+        assert_eq!(score(&logits, 0, 20, &mut scratch).unwrap().top.len(), 4);
+        assert!(score(&logits, 0, 0, &mut scratch).unwrap().top.is_empty());
     }
 
     #[test]
@@ -332,7 +390,8 @@ mod tests {
         assert_eq!(first(bias, &[], 2), [3, 3]);
         // A logit below 0 is made smaller, not larger.
         let mut sampler = Sampler::new(repetition, &[3]);
-        let drawn = sampler.draw(&[-1.2, -3.0, -3.0, -1.0], &mut SamplerScratch::new(4)).unwrap();
+        let drawn =
+            sampler.draw(&[-1.2, -3.0, -3.0, -1.0], 0, &mut SamplerScratch::new(4)).unwrap();
         assert_eq!(drawn.token_id, 0);
         // The log-probability is the model's own: -1.2 - ln(e^-1.2 + 2 e^-3 + e^-1).
         assert!((drawn.logprob + 0.936_88).abs() < 1e-4, "{}", drawn.logprob);
@@ -360,8 +419,8 @@ mod tests {
     fn logits_that_are_not_numbers_are_refused() {
         let (mut sampler, mut scratch) =
             (Sampler::new(Sampling::GREEDY, &[]), SamplerScratch::new(2));
-        assert!(sampler.draw(&[f32::NAN, 1.0], &mut scratch).is_none());
-        assert!(sampler.draw(&[f32::NEG_INFINITY], &mut scratch).is_none());
+        assert!(sampler.draw(&[f32::NAN, 1.0], 0, &mut scratch).is_none());
+        assert!(sampler.draw(&[f32::NEG_INFINITY], 0, &mut scratch).is_none());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use model::{CachedRows, KEY_BLOCK};
+use model::{CachedRows, KEY_BLOCK, LogitsRow};
 use tracing::{debug, error};
 
 use crate::blocks::{BlockPool, SequenceBlocks};
@@ -14,7 +14,10 @@ use crate::handle::{CachePlan, EngineLimits};
 use crate::queue::RequestQueue;
 use crate::sampler::SamplerScratch;
 use crate::sequence::{Next, Sequence, panic_message};
-use crate::{EngineError, FinishReason};
+use crate::{EngineError, FinishReason, ScoredToken};
+
+/// Rows of a prompt that is scored in one step: each takes a look at the whole vocabulary, for which all others wait.
+const SCORED_ROWS: usize = 32;
 
 /// Everything the engine's thread owns.
 pub(crate) struct Scheduler<F> {
@@ -28,14 +31,16 @@ pub(crate) struct Scheduler<F> {
     running: Vec<Sequence>,
     /// Without blocks, in the order of their arrival; all of them arrived before what waits in the queue.
     preempted: VecDeque<Sequence>,
-    /// `[n_sequences of the step, vocab_size]`.
+    /// After the last token of each sequence whose tokens are all computed, `[n_sequences, vocab_size]`.
     logits: Vec<f32>,
+    /// Tokens of prompts that this step scored, and the index of their sequences.
+    scored: Vec<(usize, Option<ScoredToken>)>,
     scratch: SamplerScratch,
 }
 
 impl<F> Scheduler<F>
 where
-    F: FnMut(&[CachedRows<'_>], &mut Vec<f32>),
+    F: FnMut(&[CachedRows<'_>], &mut dyn FnMut(LogitsRow, &[f32])),
 {
     pub(crate) fn new(
         plan: &CachePlan,
@@ -55,6 +60,7 @@ where
             running: Vec::with_capacity(limits.max_running),
             preempted: VecDeque::new(),
             logits: Vec::with_capacity(limits.max_running * vocab_size),
+            scored: Vec::new(),
             scratch: SamplerScratch::new(vocab_size),
         }
     }
@@ -110,13 +116,22 @@ where
         let (pool, running) = (&mut self.pool, &self.running);
         let mut claimed = None;
         let pending = self.queue.pop_if(|first| {
-            if first.max_tokens == 0 {
-                claimed = Some((SequenceBlocks::default(), 0));
+            let (prompt, of_prompt) = (&first.request.prompt, first.request.logprobs.of_prompt);
+            claimed = if first.max_tokens == 0 && !of_prompt {
+                Some((SequenceBlocks::default(), 0))
             } else {
-                let prompt = &first.request.prompt;
                 let max_len = prompt.len() + first.max_tokens;
-                claimed =
-                    claim(pool, running, prompt, [promised_len(prompt.len(), max_len, 0), max_len]);
+                let lens = [promised_len(prompt.len(), max_len, 0), max_len];
+                claim(pool, running, if of_prompt { &[] } else { prompt }, lens)
+            };
+            // Soon there will be more to reuse: waiting costs less than computing it twice.
+            let is_soon = |claimed: &(SequenceBlocks, usize)| {
+                first.max_tokens > 0
+                    && !of_prompt
+                    && running.iter().any(|other| other.will_share(prompt, claimed.1))
+            };
+            if let Some((blocks, _)) = claimed.take_if(|claimed| is_soon(claimed)) {
+                pool.release(blocks);
             }
             claimed.is_some()
         });
@@ -125,7 +140,7 @@ where
         debug!(n_prompt_tokens, n_reused_tokens, "generation admitted");
         self.counters.count_prompt(n_prompt_tokens, n_reused_tokens);
         let sequence = Sequence::new(pending, claimed);
-        if sequence.max_len() == n_prompt_tokens {
+        if sequence.blocks.tables().is_empty() {
             sequence.finish(FinishReason::Length);
         } else {
             self.running.push(sequence);
@@ -136,7 +151,7 @@ where
     /// Takes a request that was preempted; false, after putting it back, if there are not enough blocks.
     fn readmit(&mut self, mut sequence: Sequence) -> bool {
         let lens = [promise_to(&sequence), sequence.max_len()];
-        let claimed = claim(&mut self.pool, &self.running, &sequence.token_ids, lens);
+        let claimed = claim(&mut self.pool, &self.running, sequence.reusable(), lens);
         let Some((blocks, n_cached)) = claimed else {
             self.preempted.push_front(sequence);
             return false;
@@ -155,7 +170,8 @@ where
             budget -= sequence.n_step;
         }
         for sequence in self.running.iter_mut().filter(|sequence| sequence.n_uncached() > 1) {
-            sequence.n_step = budget.min(sequence.n_uncached());
+            let most = if sequence.is_scoring() { SCORED_ROWS } else { budget };
+            sequence.n_step = budget.min(most).min(sequence.n_uncached());
             budget -= sequence.n_step;
         }
         let mut idx = 0;
@@ -185,18 +201,34 @@ where
 
     /// Runs the model on the planned rows; false if that panicked, after failing the requests concerned.
     fn compute_step(&mut self) -> bool {
-        let stepped = self.running.iter().filter(|sequence| sequence.n_step > 0);
+        let running = &self.running;
+        let stepped: Vec<usize> = (0..running.len()).filter(|&i| running[i].n_step > 0).collect();
         let rows: Vec<CachedRows<'_>> = stepped
+            .iter()
+            .map(|&i| &running[i])
             .map(|sequence| CachedRows {
                 token_ids: &sequence.token_ids[sequence.n_cached..][..sequence.n_step],
+                n_logits: sequence.n_logits(),
                 first_position: sequence.n_cached,
                 block_tables: sequence.blocks.tables(),
             })
             .collect();
-        let (forward, logits) = (&mut self.forward, &mut self.logits);
+        let (logits, scored, scratch) = (&mut self.logits, &mut self.scored, &mut self.scratch);
+        logits.clear();
+        scored.clear();
+        let mut on_logits = |of: LogitsRow, row: &[f32]| {
+            let idx = stepped[of.sequence_idx];
+            let sequence = &running[idx];
+            if let Some(score) = sequence.score_prompt(of.row_idx, row, scratch) {
+                scored.push((idx, score));
+            } else if of.row_idx + 1 == sequence.n_uncached() {
+                logits.extend_from_slice(row);
+            }
+        };
+        let forward = &mut self.forward;
         // After a panic the blocks of this step are given back, to be written before they are read, and the workspace holds
         // nothing between steps.
-        let outcome = catch_unwind(AssertUnwindSafe(|| forward(&rows, logits)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| forward(&rows, &mut on_logits)));
         let Err(panic) = outcome else {
             for sequence in &mut self.running {
                 advance(&mut self.pool, sequence);
@@ -215,19 +247,29 @@ where
         false
     }
 
-    /// Draws the next token of each sequence whose tokens are all computed.
+    /// Hands scored tokens of prompts over, and draws the next token of each sequence whose tokens are all computed.
     fn draw_tokens(&mut self) {
-        let mut logits = std::mem::take(&mut self.logits);
+        let logits = std::mem::take(&mut self.logits);
         let mut rows = logits.chunks_exact(self.vocab_size);
+        let mut scored = std::mem::take(&mut self.scored).into_iter().peekable();
         let (pool, scratch) = (&mut self.pool, &mut self.scratch);
+        let mut idx = 0;
         retire(&mut self.running, pool, |sequence| {
-            if sequence.n_step == 0 {
-                return true;
+            let mut next = Next::GoesOn;
+            while let Some((_, score)) = scored.next_if(|(of, _)| *of == idx) {
+                if next == Next::GoesOn {
+                    next = sequence.take_score(score);
+                }
             }
-            let row = rows.next().expect("the model gives a row of logits for each sequence");
-            sequence.n_uncached() > 0 || sequence.take_token(row, scratch) == Next::GoesOn
+            idx += 1;
+            if sequence.n_step > 0 && sequence.n_uncached() == 0 {
+                let row = rows.next().expect("the model gives logits after each last token");
+                if next == Next::GoesOn {
+                    next = sequence.take_token(row, scratch);
+                }
+            }
+            next == Next::GoesOn
         });
-        logits.clear();
         self.logits = logits;
     }
 }

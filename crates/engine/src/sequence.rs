@@ -2,14 +2,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use model::KEY_BLOCK;
 use tracing::error;
 
 use crate::EngineError;
 use crate::blocks::SequenceBlocks;
-use crate::events::{Event, EventSender, FinishReason};
+use crate::events::{Event, EventSender, FinishReason, ScoredToken};
 use crate::queue::Pending;
-use crate::request::{GenerationRequest, StopDecision, StopMatcher};
-use crate::sampler::{Drawn, Sampler, SamplerScratch};
+use crate::request::{GenerationRequest, Logprobs, StopDecision, StopMatcher};
+use crate::sampler::{Sampler, SamplerScratch, score};
 
 /// A request, what was generated for it, and where its keys and values are.
 pub(crate) struct Sequence {
@@ -27,10 +28,13 @@ pub(crate) struct Sequence {
     pub(crate) events: EventSender,
     n_prompt_tokens: usize,
     max_tokens: usize,
+    logprobs: Logprobs,
+    /// Tokens of the prompt of which was said how likely they are, the first included.
+    n_scored: usize,
     sampler: Sampler,
     stop: Box<dyn StopMatcher>,
     /// Tokens the stop matcher wants to keep back.
-    held: Vec<Drawn>,
+    held: Vec<ScoredToken>,
 }
 
 /// Whether a sequence stays in the batch.
@@ -47,7 +51,7 @@ impl Sequence {
         (blocks, n_reused_tokens): (SequenceBlocks, usize),
     ) -> Self {
         let Pending { request, max_tokens, events } = pending;
-        let GenerationRequest { prompt: mut token_ids, sampling, stop, .. } = request;
+        let GenerationRequest { prompt: mut token_ids, sampling, logprobs, stop, .. } = request;
         let n_prompt_tokens = token_ids.len();
         let sampler = Sampler::new(sampling, &token_ids);
         token_ids.reserve_exact(max_tokens);
@@ -61,6 +65,8 @@ impl Sequence {
             events,
             n_prompt_tokens,
             max_tokens,
+            logprobs,
+            n_scored: if logprobs.of_prompt { 1 } else { n_prompt_tokens },
             sampler,
             stop,
             held: Vec::new(),
@@ -77,9 +83,70 @@ impl Sequence {
         self.n_prompt_tokens + self.max_tokens
     }
 
+    /// The tokens whose keys and values may be those of another request: none while the prompt's own logits are wanted.
+    pub(crate) fn reusable(&self) -> &[u32] {
+        if self.is_scoring() { &[] } else { &self.token_ids }
+    }
+
+    /// Whether tokens of the prompt are still to be scored.
+    pub(crate) fn is_scoring(&self) -> bool {
+        self.n_scored < self.n_prompt_tokens
+    }
+
+    /// Rows of this step whose logits are wanted: the last, if it is that of the last token; all, while the prompt is scored.
+    pub(crate) fn n_logits(&self) -> usize {
+        if self.is_scoring() {
+            // From the row before the first token without a score on.
+            self.n_step.min((self.n_cached + self.n_step + 1).saturating_sub(self.n_scored))
+        } else {
+            usize::from(self.n_step == self.n_uncached())
+        }
+    }
+
+    /// What the logits of a row of this step say of the token that comes after it, if it is one of the prompt that is to be scored;
+    /// `Some(None)` if they are no numbers.
+    pub(crate) fn score_prompt(
+        &self,
+        row_idx: usize,
+        logits: &[f32],
+        scratch: &mut SamplerScratch,
+    ) -> Option<Option<ScoredToken>> {
+        let next = self.n_cached + row_idx + 1;
+        let is_wanted = (self.n_scored..self.n_prompt_tokens).contains(&next);
+        is_wanted.then(|| score(logits, self.token_ids[next], self.logprobs.n_top, scratch))
+    }
+
+    /// Hands a scored token of the prompt over.
+    pub(crate) fn take_score(&mut self, scored: Option<ScoredToken>) -> Next {
+        match scored {
+            Some(scored) => {
+                self.n_scored += 1;
+                self.events.send(Event::PromptToken(scored));
+                Next::GoesOn
+            }
+            None => self.fail(EngineError::NotFinite { n_tokens: self.n_cached }),
+        }
+    }
+
+    /// Whether it is about to compute whole blocks that `prompt` begins with, beyond its first `n_known` tokens.
+    pub(crate) fn will_share(&self, prompt: &[u32], n_known: usize) -> bool {
+        if self.n_uncached() < 2 {
+            return false;
+        }
+        let pairs = self.token_ids.iter().zip(&prompt[..prompt.len() - 1]);
+        let n_common = pairs.take_while(|(a, b)| a == b).count() / KEY_BLOCK * KEY_BLOCK;
+        n_common > n_known && n_common > self.n_cached
+    }
+
     /// Draws a token and hands it over, or notes that it is held back.
     pub(crate) fn take_token(&mut self, logits: &[f32], scratch: &mut SamplerScratch) -> Next {
-        let draw = AssertUnwindSafe(|| self.sampler.draw(logits, scratch));
+        if self.token_ids.len() == self.max_len() {
+            // Nothing but scores of the prompt was asked for.
+            self.finish(FinishReason::Length);
+            return Next::IsOver;
+        }
+        let n_top = self.logprobs.n_top;
+        let draw = AssertUnwindSafe(|| self.sampler.draw(logits, n_top, scratch));
         let drawn = match catch_unwind(draw) {
             Ok(Some(drawn)) => drawn,
             Ok(None) => return self.fail(EngineError::NotFinite { n_tokens: self.n_cached }),
@@ -89,10 +156,11 @@ impl Sequence {
                 return self.fail(EngineError::SamplerPanicked { detail });
             }
         };
-        self.token_ids.push(drawn.token_id);
+        let token_id = drawn.token_id;
+        self.token_ids.push(token_id);
         self.held.push(drawn);
         let stop = &mut self.stop;
-        let decision = match catch_unwind(AssertUnwindSafe(|| stop.push(drawn.token_id))) {
+        let decision = match catch_unwind(AssertUnwindSafe(|| stop.push(token_id))) {
             Ok(decision) => decision,
             Err(panic) => {
                 let detail = panic_message(panic.as_ref());
@@ -106,9 +174,7 @@ impl Sequence {
             _ => None,
         };
         if reason.is_some() || decision == StopDecision::Continue {
-            for Drawn { token_id, logprob } in self.held.drain(..) {
-                self.events.send(Event::Token { token_id, logprob });
-            }
+            self.held.drain(..).for_each(|token| self.events.send(Event::Token(token)));
         }
         let Some(reason) = reason else { return Next::GoesOn };
         self.finish(reason);

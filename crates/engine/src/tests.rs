@@ -5,7 +5,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use kernels::{Compute, Family};
 use model::{
-    CachedRows, Decoder, KEY_BLOCK, KvBlocks, KvCache, ModelConfig, Parameters, Workspace,
+    CachedRows, Decoder, KEY_BLOCK, KvBlocks, KvCache, LogitsRow, ModelConfig, Parameters,
+    Workspace,
 };
 use tensor::{DType, Device, Passes};
 use testkit::random::Rng;
@@ -14,10 +15,11 @@ use crate::blocks::BlockPool;
 use crate::counters::Counters;
 use crate::handle::CachePlan;
 use crate::queue::{Pending, RequestQueue};
+use crate::sampler::SamplerScratch;
 use crate::scheduler::Scheduler;
 use crate::{
     Engine, EngineError, EngineHandle, EngineLimits, Event, EventReceiver, FinishReason,
-    GenerationRequest, Sampling, StopAtIds, StopDecision, StopMatcher,
+    GenerationRequest, Logprobs, Sampling, StopAtIds, StopDecision, StopMatcher,
 };
 
 const CONTEXT_LEN: usize = 160;
@@ -60,7 +62,8 @@ fn decoder_with(windows: [Option<usize>; 2]) -> Decoder {
 
 fn request(prompt: Vec<u32>, max_tokens: usize, sampling: Sampling) -> GenerationRequest {
     let stop = Box::new(StopAtIds(Vec::new()));
-    GenerationRequest { prompt, max_tokens: Some(max_tokens), sampling, stop }
+    let logprobs = Logprobs::default();
+    GenerationRequest { prompt, max_tokens: Some(max_tokens), sampling, logprobs, stop }
 }
 
 fn greedy(prompt: &[u32], max_tokens: usize) -> GenerationRequest {
@@ -72,7 +75,8 @@ fn drain(mut events: EventReceiver) -> (Vec<u32>, Event) {
     let mut token_ids = Vec::new();
     loop {
         match events.recv_blocking().expect("an event before the end") {
-            Event::Token { token_id, .. } => token_ids.push(token_id),
+            Event::Token(token) => token_ids.push(token.token_id),
+            Event::PromptToken(_) => {}
             last => return (token_ids, last),
         }
     }
@@ -214,7 +218,8 @@ fn drain_bits(mut events: EventReceiver) -> Vec<(u32, u32)> {
     let mut tokens = Vec::new();
     loop {
         match events.recv_blocking().expect("an event before the end") {
-            Event::Token { token_id, logprob } => tokens.push((token_id, logprob.to_bits())),
+            Event::Token(token) => tokens.push((token.token_id, token.logprob.to_bits())),
+            Event::PromptToken(_) => {}
             Event::Finished { .. } => return tokens,
             Event::Failed(error) => panic!("{error}"),
         }
@@ -309,13 +314,13 @@ fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
     let plan = CachePlan::new(&config, DType::F32, &EngineLimits { cache_bytes, ..limits });
     let queue = Arc::new(RequestQueue::new(40));
     let vocab_size = config.vocab_size;
-    let forward = move |rows: &[CachedRows<'_>], logits: &mut Vec<f32>| {
-        logits.clear();
-        logits.resize(rows.len() * vocab_size, 0.0);
-        for (row, out) in rows.iter().zip(logits.chunks_mut(vocab_size)) {
-            let last = row.token_ids[row.token_ids.len() - 1] as usize;
-            out[(last * 5 + row.first_position) % vocab_size] = 1.0;
-        }
+    let forward = move |rows: &[CachedRows<'_>], on_logits: &mut OnLogits<'_>| {
+        for_wanted(rows, |row, of| {
+            let mut logits = vec![0.0; vocab_size];
+            let token_id = row.token_ids[of.row_idx] as usize;
+            logits[(token_id * 5 + row.first_position) % vocab_size] = 1.0;
+            on_logits(of, &logits);
+        });
     };
     let counters = Arc::new(Counters::default());
     let mut scheduler =
@@ -357,6 +362,94 @@ fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
     assert!(held == 0 && free > 0, "{free} free, {held} held");
 }
 
+type OnLogits<'a> = dyn FnMut(LogitsRow, &[f32]) + 'a;
+
+/// The rows of a step whose logits are wanted.
+fn for_wanted(rows: &[CachedRows<'_>], mut each: impl FnMut(&CachedRows<'_>, LogitsRow)) {
+    for (sequence_idx, row) in rows.iter().enumerate() {
+        let n = row.token_ids.len();
+        (n - row.n_logits..n).for_each(|row_idx| each(row, LogitsRow { sequence_idx, row_idx }));
+    }
+}
+
+/// The tokens of a prompt are scored as the model scores them, however small the steps and the cache, and what is generated is the same.
+#[test]
+fn prompts_are_scored_as_one_pass_scores_them() {
+    let decoder = Arc::new(decoder());
+    let prompts = random_prompts(6);
+    let plain: Vec<Vec<u32>> =
+        prompts.iter().map(|prompt| plain_decoding(&decoder, prompt, 30)).collect();
+    let scores = |prompt: &[u32]| -> Vec<(u32, Vec<u32>)> {
+        let mut workspace =
+            Workspace::new(decoder.config(), DType::F32, CONTEXT_LEN, Passes::Forward);
+        let ends = [0, prompt.len() as u32];
+        let logits = decoder.logits(&device(), prompt, &ends, &mut workspace);
+        let mut scratch = SamplerScratch::new(32);
+        let rows = logits.chunks(32).zip(&prompt[1..]);
+        rows.map(|(row, &next)| crate::sampler::score(row, next, 3, &mut scratch).unwrap())
+            .map(|scored| {
+                let top = scored.top.iter().map(|(id, _)| *id).collect();
+                (scored.logprob.to_bits(), top)
+            })
+            .collect()
+    };
+    for (step_tokens, room) in [(CONTEXT_LEN, 800), (7, 160)] {
+        let limits = EngineLimits { max_running: 5, step_tokens, ..EngineLimits::default() };
+        let engine = Engine::start(Arc::clone(&decoder), device(), room_for(room, limits)).unwrap();
+        // Twice: the second time the prompts are known, and are computed all the same.
+        for _ in 0..2 {
+            let running: Vec<EventReceiver> = prompts
+                .iter()
+                .map(|prompt| {
+                    let logprobs = Logprobs { n_top: 3, of_prompt: true };
+                    let request = GenerationRequest { logprobs, ..greedy(prompt, 30) };
+                    engine.submit(request).unwrap()
+                })
+                .collect();
+            for ((mut events, prompt), plain) in running.into_iter().zip(&prompts).zip(&plain) {
+                let (mut scored, mut generated) = (Vec::new(), Vec::new());
+                while let Some(event) = events.recv_blocking() {
+                    match event {
+                        Event::PromptToken(token) => {
+                            assert!(generated.is_empty(), "the prompt comes first");
+                            assert_eq!(token.token_id, prompt[scored.len() + 1]);
+                            let top = token.top.iter().map(|(id, _)| *id).collect();
+                            scored.push((token.logprob.to_bits(), top));
+                        }
+                        Event::Token(token) => {
+                            assert_eq!(token.top[0], (token.token_id, token.logprob));
+                            generated.push(token.token_id);
+                        }
+                        Event::Finished { n_reused_tokens, .. } => assert_eq!(n_reused_tokens, 0),
+                        Event::Failed(error) => panic!("{error}"),
+                    }
+                }
+                assert_eq!(scored, scores(prompt));
+                assert_eq!(&generated, plain);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_is_scored_though_nothing_is_generated() {
+    let engine = Engine::start(Arc::new(decoder()), device(), EngineLimits::default()).unwrap();
+    let logprobs = Logprobs { n_top: 0, of_prompt: true };
+    let mut events = engine.submit(GenerationRequest { logprobs, ..greedy(&[3; 40], 0) }).unwrap();
+    let mut n_scored = 0;
+    loop {
+        match events.recv_blocking().unwrap() {
+            Event::PromptToken(token) => n_scored += usize::from(token.token_id == 3),
+            Event::Finished { n_generated: 0, reason: FinishReason::Length, .. } => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(n_scored, 39);
+    let logprobs = Logprobs { n_top: Logprobs::MAX_TOP + 1, of_prompt: false };
+    let refused = engine.submit(GenerationRequest { logprobs, ..greedy(&[3], 1) });
+    assert!(matches!(refused, Err(EngineError::TooManyTop { n_top: 21, limit: 20 })));
+}
+
 /// An engine whose steps wait for the test: each reports the tokens it got, then waits to be let go.
 /// Dropped first, `go` lets all further steps pass, so that the engine can end.
 struct Stepped {
@@ -371,16 +464,15 @@ impl Stepped {
         let (go, gate) = channel();
         let config = config();
         let vocab_size = config.vocab_size;
-        let forward = move |rows: &[CachedRows<'_>], logits: &mut Vec<f32>| {
+        let forward = move |rows: &[CachedRows<'_>], on_logits: &mut OnLogits<'_>| {
             let seen = rows.iter().map(|row| row.token_ids.to_vec()).collect();
             let Ok(()) = report.send(seen) else { return };
             let value: f32 = gate.recv().unwrap_or(0.0);
             assert!(value >= 0.0 || value.is_nan(), "this step fails on purpose");
-            logits.clear();
             // Always token 7, unless the test asks for something that is not a number.
-            for _ in 0..rows.len() {
-                logits.extend((0..vocab_size).map(|i| if i == 7 { 1.0 + value } else { value }));
-            }
+            let logits: Vec<f32> =
+                (0..vocab_size).map(|i| if i == 7 { 1.0 + value } else { value }).collect();
+            for_wanted(rows, |_, of| on_logits(of, &logits));
         };
         let plan = CachePlan::new(&config, DType::F32, &limits);
         Self { go, engine: Engine::start_with(plan, limits, forward).unwrap(), steps }
@@ -403,7 +495,7 @@ fn dropping_the_receiver_ends_a_generation_within_one_step() {
     let stepped = Stepped::start(one_at_a_time());
     let mut first = stepped.engine.submit(greedy(&[1], 50)).unwrap();
     assert_eq!(stepped.step(), [[1]]);
-    assert!(matches!(first.recv_blocking(), Some(Event::Token { token_id: 7, .. })));
+    assert!(matches!(first.recv_blocking(), Some(Event::Token(token)) if token.token_id == 7));
     assert_eq!(stepped.steps.recv().unwrap(), [[7]]);
     let second = stepped.engine.submit(greedy(&[2], 1)).unwrap();
     drop(first);
@@ -492,6 +584,27 @@ fn the_latest_is_set_back_when_the_blocks_run_out_and_goes_on_later() {
     drop(stepped.go);
     assert_eq!((drain(first).0, drain(second).0), (vec![7; 90], vec![7; 90]));
     assert_eq!(stepped.engine.load().n_preemptions, 1);
+}
+
+#[test]
+fn a_prompt_that_another_is_about_to_compute_waits_for_it() {
+    let limits = EngineLimits { max_running: 4, step_tokens: 40, ..EngineLimits::default() };
+    let stepped = Stepped::start(limits);
+    let first = stepped.engine.submit(greedy(&[1; 70], 3)).unwrap();
+    stepped.steps.recv().unwrap();
+    let second = stepped.engine.submit(greedy(&[1; 70], 3)).unwrap();
+    let other = stepped.engine.submit(greedy(&[1; 20], 1)).unwrap();
+    stepped.go.send(0.0).unwrap();
+    // The rest of the first; the second and what came after it wait.
+    assert_eq!(stepped.step(), [vec![1; 30]]);
+    assert_eq!(stepped.step(), [vec![7], vec![1; 6], vec![1; 20]]);
+    let (_, last) = drain(other);
+    assert!(matches!(last, Event::Finished { n_reused_tokens: 0, .. }), "{last:?}");
+    drop(stepped.go);
+    for events in [first, second] {
+        assert_eq!(drain(events).0, [7; 3]);
+    }
+    assert_eq!(stepped.engine.load().n_reused_tokens, 64);
 }
 
 #[test]

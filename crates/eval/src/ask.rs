@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use engine::{
     EngineError, EngineHandle, EngineLimits, Event, EventReceiver, FinishReason, GenerationRequest,
-    Sampling, StopAtIds,
+    Logprobs, Sampling, ScoredToken, StopAtIds,
 };
 use model::{KvBlocks, ModelConfig};
 use tensor::DType;
@@ -103,6 +103,7 @@ pub fn answer_questions(
                 prompt: prompt.clone(),
                 max_tokens: Some(max_tokens),
                 sampling: Sampling::GREEDY,
+                logprobs: Logprobs::default(),
                 stop: Box::new(StopAtIds(model.eos_ids.to_vec())),
             };
             match model.engine.submit(request) {
@@ -143,7 +144,8 @@ fn collect_answer(
     let (mut text, mut token_ids) = (String::new(), Vec::new());
     loop {
         match receiver.recv_blocking() {
-            Some(Event::Token { token_id, .. }) => {
+            Some(Event::PromptToken(_)) => {}
+            Some(Event::Token(ScoredToken { token_id, .. })) => {
                 text.push_str(&stream.push(tokenizer, token_id));
                 token_ids.push(token_id);
             }

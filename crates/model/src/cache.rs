@@ -70,11 +70,22 @@ fn layer_blocks(config: &ModelConfig, layer_idx: usize, n_tokens: usize, max_row
 pub struct CachedRows<'a> {
     /// The new tokens.
     pub token_ids: &'a [u32],
+    /// The last so many of them are to give logits.
+    pub n_logits: usize,
     /// Position of the first of them; the positions before it are in the blocks.
     pub first_position: usize,
     /// Per layer the sequence's blocks by position / 32, up to that of its last new token. Those that its window has passed are
     /// not looked at.
     pub block_tables: &'a [Vec<u32>],
+}
+
+/// Which row logits belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogitsRow {
+    /// The sequence's place in the call.
+    pub sequence_idx: usize,
+    /// The row's place among the sequence's new tokens.
+    pub row_idx: usize,
 }
 
 /// Attention of sequences that read their earlier tokens from blocks.
@@ -170,8 +181,8 @@ impl KvCache {
         self.sequences[sequence_idx].len
     }
 
-    /// Appends tokens to some sequences, each named by its index at most once, and gives the logits as
-    /// [`Decoder::forward_cached`] does.
+    /// Appends tokens to some sequences, each named by its index at most once, and gives the logits after the last token of each,
+    /// `[sequences, vocab]`, overwritten.
     ///
     /// # Panics
     /// When the tokens are more than there is room for, or too many to come at a time; as [`Decoder::forward_cached`].
@@ -189,10 +200,12 @@ impl KvCache {
                 let CachedSequence { block_tables, len } = &self.sequences[sequence_idx];
                 let (n, at_a_time) = (token_ids.len(), self.max_rows);
                 assert!(n <= at_a_time, "{n} tokens at a time, at most {at_a_time}");
-                CachedRows { token_ids, first_position: *len, block_tables }
+                CachedRows { token_ids, n_logits: 1, first_position: *len, block_tables }
             })
             .collect();
-        decoder.forward_cached(device, &rows, &mut self.blocks, workspace, logits);
+        logits.clear();
+        let mut on_logits = |_, row: &[f32]| logits.extend_from_slice(row);
+        decoder.forward_cached(device, &rows, &mut self.blocks, workspace, &mut on_logits);
         for &(sequence_idx, token_ids) in new_tokens {
             self.sequences[sequence_idx].len += token_ids.len();
         }

@@ -117,7 +117,8 @@ impl Decoder {
     }
 
     /// Whether some of its weights are packed blocks, which round their inputs to 8 bits.
-    pub(crate) fn has_packed_blocks(&self) -> bool {
+    #[must_use]
+    pub fn has_packed_blocks(&self) -> bool {
         let of_layer = |layer: &Layer| {
             layer.qkv.has_packed_blocks()
                 || layer.attention_out.has_packed_blocks()

@@ -6,7 +6,7 @@ use kernels::rope::Direction;
 use tensor::{Device, Tensor, ops};
 
 use crate::adapted;
-use crate::cache::{CachedContext, CachedRows, KvBlocks};
+use crate::cache::{CachedContext, CachedRows, KvBlocks, LogitsRow};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::feed_forward;
@@ -122,21 +122,22 @@ impl Decoder {
         workspace.key_blocks = context.key_blocks;
     }
 
-    /// Writes the keys and values of new tokens into their sequences' blocks and gives the logits after each sequence's last token.
+    /// Writes the keys and values of new tokens into their sequences' blocks and hands the logits of the rows that are wanted to
+    /// `on_logits`, in order.
     ///
-    /// Shapes: logits `[sequences, vocab]`, overwritten. A sequence's logits have the same bits whatever sequences stand beside
-    /// it, however its tokens were cut into calls, and whichever blocks they lie in.
+    /// Shapes: logits `[vocab]`. A row's logits have the same bits whatever sequences stand beside its own, however the tokens were
+    /// cut into calls, and whichever blocks they lie in.
     ///
     /// # Panics
-    /// When a sequence has no token, a token is not in the vocabulary, a position is beyond the context, a table is too short or
-    /// names a block that there is not or that two sequences write, or the workspace is too small.
+    /// When a sequence has no token or wants more rows than it has, a token is not in the vocabulary, a position is beyond the context, a
+    /// table is too short or names a block that there is not or that two sequences write, or the workspace is too small.
     pub fn forward_cached(
         &self,
         device: &Device,
         sequences: &[CachedRows<'_>],
         blocks: &mut KvBlocks,
         workspace: &mut Workspace,
-        logits: &mut Vec<f32>,
+        on_logits: &mut dyn FnMut(LogitsRow, &[f32]),
     ) {
         let mut token_ids = Vec::with_capacity(workspace.max_rows());
         workspace.positions.clear();
@@ -154,30 +155,33 @@ impl Decoder {
         }
         let mut context = CachedContext { sequences, blocks };
         self.forward(device, &token_ids, &mut context, workspace);
-        self.last_logits(device, sequences, workspace, logits);
+        self.wanted_logits(device, sequences, workspace, on_logits);
     }
 
-    fn last_logits(
+    fn wanted_logits(
         &self,
         device: &Device,
         sequences: &[CachedRows<'_>],
         workspace: &mut Workspace,
-        logits: &mut Vec<f32>,
+        on_logits: &mut dyn FnMut(LogitsRow, &[f32]),
     ) {
-        let vocab_size = self.config.vocab_size;
-        logits.resize(sequences.len() * vocab_size, 0.0);
-        let mut end = 0;
-        for (row, sequence) in sequences.iter().enumerate() {
-            end += sequence.token_ids.len();
-            // Not behind the row where it goes: no row is overwritten before it moved.
-            workspace.final_normed.copy_row(end - 1, row);
+        let mut wanted = Vec::new();
+        let mut first_row = 0;
+        for (sequence_idx, sequence) in sequences.iter().enumerate() {
+            let (n, n_logits) = (sequence.token_ids.len(), sequence.n_logits);
+            assert!(n_logits <= n, "logits of {n_logits} rows of {n}");
+            for row_idx in n - n_logits..n {
+                // Not behind the row where it goes: no row is overwritten before it moved.
+                workspace.final_normed.copy_row(first_row + row_idx, wanted.len());
+                wanted.push(LogitsRow { sequence_idx, row_idx });
+            }
+            first_row += n;
         }
-        let mut first = 0;
-        for out in logits.chunks_mut(LOGIT_ROWS * vocab_size) {
-            let n_rows = out.len() / vocab_size;
-            self.logits_of(device, first..first + n_rows, workspace);
-            out.copy_from_slice(workspace.logits.f32());
-            first += n_rows;
+        for (chunk_idx, rows) in wanted.chunks(LOGIT_ROWS).enumerate() {
+            let first = chunk_idx * LOGIT_ROWS;
+            self.logits_of(device, first..first + rows.len(), workspace);
+            let logits = workspace.logits.f32().chunks_exact(self.config.vocab_size);
+            rows.iter().zip(logits).for_each(|(&row, logits)| on_logits(row, logits));
         }
     }
 

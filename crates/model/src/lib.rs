@@ -40,7 +40,7 @@ mod workspace;
 mod tests;
 
 pub use backward::{GradientWorkspace, TrainingRows};
-pub use cache::{CachedRows, KvBlocks, KvCache};
+pub use cache::{CachedRows, KvBlocks, KvCache, LogitsRow};
 pub use config::{ModelConfig, ModelError, compute_dtype};
 pub use decoder::Decoder;
 pub use kernels::attention::KEY_BLOCK;

@@ -10,8 +10,8 @@ use testkit::golden;
 use testkit::random::Rng;
 
 use crate::{
-    Decoder, GradientWorkspace, KvBlocks, KvCache, ModelConfig, ModelError, Parameters,
-    TrainingRows, Workspace,
+    CachedRows, Decoder, GradientWorkspace, KvBlocks, KvCache, LogitsRow, ModelConfig, ModelError,
+    Parameters, TrainingRows, Workspace,
 };
 
 mod adapters;
@@ -164,6 +164,43 @@ fn a_sequence_has_the_same_logits_whatever_stands_beside_it() {
         assert_eq!(cached_logits(&decoder, &device, prompt, prompt.len()), logits);
     }
     assert_eq!([0, 1, 2].map(|i| cache.len(i)), [9, 33, 1]);
+}
+
+#[test]
+fn each_row_that_is_wanted_gives_its_logits() {
+    let config = config(|_| {});
+    let device = fastest(2);
+    let decoder = decoder(&device, &parameters(&config, 4), DType::Bf16);
+    let prompts = [random_ids(5, 9, 32), random_ids(6, 33, 32), random_ids(7, 4, 32)];
+    let mut workspace = Workspace::new(&config, DType::Bf16, 46, Passes::Forward);
+    let tables: Vec<Vec<Vec<u32>>> = [vec![0, 1], vec![2, 3, 4, 5], vec![6, 7]]
+        .map(|ids| {
+            let n = ids.len() / config.n_layers;
+            ids.chunks(n).map(<[u32]>::to_vec).collect()
+        })
+        .into();
+    let wanted = [3, 0, 4];
+    let rows: Vec<CachedRows<'_>> = (0..3)
+        .map(|i| CachedRows {
+            token_ids: &prompts[i],
+            n_logits: wanted[i],
+            first_position: 0,
+            block_tables: &tables[i],
+        })
+        .collect();
+    let mut blocks = KvBlocks::new(&config, DType::Bf16, 8);
+    let mut seen = Vec::new();
+    let mut on_logits = |of: LogitsRow, row: &[f32]| seen.push((of, row.to_vec()));
+    decoder.forward_cached(&device, &rows, &mut blocks, &mut workspace, &mut on_logits);
+    let places = |sequence_idx: usize, rows: std::ops::Range<usize>| {
+        rows.map(move |row_idx| LogitsRow { sequence_idx, row_idx })
+    };
+    let expected: Vec<LogitsRow> = places(0, 6..9).chain(places(2, 0..4)).collect();
+    assert_eq!(seen.iter().map(|(of, _)| *of).collect::<Vec<_>>(), expected);
+    for (of, row) in seen {
+        let prompt = &prompts[of.sequence_idx][..=of.row_idx];
+        assert_eq!(cached_logits(&decoder, &device, prompt, prompt.len()), row, "{of:?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{ChatChunk, ChatCompletion, ChatRequest, StreamFields};
+use api::{ChatChunk, ChatCompletion, ChatLogprobs, ChatRequest, StreamFields};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::app::SharedApp;
 use crate::failure::Failure;
-use crate::generation::{self, Generation, Piece};
+use crate::generation::{self, Answer, Generation, Piece, Scoring};
 use crate::sse::{self, ClientGone, EventSink};
 use crate::{body, ids};
 
@@ -26,12 +26,13 @@ pub(crate) async fn complete(
     // An answer may take minutes, and a body megabytes.
     drop(bytes);
     let (name, stream) = (request.model.clone(), request.stream);
-    let ignored = request.ignored_fields.clone();
+    let (ignored, is_scored) = (request.ignored_fields.clone(), request.logprobs.is_some());
     let generation = start(&app, request).await?;
     let (id, created) = (ids::answer_id("chatcmpl"), ids::unix_time());
     let response = if stream == StreamFields::Whole {
-        let (text, reason, usage) = generation.collect().await?;
-        Json(ChatCompletion::new(id, created, name, text, reason, usage)).into_response()
+        let Answer { text, logprobs, reason, usage, .. } = generation.collect().await?;
+        let logprobs = is_scored.then_some(ChatLogprobs { content: logprobs, refusal: None });
+        Json(ChatCompletion::new(id, created, name, text, logprobs, reason, usage)).into_response()
     } else {
         let chunk = ChatChunk::new(id, created, name);
         sse::respond(move |sink| send_pieces(sink, chunk, generation, stream))
@@ -45,7 +46,8 @@ async fn start(app: &SharedApp, request: ChatRequest) -> Result<Generation, Fail
     let places = Arc::clone(&model.encoders);
     generation::in_background(&places, move || {
         let prompt = generation::chat_prompt(&request.model, &model, request.messages)?;
-        generation::start(&request.model, &model, prompt, &request.sampling, "messages")
+        let scoring = Scoring { n_top: request.logprobs };
+        generation::start(&request.model, &model, prompt, &request.sampling, scoring, "messages")
     })
     .await
 }
@@ -59,10 +61,12 @@ async fn send_pieces(
     sink.data(&chunk.role()).await?;
     loop {
         match generation.next().await {
-            Ok(Some(Piece::Text(text))) => sink.data(&chunk.content(text)).await?,
+            Ok(Some(Piece::Text { text, logprob })) => {
+                sink.data(&chunk.content(text, logprob)).await?;
+            }
             Ok(Some(Piece::Finished { text, reason, usage })) => {
                 if !text.is_empty() {
-                    sink.data(&chunk.content(text)).await?;
+                    sink.data(&chunk.content(text, None)).await?;
                 }
                 sink.data(&chunk.finish(reason)).await?;
                 if stream == StreamFields::PiecesAndUsage {

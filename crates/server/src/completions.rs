@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::app::SharedApp;
 use crate::failure::Failure;
-use crate::generation::{self, Generation, Piece};
+use crate::generation::{self, Answer, Generation, Piece, Scoring};
 use crate::sse::{self, ClientGone, EventSink};
 use crate::{body, ids};
 
@@ -34,7 +34,7 @@ pub(crate) async fn complete(
         let CompletionRequest { model: name, prompts, suffix, sampling, .. } = request;
         let started = prompts.into_iter().map(|input| {
             let prompt = generation::text_prompt(&name, &model, input, suffix.as_deref())?;
-            generation::start(&name, &model, prompt, &sampling, "prompt")
+            generation::start(&name, &model, prompt, &sampling, Scoring::default(), "prompt")
         });
         started.collect::<Result<Vec<Generation>, Failure>>()
     })
@@ -52,7 +52,7 @@ async fn collect(answer: Completion, generations: Vec<Generation>) -> Result<Com
     let mut choices = Vec::with_capacity(generations.len());
     let mut total = Usage::default();
     for (index, generation) in generations.into_iter().enumerate() {
-        let (text, reason, usage) = generation.collect().await?;
+        let Answer { text, reason, usage, .. } = generation.collect().await?;
         total = total.plus(usage);
         let finish_reason = Some(reason);
         choices.push(CompletionChoice { index, text, logprobs: None, finish_reason });
@@ -71,7 +71,9 @@ async fn send_pieces(
     for (index, mut generation) in generations.into_iter().enumerate() {
         loop {
             match generation.next().await {
-                Ok(Some(Piece::Text(text))) => sink.data(&answer.piece(index, text, None)).await?,
+                Ok(Some(Piece::Text { text, .. })) => {
+                    sink.data(&answer.piece(index, text, None)).await?;
+                }
                 Ok(Some(Piece::Finished { text, reason, usage })) => {
                     total = total.plus(usage);
                     sink.data(&answer.piece(index, text, Some(reason))).await?;

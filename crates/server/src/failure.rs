@@ -144,6 +144,7 @@ fn engine_class(error: &EngineError) -> (StatusCode, &'static str, &'static str)
         | EngineError::PromptTooLong { .. }
         | EngineError::UnknownToken { .. }
         | EngineError::UnknownBias { .. }
+        | EngineError::TooManyTop { .. }
         | EngineError::InvalidSampling { .. } => {
             (StatusCode::BAD_REQUEST, INVALID, "invalid_value")
         }

@@ -3,8 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use api::{ChatMessage, ChatRole, FinishReason, PromptInput, SamplingFields, Usage};
-use engine::{Event, EventReceiver, GenerationRequest, Sampling, StopDecision, StopMatcher};
+use api::{
+    ChatMessage, ChatRole, FinishReason, PromptInput, SamplingFields, TokenLogprob, TopLogprob,
+    Usage,
+};
+use engine::{
+    Event, EventReceiver, GenerationRequest, Logprobs, Sampling, ScoredToken, StopDecision,
+    StopMatcher,
+};
 use tokenizer::{
     AnswerText, ChatTemplate, Conversation, Ending, Message, Role, TextStream, Tokenizer,
 };
@@ -19,15 +25,34 @@ pub(crate) struct Generation {
     events: EventReceiver,
     tokenizer: Arc<Tokenizer>,
     text: AnswerText,
+    eos_ids: Vec<u32>,
+    is_scored: bool,
 }
 
 /// What a generation yields.
 #[derive(Debug)]
 pub(crate) enum Piece {
-    /// More text, never empty.
-    Text(String),
+    /// More text; it is never empty, unless tokens are scored. Text that is held back comes later than its token.
+    Text { text: String, logprob: Option<TokenLogprob> },
     /// The end; the text it may bring is the last.
     Finished { text: String, reason: FinishReason, usage: Usage },
+}
+
+/// Which tokens are scored.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Scoring {
+    /// How many likeliest tokens are named beside each; none when tokens are not scored.
+    pub(crate) n_top: Option<usize>,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    /// Of its tokens, those of a stop string included; empty when they are not scored.
+    pub(crate) logprobs: Vec<TokenLogprob>,
+    pub(crate) reason: FinishReason,
+    pub(crate) usage: Usage,
 }
 
 /// The tokens of a prompt, and how its answer becomes text.
@@ -181,6 +206,7 @@ pub(crate) fn start(
     model: &LoadedModel,
     prompt: Prompt,
     fields: &SamplingFields,
+    scoring: Scoring,
     param: &'static str,
 ) -> Result<Generation, Failure> {
     let context_len = model.engine.context_len();
@@ -198,11 +224,18 @@ pub(crate) fn start(
         prompt: prompt.token_ids,
         max_tokens: fields.max_tokens,
         sampling: sampling(model, fields),
+        logprobs: Logprobs { n_top: scoring.n_top.unwrap_or(0), of_prompt: false },
         stop: Box::new(matcher),
     };
     let events = model.engine.submit(request)?;
     let text = AnswerText::new(prompt.text_stream, fields.stop.clone());
-    Ok(Generation { events, tokenizer: Arc::clone(&model.tokenizer), text })
+    Ok(Generation {
+        events,
+        tokenizer: Arc::clone(&model.tokenizer),
+        text,
+        eos_ids: model.eos_ids.clone(),
+        is_scored: scoring.n_top.is_some(),
+    })
 }
 
 /// The settings of a request over the defaults of the model; without a seed, one of the system's.
@@ -227,10 +260,13 @@ impl Generation {
     pub(crate) async fn next(&mut self) -> Result<Option<Piece>, Failure> {
         while let Some(event) = self.events.recv().await {
             match event {
-                Event::Token { token_id, .. } => {
-                    let text = self.text.push(&self.tokenizer, token_id);
-                    if !text.is_empty() {
-                        return Ok(Some(Piece::Text(text)));
+                Event::PromptToken(_) => {}
+                Event::Token(token) => {
+                    let text = self.text.push(&self.tokenizer, token.token_id);
+                    let is_named = self.is_scored && !self.eos_ids.contains(&token.token_id);
+                    let logprob = is_named.then(|| named(&self.tokenizer, token));
+                    if !text.is_empty() || logprob.is_some() {
+                        return Ok(Some(Piece::Text { text, logprob }));
                     }
                 }
                 Event::Finished { reason, n_prompt_tokens, n_reused_tokens, n_generated } => {
@@ -258,20 +294,36 @@ impl Generation {
         Ok(None)
     }
 
-    /// The whole text, for answers that are not streamed.
-    pub(crate) async fn collect(mut self) -> Result<(String, FinishReason, Usage), Failure> {
-        let mut whole = String::new();
+    /// The whole answer, where it is not streamed.
+    pub(crate) async fn collect(mut self) -> Result<Answer, Failure> {
+        let (mut whole, mut logprobs) = (String::new(), Vec::new());
         loop {
             match self.next().await? {
-                Some(Piece::Text(text)) => whole.push_str(&text),
+                Some(Piece::Text { text, logprob }) => {
+                    whole.push_str(&text);
+                    logprobs.extend(logprob);
+                }
                 Some(Piece::Finished { text, reason, usage }) => {
                     whole.push_str(&text);
-                    return Ok((whole, reason, usage));
+                    return Ok(Answer { text: whole, logprobs, reason, usage });
                 }
                 None => return Err(Failure::Engine(engine::EngineError::Stopped)),
             }
         }
     }
+}
+
+/// A scored token with its bytes and text.
+fn named(tokenizer: &Tokenizer, scored: ScoredToken) -> TokenLogprob {
+    let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let top = scored.top.iter().map(|&(id, logprob)| {
+        let bytes = bytes(id);
+        TopLogprob { token: text(&bytes), logprob, bytes }
+    });
+    let own = bytes(scored.token_id);
+    let (token, logprob) = (text(&own), scored.logprob);
+    TokenLogprob { token, logprob, bytes: own, top_logprobs: top.collect() }
 }
 
 /// Ends an answer at one of the model's end tokens or at a stop string, on the engine's thread.

@@ -18,7 +18,7 @@ use crate::app::SharedApp;
 use crate::assets;
 use crate::body;
 use crate::failure::Failure;
-use crate::generation::{self, Generation, Piece};
+use crate::generation::{self, Generation, Piece, Scoring};
 use crate::markdown::BlockStream;
 use crate::sse::{self, ClientGone, EventSink};
 use crate::texts::{Language, Texts};
@@ -134,7 +134,8 @@ pub(crate) async fn stream(
     let (generation, n_left_out) = generation::in_background(&places, move || {
         let ChatRequest { model: name, messages, sampling, .. } = request;
         let (prompt, n_left_out) = generation::recent_chat_prompt(&name, &model, messages)?;
-        let generation = generation::start(&name, &model, prompt, &sampling, "messages")?;
+        let generation =
+            generation::start(&name, &model, prompt, &sampling, Scoring::default(), "messages")?;
         Ok((generation, n_left_out))
     })
     .await?;
@@ -201,7 +202,7 @@ async fn send_blocks(
             piece = generation.next() => piece,
         };
         match piece {
-            Ok(Some(Piece::Text(text))) => answer.push(&text),
+            Ok(Some(Piece::Text { text, .. })) => answer.push(&text),
             Ok(Some(Piece::Finished { text, reason, usage })) => {
                 answer.push(&text);
                 answer.blocks.finish();

@@ -32,6 +32,39 @@ fn a_chat_answer_has_text_counts_and_a_reason() {
 }
 
 #[test]
+fn tokens_are_scored_where_that_is_asked_for() {
+    let fixture = fixture::start();
+    let more = json!({"max_tokens": 12, "temperature": 0, "logprobs": true, "top_logprobs": 2});
+    let body = post(fixture.address(), CHAT, &chat(&more)).json();
+    let content = body["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(content.len(), 12);
+    let bytes: Vec<u8> = content
+        .iter()
+        .flat_map(|token| token["bytes"].as_array().unwrap())
+        .map(|byte| u8::try_from(byte.as_u64().unwrap()).unwrap())
+        .collect();
+    let text = body["choices"][0]["message"]["content"].as_str().unwrap();
+    assert_eq!(String::from_utf8_lossy(&bytes).trim(), text.trim());
+    for token in content {
+        // Greedy: the token is the likeliest.
+        assert_eq!(token["logprob"], token["top_logprobs"][0]["logprob"]);
+        assert_eq!(token["top_logprobs"].as_array().unwrap().len(), 2);
+    }
+    // The same in pieces.
+    let mut more = more;
+    more["stream"] = json!(true);
+    let events = post(fixture.address(), CHAT, &chat(&more)).events();
+    let pieces: Vec<Value> = events
+        .iter()
+        .filter_map(|(_, data)| serde_json::from_str::<Value>(data).ok())
+        .flat_map(|event| {
+            event["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default()
+        })
+        .collect();
+    assert_eq!(&pieces, content);
+}
+
+#[test]
 fn equal_seeds_give_equal_answers_and_greedy_ignores_the_seed() {
     let fixture = fixture::start();
     let text = |more: Value| whole_text(&fixture, &more).0;
