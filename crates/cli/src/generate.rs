@@ -147,7 +147,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         text,
     };
     let form = context.form();
-    // While the model was loading there was no answer to end in good order; what a packing leaves, the next load removes.
+    // While the model was loading there was no answer to end in good order; what a packing leaves, a later load removes.
     let signals = StopSignals::take_all().context("cannot take signals")?;
     let answer = answer(&engine, question, &signals, |text| match form {
         Form::Text if !text.is_empty() => context.print(text),

@@ -60,7 +60,7 @@ impl Sampler {
 
     /// Draws a token; none if the largest logit is not finite or one is no number. `n_top` likeliest tokens are named with it.
     ///
-    /// O(vocab_size), plus sorting of the tokens that can be within `top_p`, or of all for `typical_p`.
+    /// O(vocab_size), plus sorting of the tokens that can be within `top_p`, and of about those that `typical_p` keeps.
     pub(crate) fn draw(
         &mut self,
         logits: &[f32],

@@ -608,6 +608,32 @@ fn a_prompt_that_another_is_about_to_compute_waits_for_it() {
 }
 
 #[test]
+fn a_prompt_that_is_preempted_while_it_is_scored_loses_and_doubles_no_score() {
+    // One token a step of each: the first needs a third block while the second has two and is in the midst of its prompt.
+    let limits = EngineLimits { max_running: 2, step_tokens: 2, ..EngineLimits::default() };
+    let stepped = Stepped::start(room_for(128, limits));
+    let first = stepped.engine.submit(greedy(&[1; 20], 100)).unwrap();
+    stepped.steps.recv().unwrap();
+    let prompt: Vec<u32> = (0..58).map(|i| i * 5 % 32).collect();
+    let logprobs = Logprobs { n_top: 1, of_prompt: true };
+    let second = GenerationRequest { logprobs, ..greedy(&prompt, 4) };
+    let mut second = stepped.engine.submit(second).unwrap();
+    drop(stepped.go);
+    let (mut scored, mut n_generated) = (Vec::new(), 0);
+    while let Some(event) = second.recv_blocking() {
+        match event {
+            Event::PromptToken(token) => scored.push(token.token_id),
+            Event::Token(_) => n_generated += 1,
+            Event::Finished { .. } => {}
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!((scored.as_slice(), n_generated), (&prompt[1..], 4));
+    assert_eq!(drain(first).0.len(), 100);
+    assert!(stepped.engine.load().n_preemptions > 0, "nothing was preempted");
+}
+
+#[test]
 fn a_prompt_that_begins_as_another_did_is_not_computed_again() {
     let stepped = Stepped::start(one_at_a_time());
     let first = stepped.engine.submit(greedy(&[1; 70], 1)).unwrap();

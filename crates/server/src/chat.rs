@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::app::SharedApp;
 use crate::failure::Failure;
-use crate::generation::{self, Answer, Generation, Piece, Scoring};
+use crate::generation::{self, Answer, Generation, Piece};
 use crate::sse::{self, ClientGone, EventSink};
 use crate::{body, ids};
 
@@ -46,8 +46,8 @@ async fn start(app: &SharedApp, request: ChatRequest) -> Result<Generation, Fail
     let places = Arc::clone(&model.encoders);
     generation::in_background(&places, move || {
         let prompt = generation::chat_prompt(&request.model, &model, request.messages)?;
-        let scoring = Scoring { n_top: request.logprobs };
-        generation::start(&request.model, &model, prompt, &request.sampling, scoring, "messages")
+        let n_top = request.logprobs;
+        generation::start(&request.model, &model, prompt, &request.sampling, n_top, "messages")
     })
     .await
 }

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::app::SharedApp;
 use crate::failure::Failure;
-use crate::generation::{self, Answer, Generation, Piece, Scoring};
+use crate::generation::{self, Answer, Generation, Piece};
 use crate::sse::{self, ClientGone, EventSink};
 use crate::{body, ids};
 
@@ -34,7 +34,7 @@ pub(crate) async fn complete(
         let CompletionRequest { model: name, prompts, suffix, sampling, .. } = request;
         let started = prompts.into_iter().map(|input| {
             let prompt = generation::text_prompt(&name, &model, input, suffix.as_deref())?;
-            generation::start(&name, &model, prompt, &sampling, Scoring::default(), "prompt")
+            generation::start(&name, &model, prompt, &sampling, None, "prompt")
         });
         started.collect::<Result<Vec<Generation>, Failure>>()
     })

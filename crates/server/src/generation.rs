@@ -38,13 +38,6 @@ pub(crate) enum Piece {
     Finished { text: String, reason: FinishReason, usage: Usage },
 }
 
-/// Which tokens are scored.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Scoring {
-    /// How many likeliest tokens are named beside each; none when tokens are not scored.
-    pub(crate) n_top: Option<usize>,
-}
-
 /// A whole answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -200,13 +193,14 @@ pub(crate) fn text_prompt(
     Ok(Prompt { token_ids, text_stream })
 }
 
-/// Hands a prompt to the engine; `param` is the field it came from.
+/// Hands a prompt to the engine; `n_top` says how many likeliest tokens are named beside each, none that tokens are not scored;
+/// `param` is the field that the prompt came from.
 pub(crate) fn start(
     name: &str,
     model: &LoadedModel,
     prompt: Prompt,
     fields: &SamplingFields,
-    scoring: Scoring,
+    n_top: Option<usize>,
     param: &'static str,
 ) -> Result<Generation, Failure> {
     let context_len = model.engine.context_len();
@@ -224,7 +218,7 @@ pub(crate) fn start(
         prompt: prompt.token_ids,
         max_tokens: fields.max_tokens,
         sampling: sampling(model, fields),
-        logprobs: Logprobs { n_top: scoring.n_top.unwrap_or(0), of_prompt: false },
+        logprobs: Logprobs { n_top: n_top.unwrap_or(0), of_prompt: false },
         stop: Box::new(matcher),
     };
     let events = model.engine.submit(request)?;
@@ -234,7 +228,7 @@ pub(crate) fn start(
         tokenizer: Arc::clone(&model.tokenizer),
         text,
         eos_ids: model.eos_ids.clone(),
-        is_scored: scoring.n_top.is_some(),
+        is_scored: n_top.is_some(),
     })
 }
 

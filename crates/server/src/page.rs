@@ -18,7 +18,7 @@ use crate::app::SharedApp;
 use crate::assets;
 use crate::body;
 use crate::failure::Failure;
-use crate::generation::{self, Generation, Piece, Scoring};
+use crate::generation::{self, Generation, Piece};
 use crate::markdown::BlockStream;
 use crate::sse::{self, ClientGone, EventSink};
 use crate::texts::{Language, Texts};
@@ -134,8 +134,7 @@ pub(crate) async fn stream(
     let (generation, n_left_out) = generation::in_background(&places, move || {
         let ChatRequest { model: name, messages, sampling, .. } = request;
         let (prompt, n_left_out) = generation::recent_chat_prompt(&name, &model, messages)?;
-        let generation =
-            generation::start(&name, &model, prompt, &sampling, Scoring::default(), "messages")?;
+        let generation = generation::start(&name, &model, prompt, &sampling, None, "messages")?;
         Ok((generation, n_left_out))
     })
     .await?;
