@@ -62,6 +62,7 @@ pub(crate) fn answer(
         max_tokens: Some(question.max_tokens),
         sampling: question.sampling,
         logprobs: Logprobs::default(),
+        mask: None,
         stop: Box::new(StopAtIds(question.stop_ids)),
     })?;
     let mut text = question

@@ -10,6 +10,8 @@ pub(crate) struct Counters {
     n_prompt_tokens: AtomicU64,
     n_reused_tokens: AtomicU64,
     n_preemptions: AtomicU64,
+    n_guesses: AtomicU64,
+    n_right_guesses: AtomicU64,
 }
 
 /// What an engine is doing, and has done since it was started.
@@ -25,6 +27,10 @@ pub struct EngineLoad {
     pub n_reused_tokens: u64,
     /// How often a request gave its cache back to others, to be computed again.
     pub n_preemptions: u64,
+    /// Guessed tokens that were checked.
+    pub n_guesses: u64,
+    /// Those of them that came true.
+    pub n_right_guesses: u64,
 }
 
 impl Counters {
@@ -42,6 +48,11 @@ impl Counters {
         self.n_preemptions.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn count_guesses(&self, n_guesses: usize, n_right: usize) {
+        self.n_guesses.fetch_add(n_guesses as u64, Ordering::Relaxed);
+        self.n_right_guesses.fetch_add(n_right as u64, Ordering::Relaxed);
+    }
+
     /// `n_queued` requests wait in the queue.
     pub(crate) fn load(&self, n_queued: usize) -> EngineLoad {
         EngineLoad {
@@ -50,6 +61,8 @@ impl Counters {
             n_prompt_tokens: self.n_prompt_tokens.load(Ordering::Relaxed),
             n_reused_tokens: self.n_reused_tokens.load(Ordering::Relaxed),
             n_preemptions: self.n_preemptions.load(Ordering::Relaxed),
+            n_guesses: self.n_guesses.load(Ordering::Relaxed),
+            n_right_guesses: self.n_right_guesses.load(Ordering::Relaxed),
         }
     }
 }

@@ -97,6 +97,12 @@ pub enum EngineError {
         /// The message of the panic.
         detail: String,
     },
+    /// What may come next could not be told.
+    #[error("the grammar of the request failed: {detail}")]
+    MaskFailed {
+        /// Why.
+        detail: String,
+    },
     /// The stop matcher of this request panicked.
     #[error("the stop matcher of the request panicked: {detail}")]
     MatcherPanicked {

@@ -12,8 +12,8 @@ use crate::events::{Event, EventReceiver, channel};
 use crate::queue::{Pending, RequestQueue};
 use crate::request::GenerationRequest;
 use crate::sampler::{Sampler, SamplerScratch};
-use crate::scheduler::Scheduler;
-use crate::{EngineError, EngineLoad, Logprobs};
+use crate::scheduler::{Scheduler, max_logits};
+use crate::{EngineError, EngineLoad, Logprobs, TokenSet};
 
 /// Bounds of an engine; what it may use is decided here and nowhere later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +26,31 @@ pub struct EngineLimits {
     pub cache_bytes: usize,
     /// Most tokens one step of the model takes: one for each request that is generating, the rest for prompts.
     pub step_tokens: usize,
+    /// Whether tokens are guessed.
+    pub speculation: Speculation,
+}
+
+/// When what may come next is guessed and checked in the same step. It changes no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speculation {
+    /// Never.
+    Off,
+    /// Where guesses that came true, and the time of steps with more rows, say that it is faster.
+    WhenItPays,
+    /// Wherever there is a guess, to test and to measure.
+    Always,
 }
 
 impl Default for EngineLimits {
-    /// 16 requests at once, 64 waiting, 1 GiB of cache, 256 tokens a step.
+    /// 16 requests at once, 64 waiting, 1 GiB of cache, 256 tokens a step, guesses when they pay.
     fn default() -> Self {
-        Self { max_running: 16, max_waiting: 64, cache_bytes: 1 << 30, step_tokens: 256 }
+        Self {
+            max_running: 16,
+            max_waiting: 64,
+            cache_bytes: 1 << 30,
+            step_tokens: 256,
+            speculation: Speculation::WhenItPays,
+        }
     }
 }
 
@@ -109,14 +128,15 @@ impl Engine {
     #[must_use]
     pub fn planned_bytes(config: &ModelConfig, dtype: DType, limits: &EngineLimits) -> usize {
         let workspace = Workspace::max_bytes_for_decoder(config, dtype, limits.step_tokens);
-        let logits = limits.max_running * config.vocab_size * size_of::<f32>();
+        let logits = max_logits(limits) * config.vocab_size * size_of::<f32>();
         let sampling = SamplerScratch::bytes_for(config.vocab_size);
         // Each request, waiting, running or preempted, has room for its tokens and for all of its events; lists of likeliest tokens, where
         // they are asked for, come on top.
         let per_request = (config.context_len + 1) * (size_of::<Event>() + size_of::<u32>());
         let requests = (limits.max_running + limits.max_waiting) * per_request;
         let per_running = BlockPool::table_bytes(config, config.context_len)
-            + Sampler::max_bytes(config.context_len.min(config.vocab_size));
+            + Sampler::max_bytes(config.context_len.min(config.vocab_size))
+            + TokenSet::bytes_for(config.vocab_size);
         let requests = requests + limits.max_running * per_running;
         let cache = CachePlan::new(config, dtype, limits).bytes();
         workspace + logits + sampling + requests + cache

@@ -11,10 +11,12 @@
 //!   in a queue of [`EngineLimits::max_waiting`], and beyond that are refused; where blocks run out, the latest request is preempted,
 //!   and computed again later, to the same tokens;
 //! * a prompt that begins as an earlier one did reads the blocks of that one, and gives the same tokens;
+//! * what repeats itself is guessed, and the guesses are checked in the rows of one step: the same tokens, sooner;
 //! * dropping the receiver cancels the request within one step;
 //! * a panic in the model fails the requests of that step, not the process; an idle engine sleeps.
 //!
-//! It never sees text and knows no protocol: a [`StopMatcher`] from the caller decides when an answer is complete.
+//! It never sees text and knows no protocol: a [`StopMatcher`] from the caller decides when an answer is complete, a [`TokenMask`]
+//! which tokens may come next.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -35,6 +37,7 @@
 //!     max_tokens: Some(4),
 //!     sampling: Sampling { temperature: 0.7, top_p: 0.9, seed: 42, ..Sampling::PLAIN },
 //!     logprobs: Logprobs::default(),
+//!     mask: None,
 //!     stop: Box::new(StopAtIds(vec![2])),
 //! })?;
 //! let mut token_ids = Vec::new();
@@ -50,9 +53,11 @@
 
 mod blocks;
 mod counters;
+mod draft;
 mod error;
 mod events;
 mod handle;
+mod mask;
 mod prefix;
 mod queue;
 mod request;
@@ -65,5 +70,6 @@ mod tests;
 pub use counters::EngineLoad;
 pub use error::EngineError;
 pub use events::{Event, EventReceiver, FinishReason, ScoredToken};
-pub use handle::{Engine, EngineHandle, EngineLimits};
+pub use handle::{Engine, EngineHandle, EngineLimits, Speculation};
+pub use mask::{TokenMask, TokenSet};
 pub use request::{GenerationRequest, Logprobs, Sampling, StopAtIds, StopDecision, StopMatcher};

@@ -1,6 +1,6 @@
 //! What a caller hands to the engine.
 
-use crate::EngineError;
+use crate::{EngineError, TokenMask};
 
 /// One generation: token ids in.
 pub struct GenerationRequest {
@@ -13,6 +13,8 @@ pub struct GenerationRequest {
     pub sampling: Sampling,
     /// What is said of the likelihood of tokens.
     pub logprobs: Logprobs,
+    /// Says which tokens may come next; none leaves it to the model.
+    pub mask: Option<Box<dyn TokenMask>>,
     /// Says after each token whether to go on.
     pub stop: Box<dyn StopMatcher>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::{Sampling, ScoredToken};
+use crate::{Sampling, ScoredToken, TokenSet};
 
 /// Candidates that are looked at first where most are not needed.
 const FEW: usize = 256;
@@ -58,24 +58,31 @@ impl Sampler {
         4 * n_ids * (size_of::<(u32, u32)>() + 1)
     }
 
-    /// Draws a token; none if the largest logit is not finite or one is no number. `n_top` likeliest tokens are named with it.
+    /// Draws a token, of those in `allowed` where that is given; none if the largest logit of these is not finite or one is no number.
+    /// `n_top` likeliest tokens are named with it.
     ///
     /// O(vocab_size), plus sorting of the tokens that can be within `top_p`, and of about those that `typical_p` keeps.
     pub(crate) fn draw(
         &mut self,
         logits: &[f32],
+        allowed: Option<&TokenSet>,
         n_top: usize,
         scratch: &mut SamplerScratch,
     ) -> Option<ScoredToken> {
-        let token_id = self.pick_token(logits, scratch)?;
+        let token_id = self.pick_token(logits, allowed, scratch)?;
         if self.sampling.has_penalties() {
             *self.n_generated_by_id.entry(token_id).or_default() += 1;
         }
         score(logits, token_id, n_top, scratch)
     }
 
-    fn pick_token(&mut self, logits: &[f32], scratch: &mut SamplerScratch) -> Option<u32> {
-        let logits = self.penalised(logits, &mut scratch.logits);
+    fn pick_token(
+        &mut self,
+        logits: &[f32],
+        allowed: Option<&TokenSet>,
+        scratch: &mut SamplerScratch,
+    ) -> Option<u32> {
+        let logits = self.changed(logits, allowed, &mut scratch.logits);
         let (likeliest, max) = argmax(logits)?;
         let Sampling { temperature, top_k, typical_p, top_p, min_p, seed, .. } = self.sampling;
         let is_likeliest = top_k == Some(1) || (top_p == 0.0 && typical_p >= 1.0);
@@ -88,6 +95,9 @@ impl Sampler {
             let scaled = (f64::from(logit) - f64::from(max)) / f64::from(temperature);
             (scaled.exp(), token_id)
         }));
+        if allowed.is_some() {
+            candidates.retain(|candidate| candidate.0 > 0.0);
+        }
         keep_top_k(candidates, top_k);
         keep_typical(candidates, f64::from(typical_p), &mut scratch.by_distance);
         keep_top_p(candidates, f64::from(top_p));
@@ -98,11 +108,17 @@ impl Sampler {
         Some(pick(candidates, uniform))
     }
 
-    /// The logits after penalties and biases, in `changed` where there are any.
-    fn penalised<'a>(&self, logits: &'a [f32], changed: &'a mut Vec<f32>) -> &'a [f32] {
+    /// The logits after penalties and biases, without the tokens that are not allowed; in `changed` where any of that is.
+    fn changed<'a>(
+        &self,
+        logits: &'a [f32],
+        allowed: Option<&TokenSet>,
+        changed: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =
             self.sampling;
-        if self.n_generated_by_id.is_empty() && self.sampling.logit_bias.is_empty() {
+        let is_plain = self.n_generated_by_id.is_empty() && self.sampling.logit_bias.is_empty();
+        if is_plain && allowed.is_none() {
             return logits;
         }
         changed.clear();
@@ -120,6 +136,14 @@ impl Sampler {
         }
         for &(token_id, bias) in &self.sampling.logit_bias {
             changed[token_id as usize] += bias;
+        }
+        if let Some(allowed) = allowed {
+            for (logit, token_id) in changed.iter_mut().zip(0_u32..) {
+                // What is no number stays one, to be found.
+                if !allowed.contains(token_id) && !logit.is_nan() {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
         }
         changed
     }
@@ -285,7 +309,7 @@ mod tests {
     fn draw_after(prompt: &[u32], sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling, prompt);
         let mut scratch = SamplerScratch::new(logits.len());
-        (0..n).map(|_| sampler.draw(logits, 0, &mut scratch).unwrap().token_id).collect()
+        (0..n).map(|_| sampler.draw(logits, None, 0, &mut scratch).unwrap().token_id).collect()
     }
 
     #[test]
@@ -298,7 +322,7 @@ mod tests {
     fn logprob_is_that_of_the_untruncated_distribution() {
         let logits = [0.0, 0.0, 0.0, 0.0];
         let mut sampler = Sampler::new(Sampling { top_k: Some(1), ..Sampling::GREEDY }, &[]);
-        let drawn = sampler.draw(&logits, 0, &mut SamplerScratch::new(4)).unwrap();
+        let drawn = sampler.draw(&logits, None, 0, &mut SamplerScratch::new(4)).unwrap();
         assert!((drawn.logprob - 0.25_f32.ln()).abs() < 1e-6);
     }
 
@@ -313,6 +337,39 @@ mod tests {
         // As many as there are.
         assert_eq!(score(&logits, 0, 20, &mut scratch).unwrap().top.len(), 4);
         assert!(score(&logits, 0, 0, &mut scratch).unwrap().top.is_empty());
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_drawn_and_their_scores_stay_the_models_own() {
+        let logits = [1.0_f32.ln(), 5.0_f32.ln(), 2.0_f32.ln(), 2.0_f32.ln()];
+        let mut allowed = TokenSet::none_of(4);
+        allowed.insert(0);
+        allowed.insert(3);
+        let mut scratch = SamplerScratch::new(4);
+        let samplings = [
+            Sampling { typical_p: 0.9, ..Sampling::PLAIN },
+            Sampling { top_p: 0.99, min_p: 0.01, ..Sampling::PLAIN },
+            Sampling { top_k: Some(3), ..Sampling::PLAIN },
+            Sampling { repetition_penalty: 1.5, logit_bias: vec![(1, 9.0)], ..Sampling::PLAIN },
+        ];
+        for sampling in samplings {
+            let mut sampler = Sampler::new(sampling, &[1]);
+            let mut n_drawn = [0; 4];
+            for _ in 0..200 {
+                let drawn = sampler.draw(&logits, Some(&allowed), 1, &mut scratch).unwrap();
+                n_drawn[drawn.token_id as usize] += 1;
+                let expected = [0.1_f32, 0.5, 0.2, 0.2][drawn.token_id as usize].ln();
+                assert!((drawn.logprob - expected).abs() < 1e-6);
+                assert_eq!(drawn.top[0].0, 1, "the likeliest is named though it may not come");
+            }
+            assert!(
+                n_drawn[0] > 20 && n_drawn[3] > 20 && n_drawn[1] + n_drawn[2] == 0,
+                "{n_drawn:?}"
+            );
+        }
+        let mut greedy = Sampler::new(Sampling::GREEDY, &[]);
+        assert_eq!(greedy.draw(&logits, Some(&allowed), 0, &mut scratch).unwrap().token_id, 3);
+        assert!(greedy.draw(&[f32::NAN; 4], Some(&allowed), 0, &mut scratch).is_none());
     }
 
     #[test]
@@ -391,7 +448,7 @@ mod tests {
         // A logit below 0 is made smaller, not larger.
         let mut sampler = Sampler::new(repetition, &[3]);
         let drawn =
-            sampler.draw(&[-1.2, -3.0, -3.0, -1.0], 0, &mut SamplerScratch::new(4)).unwrap();
+            sampler.draw(&[-1.2, -3.0, -3.0, -1.0], None, 0, &mut SamplerScratch::new(4)).unwrap();
         assert_eq!(drawn.token_id, 0);
         // The log-probability is the model's own: -1.2 - ln(e^-1.2 + 2 e^-3 + e^-1).
         assert!((drawn.logprob + 0.936_88).abs() < 1e-4, "{}", drawn.logprob);
@@ -419,8 +476,8 @@ mod tests {
     fn logits_that_are_not_numbers_are_refused() {
         let (mut sampler, mut scratch) =
             (Sampler::new(Sampling::GREEDY, &[]), SamplerScratch::new(2));
-        assert!(sampler.draw(&[f32::NAN, 1.0], 0, &mut scratch).is_none());
-        assert!(sampler.draw(&[f32::NEG_INFINITY], 0, &mut scratch).is_none());
+        assert!(sampler.draw(&[f32::NAN, 1.0], None, 0, &mut scratch).is_none());
+        assert!(sampler.draw(&[f32::NEG_INFINITY], None, 0, &mut scratch).is_none());
     }
 
     #[test]

@@ -3,14 +3,17 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use model::{CachedRows, KEY_BLOCK, LogitsRow};
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::blocks::{BlockPool, SequenceBlocks};
 use crate::counters::Counters;
+use crate::draft::{self, MAX_DRAFT_ROWS, RowCost};
 use crate::events::Event;
-use crate::handle::{CachePlan, EngineLimits};
+use crate::handle::{CachePlan, EngineLimits, Speculation};
+use crate::mask::Masked;
 use crate::queue::RequestQueue;
 use crate::sampler::SamplerScratch;
 use crate::sequence::{Next, Sequence, panic_message};
@@ -31,8 +34,9 @@ pub(crate) struct Scheduler<F> {
     running: Vec<Sequence>,
     /// Without blocks, in the order of their arrival; all of them arrived before what waits in the queue.
     preempted: VecDeque<Sequence>,
-    /// After the last token of each sequence whose tokens are all computed, `[n_sequences, vocab_size]`.
+    /// After the last token of each sequence whose tokens are all computed, and after the guesses of what follows it, `[rows, vocab_size]`.
     logits: Vec<f32>,
+    row_cost: RowCost,
     /// Tokens of prompts that this step scored, and the index of their sequences.
     scored: Vec<(usize, Option<ScoredToken>)>,
     scratch: SamplerScratch,
@@ -59,7 +63,8 @@ where
             pool: BlockPool::new(plan.clone()),
             running: Vec::with_capacity(limits.max_running),
             preempted: VecDeque::new(),
-            logits: Vec::with_capacity(limits.max_running * vocab_size),
+            logits: Vec::with_capacity(max_logits(&limits) * vocab_size),
+            row_cost: RowCost::default(),
             scored: Vec::new(),
             scratch: SamplerScratch::new(vocab_size),
         }
@@ -70,7 +75,9 @@ where
         // However this ends, callers must not go on queueing for a thread that is gone.
         let closer = CloseOnDrop(Arc::clone(&self.queue));
         while self.queue.is_open() {
-            retire(&mut self.running, &mut self.pool, |sequence| !sequence.events.is_cancelled());
+            retire(&mut self.running, &mut self.pool, |sequence, _| {
+                !sequence.events.is_cancelled()
+            });
             self.preempted.retain(|sequence| !sequence.events.is_cancelled());
             self.admit();
             if self.running.is_empty() {
@@ -139,7 +146,7 @@ where
         let (n_prompt_tokens, n_reused_tokens) = (pending.request.prompt.len(), claimed.1);
         debug!(n_prompt_tokens, n_reused_tokens, "generation admitted");
         self.counters.count_prompt(n_prompt_tokens, n_reused_tokens);
-        let sequence = Sequence::new(pending, claimed);
+        let sequence = Sequence::new(pending, claimed, self.vocab_size);
         if sequence.blocks.tables().is_empty() {
             sequence.finish(FinishReason::Length);
         } else {
@@ -166,6 +173,7 @@ where
     fn plan_step(&mut self) {
         let mut budget = self.limits.step_tokens;
         for sequence in &mut self.running {
+            sequence.guess(0);
             sequence.n_step = usize::from(sequence.n_uncached() == 1);
             budget -= sequence.n_step;
         }
@@ -174,16 +182,41 @@ where
             sequence.n_step = budget.min(most).min(sequence.n_uncached());
             budget -= sequence.n_step;
         }
+        self.plan_guesses(budget);
         let mut idx = 0;
         while idx < self.running.len() {
             let sequence = &mut self.running[idx];
             let end = sequence.n_cached + sequence.n_step;
             if sequence.n_step == 0 || self.pool.extend(&mut sequence.blocks, end) {
+                let n = sequence.n_guessed;
+                if n > 0 && !self.pool.extend(&mut sequence.blocks, end + n) {
+                    sequence.guess(0);
+                }
                 idx += 1;
             } else {
                 self.preempt_latest();
             }
         }
+    }
+
+    /// Gives guesses of what the generating sequences say next up to `budget` rows.
+    fn plan_guesses(&mut self, budget: usize) {
+        let speculation = self.limits.speculation;
+        if speculation == Speculation::Off {
+            return;
+        }
+        let n_rows = self.running.iter().map(|sequence| sequence.n_step).sum();
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.draws()) {
+            sequence.drafter.refill(&sequence.token_ids);
+        }
+        let drawing = || self.running.iter().filter(|sequence| sequence.draws());
+        let drafters = drawing().map(|sequence| (&sequence.drafter, sequence.n_guessable()));
+        let chosen = match speculation {
+            Speculation::Always => draft::choose(drafters, n_rows, budget, 0.0),
+            _ => draft::choose(drafters, n_rows, budget, self.row_cost.of_one_more()),
+        };
+        let drawing = self.running.iter_mut().filter(|sequence| sequence.draws());
+        drawing.zip(chosen).for_each(|(sequence, n)| sequence.guess(n));
     }
 
     /// Takes all blocks from the request that arrived last. The first to arrive has what it needs in the end: alone it has all blocks,
@@ -201,13 +234,14 @@ where
 
     /// Runs the model on the planned rows; false if that panicked, after failing the requests concerned.
     fn compute_step(&mut self) -> bool {
+        let mut masks = take_masks(&mut self.running);
         let running = &self.running;
         let stepped: Vec<usize> = (0..running.len()).filter(|&i| running[i].n_step > 0).collect();
         let rows: Vec<CachedRows<'_>> = stepped
             .iter()
             .map(|&i| &running[i])
             .map(|sequence| CachedRows {
-                token_ids: &sequence.token_ids[sequence.n_cached..][..sequence.n_step],
+                token_ids: sequence.step_tokens(),
                 n_logits: sequence.n_logits(),
                 first_position: sequence.n_cached,
                 block_tables: sequence.blocks.tables(),
@@ -221,23 +255,37 @@ where
             let sequence = &running[idx];
             if let Some(score) = sequence.score_prompt(of.row_idx, row, scratch) {
                 scored.push((idx, score));
-            } else if of.row_idx + 1 == sequence.n_uncached() {
+            } else if of.row_idx + 1 >= sequence.n_uncached() {
                 logits.extend_from_slice(row);
             }
         };
         let forward = &mut self.forward;
         // After a panic the blocks of this step are given back, to be written before they are read, and the workspace holds
         // nothing between steps.
-        let outcome = catch_unwind(AssertUnwindSafe(|| forward(&rows, &mut on_logits)));
+        let has_masks = !masks.is_empty();
+        let start = Instant::now();
+        let outcome = beside(
+            || masks.iter_mut().for_each(|(_, mask)| mask.prepare()),
+            has_masks,
+            || catch_unwind(AssertUnwindSafe(|| forward(&rows, &mut on_logits))),
+        );
+        if running.iter().all(|sequence| sequence.n_step <= 1) {
+            let n_rows = rows.iter().map(|row| row.token_ids.len()).sum();
+            self.row_cost.observe(n_rows, start.elapsed().as_secs_f64());
+        }
+        for (idx, mask) in masks {
+            *self.running[idx].mask_mut() = Some(mask);
+        }
         let Err(panic) = outcome else {
             for sequence in &mut self.running {
-                advance(&mut self.pool, sequence);
+                let n_step = sequence.n_step;
+                advance(&mut self.pool, sequence, n_step);
             }
             return true;
         };
         let detail = panic_message(panic.as_ref());
         error!(detail, n_sequences = self.running.len(), "step of the model panicked");
-        retire(&mut self.running, &mut self.pool, |sequence| {
+        retire(&mut self.running, &mut self.pool, |sequence, _| {
             if sequence.n_step > 0 {
                 let detail = detail.clone();
                 sequence.events.send(Event::Failed(EngineError::StepPanicked { detail }));
@@ -247,14 +295,15 @@ where
         false
     }
 
-    /// Hands scored tokens of prompts over, and draws the next token of each sequence whose tokens are all computed.
+    /// Hands scored tokens of prompts over, and draws the next tokens of each sequence whose tokens are all computed.
     fn draw_tokens(&mut self) {
         let logits = std::mem::take(&mut self.logits);
         let mut rows = logits.chunks_exact(self.vocab_size);
+        let counters = &self.counters;
         let mut scored = std::mem::take(&mut self.scored).into_iter().peekable();
         let (pool, scratch) = (&mut self.pool, &mut self.scratch);
         let mut idx = 0;
-        retire(&mut self.running, pool, |sequence| {
+        retire(&mut self.running, pool, |sequence, pool| {
             let mut next = Next::GoesOn;
             while let Some((_, score)) = scored.next_if(|(of, _)| *of == idx) {
                 if next == Next::GoesOn {
@@ -263,9 +312,19 @@ where
             }
             idx += 1;
             if sequence.n_step > 0 && sequence.n_uncached() == 0 {
-                let row = rows.next().expect("the model gives logits after each last token");
+                // All of them are taken from the list, though not all may be looked at.
+                let n_guessed = sequence.n_guessed;
+                let own: Vec<&[f32]> = rows.by_ref().take(1 + n_guessed).collect();
+                assert_eq!(
+                    own.len(),
+                    1 + n_guessed,
+                    "the model gives logits after each last token"
+                );
                 if next == Next::GoesOn {
-                    next = sequence.take_token(row, scratch);
+                    let n_right;
+                    (next, n_right) = sequence.take_tokens(own.into_iter(), scratch);
+                    counters.count_guesses(n_guessed, n_right);
+                    advance(pool, sequence, n_right);
                 }
             }
             next == Next::GoesOn
@@ -278,15 +337,44 @@ where
 fn retire(
     running: &mut Vec<Sequence>,
     pool: &mut BlockPool,
-    mut stays: impl FnMut(&mut Sequence) -> bool,
+    mut stays: impl FnMut(&mut Sequence, &mut BlockPool) -> bool,
 ) {
     running.retain_mut(|sequence| {
-        let keep = stays(sequence);
+        let keep = stays(sequence, pool);
         if !keep {
             pool.release(std::mem::take(&mut sequence.blocks));
         }
         keep
     });
+}
+
+/// Rows of logits of a step: of each request, and of guesses.
+pub(crate) const fn max_logits(limits: &EngineLimits) -> usize {
+    match limits.speculation {
+        Speculation::Off => limits.max_running,
+        _ => limits.max_running + MAX_DRAFT_ROWS,
+    }
+}
+
+/// The masks of the sequences that draw in this step, and whose they are.
+fn take_masks(running: &mut [Sequence]) -> Vec<(usize, Masked)> {
+    let drawing = running.iter_mut().enumerate().filter(|(_, sequence)| sequence.draws());
+    drawing.filter_map(|(idx, sequence)| Some((idx, sequence.mask_mut().take()?))).collect()
+}
+
+/// Runs `masks` on a thread of its own while `model` runs on this one. Where the system has no thread for it, tokens are drawn all the
+/// same: masks that are not prepared prepare themselves.
+fn beside<T>(masks: impl FnOnce() + Send, is_needed: bool, model: impl FnOnce() -> T) -> T {
+    if !is_needed {
+        return model();
+    }
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("masks".to_owned());
+        if let Err(source) = builder.spawn_scoped(scope, masks) {
+            warn!(%source, "no thread for masks");
+        }
+        model()
+    })
 }
 
 /// Tokens that a sequence of `len` tokens must find room for to be admitted, of `max_len` at most: a block more, so that it is not
@@ -318,10 +406,10 @@ fn claim(
     None
 }
 
-/// Notes that a sequence's tokens of this step have been computed.
-fn advance(pool: &mut BlockPool, sequence: &mut Sequence) {
+/// Notes that the next `n_computed` tokens of a sequence have been computed.
+fn advance(pool: &mut BlockPool, sequence: &mut Sequence, n_computed: usize) {
     let n_full = sequence.n_cached / KEY_BLOCK;
-    sequence.n_cached += sequence.n_step;
+    sequence.n_cached += n_computed;
     if sequence.n_cached / KEY_BLOCK > n_full {
         pool.remember(&sequence.blocks, &sequence.token_ids[..sequence.n_cached]);
     }

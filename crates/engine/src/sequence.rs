@@ -7,7 +7,9 @@ use tracing::error;
 
 use crate::EngineError;
 use crate::blocks::SequenceBlocks;
+use crate::draft::{Drafter, MAX_DRAFT};
 use crate::events::{Event, EventSender, FinishReason, ScoredToken};
+use crate::mask::Masked;
 use crate::queue::Pending;
 use crate::request::{GenerationRequest, Logprobs, StopDecision, StopMatcher};
 use crate::sampler::{Sampler, SamplerScratch, score};
@@ -20,6 +22,11 @@ pub(crate) struct Sequence {
     pub(crate) n_cached: usize,
     /// Tokens of `token_ids` that this step computes.
     pub(crate) n_step: usize,
+    /// Guesses of what comes after `token_ids` that this step computes too.
+    pub(crate) n_guessed: usize,
+    pub(crate) drafter: Drafter,
+    /// The last token and the guesses of this step.
+    with_guesses: Vec<u32>,
     /// Tokens of the prompt that did not have to be computed when the request was first admitted.
     n_reused_tokens: usize,
     /// How often it gave its blocks back to others.
@@ -32,6 +39,7 @@ pub(crate) struct Sequence {
     /// Tokens of the prompt of which was said how likely they are, the first included.
     n_scored: usize,
     sampler: Sampler,
+    mask: Option<Masked>,
     stop: Box<dyn StopMatcher>,
     /// Tokens the stop matcher wants to keep back.
     held: Vec<ScoredToken>,
@@ -45,13 +53,15 @@ pub(crate) enum Next {
 }
 
 impl Sequence {
-    /// A request whose first `n_reused_tokens` tokens are in `blocks`.
+    /// A request whose first `n_reused_tokens` tokens are in `blocks`, to a model of `vocab_size` tokens.
     pub(crate) fn new(
         pending: Pending,
         (blocks, n_reused_tokens): (SequenceBlocks, usize),
+        vocab_size: usize,
     ) -> Self {
         let Pending { request, max_tokens, events } = pending;
-        let GenerationRequest { prompt: mut token_ids, sampling, logprobs, stop, .. } = request;
+        let GenerationRequest { prompt: mut token_ids, sampling, logprobs, mask, stop, .. } =
+            request;
         let n_prompt_tokens = token_ids.len();
         let sampler = Sampler::new(sampling, &token_ids);
         token_ids.reserve_exact(max_tokens);
@@ -59,6 +69,9 @@ impl Sequence {
             token_ids,
             n_cached: n_reused_tokens,
             n_step: 0,
+            n_guessed: 0,
+            drafter: Drafter::new(),
+            with_guesses: Vec::with_capacity(1 + MAX_DRAFT),
             n_reused_tokens,
             n_preemptions: 0,
             blocks,
@@ -68,6 +81,7 @@ impl Sequence {
             logprobs,
             n_scored: if logprobs.of_prompt { 1 } else { n_prompt_tokens },
             sampler,
+            mask: mask.map(|mask| Masked::new(mask, vocab_size)),
             stop,
             held: Vec::new(),
         }
@@ -93,13 +107,50 @@ impl Sequence {
         self.n_scored < self.n_prompt_tokens
     }
 
-    /// Rows of this step whose logits are wanted: the last, if it is that of the last token; all, while the prompt is scored.
+    /// Whether this step draws its next token.
+    pub(crate) fn draws(&self) -> bool {
+        self.n_step > 0 && self.n_step == self.n_uncached()
+    }
+
+    /// Guesses that could be of use: not beyond the end, whose token needs no successor.
+    pub(crate) fn n_guessable(&self) -> usize {
+        if self.is_scoring() || self.n_uncached() != 1 {
+            return 0;
+        }
+        (self.max_len() - self.token_ids.len()).saturating_sub(1)
+    }
+
+    /// Gives the first `n` guesses a row of this step.
+    pub(crate) fn guess(&mut self, n: usize) {
+        self.n_guessed = n;
+        self.with_guesses.clear();
+        if n > 0 {
+            self.with_guesses.extend(self.token_ids.last());
+            self.with_guesses.extend_from_slice(&self.drafter.draft()[..n]);
+        }
+    }
+
+    /// The tokens of this step.
+    pub(crate) fn step_tokens(&self) -> &[u32] {
+        if self.n_guessed > 0 {
+            &self.with_guesses
+        } else {
+            &self.token_ids[self.n_cached..][..self.n_step]
+        }
+    }
+
+    /// What tells which tokens may be drawn next, to be taken while the model runs and put back.
+    pub(crate) fn mask_mut(&mut self) -> &mut Option<Masked> {
+        &mut self.mask
+    }
+
+    /// Rows of this step whose logits are wanted: that of the last token and those of guesses after it; all, while the prompt is scored.
     pub(crate) fn n_logits(&self) -> usize {
         if self.is_scoring() {
             // From the row before the first token without a score on.
             self.n_step.min((self.n_cached + self.n_step + 1).saturating_sub(self.n_scored))
         } else {
-            usize::from(self.n_step == self.n_uncached())
+            if self.draws() { 1 + self.n_guessed } else { 0 }
         }
     }
 
@@ -138,15 +189,39 @@ impl Sequence {
         n_common > n_known && n_common > self.n_cached
     }
 
+    /// Draws a token from each row, `[rows, vocab]`, as long as the token before it is what was guessed, and hands them over. The
+    /// second number tells how many guesses came true: their keys and values are right.
+    pub(crate) fn take_tokens<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a [f32]>,
+        scratch: &mut SamplerScratch,
+    ) -> (Next, usize) {
+        for (idx, row) in rows.enumerate() {
+            if self.take_token(row, scratch) == Next::IsOver {
+                return (Next::IsOver, idx);
+            }
+            let drawn = self.token_ids.last();
+            self.drafter.observe(*drawn.expect("a token was drawn"));
+            if self.with_guesses.get(idx + 1) != drawn {
+                return (Next::GoesOn, idx);
+            }
+        }
+        (Next::GoesOn, 0)
+    }
+
     /// Draws a token and hands it over, or notes that it is held back.
-    pub(crate) fn take_token(&mut self, logits: &[f32], scratch: &mut SamplerScratch) -> Next {
+    fn take_token(&mut self, logits: &[f32], scratch: &mut SamplerScratch) -> Next {
         if self.token_ids.len() == self.max_len() {
             // Nothing but scores of the prompt was asked for.
             self.finish(FinishReason::Length);
             return Next::IsOver;
         }
-        let n_top = self.logprobs.n_top;
-        let draw = AssertUnwindSafe(|| self.sampler.draw(logits, n_top, scratch));
+        let allowed = match self.mask.as_mut().map(Masked::allowed).transpose() {
+            Ok(allowed) => allowed,
+            Err(error) => return self.fail(error),
+        };
+        let (sampler, n_top) = (&mut self.sampler, self.logprobs.n_top);
+        let draw = AssertUnwindSafe(|| sampler.draw(logits, allowed, n_top, scratch));
         let drawn = match catch_unwind(draw) {
             Ok(Some(drawn)) => drawn,
             Ok(None) => return self.fail(EngineError::NotFinite { n_tokens: self.n_cached }),
@@ -157,6 +232,9 @@ impl Sequence {
             }
         };
         let token_id = drawn.token_id;
+        if let Some(Err(error)) = self.mask.as_mut().map(|mask| mask.push(token_id)) {
+            return self.fail(error);
+        }
         self.token_ids.push(token_id);
         self.held.push(drawn);
         let stop = &mut self.stop;

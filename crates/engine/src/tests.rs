@@ -11,6 +11,9 @@ use model::{
 use tensor::{DType, Device, Passes};
 use testkit::random::Rng;
 
+mod masks;
+mod speculation;
+
 use crate::blocks::BlockPool;
 use crate::counters::Counters;
 use crate::handle::CachePlan;
@@ -19,7 +22,8 @@ use crate::sampler::SamplerScratch;
 use crate::scheduler::Scheduler;
 use crate::{
     Engine, EngineError, EngineHandle, EngineLimits, Event, EventReceiver, FinishReason,
-    GenerationRequest, Logprobs, Sampling, StopAtIds, StopDecision, StopMatcher,
+    GenerationRequest, Logprobs, Sampling, Speculation, StopAtIds, StopDecision, StopMatcher,
+    TokenMask, TokenSet,
 };
 
 const CONTEXT_LEN: usize = 160;
@@ -63,7 +67,7 @@ fn decoder_with(windows: [Option<usize>; 2]) -> Decoder {
 fn request(prompt: Vec<u32>, max_tokens: usize, sampling: Sampling) -> GenerationRequest {
     let stop = Box::new(StopAtIds(Vec::new()));
     let logprobs = Logprobs::default();
-    GenerationRequest { prompt, max_tokens: Some(max_tokens), sampling, logprobs, stop }
+    GenerationRequest { prompt, max_tokens: Some(max_tokens), sampling, logprobs, mask: None, stop }
 }
 
 fn greedy(prompt: &[u32], max_tokens: usize) -> GenerationRequest {
@@ -230,7 +234,7 @@ fn drain_bits(mut events: EventReceiver) -> Vec<(u32, u32)> {
 /// given up: what each says is what it says alone.
 #[test]
 fn any_schedule_gives_the_bits_of_a_request_alone() {
-    let (mut n_reused, mut n_preemptions) = (0, 0);
+    let (mut n_reused, mut n_preemptions, mut n_guesses, mut n_right) = (0, 0, 0, 0);
     for (seed, windows) in [(1, [None, None]), (2, [Some(20), None]), (3, [Some(40), Some(7)])] {
         let decoder = Arc::new(decoder_with(windows));
         let config = decoder.config();
@@ -258,17 +262,22 @@ fn any_schedule_gives_the_bits_of_a_request_alone() {
         };
         let alone: Vec<_> = (0..requests.len())
             .map(|i| {
-                let limits = EngineLimits { step_tokens: CONTEXT_LEN, ..EngineLimits::default() };
+                let speculation = Speculation::Off;
+                let limits = EngineLimits { speculation, ..EngineLimits::default() };
+                let limits = EngineLimits { step_tokens: CONTEXT_LEN, ..limits };
                 drain_bits(submit(
                     &Engine::start(Arc::clone(&decoder), device(), limits).unwrap(),
                     i,
                 ))
             })
             .collect();
-        for (max_running, step_tokens, room) in [(6, 16, 200), (3, 7, 160), (8, 64, 320)] {
-            let limits = EngineLimits { max_running, step_tokens, ..EngineLimits::default() };
+        use Speculation::{Always, Off};
+        for (max_running, step_tokens, room, speculation) in
+            [(6, 16, 200, Off), (3, 7, 160, Always), (8, 64, 320, Always)]
+        {
             let cache_bytes = KvBlocks::bytes_for(config, DType::F32, room, step_tokens);
-            let limits = EngineLimits { cache_bytes, ..limits };
+            let limits = EngineLimits { max_running, step_tokens, ..EngineLimits::default() };
+            let limits = EngineLimits { cache_bytes, speculation, ..limits };
             let engine = Engine::start(Arc::clone(&decoder), device(), limits).unwrap();
             let mut order: Vec<usize> = (0..requests.len()).collect();
             order.sort_by_cached_key(|_| rng.next_u64());
@@ -280,11 +289,15 @@ fn any_schedule_gives_the_bits_of_a_request_alone() {
                     assert_eq!(drain_bits(events), alone[i], "{windows:?}, {limits:?}, {i}");
                 }
             }
-            n_reused += engine.load().n_reused_tokens;
-            n_preemptions += engine.load().n_preemptions;
+            let load = engine.load();
+            n_reused += load.n_reused_tokens;
+            n_preemptions += load.n_preemptions;
+            n_guesses += load.n_guesses;
+            n_right += load.n_right_guesses;
         }
     }
     assert!(n_reused > 0 && n_preemptions > 0, "{n_reused} {n_preemptions}");
+    assert!(0 < n_right && n_right < n_guesses, "{n_right} of {n_guesses} guesses");
 }
 
 /// Requests that read the same blocks count them as their own, though passing such a block gives nothing back to others.
@@ -309,16 +322,22 @@ fn requests_that_share_blocks_within_a_window_all_end() {
 #[test]
 fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
     let config = config_with([Some(40), None]);
-    let limits = EngineLimits { max_running: 8, step_tokens: 32, ..EngineLimits::default() };
     let cache_bytes = KvBlocks::bytes_for(&config, DType::F32, CONTEXT_LEN, 32) * 2;
-    let plan = CachePlan::new(&config, DType::F32, &EngineLimits { cache_bytes, ..limits });
+    let limits = EngineLimits {
+        max_running: 8,
+        step_tokens: 32,
+        cache_bytes,
+        speculation: Speculation::Always,
+        ..EngineLimits::default()
+    };
+    let plan = CachePlan::new(&config, DType::F32, &limits);
     let queue = Arc::new(RequestQueue::new(40));
     let vocab_size = config.vocab_size;
     let forward = move |rows: &[CachedRows<'_>], on_logits: &mut OnLogits<'_>| {
         for_wanted(rows, |row, of| {
             let mut logits = vec![0.0; vocab_size];
             let token_id = row.token_ids[of.row_idx] as usize;
-            logits[(token_id * 5 + row.first_position) % vocab_size] = 1.0;
+            logits[(token_id * 5 + row.first_position + of.row_idx) % vocab_size] = 1.0;
             on_logits(of, &logits);
         });
     };
@@ -358,6 +377,7 @@ fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
     queue.close();
     let load = counters.load(0);
     assert!(load.n_preemptions > 100 && load.n_reused_tokens > 10_000, "{load:?}");
+    assert!(0 < load.n_right_guesses && load.n_right_guesses < load.n_guesses, "{load:?}");
     let (free, held, _) = thread.join().unwrap().into_pool().census();
     assert!(held == 0 && free > 0, "{free} free, {held} held");
 }
@@ -474,6 +494,12 @@ impl Stepped {
                 (0..vocab_size).map(|i| if i == 7 { 1.0 + value } else { value }).collect();
             for_wanted(rows, |_, of| on_logits(of, &logits));
         };
+        // Which steps there are must not depend on how long they take.
+        let speculation = match limits.speculation {
+            Speculation::WhenItPays => Speculation::Off,
+            fixed => fixed,
+        };
+        let limits = EngineLimits { speculation, ..limits };
         let plan = CachePlan::new(&config, DType::F32, &limits);
         Self { go, engine: Engine::start_with(plan, limits, forward).unwrap(), steps }
     }

@@ -62,6 +62,7 @@ pub fn engine_limits(config: &ModelConfig, dtype: DType) -> EngineLimits {
         max_waiting: MAX_IN_FLIGHT,
         cache_bytes: (N_RUNNING * per_question).max(longest),
         step_tokens: STEP_TOKENS,
+        ..EngineLimits::default()
     }
 }
 
@@ -104,6 +105,7 @@ pub fn answer_questions(
                 max_tokens: Some(max_tokens),
                 sampling: Sampling::GREEDY,
                 logprobs: Logprobs::default(),
+                mask: None,
                 stop: Box::new(StopAtIds(model.eos_ids.to_vec())),
             };
             match model.engine.submit(request) {

@@ -219,6 +219,7 @@ pub(crate) fn start(
         max_tokens: fields.max_tokens,
         sampling: sampling(model, fields),
         logprobs: Logprobs { n_top: n_top.unwrap_or(0), of_prompt: false },
+        mask: None,
         stop: Box::new(matcher),
     };
     let events = model.engine.submit(request)?;

@@ -1,0 +1,77 @@
+//! Guesses change when a token is there, never which.
+
+use super::*;
+
+fn always() -> EngineLimits {
+    EngineLimits { speculation: Speculation::Always, ..one_at_a_time() }
+}
+
+#[test]
+fn guesses_are_rows_of_the_step_before_and_come_true_together() {
+    // The model of `Stepped` says 7 and nothing else.
+    let stepped = Stepped::start(always());
+    let events = stepped.engine.submit(greedy(&[7, 7, 7, 7], 12)).unwrap();
+    assert_eq!(stepped.step(), [vec![7; 4]]);
+    // Eight were guessed, of which the first came in the step before.
+    assert_eq!(stepped.step(), [vec![7; 8]]);
+    // Three are left, of which the last needs no row.
+    assert_eq!(stepped.step(), [vec![7; 3]]);
+    let (token_ids, last) = drain(events);
+    assert_eq!(token_ids, [7; 12]);
+    assert!(matches!(last, Event::Finished { n_generated: 12, .. }), "{last:?}");
+    // When another has ended, what the first did has been counted.
+    drop(stepped.go);
+    drain(stepped.engine.submit(greedy(&[1], 1)).unwrap());
+    let load = stepped.engine.load();
+    assert_eq!((load.n_guesses, load.n_right_guesses), (9, 9));
+}
+
+#[test]
+fn what_fails_is_computed_again_in_its_place() {
+    let stepped = Stepped::start(always());
+    // After `1 2 3` came 4: the guess; the model says 7.
+    let events = stepped.engine.submit(greedy(&[1, 2, 3, 4, 5, 1, 2, 7], 6)).unwrap();
+    assert_eq!(stepped.step(), [vec![1, 2, 3, 4, 5, 1, 2, 7]]);
+    assert_eq!(stepped.step(), [[7]], "nothing stood before `2 7 7`");
+    assert_eq!(stepped.step(), [[7]], "nor before `7 7 7`");
+    assert_eq!(stepped.step(), [vec![7; 3]], "what is beyond the end is not guessed");
+    assert_eq!(drain(events).0, [7; 6]);
+    let wrong = [1, 2, 7, 4, 5, 6, 1, 2];
+    let events = stepped.engine.submit(greedy(&wrong, 20)).unwrap();
+    assert_eq!(stepped.step(), [wrong]);
+    assert_eq!(stepped.step(), [[7, 4, 5, 6, 1, 2, 7, 4, 5]]);
+    assert_eq!(
+        stepped.step(),
+        [[7]],
+        "after the first guess failed, from the token that came instead"
+    );
+    drop(stepped.go);
+    assert_eq!(drain(events).0, [7; 20]);
+}
+
+#[test]
+fn a_stop_within_guesses_ends_the_answer_there() {
+    use StopDecision::{Continue, HoldBack, Stop};
+    let stepped = Stepped::start(always());
+    let stop = Box::new(Scripted(vec![Continue, HoldBack, Continue, Stop]));
+    let request = GenerationRequest { stop, ..greedy(&[7; 5], 30) };
+    let events = stepped.engine.submit(request).unwrap();
+    assert_eq!(stepped.step(), [vec![7; 5]]);
+    assert_eq!(stepped.step(), [vec![7; 8]]);
+    let (token_ids, last) = drain(events);
+    assert_eq!(token_ids, [7; 4]);
+    assert!(matches!(last, Event::Finished { reason: FinishReason::Stop, n_generated: 4, .. }));
+}
+
+/// The block that guesses would need is not there; the request goes on without.
+#[test]
+fn guesses_take_no_block_from_another() {
+    let limits = EngineLimits { max_running: 2, ..always() };
+    let stepped = Stepped::start(room_for(128, limits));
+    let first = stepped.engine.submit(greedy(&[7; 60], 30)).unwrap();
+    stepped.steps.recv().unwrap();
+    let second = stepped.engine.submit(greedy(&[5, 7, 7, 7], 25)).unwrap();
+    drop(stepped.go);
+    assert_eq!(drain(first).0, [7; 30]);
+    assert_eq!(drain(second).0, [7; 25]);
+}
