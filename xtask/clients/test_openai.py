@@ -4,10 +4,12 @@
 import argparse
 import concurrent.futures
 import json
+import typing
 import urllib.error
 import urllib.request
 
 import openai
+import pydantic
 
 import checks
 from checks import expect, expect_equal
@@ -161,6 +163,48 @@ def test_text_completions_answer_and_stream(service):
     expect_equal(streamed, whole.choices[0].text, "streamed text")
 
 
+def test_several_answers_share_a_prompt(service):
+    alone = [service.ask(temperature=1, seed=seed).choices[0].message.content for seed in (7, 8)]
+    both = service.ask(temperature=1, seed=7, n=2)
+    expect_equal([choice.message.content for choice in both.choices], alone, "answers to one request")
+    expect_equal([choice.index for choice in both.choices], [0, 1], "indices")
+    expect_equal(both.usage.prompt_tokens, service.ask().usage.prompt_tokens, "prompt tokens")
+    texts = ["", ""]
+    for piece in service.ask(temperature=1, seed=7, n=2, stream=True):
+        for choice in piece.choices:
+            texts[choice.index] += choice.delta.content or ""
+    expect_equal(texts, alone, "streamed answers")
+
+
+def test_an_answer_is_parsed_by_its_schema(service):
+    class Wind(pydantic.BaseModel):
+        name: typing.Literal["galerne", "mistral"]
+        forces: list[typing.Literal[1, 2, 3]] = pydantic.Field(max_length=3)
+
+    answer = service.client.chat.completions.parse(
+        model=service.model, messages=QUESTION, response_format=Wind, max_tokens=200, temperature=0
+    )
+    parsed = answer.choices[0].message.parsed
+    expect(isinstance(parsed, Wind), f"the answer {answer.choices[0].message.content!r} was not parsed")
+    chosen = service.ask(extra_body={"structured_outputs": {"choice": ["oui", "non"]}}).choices[0].message.content
+    expect(chosen in ("oui", "non"), f"the answer is {chosen!r}")
+
+
+def test_tokens_are_scored(service):
+    content = service.ask(logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    expect(all(len(token.top_logprobs) == 3 for token in content), "not three likeliest tokens everywhere")
+    prompt = "Il était une fois"
+    answer = service.client.completions.create(
+        model=service.model, prompt=prompt, max_tokens=0, logprobs=2, echo=True, temperature=0
+    ).choices[0]
+    expect_equal(answer.text, prompt, "text of an echoed prompt")
+    scores = answer.logprobs
+    expect_equal(scores.token_logprobs[0], None, "score of the first token")
+    expect(all(score <= 0 for score in scores.token_logprobs[1:]), "a log-probability is above 0")
+    lengths = {len(scores.tokens), len(scores.token_logprobs), len(scores.top_logprobs), len(scores.text_offset)}
+    expect_equal(len(lengths), 1, "number of lengths of the lists")
+
+
 def test_an_unknown_model_is_refused_by_name(service):
     def call():
         service.client.chat.completions.create(model="no-such-model", messages=QUESTION)
@@ -171,7 +215,9 @@ def test_an_unknown_model_is_refused_by_name(service):
 def test_bad_requests_are_refused_with_the_field(service):
     expect_refused(lambda: service.ask([]), openai.BadRequestError, "messages")
     expect_refused(lambda: service.ask(temperature=9), openai.BadRequestError, "temperature")
-    expect_refused(lambda: service.ask(n=2), openai.BadRequestError, "n")
+    expect_refused(lambda: service.ask(n=200), openai.BadRequestError, "n")
+    unheard = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "strin"}}}
+    expect_refused(lambda: service.ask(response_format=unheard), openai.BadRequestError, "JSON schema")
     expect_refused(lambda: service.ask([{"role": "wizard", "content": "x"}]), openai.BadRequestError, "role")
 
 

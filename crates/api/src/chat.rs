@@ -62,7 +62,8 @@ impl ChatRequest {
         let mut ignored_fields = Vec::new();
         let model = read_model(&mut fields)?;
         let messages = read_messages(&mut fields, &mut ignored_fields)?;
-        let sampling = SamplingFields::read(&mut fields, &["max_completion_tokens", "max_tokens"])?;
+        let limits = ["max_completion_tokens", "max_tokens"];
+        let sampling = SamplingFields::read(&mut fields, &limits, &mut ignored_fields)?;
         let logprobs = read_logprobs(&mut fields)?;
         let stream = read_stream(&mut fields, &mut ignored_fields)?;
         refuse_unsupported(&mut fields)?;
@@ -169,17 +170,11 @@ fn read_content(fields: &mut Fields, ignored: &mut Vec<String>) -> Result<String
 fn refuse_unsupported_in_chat(fields: &mut Fields) -> Result<(), RequestError> {
     let no_tools = "tool calls are not available";
     let no_choice = |value: &Value| value == "none" || value == "auto";
-    let text_format = |value: &Value| value.get("type").is_some_and(|kind| kind == "text");
     let only_text = |value: &Value| *value == serde_json::json!(["text"]);
     fields.refuse_unless("tools", is_empty_array, no_tools)?;
     fields.refuse_unless("functions", is_empty_array, no_tools)?;
     fields.refuse_unless("tool_choice", no_choice, no_tools)?;
     fields.refuse_unless("function_call", no_choice, no_tools)?;
-    fields.refuse_unless(
-        "response_format",
-        text_format,
-        "only {\"type\": \"text\"} is accepted",
-    )?;
     fields.refuse_unless("modalities", only_text, "only [\"text\"] is accepted")?;
     fields.refuse_unless("safe_prompt", is_false, "only false is accepted")?;
     for name in ["audio", "prediction", "web_search_options", "guardrails", "prompt_mode"] {
@@ -202,7 +197,7 @@ pub struct ChatCompletion {
     pub created: u64,
     /// The model that answered.
     pub model: String,
-    /// The answers; one.
+    /// The answers, as many as were asked for.
     pub choices: Vec<ChatChoice>,
     /// Token counts.
     pub usage: Usage,
@@ -233,20 +228,30 @@ pub struct ChatReply {
 }
 
 impl ChatCompletion {
-    /// An answer with one choice.
+    /// A whole answer.
     #[must_use]
     pub fn new(
         id: String,
         created: u64,
         model: String,
+        choices: Vec<ChatChoice>,
+        usage: Usage,
+    ) -> Self {
+        Self { id, object: "chat.completion", created, model, choices, usage }
+    }
+}
+
+impl ChatChoice {
+    /// The choice at position `index`.
+    #[must_use]
+    pub fn new(
+        index: usize,
         content: String,
         logprobs: Option<ChatLogprobs>,
         finish_reason: FinishReason,
-        usage: Usage,
     ) -> Self {
         let message = ChatReply { role: ChatRole::Assistant, content, refusal: None };
-        let choice = ChatChoice { index: 0, message, logprobs, finish_reason };
-        Self { id, object: "chat.completion", created, model, choices: vec![choice], usage }
+        Self { index, message, logprobs, finish_reason }
     }
 }
 
@@ -300,17 +305,18 @@ impl ChatChunk {
         Self { id, object, created, model, choices: Vec::new(), usage: None }
     }
 
-    /// The first event: who speaks, and an empty text.
+    /// The first event of the choice at position `index`: who speaks, and an empty text.
     #[must_use]
-    pub fn role(&self) -> Self {
+    pub fn role(&self, index: usize) -> Self {
         let role = Some(ChatRole::Assistant);
-        self.with_choice(ChatDelta { role, content: Some(String::new()) }, None)
+        self.with_choice(index, ChatDelta { role, content: Some(String::new()) }, None)
     }
 
     /// More text, and the token that came with it where tokens are scored.
     #[must_use]
-    pub fn content(&self, text: String, logprob: Option<TokenLogprob>) -> Self {
-        let mut chunk = self.with_choice(ChatDelta { role: None, content: Some(text) }, None);
+    pub fn content(&self, index: usize, text: String, logprob: Option<TokenLogprob>) -> Self {
+        let delta = ChatDelta { role: None, content: Some(text) };
+        let mut chunk = self.with_choice(index, delta, None);
         chunk.choices[0].logprobs =
             logprob.map(|logprob| ChatLogprobs { content: vec![logprob], refusal: None });
         chunk
@@ -318,8 +324,8 @@ impl ChatChunk {
 
     /// The end of the text.
     #[must_use]
-    pub fn finish(&self, reason: FinishReason) -> Self {
-        self.with_choice(ChatDelta::default(), Some(reason))
+    pub fn finish(&self, index: usize, reason: FinishReason) -> Self {
+        self.with_choice(index, ChatDelta::default(), Some(reason))
     }
 
     /// The counts, after the end.
@@ -328,8 +334,13 @@ impl ChatChunk {
         Self { usage: Some(usage), ..self.clone() }
     }
 
-    fn with_choice(&self, delta: ChatDelta, finish_reason: Option<FinishReason>) -> Self {
-        let choice = ChatChunkChoice { index: 0, delta, logprobs: None, finish_reason };
+    fn with_choice(
+        &self,
+        index: usize,
+        delta: ChatDelta,
+        finish_reason: Option<FinishReason>,
+    ) -> Self {
+        let choice = ChatChunkChoice { index, delta, logprobs: None, finish_reason };
         Self { choices: vec![choice], ..self.clone() }
     }
 }

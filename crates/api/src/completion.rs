@@ -4,10 +4,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::fields::{Fields, wrong_type};
-use crate::sampling::{
-    SamplingFields, StreamFields, is_false, read_model, read_stream, refuse_unsupported,
-};
-use crate::{FinishReason, MAX_PROMPTS, RequestError, Usage};
+use crate::sampling::{SamplingFields, StreamFields, read_model, read_stream, refuse_unsupported};
+use crate::{CompletionLogprobs, FinishReason, MAX_CHOICES, MAX_TOP_LOGPROBS, RequestError, Usage};
 
 /// `max_tokens` of a text completion that names none, as the OpenAI dialect says.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -26,12 +24,16 @@ pub enum PromptInput {
 pub struct CompletionRequest {
     /// The name of the model.
     pub model: String,
-    /// The prompts, at least one; the answer has one choice for each.
+    /// The prompts, at least one; the answer has as many choices for each as `sampling` says, at most [`MAX_CHOICES`] in all.
     pub prompts: Vec<PromptInput>,
     /// What comes after the gap that the answer fills; the prompts, which are texts then, come before it.
     pub suffix: Option<String>,
     /// How to draw the answer; `max_tokens` is always set.
     pub sampling: SamplingFields,
+    /// How many likeliest tokens are named beside each token; none when tokens are not scored.
+    pub logprobs: Option<usize>,
+    /// Whether the prompt is part of the answer's text, and its tokens of the scores.
+    pub echo: bool,
     /// Whether the answer comes in pieces.
     pub stream: StreamFields,
     /// Paths of fields that no known schema has.
@@ -49,12 +51,18 @@ impl CompletionRequest {
         let mut ignored_fields = Vec::new();
         let model = read_model(&mut fields)?;
         let prompts = read_prompts(&mut fields)?;
-        let mut sampling = SamplingFields::read(&mut fields, &["max_tokens"])?;
+        let mut sampling = SamplingFields::read(&mut fields, &["max_tokens"], &mut ignored_fields)?;
         sampling.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+        if prompts.len() * sampling.n_answers > MAX_CHOICES {
+            let (param, got) = (fields.path("n"), sampling.n_answers.to_string());
+            let expected = format!("at most {MAX_CHOICES} answers to all prompts together");
+            return Err(RequestError::OutOfRange { param, expected, got });
+        }
+        let n_top = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS as i64)?;
+        let logprobs = n_top.map(|n_top| usize::try_from(n_top).unwrap_or(MAX_TOP_LOGPROBS));
+        let echo = fields.flag("echo")?.unwrap_or(false);
         let stream = read_stream(&mut fields, &mut ignored_fields)?;
         refuse_unsupported(&mut fields)?;
-        fields.refuse_unless("logprobs", |_| false, "leave it out")?;
-        fields.refuse_unless("echo", is_false, "only false is accepted")?;
         let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
         if suffix.is_some()
             && prompts.iter().any(|prompt| matches!(prompt, PromptInput::TokenIds(_)))
@@ -63,7 +71,7 @@ impl CompletionRequest {
             return Err(RequestError::OutOfRange { param, expected, got: "token ids".to_owned() });
         }
         fields.ignored(&mut ignored_fields);
-        Ok(Self { model, prompts, suffix, sampling, stream, ignored_fields })
+        Ok(Self { model, prompts, suffix, sampling, logprobs, echo, stream, ignored_fields })
     }
 }
 
@@ -82,8 +90,8 @@ fn read_prompts(fields: &mut Fields) -> Result<Vec<PromptInput>, RequestError> {
             Ok(vec![PromptInput::TokenIds(read_ids(&param, &entries)?)])
         }
         Some(Value::Array(entries)) => {
-            if entries.len() > MAX_PROMPTS {
-                let (limit, got) = (MAX_PROMPTS, entries.len());
+            if entries.len() > MAX_CHOICES {
+                let (limit, got) = (MAX_CHOICES, entries.len());
                 return Err(RequestError::TooLong { param, unit: "entries", limit, got });
             }
             let prompts = entries.into_iter().enumerate().map(|(i, entry)| match entry {
@@ -109,7 +117,7 @@ fn read_ids(path: &str, entries: &[Value]) -> Result<Vec<u32>, RequestError> {
 }
 
 /// The whole answer, or one event of a streamed one: the two have the same shape.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Completion {
     /// Unique name of this answer.
     pub id: String,
@@ -127,14 +135,14 @@ pub struct Completion {
 }
 
 /// The continuation of one prompt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CompletionChoice {
-    /// Which prompt it continues.
+    /// Position among the choices: all answers to the first prompt come first.
     pub index: usize,
     /// The text, or what is new of it.
     pub text: String,
-    /// Always null.
-    pub logprobs: Option<()>,
+    /// How likely the tokens were, where that was asked for.
+    pub logprobs: Option<CompletionLogprobs>,
     /// Why it ended; null in events before the last of a choice.
     pub finish_reason: Option<FinishReason>,
 }
@@ -149,8 +157,14 @@ impl Completion {
 
     /// An event about one choice.
     #[must_use]
-    pub fn piece(&self, index: usize, text: String, finish_reason: Option<FinishReason>) -> Self {
-        let choice = CompletionChoice { index, text, logprobs: None, finish_reason };
+    pub fn piece(
+        &self,
+        index: usize,
+        text: String,
+        logprobs: Option<CompletionLogprobs>,
+        finish_reason: Option<FinishReason>,
+    ) -> Self {
+        let choice = CompletionChoice { index, text, logprobs, finish_reason };
         Self { choices: vec![choice], ..self.clone() }
     }
 

@@ -7,8 +7,8 @@
 //! What happens to a field, so that nothing is dropped in silence:
 //!
 //! * supported fields are read and checked; a wrong type or range is an error that names the field;
-//! * fields of the published schemas that would change the answer and are not supported (tools, JSON schemas, several
-//!   choices, scores of text completions, ...) are refused unless they hold the value that changes nothing;
+//! * fields of the published schemas that would change the answer and are not supported (tools, audio,
+//!   efforts of thought, ...) are refused unless they hold the value that changes nothing;
 //! * fields that cannot change the answer (`user`, `metadata`, `store`, ...) are accepted;
 //! * fields that no known schema has are accepted too, because clients add their own, and are listed in
 //!   `ignored_fields`; the server names them in the header `x-galerne-ignored-fields` of its response.
@@ -21,13 +21,14 @@
 //! assert_eq!(request.ignored_fields, ["colour"]);
 //!
 //! let refused = api::ChatRequest::parse(br#"{"model": "base", "messages": [], "n": 2}"#);
-//! assert_eq!(refused.expect_err("two choices").param(), Some("messages"));
+//! assert_eq!(refused.expect_err("no message").param(), Some("messages"));
 //! ```
 
 mod chat;
 mod completion;
 mod error;
 mod fields;
+mod format;
 mod logprobs;
 mod models;
 mod sampling;
@@ -39,7 +40,8 @@ pub use chat::{
 };
 pub use completion::{Completion, CompletionChoice, CompletionRequest, PromptInput};
 pub use error::{ErrorBody, ErrorObject, RequestError};
-pub use logprobs::{ChatLogprobs, TokenLogprob, TopLogprob};
+pub use format::AnswerFormat;
+pub use logprobs::{ChatLogprobs, CompletionLogprobs, TokenLogprob, TopByText, TopLogprob};
 pub use models::{Capabilities, ModelCard, ModelList};
 pub use sampling::{SamplingFields, StreamFields};
 pub use usage::{FinishReason, Usage};
@@ -48,8 +50,8 @@ pub use usage::{FinishReason, Usage};
 pub const MAX_MESSAGES: usize = 1024;
 /// Most content parts one message may have.
 pub const MAX_CONTENT_PARTS: usize = 64;
-/// Most prompts one completion request may have.
-pub const MAX_PROMPTS: usize = 16;
+/// Most choices of one answer: prompts times answers to each.
+pub const MAX_CHOICES: usize = 32;
 /// Most stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
 /// Most likeliest tokens that are named beside each token.

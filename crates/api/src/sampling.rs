@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use crate::fields::{Fields, wrong_type};
-use crate::{MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS, RequestError};
+use crate::format::AnswerFormat;
+use crate::{MAX_CHOICES, MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS, RequestError};
 
 /// Most entries of `logit_bias`.
 const MAX_LOGIT_BIASES: usize = 1024;
@@ -38,6 +39,10 @@ pub struct SamplingFields {
     pub max_tokens: Option<usize>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// What the answer must look like; none leaves it to the model.
+    pub format: Option<AnswerFormat>,
+    /// Answers to each prompt, from 1; the i-th takes the seed plus i.
+    pub n_answers: usize,
 }
 
 /// Whether the answer comes in pieces.
@@ -57,6 +62,7 @@ impl SamplingFields {
     pub(crate) fn read(
         fields: &mut Fields,
         limit_names: &[&'static str],
+        ignored: &mut Vec<String>,
     ) -> Result<Self, RequestError> {
         // Other servers use both 0 and -1 for "no limit".
         let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
@@ -78,7 +84,22 @@ impl SamplingFields {
             seed: seed.map(i64::cast_unsigned),
             max_tokens: max_tokens.and_then(|value| usize::try_from(value).ok()),
             stop: read_stop(fields)?,
+            format: AnswerFormat::read(fields, ignored)?,
+            n_answers: read_n(fields)?,
         })
+    }
+}
+
+/// Reads `n`, and `best_of`, which may say the same.
+fn read_n(fields: &mut Fields) -> Result<usize, RequestError> {
+    let n = fields.integer("n", 1..=MAX_CHOICES as i64)?.unwrap_or(1);
+    let param = fields.path("best_of");
+    match fields.integer("best_of", 1..=i64::MAX)? {
+        Some(best_of) if best_of != n => {
+            let accepted = "only the value of n is accepted";
+            Err(RequestError::Unsupported { param, got: best_of.to_string(), accepted })
+        }
+        _ => Ok(usize::try_from(n).unwrap_or(MAX_CHOICES)),
     }
 }
 
@@ -212,10 +233,7 @@ const HARMLESS: [&str; 8] = [
 
 /// Refuses what is not supported in either kind of completion, accepts what is harmless.
 pub(crate) fn refuse_unsupported(fields: &mut Fields) -> Result<(), RequestError> {
-    let one = |value: &Value| value.as_f64() == Some(1.0);
     let zero = |value: &Value| value.as_f64() == Some(0.0);
-    fields.refuse_unless("n", one, "only 1 is accepted")?;
-    fields.refuse_unless("best_of", one, "only 1 is accepted")?;
     fields.refuse_unless("min_tokens", zero, "only 0 is accepted")?;
     fields.accept(&HARMLESS);
     Ok(())

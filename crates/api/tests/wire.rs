@@ -1,9 +1,9 @@
 //! What goes over the wire, as clients see it.
 
 use api::{
-    ChatChunk, ChatCompletion, ChatLogprobs, ChatRequest, ChatRole, Completion, CompletionRequest,
-    ErrorBody, ErrorObject, FinishReason, ModelCard, ModelList, PromptInput, RequestError,
-    StreamFields, TokenLogprob, TopLogprob, Usage,
+    AnswerFormat, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChatRequest, ChatRole,
+    Completion, CompletionLogprobs, CompletionRequest, ErrorBody, ErrorObject, FinishReason,
+    ModelCard, ModelList, PromptInput, RequestError, StreamFields, TokenLogprob, TopLogprob, Usage,
 };
 use serde_json::{Value, json};
 use testkit::damage::damaged;
@@ -41,7 +41,8 @@ fn completion_with(name: &str, value: &Value) -> Result<CompletionRequest, Reque
 #[test]
 fn chat_completion_has_the_members_clients_read() {
     let (id, model, text) = ("chatcmpl-1".to_owned(), "m".to_owned(), "Oui.".to_owned());
-    let whole = ChatCompletion::new(id, 5, model, text, None, FinishReason::Stop, USAGE);
+    let choice = ChatChoice::new(0, text, None, FinishReason::Stop);
+    let whole = ChatCompletion::new(id, 5, model, vec![choice], USAGE);
     let expected = json!({
         "id": "chatcmpl-1", "object": "chat.completion", "created": 5, "model": "m",
         "choices": [{
@@ -59,15 +60,15 @@ fn chat_chunks_bring_role_text_end_and_usage() {
     let chunk = ChatChunk::new("chatcmpl-1".to_owned(), 5, "m".to_owned());
     let event = |choices: Value| json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 5, "model": "m", "choices": choices});
     let choice = |delta: Value, reason: Value| {
-        event(json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}]))
+        event(json!([{"index": 3, "delta": delta, "logprobs": null, "finish_reason": reason}]))
     };
     assert_eq!(
-        wire(&chunk.role()),
+        wire(&chunk.role(3)),
         choice(json!({"role": "assistant", "content": ""}), Value::Null)
     );
-    let text = chunk.content("é".to_owned(), None);
+    let text = chunk.content(3, "é".to_owned(), None);
     assert_eq!(wire(&text), choice(json!({"content": "é"}), Value::Null));
-    assert_eq!(wire(&chunk.finish(FinishReason::Length)), choice(json!({}), json!("length")));
+    assert_eq!(wire(&chunk.finish(3, FinishReason::Length)), choice(json!({}), json!("length")));
     let mut usage = event(json!([]));
     usage["usage"] = usage_on_the_wire();
     assert_eq!(wire(&chunk.usage(USAGE)), usage);
@@ -80,7 +81,7 @@ fn text_completion_has_the_members_clients_read() {
         "id": "cmpl-1", "object": "text_completion", "created": 5, "model": "m",
         "choices": [{"index": 1, "text": "x", "logprobs": null, "finish_reason": "stop"}],
     });
-    assert_eq!(wire(&answer.piece(1, "x".to_owned(), Some(FinishReason::Stop))), expected);
+    assert_eq!(wire(&answer.piece(1, "x".to_owned(), None, Some(FinishReason::Stop))), expected);
 }
 
 fn scored(token: &str, logprob: f32) -> TokenLogprob {
@@ -94,14 +95,15 @@ fn scores_have_the_members_clients_read() {
     let content = vec![scored("é", -0.5)];
     let (id, model, text) = ("chatcmpl-1".to_owned(), "m".to_owned(), "é".to_owned());
     let logprobs = Some(ChatLogprobs { content, refusal: None });
-    let whole = ChatCompletion::new(id, 5, model, text, logprobs, FinishReason::Stop, USAGE);
+    let choice = ChatChoice::new(0, text, logprobs, FinishReason::Stop);
+    let whole = ChatCompletion::new(id, 5, model, vec![choice], USAGE);
     let of_token = json!({"token": "é", "logprob": -0.5, "bytes": [195, 169]});
     let mut entry = of_token.clone();
     entry["top_logprobs"] = json!([of_token]);
     let expected = json!({"content": [entry], "refusal": null});
     assert_eq!(wire(&whole)["choices"][0]["logprobs"], expected);
     let chunk = ChatChunk::new("chatcmpl-1".to_owned(), 5, "m".to_owned());
-    let chunk = chunk.content("é".to_owned(), Some(scored("é", -0.5)));
+    let chunk = chunk.content(0, "é".to_owned(), Some(scored("é", -0.5)));
     assert_eq!(wire(&chunk)["choices"][0]["logprobs"], expected);
 }
 
@@ -115,6 +117,101 @@ fn scores_are_asked_for_with_how_many_likeliest_tokens() {
     });
     assert_eq!(chat(&both).unwrap().logprobs, Some(20));
     assert_eq!(chat_with("top_logprobs", &json!(21)).unwrap_err().param(), Some("top_logprobs"));
+}
+
+#[test]
+fn scores_of_text_completions_are_lists_of_equal_length() {
+    let mut logprobs = CompletionLogprobs::default();
+    logprobs.push("<s>".to_owned(), None, 0);
+    // Of two tokens with one text the likelier is named, and the token that is there is, whether or not it is likely.
+    let mut score = scored("b", -3.0);
+    let top =
+        |token: &str, logprob| TopLogprob { token: token.to_owned(), logprob, bytes: Vec::new() };
+    score.top_logprobs = vec![top("\u{fffd}", -0.5), top("\u{fffd}", -1.5)];
+    logprobs.push("b".to_owned(), Some(score), 2);
+    let mut more = CompletionLogprobs::default();
+    more.push("é".to_owned(), Some(scored("é", -0.25)), 3);
+    logprobs.append(more);
+    let expected = json!({
+        "tokens": ["<s>", "b", "é"],
+        "token_logprobs": [null, -3.0, -0.25],
+        "top_logprobs": [null, {"\u{fffd}": -0.5, "b": -3.0}, {"é": -0.25}],
+        "text_offset": [0, 2, 3],
+    });
+    assert_eq!(wire(&logprobs), expected);
+}
+
+#[test]
+fn several_answers_are_asked_for_within_a_bound() {
+    assert_eq!(chat_with("n", &json!(4)).unwrap().sampling.n_answers, 4);
+    assert_eq!(chat_with("n", &json!(null)).unwrap().sampling.n_answers, 1);
+    for wrong in [json!(0), json!(33), json!(1.5)] {
+        assert_eq!(chat_with("n", &wrong).unwrap_err().param(), Some("n"), "{wrong}");
+    }
+    let prompts = |n: usize| {
+        let body = json!({"model": "m", "prompt": vec!["a"; n], "n": 8, "best_of": 8}).to_string();
+        CompletionRequest::parse(body.as_bytes())
+    };
+    assert_eq!(prompts(4).unwrap().prompts.len(), 4);
+    let error = prompts(5).unwrap_err();
+    assert_eq!(error.to_string(), "`n` is 8, expected at most 32 answers to all prompts together");
+}
+
+#[test]
+fn formats_are_read_from_either_dialect() {
+    let format = |name, value: Value| chat_with(name, &value).unwrap().sampling.format;
+    let schema = json!({"type": "object", "properties": {}});
+    let by_schema = Some(AnswerFormat::JsonSchema(schema.clone()));
+    assert_eq!(format("response_format", json!({"type": "text"})), None);
+    let any = Some(AnswerFormat::JsonSchema(json!({"type": "object"})));
+    assert_eq!(format("response_format", json!({"type": "json_object", "json_schema": null})), any);
+    let named = json!({"name": "n", "schema": schema, "strict": true});
+    assert_eq!(
+        format("response_format", json!({"type": "json_schema", "json_schema": named})),
+        by_schema
+    );
+    let outputs = |value| format("structured_outputs", value);
+    assert_eq!(outputs(json!({"json": schema})), by_schema);
+    assert_eq!(outputs(json!({"json": schema.to_string()})), by_schema);
+    assert_eq!(outputs(json!({"regex": "a+"})), Some(AnswerFormat::Regex("a+".to_owned())));
+    assert_eq!(
+        outputs(json!({"grammar": "start: \"a\""})),
+        Some(AnswerFormat::Lark("start: \"a\"".to_owned()))
+    );
+    let texts = ["a", "b"].map(str::to_owned).to_vec();
+    assert_eq!(outputs(json!({"choice": texts})), Some(AnswerFormat::Choice(texts)));
+    let completion = completion_with("structured_outputs", &json!({"regex": "a+"})).unwrap();
+    assert!(completion.sampling.format.is_some());
+}
+
+#[test]
+fn formats_that_say_nothing_or_two_things_are_refused() {
+    let format = |value| json!({"type": value});
+    for (name, value, param) in [
+        ("response_format", json!({}), "response_format.type"),
+        ("response_format", format("xml"), "response_format.type"),
+        ("response_format", format("json_schema"), "response_format.json_schema"),
+        (
+            "response_format",
+            json!({"type": "json_schema", "json_schema": {"name": "n"}}),
+            "response_format.json_schema.schema",
+        ),
+        ("structured_outputs", json!({}), "structured_outputs"),
+        ("structured_outputs", json!({"regex": "a", "choice": ["b"]}), "structured_outputs"),
+        ("structured_outputs", json!({"choice": []}), "structured_outputs.choice"),
+        ("structured_outputs", json!({"choice": ["a", 1]}), "structured_outputs.choice[1]"),
+        ("structured_outputs", json!({"json": "{"}), "structured_outputs.json"),
+        ("structured_outputs", json!({"json": [1]}), "structured_outputs.json"),
+    ] {
+        assert_eq!(chat_with(name, &value).expect_err(param).param(), Some(param), "{value}");
+    }
+    let both = json!({
+        "model": "m", "messages": [{"role": "user", "content": "hi"}],
+        "response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"},
+    });
+    assert_eq!(chat(&both).unwrap_err().param(), Some("response_format"));
+    let ignored = chat_with("structured_outputs", &json!({"regex": "a", "disable_fallback": true}));
+    assert_eq!(ignored.unwrap().ignored_fields, ["structured_outputs.disable_fallback"]);
 }
 
 #[test]
@@ -172,10 +269,8 @@ fn what_the_python_clients_send_is_accepted() {
 #[test]
 fn what_would_change_the_answer_is_refused_by_name() {
     let cases = [
-        ("n", json!(2)),
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("required")),
-        ("response_format", json!({"type": "json_schema"})),
         ("min_tokens", json!(5)),
         ("modalities", json!(["audio"])),
         ("reasoning_effort", json!("high")),
@@ -186,9 +281,7 @@ fn what_would_change_the_answer_is_refused_by_name() {
         assert!(matches!(error, RequestError::Unsupported { .. }), "{name}: {error}");
         assert_eq!(error.param(), Some(name));
     }
-    for (name, value) in [("echo", json!(true)), ("logprobs", json!(0)), ("best_of", json!(3))] {
-        assert_eq!(completion_with(name, &value).expect_err(name).param(), Some(name));
-    }
+    assert_eq!(completion_with("best_of", &json!(3)).unwrap_err().param(), Some("best_of"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use engine::{
     EngineHandle, Event, FinishReason, GenerationRequest, Logprobs, Sampling, ScoredToken,
-    StopAtIds,
+    StopAtIds, TokenMask,
 };
 use tokenizer::{AnswerText, TextStream, Tokenizer};
 
@@ -22,6 +22,8 @@ pub(crate) struct Question {
     pub(crate) stop_ids: Vec<u32>,
     /// Strings that end the answer and are not shown.
     pub(crate) stop_strings: Vec<String>,
+    /// What keeps the answer to a form.
+    pub(crate) mask: Option<Box<dyn TokenMask>>,
     /// How ids become text; none when the model has no vocabulary.
     pub(crate) text: Option<(Arc<Tokenizer>, TextStream)>,
 }
@@ -62,7 +64,7 @@ pub(crate) fn answer(
         max_tokens: Some(question.max_tokens),
         sampling: question.sampling,
         logprobs: Logprobs::default(),
-        mask: None,
+        mask: question.mask,
         stop: Box::new(StopAtIds(question.stop_ids)),
     })?;
     let mut text = question

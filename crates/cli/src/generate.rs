@@ -14,6 +14,7 @@ use tokenizer::TextStream;
 use crate::answer::{Ended, Question, answer};
 use crate::context::{Context, Form};
 use crate::failure::Failure;
+use crate::format::{FormatArgs, mask_of};
 use crate::open_model::{LoadArgs, OpenModel};
 use crate::os::StopSignals;
 
@@ -35,6 +36,8 @@ pub(crate) struct Args {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    format: FormatArgs,
     /// Text that ends the answer and is not shown; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
@@ -120,6 +123,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         return Err(Failure::Exists { path: path.clone(), hint }.into());
     }
     args.sampling.check()?;
+    let grammar = args.format.read()?;
     let model = OpenModel::open(&args.model, &args.load, context)?;
     let prompt = token_ids(&args, &model)?;
     check(&prompt, &model)?;
@@ -144,6 +148,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         sampling: args.sampling.resolve_for(&model),
         stop_ids: model.eos_ids.clone(),
         stop_strings: args.stop,
+        mask: grammar.map(|grammar| mask_of(&grammar, &model)).transpose()?,
         text,
     };
     let form = context.form();

@@ -8,6 +8,7 @@ mod chat;
 mod context;
 mod doctor;
 mod failure;
+mod format;
 mod generate;
 mod gguf_vocabulary;
 mod machine;

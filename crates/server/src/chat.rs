@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use api::{ChatChunk, ChatCompletion, ChatLogprobs, ChatRequest, StreamFields};
+use api::{
+    ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChatRequest, StreamFields, TokenLogprob,
+};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -11,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::app::SharedApp;
 use crate::failure::Failure;
-use crate::generation::{self, Answer, Generation, Piece};
+use crate::generation::{self, Generations, Piece, Scores, TotalUsage};
 use crate::sse::{self, ClientGone, EventSink};
 use crate::{body, ids};
 
@@ -27,54 +29,90 @@ pub(crate) async fn complete(
     drop(bytes);
     let (name, stream) = (request.model.clone(), request.stream);
     let (ignored, is_scored) = (request.ignored_fields.clone(), request.logprobs.is_some());
-    let generation = start(&app, request).await?;
+    let n_answers = request.sampling.n_answers;
+    let generations = start(&app, request).await?;
     let (id, created) = (ids::answer_id("chatcmpl"), ids::unix_time());
     let response = if stream == StreamFields::Whole {
-        let Answer { text, logprobs, reason, usage, .. } = generation.collect().await?;
-        let logprobs = is_scored.then_some(ChatLogprobs { content: logprobs, refusal: None });
-        Json(ChatCompletion::new(id, created, name, text, logprobs, reason, usage)).into_response()
+        let (choices, usage) = collect(generations, n_answers, is_scored).await?;
+        Json(ChatCompletion::new(id, created, name, choices, usage.total())).into_response()
     } else {
         let chunk = ChatChunk::new(id, created, name);
-        sse::respond(move |sink| send_pieces(sink, chunk, generation, stream))
+        sse::respond(move |sink| send_pieces(sink, chunk, generations, n_answers, stream))
     };
     Ok(body::naming_ignored(response, &ignored))
 }
 
 /// Renders and encodes on a thread for blocking work, then hands the prompt to the engine.
-async fn start(app: &SharedApp, request: ChatRequest) -> Result<Generation, Failure> {
+async fn start(app: &SharedApp, request: ChatRequest) -> Result<Generations, Failure> {
     let model = app.models.get(&request.model)?;
     let places = Arc::clone(&model.encoders);
     generation::in_background(&places, move || {
-        let prompt = generation::chat_prompt(&request.model, &model, request.messages)?;
-        let n_top = request.logprobs;
-        generation::start(&request.model, &model, prompt, &request.sampling, n_top, "messages")
+        let ChatRequest { model: name, messages, sampling, logprobs, .. } = request;
+        let prompt = generation::chat_prompt(&name, &model, messages)?;
+        let scores = Scores { n_top: logprobs, of_prompt: false };
+        let started = generation::start(&name, &model, &prompt, &sampling, scores, "messages")?;
+        Ok(Generations::new(started))
     })
     .await
 }
 
+/// The whole answers, where they are not streamed.
+async fn collect(
+    mut generations: Generations,
+    n_answers: usize,
+    is_scored: bool,
+) -> Result<(Vec<ChatChoice>, TotalUsage), Failure> {
+    let mut usage = TotalUsage::new(n_answers);
+    let mut whole: Vec<(String, Vec<TokenLogprob>)> = vec![Default::default(); n_answers];
+    let mut choices = Vec::with_capacity(n_answers);
+    while let Some((index, piece)) = generations.next().await? {
+        let (content, scores) = &mut whole[index];
+        match piece {
+            Piece::Prompt(_) => {}
+            Piece::Text { text, logprob } => {
+                content.push_str(&text);
+                scores.extend(logprob);
+            }
+            Piece::Finished { text, reason, usage: of_choice } => {
+                content.push_str(&text);
+                usage.add(index, of_choice);
+                let (content, scores) = (std::mem::take(content), std::mem::take(scores));
+                let logprobs = ChatLogprobs { content: scores, refusal: None };
+                let logprobs = is_scored.then_some(logprobs);
+                choices.push(ChatChoice::new(index, content, logprobs, reason));
+            }
+        }
+    }
+    choices.sort_by_key(|choice| choice.index);
+    Ok((choices, usage))
+}
+
+/// The pieces of all answers as they come.
 async fn send_pieces(
     sink: EventSink,
     chunk: ChatChunk,
-    mut generation: Generation,
+    mut generations: Generations,
+    n_answers: usize,
     stream: StreamFields,
 ) -> Result<(), ClientGone> {
-    sink.data(&chunk.role()).await?;
+    for index in 0..n_answers {
+        sink.data(&chunk.role(index)).await?;
+    }
+    let mut usage = TotalUsage::new(n_answers);
     loop {
-        match generation.next().await {
-            Ok(Some(Piece::Text { text, logprob })) => {
-                sink.data(&chunk.content(text, logprob)).await?;
+        match generations.next().await {
+            Ok(Some((_, Piece::Prompt(_)))) => {}
+            Ok(Some((index, Piece::Text { text, logprob }))) => {
+                sink.data(&chunk.content(index, text, logprob)).await?;
             }
-            Ok(Some(Piece::Finished { text, reason, usage })) => {
+            Ok(Some((index, Piece::Finished { text, reason, usage: of_choice }))) => {
                 if !text.is_empty() {
-                    sink.data(&chunk.content(text, None)).await?;
+                    sink.data(&chunk.content(index, text, None)).await?;
                 }
-                sink.data(&chunk.finish(reason)).await?;
-                if stream == StreamFields::PiecesAndUsage {
-                    sink.data(&chunk.usage(usage)).await?;
-                }
-                return sink.done().await;
+                usage.add(index, of_choice);
+                sink.data(&chunk.finish(index, reason)).await?;
             }
-            Ok(None) => return Ok(()),
+            Ok(None) => break,
             Err(failure) => {
                 // The status is sent already; clients read an error object in the stream.
                 failure.log();
@@ -82,4 +120,8 @@ async fn send_pieces(
             }
         }
     }
+    if stream == StreamFields::PiecesAndUsage {
+        sink.data(&chunk.usage(usage.total())).await?;
+    }
+    sink.done().await
 }

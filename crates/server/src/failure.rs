@@ -6,6 +6,7 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use engine::EngineError;
+use grammar::GrammarError;
 use tracing::{debug, error, warn};
 
 /// A request that gets no answer. The public text never holds a path, an address or a prompt.
@@ -32,6 +33,8 @@ pub(crate) enum Failure {
          together"
     )]
     ContextFull { model: String, n_prompt_tokens: usize, context_len: usize, param: &'static str },
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     #[error("the conversation cannot be rendered: {detail}")]
     Conversation { detail: String },
     #[error(transparent)]
@@ -75,6 +78,7 @@ impl Failure {
             Self::ContextFull { .. } => {
                 (StatusCode::BAD_REQUEST, INVALID, "context_length_exceeded")
             }
+            Self::Grammar(_) => (StatusCode::BAD_REQUEST, INVALID, "invalid_grammar"),
             Self::Conversation { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_conversation"),
             Self::Engine(error) => engine_class(error),
             Self::Address { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_address"),
@@ -96,6 +100,7 @@ impl Failure {
             Self::Request(error) => error.param(),
             Self::UnknownModel { .. } | Self::NoChatTemplate { .. } => Some("model"),
             Self::NoFillInTheMiddle { .. } => Some("suffix"),
+            Self::Grammar(_) => Some("response_format"),
             Self::Conversation { .. } => Some("messages"),
             Self::ContextFull { param, .. } => Some(param),
             Self::Engine(EngineError::UnknownToken { .. } | EngineError::EmptyPrompt) => {

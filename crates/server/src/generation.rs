@@ -1,16 +1,18 @@
 //! From a checked request to text: renders and encodes the prompt, runs the engine, decodes its tokens.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use api::{
-    ChatMessage, ChatRole, FinishReason, PromptInput, SamplingFields, TokenLogprob, TopLogprob,
-    Usage,
+    AnswerFormat, ChatMessage, ChatRole, FinishReason, PromptInput, SamplingFields, TokenLogprob,
+    TopLogprob, Usage,
 };
 use engine::{
     Event, EventReceiver, GenerationRequest, Logprobs, Sampling, ScoredToken, StopDecision,
-    StopMatcher,
+    StopMatcher, TokenMask,
 };
+use grammar::Grammar;
 use tokenizer::{
     AnswerText, ChatTemplate, Conversation, Ending, Message, Role, TextStream, Tokenizer,
 };
@@ -18,7 +20,7 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use crate::failure::Failure;
-use crate::registry::LoadedModel;
+use crate::registry::ServedModel;
 
 /// A running generation. Dropping it cancels the work.
 pub(crate) struct Generation {
@@ -29,28 +31,36 @@ pub(crate) struct Generation {
     is_scored: bool,
 }
 
+/// All generations of one request, in the order of the choices of its answer. Dropping it cancels the work.
+pub(crate) struct Generations {
+    running: Vec<Option<Generation>>,
+    /// The one that is looked at first, so that none waits for another.
+    first: usize,
+}
+
 /// What a generation yields.
 #[derive(Debug)]
 pub(crate) enum Piece {
+    /// How likely the next token of the prompt was, from the second on, where that was asked for; before any text.
+    Prompt(TokenLogprob),
     /// More text; it is never empty, unless tokens are scored. Text that is held back comes later than its token.
     Text { text: String, logprob: Option<TokenLogprob> },
     /// The end; the text it may bring is the last.
     Finished { text: String, reason: FinishReason, usage: Usage },
 }
 
-/// A whole answer.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) text: String,
-    /// Of its tokens, those of a stop string included; empty when they are not scored.
-    pub(crate) logprobs: Vec<TokenLogprob>,
-    pub(crate) reason: FinishReason,
-    pub(crate) usage: Usage,
+/// What is said of the likelihood of tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Scores {
+    /// How many likeliest tokens are named beside each; none when tokens are not scored.
+    pub(crate) n_top: Option<usize>,
+    /// Whether the tokens of the prompt are scored too.
+    pub(crate) of_prompt: bool,
 }
 
 /// The tokens of a prompt, and how its answer becomes text.
 pub(crate) struct Prompt {
-    token_ids: Vec<u32>,
+    pub(crate) token_ids: Vec<u32>,
     text_stream: TextStream,
 }
 
@@ -84,7 +94,7 @@ pub(crate) async fn in_background<T: Send + 'static>(
 /// event loop.
 pub(crate) fn chat_prompt(
     name: &str,
-    model: &LoadedModel,
+    model: &ServedModel,
     messages: Vec<ChatMessage>,
 ) -> Result<Prompt, Failure> {
     chat_prompt_until(name, model, messages, Instant::now() + ChatTemplate::MAX_TIME)
@@ -92,7 +102,7 @@ pub(crate) fn chat_prompt(
 
 fn chat_prompt_until(
     name: &str,
-    model: &LoadedModel,
+    model: &ServedModel,
     messages: Vec<ChatMessage>,
     end: Instant,
 ) -> Result<Prompt, Failure> {
@@ -122,7 +132,7 @@ fn chat_prompt_until(
 /// out is not looked at, however long it is.
 pub(crate) fn recent_chat_prompt(
     name: &str,
-    model: &LoadedModel,
+    model: &ServedModel,
     messages: Vec<ChatMessage>,
 ) -> Result<(Prompt, usize), Failure> {
     let end = Instant::now() + ChatTemplate::MAX_TIME;
@@ -176,7 +186,7 @@ pub(crate) fn recent_chat_prompt(
 /// and what comes after the gap where there is one; ids are used as given.
 pub(crate) fn text_prompt(
     name: &str,
-    model: &LoadedModel,
+    model: &ServedModel,
     input: PromptInput,
     suffix: Option<&str>,
 ) -> Result<Prompt, Failure> {
@@ -193,48 +203,75 @@ pub(crate) fn text_prompt(
     Ok(Prompt { token_ids, text_stream })
 }
 
-/// Hands a prompt to the engine; `n_top` says how many likeliest tokens are named beside each, none that tokens are not scored;
-/// `param` is the field that the prompt came from.
+/// Hands a prompt to the engine, as often as answers to it are wanted; `param` is the field that the prompt came from. If the engine
+/// refuses one, the others are cancelled.
 pub(crate) fn start(
     name: &str,
-    model: &LoadedModel,
-    prompt: Prompt,
+    model: &ServedModel,
+    prompt: &Prompt,
     fields: &SamplingFields,
-    n_top: Option<usize>,
+    scores: Scores,
     param: &'static str,
-) -> Result<Generation, Failure> {
+) -> Result<Vec<Generation>, Failure> {
     let context_len = model.engine.context_len();
     let n_prompt_tokens = prompt.token_ids.len();
     if n_prompt_tokens >= context_len {
         let model = name.to_owned();
         return Err(Failure::ContextFull { model, n_prompt_tokens, context_len, param });
     }
+    let mut sampling = sampling(model, fields);
+    let started = (0..fields.n_answers).map(|answer_idx| {
+        // Equal seeds would give equal answers.
+        sampling.seed = sampling.seed.wrapping_add(u64::from(answer_idx > 0));
+        start_one(model, prompt, fields, scores, sampling.clone())
+    });
+    started.collect()
+}
+
+fn start_one(
+    model: &ServedModel,
+    prompt: &Prompt,
+    fields: &SamplingFields,
+    scores: Scores,
+    sampling: Sampling,
+) -> Result<Generation, Failure> {
+    let text = AnswerText::new(prompt.text_stream.clone(), fields.stop.clone());
     let matcher = AnswerMatcher {
         eos_ids: model.eos_ids.clone(),
         tokenizer: Arc::clone(&model.tokenizer),
-        text: AnswerText::new(prompt.text_stream.clone(), fields.stop.clone()),
+        text: text.clone(),
     };
+    let logprobs = Logprobs { n_top: scores.n_top.unwrap_or(0), of_prompt: scores.of_prompt };
     let request = GenerationRequest {
-        prompt: prompt.token_ids,
+        prompt: prompt.token_ids.clone(),
         max_tokens: fields.max_tokens,
-        sampling: sampling(model, fields),
-        logprobs: Logprobs { n_top: n_top.unwrap_or(0), of_prompt: false },
-        mask: None,
+        sampling,
+        logprobs,
+        mask: fields.format.as_ref().map(|format| mask(model, format)).transpose()?,
         stop: Box::new(matcher),
     };
-    let events = model.engine.submit(request)?;
-    let text = AnswerText::new(prompt.text_stream, fields.stop.clone());
     Ok(Generation {
-        events,
+        events: model.engine.submit(request)?,
         tokenizer: Arc::clone(&model.tokenizer),
         text,
         eos_ids: model.eos_ids.clone(),
-        is_scored: n_top.is_some(),
+        is_scored: scores.n_top.is_some(),
     })
 }
 
+/// What keeps an answer to its format.
+fn mask(model: &ServedModel, format: &AnswerFormat) -> Result<Box<dyn TokenMask>, Failure> {
+    let grammar = match format.clone() {
+        AnswerFormat::JsonSchema(schema) => Grammar::JsonSchema(schema),
+        AnswerFormat::Regex(regex) => Grammar::Regex(regex),
+        AnswerFormat::Choice(texts) => Grammar::Choice(texts),
+        AnswerFormat::Lark(text) => Grammar::Lark(text),
+    };
+    Ok(Box::new(model.grammars()?.compile(&grammar)?))
+}
+
 /// The settings of a request over the defaults of the model; without a seed, one of the system's.
-fn sampling(model: &LoadedModel, fields: &SamplingFields) -> Sampling {
+fn sampling(model: &ServedModel, fields: &SamplingFields) -> Sampling {
     let (defaults, plain) = (model.defaults, Sampling::PLAIN);
     Sampling {
         temperature: fields.temperature.unwrap_or(defaults.temperature),
@@ -252,73 +289,128 @@ fn sampling(model: &LoadedModel, fields: &SamplingFields) -> Sampling {
 
 impl Generation {
     /// The next piece; after [`Piece::Finished`] there is none.
-    pub(crate) async fn next(&mut self) -> Result<Option<Piece>, Failure> {
-        while let Some(event) = self.events.recv().await {
-            match event {
-                Event::PromptToken(_) => {}
-                Event::Token(token) => {
-                    let text = self.text.push(&self.tokenizer, token.token_id);
-                    let is_named = self.is_scored && !self.eos_ids.contains(&token.token_id);
-                    let logprob = is_named.then(|| named(&self.tokenizer, token));
-                    if !text.is_empty() || logprob.is_some() {
-                        return Ok(Some(Piece::Text { text, logprob }));
-                    }
-                }
-                Event::Finished { reason, n_prompt_tokens, n_reused_tokens, n_generated } => {
-                    let reason = match reason {
-                        engine::FinishReason::Stop => FinishReason::Stop,
-                        engine::FinishReason::Length => FinishReason::Length,
-                    };
-                    info!(
-                        n_prompt_tokens,
-                        n_reused_tokens,
-                        n_generated,
-                        ?reason,
-                        "generation finished"
-                    );
-                    let usage = Usage {
-                        prompt_tokens: n_prompt_tokens,
-                        cached_tokens: n_reused_tokens,
-                        completion_tokens: n_generated,
-                    };
-                    return Ok(Some(Piece::Finished { text: self.text.finish(), reason, usage }));
-                }
-                Event::Failed(error) => return Err(Failure::Engine(error)),
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Piece>, Failure>> {
+        while let Some(event) = ready!(self.events.poll_recv(context)) {
+            if let Some(piece) = self.piece_of(event).transpose() {
+                return Poll::Ready(piece.map(Some));
             }
         }
-        Ok(None)
+        Poll::Ready(Ok(None))
     }
 
-    /// The whole answer, where it is not streamed.
-    pub(crate) async fn collect(mut self) -> Result<Answer, Failure> {
-        let (mut whole, mut logprobs) = (String::new(), Vec::new());
-        loop {
-            match self.next().await? {
-                Some(Piece::Text { text, logprob }) => {
-                    whole.push_str(&text);
-                    logprobs.extend(logprob);
-                }
-                Some(Piece::Finished { text, reason, usage }) => {
-                    whole.push_str(&text);
-                    return Ok(Answer { text: whole, logprobs, reason, usage });
-                }
-                None => return Err(Failure::Engine(engine::EngineError::Stopped)),
+    /// What an event means for the reader, if anything.
+    fn piece_of(&mut self, event: Event) -> Result<Option<Piece>, Failure> {
+        match event {
+            Event::PromptToken(token) => Ok(Some(Piece::Prompt(named(&self.tokenizer, token)))),
+            Event::Token(token) => {
+                let text = self.text.push(&self.tokenizer, token.token_id);
+                let is_named = self.is_scored && !self.eos_ids.contains(&token.token_id);
+                let logprob = is_named.then(|| named(&self.tokenizer, token));
+                let is_seen = !text.is_empty() || logprob.is_some();
+                Ok(is_seen.then_some(Piece::Text { text, logprob }))
             }
+            Event::Finished { reason, n_prompt_tokens, n_reused_tokens, n_generated } => {
+                let reason = match reason {
+                    engine::FinishReason::Stop => FinishReason::Stop,
+                    engine::FinishReason::Length => FinishReason::Length,
+                };
+                info!(
+                    n_prompt_tokens,
+                    n_reused_tokens,
+                    n_generated,
+                    ?reason,
+                    "generation finished"
+                );
+                let usage = Usage {
+                    prompt_tokens: n_prompt_tokens,
+                    cached_tokens: n_reused_tokens,
+                    completion_tokens: n_generated,
+                };
+                Ok(Some(Piece::Finished { text: self.text.finish(), reason, usage }))
+            }
+            Event::Failed(error) => Err(Failure::Engine(error)),
         }
     }
+}
+
+impl Generations {
+    pub(crate) fn new(generations: Vec<Generation>) -> Self {
+        Self { running: generations.into_iter().map(Some).collect(), first: 0 }
+    }
+
+    /// The next piece of any of them and its place among them; none when all are complete.
+    pub(crate) async fn next(&mut self) -> Result<Option<(usize, Piece)>, Failure> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Option<(usize, Piece)>, Failure>> {
+        let n = self.running.len();
+        for idx in (self.first..n).chain(0..self.first) {
+            let Some(generation) = &mut self.running[idx] else { continue };
+            match generation.poll_next(context) {
+                Poll::Pending => {}
+                Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
+                Poll::Ready(Ok(piece)) => {
+                    let piece = piece.ok_or(Failure::Engine(engine::EngineError::Stopped))?;
+                    if matches!(piece, Piece::Finished { .. }) {
+                        self.running[idx] = None;
+                    }
+                    self.first = idx + 1;
+                    return Poll::Ready(Ok(Some((idx, piece))));
+                }
+            }
+        }
+        if self.running.iter().any(Option::is_some) { Poll::Pending } else { Poll::Ready(Ok(None)) }
+    }
+}
+
+/// Token counts of answers, the first `n_answers` of which answer the first prompt, and so on: each prompt counts once.
+#[derive(Debug)]
+pub(crate) struct TotalUsage {
+    n_answers: usize,
+    total: Usage,
+}
+
+impl TotalUsage {
+    pub(crate) fn new(n_answers: usize) -> Self {
+        Self { n_answers, total: Usage::default() }
+    }
+
+    /// Counts the answer at `index`.
+    pub(crate) fn add(&mut self, index: usize, usage: Usage) {
+        let repeats = !index.is_multiple_of(self.n_answers);
+        let prompt =
+            if repeats { Usage { prompt_tokens: 0, cached_tokens: 0, ..usage } } else { usage };
+        self.total = self.total.plus(prompt);
+    }
+
+    pub(crate) fn total(&self) -> Usage {
+        self.total
+    }
+}
+
+/// The text of a token, with bytes that are no UTF-8 by themselves as U+FFFD.
+pub(crate) fn token_text(tokenizer: &Tokenizer, token_id: u32) -> String {
+    String::from_utf8_lossy(tokenizer.token_bytes(token_id).unwrap_or_default()).into_owned()
 }
 
 /// A scored token with its bytes and text.
 fn named(tokenizer: &Tokenizer, scored: ScoredToken) -> TokenLogprob {
     let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let top = scored.top.iter().map(|&(id, logprob)| {
-        let bytes = bytes(id);
-        TopLogprob { token: text(&bytes), logprob, bytes }
+    let top = scored.top.iter().map(|&(id, logprob)| TopLogprob {
+        token: token_text(tokenizer, id),
+        logprob,
+        bytes: bytes(id),
     });
-    let own = bytes(scored.token_id);
-    let (token, logprob) = (text(&own), scored.logprob);
-    TokenLogprob { token, logprob, bytes: own, top_logprobs: top.collect() }
+    TokenLogprob {
+        token: token_text(tokenizer, scored.token_id),
+        logprob: scored.logprob,
+        bytes: bytes(scored.token_id),
+        top_logprobs: top.collect(),
+    }
 }
 
 /// Ends an answer at one of the model's end tokens or at a stop string, on the engine's thread.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::{ChatRequest, FinishReason, Usage};
+use api::{ChatRequest, FinishReason, RequestError, Usage};
 use askama::Template;
 use axum::Json;
 use axum::body::Body;
@@ -18,7 +18,7 @@ use crate::app::SharedApp;
 use crate::assets;
 use crate::body;
 use crate::failure::Failure;
-use crate::generation::{self, Generation, Piece};
+use crate::generation::{self, Generations, Piece, Scores};
 use crate::markdown::BlockStream;
 use crate::sse::{self, ClientGone, EventSink};
 use crate::texts::{Language, Texts};
@@ -129,20 +129,26 @@ pub(crate) async fn stream(
     let request = ChatRequest::parse(&bytes)?;
     // An answer may take minutes, and a body megabytes.
     drop(bytes);
+    if request.sampling.n_answers > 1 {
+        let (param, got) = ("n".to_owned(), request.sampling.n_answers.to_string());
+        let accepted = "the page shows one answer";
+        return Err(RequestError::Unsupported { param, got, accepted }.into());
+    }
     let model = app.models.get(&request.model)?;
     let places = Arc::clone(&model.encoders);
-    let (generation, n_left_out) = generation::in_background(&places, move || {
+    let (generations, n_left_out) = generation::in_background(&places, move || {
         let ChatRequest { model: name, messages, sampling, .. } = request;
         let (prompt, n_left_out) = generation::recent_chat_prompt(&name, &model, messages)?;
-        let generation = generation::start(&name, &model, prompt, &sampling, None, "messages")?;
-        Ok((generation, n_left_out))
+        let scores = Scores::default();
+        let started = generation::start(&name, &model, &prompt, &sampling, scores, "messages")?;
+        Ok((Generations::new(started), n_left_out))
     })
     .await?;
     Ok(sse::respond(async move |sink| {
         if n_left_out > 0 {
             sink.named("left_out", &json!({ "n_messages": n_left_out })).await?;
         }
-        send_blocks(sink, app, generation).await
+        send_blocks(sink, app, generations).await
     }))
 }
 
@@ -186,7 +192,7 @@ impl Answer {
 async fn send_blocks(
     sink: EventSink,
     app: SharedApp,
-    mut generation: Generation,
+    mut generations: Generations,
 ) -> Result<(), ClientGone> {
     let mut answer = Answer::default();
     let mut next_flush = tokio::time::Instant::now();
@@ -198,11 +204,12 @@ async fn send_blocks(
                 next_flush = tokio::time::Instant::now() + RENDER_INTERVAL;
                 continue;
             }
-            piece = generation.next() => piece,
+            piece = generations.next() => piece,
         };
         match piece {
-            Ok(Some(Piece::Text { text, .. })) => answer.push(&text),
-            Ok(Some(Piece::Finished { text, reason, usage })) => {
+            Ok(Some((_, Piece::Prompt(_)))) => {}
+            Ok(Some((_, Piece::Text { text, .. }))) => answer.push(&text),
+            Ok(Some((_, Piece::Finished { text, reason, usage }))) => {
                 answer.push(&text);
                 answer.blocks.finish();
                 answer.flush(&sink, &app).await?;

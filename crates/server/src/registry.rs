@@ -1,10 +1,11 @@
 //! The models being served; they may be added while the server runs.
 
 use std::ops::Deref;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use api::ModelCard;
 use engine::EngineHandle;
+use grammar::GrammarCompiler;
 use tokenizer::{ChatTemplate, Tokenizer};
 use tokio::sync::Semaphore;
 
@@ -54,6 +55,20 @@ pub(crate) struct ServedModel {
     /// Places for work that takes milliseconds and memory: rendering and encoding prompts. Each model has its own, since a
     /// template may take seconds, for which no other model must wait.
     pub(crate) encoders: Arc<Semaphore>,
+    /// Made when a request first asks for a format.
+    grammars: OnceLock<GrammarCompiler>,
+}
+
+impl ServedModel {
+    /// What compiles the formats of requests. It takes long the first time: not for the event loop.
+    pub(crate) fn grammars(&self) -> Result<&GrammarCompiler, Failure> {
+        if let Some(grammars) = self.grammars.get() {
+            return Ok(grammars);
+        }
+        let (vocab_size, eos_ids) = (self.engine.vocab_size(), &self.eos_ids);
+        let made = GrammarCompiler::new(&self.tokenizer, vocab_size, eos_ids)?;
+        Ok(self.grammars.get_or_init(|| made))
+    }
 }
 
 impl Deref for ServedModel {
@@ -103,7 +118,8 @@ impl ModelRegistry {
             return Err(ServerError::DuplicateModel { name: name.to_owned() });
         }
         let encoders = Arc::new(Semaphore::new(MAX_ENCODERS));
-        models.entries.push((name.to_owned(), Arc::new(ServedModel { loaded: model, encoders })));
+        let served = ServedModel { loaded: model, encoders, grammars: OnceLock::new() };
+        models.entries.push((name.to_owned(), Arc::new(served)));
         Ok(())
     }
 

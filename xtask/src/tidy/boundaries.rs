@@ -25,6 +25,7 @@ const ORDER: &[&str] = &[
     "model",
     "data",
     "engine",
+    "grammar",
     "api",
     "client",
     "eval",
@@ -66,6 +67,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("tracing-subscriber", &["cli"]),
     ("anyhow", &["cli", "xtask"]),
     ("safetensors", &["formats", "testkit"]),
+    ("llguidance", &["grammar"]),
 ];
 
 /// Parts of the standard library that a crate never names outside its tests: crate, part, reason.

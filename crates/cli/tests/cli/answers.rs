@@ -57,6 +57,32 @@ fn generate_refuses_prompts_that_do_not_fit() {
 }
 
 #[test]
+fn an_answer_is_kept_to_its_form() {
+    let home = Home::new("forms");
+    home.make_model();
+    let fixed =
+        ["generate", "--model", "tiny-1", "--prompt", "vent", "--max-tokens", "40", "--json"];
+    let with = |more: &[&str]| home.run(&[&fixed[..], more].concat());
+    let schema =
+        r#"{"type": "array", "items": {"enum": ["mer", "vent"]}, "minItems": 1, "maxItems": 2}"#;
+    std::fs::write(home.inside("form.json"), schema).unwrap();
+    let by_schema = with(&["--json-schema", "home/form.json"]).expect(0).json();
+    let answer: Vec<String> = serde_json::from_str(by_schema["text"].as_str().unwrap()).unwrap();
+    assert!((1..=2).contains(&answer.len()) && by_schema["finish_reason"] == "stop", "{by_schema}");
+    let by_choice = with(&["--choice", "oui", "--choice", "non"]).expect(0).json();
+    assert!(by_choice["text"] == "oui" || by_choice["text"] == "non", "{by_choice}");
+    std::fs::write(home.inside("form.lark"), "start: /[ab]/ \"!\"\n").unwrap();
+    let by_grammar = with(&["--grammar", "home/form.lark"]).expect(0).json();
+    assert!(by_grammar["text"] == "a!" || by_grammar["text"] == "b!", "{by_grammar}");
+
+    let error = with(&["--regex", "a(b"]).expect(2).json_error();
+    assert!(error["message"].as_str().unwrap().starts_with("the regular expression"), "{error}");
+    let error = with(&["--json-schema", "home/form.lark"]).expect(1).json_error();
+    assert!(error["message"].as_str().unwrap().contains("form.lark is not JSON"), "{error}");
+    with(&["--regex", "a", "--choice", "b"]).expect(2);
+}
+
+#[test]
 fn the_logits_of_the_prompt_predict_the_first_new_token() {
     let home = Home::new("logits");
     home.make_model();

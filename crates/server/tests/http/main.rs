@@ -6,6 +6,7 @@ mod client;
 mod fixture;
 
 mod api;
+mod choices;
 mod lifecycle;
 mod limits;
 mod page;
