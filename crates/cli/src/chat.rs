@@ -11,6 +11,7 @@ use tokenizer::{ChatTemplate, Conversation, Ending, Message, Role, TextStream};
 
 use crate::answer::{Ended, Question, answer};
 use crate::context::Context;
+use crate::engine_args::EngineArgs;
 use crate::failure::{Failure, message};
 use crate::generate::SamplingArgs;
 use crate::open_model::{LoadArgs, OpenModel};
@@ -39,6 +40,8 @@ pub(crate) struct Args {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// Runs the command.
@@ -80,7 +83,7 @@ impl Talk {
             .template
             .clone()
             .ok_or_else(|| Failure::NoTemplate { model: model.name.clone() })?;
-        let limits = model.limits_of_one(model.config.context_len);
+        let limits = model.limits_of_one(args.engine, model.config.context_len);
         let engine = model.start_engine(context.device()?, limits)?;
         let sampling = args.sampling.resolve_for(&model);
         let mut talk =

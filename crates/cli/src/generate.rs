@@ -13,6 +13,7 @@ use tokenizer::TextStream;
 
 use crate::answer::{Ended, Question, answer};
 use crate::context::{Context, Form};
+use crate::engine_args::EngineArgs;
 use crate::failure::Failure;
 use crate::format::{FormatArgs, mask_of};
 use crate::open_model::{LoadArgs, OpenModel};
@@ -38,6 +39,8 @@ pub(crate) struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Text that ends the answer and is not shown; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
@@ -132,7 +135,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         write_logits(path, &prompt, &model, &device)?;
     }
     let new_tokens = args.max_tokens.min(model.config.context_len - prompt.len());
-    let limits = model.limits_of_one(prompt.len() + new_tokens);
+    let limits = model.limits_of_one(args.engine, prompt.len() + new_tokens);
     if !args.stop.is_empty() {
         // Stop strings are looked for in the text.
         model.tokenizer()?;

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod context;
 mod doctor;
+mod engine_args;
 mod failure;
 mod format;
 mod generate;

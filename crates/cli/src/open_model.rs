@@ -15,6 +15,7 @@ use tokenizer::{ChatTemplate, Tokenizer};
 use tracing::{info, warn};
 
 use crate::context::Context;
+use crate::engine_args::EngineArgs;
 use crate::failure::Failure;
 use crate::gguf_vocabulary;
 use crate::machine;
@@ -169,8 +170,8 @@ impl OpenModel {
     }
 
     /// Limits of an engine that answers one request of up to `n_tokens` tokens at a time.
-    pub(crate) fn limits_of_one(&self, n_tokens: usize) -> EngineLimits {
-        let limits = EngineLimits::default();
+    pub(crate) fn limits_of_one(&self, args: EngineArgs, n_tokens: usize) -> EngineLimits {
+        let limits = args.limits();
         let dtype = self.decoder.dtype();
         let cache_bytes = KvBlocks::bytes_for(&self.config, dtype, n_tokens, limits.step_tokens);
         EngineLimits { max_running: 1, max_waiting: 1, cache_bytes, ..limits }

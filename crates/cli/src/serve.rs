@@ -12,6 +12,7 @@ use server::{LoadedModel, ModelRegistry, SamplingDefaults, ServerConfig};
 use tracing::warn;
 
 use crate::context::{Context, Form};
+use crate::engine_args::EngineArgs;
 use crate::failure::{Failure, message};
 use crate::machine;
 use crate::open_model::{
@@ -33,6 +34,8 @@ pub(crate) struct Args {
     model: Vec<String>,
     #[command(flatten)]
     load: LoadArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// Runs the command.
@@ -61,7 +64,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             break;
         }
         registry.set_status(&format!("loading {name}"));
-        match add(&registry, name, dir, &args.load, context) {
+        match add(&registry, name, dir, (&args.load, args.engine), context) {
             Err(error) if args.model.is_empty() => left_out.add(name, error),
             added => added?,
         }
@@ -174,11 +177,10 @@ pub(crate) fn add(
     registry: &ModelRegistry,
     name: &str,
     dir: &ModelDir,
-    load: &LoadArgs,
+    (load, engine): (&LoadArgs, EngineArgs),
     context: &Context,
 ) -> anyhow::Result<()> {
     warn_left_out(name, dir);
-    let limits = EngineLimits::default();
     let config = config_of(name, dir)?;
     context.say(&format!(
         "loading {name}: {} of weights, up to {} for answers",
@@ -189,7 +191,7 @@ pub(crate) fn add(
     let (temperature, top_p) = model.sampling_defaults();
     let fallback = SamplingDefaults::default();
     let loaded = LoadedModel {
-        engine: model.start_engine(context.device()?, limits)?,
+        engine: model.start_engine(context.device()?, engine.limits())?,
         tokenizer: model.tokenizer()?.clone(),
         created: model.created,
         template: model.template,

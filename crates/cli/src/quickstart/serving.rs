@@ -8,6 +8,7 @@ use formats::model_dir::ModelDir;
 use server::{ModelRegistry, RunningServer, ServerConfig};
 
 use crate::context::{Context, Form};
+use crate::engine_args::EngineArgs;
 use crate::failure::Failure;
 use crate::names::folder_name;
 use crate::open_model::LoadArgs;
@@ -50,7 +51,8 @@ impl Serving {
             let path = Path::new(&model.directory);
             let dir = ModelDir::open(path)
                 .with_context(|| format!("cannot open model {}", path.display()))?;
-            serve::add(&self.registry, &folder_name(path), &dir, &LoadArgs::default(), context)?;
+            let settings = (&LoadArgs::default(), EngineArgs::default());
+            serve::add(&self.registry, &folder_name(path), &dir, settings, context)?;
         }
         let url = format!("http://{}", self.server.address());
         match context.form() {
