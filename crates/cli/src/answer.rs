@@ -6,6 +6,7 @@ use engine::{
     EngineHandle, Event, FinishReason, GenerationRequest, Logprobs, Sampling, ScoredToken,
     StopAtIds, TokenMask,
 };
+use model::LoadedAdapter;
 use tokenizer::{AnswerText, TextStream, Tokenizer};
 
 use crate::os::{StopSignal, StopSignals};
@@ -22,6 +23,8 @@ pub(crate) struct Question {
     pub(crate) stop_ids: Vec<u32>,
     /// Strings that end the answer and are not shown.
     pub(crate) stop_strings: Vec<String>,
+    /// What changes the weights.
+    pub(crate) adapter: Option<Arc<LoadedAdapter>>,
     /// What keeps the answer to a form.
     pub(crate) mask: Option<Box<dyn TokenMask>>,
     /// How ids become text; none when the model has no vocabulary.
@@ -64,6 +67,7 @@ pub(crate) fn answer(
         max_tokens: Some(question.max_tokens),
         sampling: question.sampling,
         logprobs: Logprobs::default(),
+        adapter: question.adapter,
         mask: question.mask,
         stop: Box::new(StopAtIds(question.stop_ids)),
     })?;

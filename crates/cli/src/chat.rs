@@ -164,6 +164,7 @@ impl Talk {
             max_tokens: args.max_tokens,
             sampling: Sampling { seed, ..self.sampling.clone() },
             stop_ids: self.model.eos_ids.clone(),
+            adapter: self.model.adapter.clone(),
             mask: None,
             stop_strings: Vec::new(),
             text: Some((tokenizer.clone(), TextStream::answer(&self.template))),

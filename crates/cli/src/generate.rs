@@ -151,6 +151,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         sampling: args.sampling.resolve_for(&model),
         stop_ids: model.eos_ids.clone(),
         stop_strings: args.stop,
+        adapter: model.adapter.clone(),
         mask: grammar.map(|grammar| mask_of(&grammar, &model)).transpose()?,
         text,
     };
@@ -222,7 +223,8 @@ fn write_logits(
     let (n_tokens, vocab_size) = (prompt.len(), model.config.vocab_size);
     let mut workspace = Workspace::for_decoder(&model.decoder, n_tokens);
     let segment = [0, u32::try_from(n_tokens).context("the prompt is too long")?];
-    let logits = model.decoder.logits(device, prompt, &segment, &mut workspace);
+    let (decoder, adapter) = (&model.decoder, model.adapter.as_deref());
+    let logits = decoder.adapted_logits(device, prompt, &segment, adapter, &mut workspace);
     let tensor = TensorSource {
         name: "logits".to_owned(),
         dtype: TensorDtype::F32,

@@ -9,7 +9,7 @@ use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
 use formats::adapter::{Adapter, MAX_SCALING};
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, list_models};
-use model::{Decoder, KvBlocks, ModelConfig, Quantisation, compute_dtype};
+use model::{Decoder, KvBlocks, LoadedAdapter, ModelConfig, Quantisation, compute_dtype};
 use tensor::Device;
 use tokenizer::{ChatTemplate, Tokenizer};
 use tracing::{info, warn};
@@ -66,6 +66,8 @@ pub(crate) struct OpenModel {
     pub(crate) config: ModelConfig,
     /// Its weights.
     pub(crate) decoder: Arc<Decoder>,
+    /// What changes them as they are computed.
+    pub(crate) adapter: Option<Arc<LoadedAdapter>>,
     /// Turns text into ids and back; none when the folder has no vocabulary.
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     /// Renders conversations; none for a model that only continues text.
@@ -129,11 +131,10 @@ impl OpenModel {
         let template = template.flatten();
         let quantisation = load.quantize;
         let weights = WeightsOfModel { name: &name, config: &config, dir, quantisation, context };
-        let mut decoder = weights.load(KEPT_BYTES)?;
-        if let Some(adapter) = load.open_adapter(&config)? {
-            let failed = || adapter_failed(&adapter);
-            decoder = decoder.with_adapter(device, &adapter).with_context(failed)?;
-        }
+        let decoder = weights.load(KEPT_BYTES)?;
+        let adapter = load.open_adapter(&config)?;
+        let adapter =
+            adapter.map(|adapter| load_adapter(device, &decoder, &adapter)).transpose()?;
         let mut eos_ids = dir.eos_ids();
         if let Some(tokenizer) = &tokenizer
             && (template.is_some() || eos_ids.is_empty())
@@ -147,6 +148,7 @@ impl OpenModel {
             template,
             config,
             decoder: Arc::new(decoder),
+            adapter,
             tokenizer: tokenizer.map(Arc::new),
             eos_ids,
             lineage: dir.lineage().cloned(),
@@ -211,11 +213,32 @@ pub(crate) fn weights_bytes(
     let dtype = compute_dtype(config.dtype);
     let weights = Decoder::loaded_bytes(config, dtype, dir.weights(), load.quantize)?;
     let changes = match load.open_adapter(config)? {
-        Some(adapter) => Decoder::adapter_bytes(config, dtype, &adapter)
-            .with_context(|| adapter_failed(&adapter))?,
+        Some(adapter) => adapter_bytes(config, &adapter)?,
         None => 0,
     };
     Ok((weights + changes) as u64)
+}
+
+/// Bytes that an adapter of a model takes in memory.
+///
+/// # Errors
+/// When it cannot be applied as the model runs.
+pub(crate) fn adapter_bytes(config: &ModelConfig, adapter: &Adapter) -> anyhow::Result<usize> {
+    let n_bytes = LoadedAdapter::bytes_for(config, compute_dtype(config.dtype), adapter);
+    n_bytes.with_context(|| adapter_failed(adapter))
+}
+
+/// Loads an adapter for a model.
+///
+/// # Errors
+/// When it cannot be applied as the model runs.
+pub(crate) fn load_adapter(
+    device: &Device,
+    decoder: &Decoder,
+    adapter: &Adapter,
+) -> anyhow::Result<Arc<LoadedAdapter>> {
+    let loaded = LoadedAdapter::load(device, decoder.config(), decoder.dtype(), adapter);
+    Ok(Arc::new(loaded.with_context(|| adapter_failed(adapter))?))
 }
 
 fn adapter_failed(adapter: &Adapter) -> String {

@@ -1,12 +1,16 @@
 //! `galerne serve`: the API and the chat page on the models of the home.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use engine::{Engine, EngineLimits};
+use engine::{Engine, EngineHandle, EngineLimits};
 use eval::figures::bytes;
+use formats::adapter::Adapter;
 use formats::model_dir::ModelDir;
-use model::{ModelConfig, compute_dtype};
+use model::{LoadedAdapter, ModelConfig, compute_dtype};
 use serde_json::json;
 use server::{LoadedModel, ModelRegistry, SamplingDefaults, ServerConfig};
 use tracing::warn;
@@ -16,7 +20,8 @@ use crate::engine_args::EngineArgs;
 use crate::failure::{Failure, message};
 use crate::machine;
 use crate::open_model::{
-    LoadArgs, OpenModel, config_of, has_tokenizer, of_home, open_dir, warn_left_out, weights_bytes,
+    LoadArgs, OpenModel, adapter_bytes, config_of, has_tokenizer, load_adapter, of_home, open_dir,
+    warn_left_out, weights_bytes,
 };
 use crate::os::StopSignals;
 
@@ -36,6 +41,29 @@ pub(crate) struct Args {
     load: LoadArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    /// Adapters (LoRA) of the one --model, each served under a name of its own beside it; they share its weights and its batches
+    #[arg(long, value_name = "NAME=PATH", num_args = 1.., requires = "model")]
+    adapters: Vec<NamedAdapter>,
+}
+
+/// An adapter and the name that requests have for it.
+#[derive(Clone, Debug)]
+pub(crate) struct NamedAdapter {
+    name: String,
+    path: PathBuf,
+}
+
+impl FromStr for NamedAdapter {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+                Ok(Self { name: name.to_owned(), path: path.into() })
+            }
+            _ => Err("expected NAME=PATH"),
+        }
+    }
 }
 
 /// Runs the command.
@@ -44,9 +72,13 @@ pub(crate) struct Args {
 /// When there is no model, the port cannot be opened, or a model that was named cannot be loaded; [`Failure::Stopped`]
 /// after a signal.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    if args.load.adapter.is_some() && args.model.len() != 1 {
-        let problem = "--adapter is for one model: give one --model";
-        return Err(Failure::usage(problem).into());
+    for (option, is_given) in
+        [("--adapter", args.load.adapter.is_some()), ("--adapters", !args.adapters.is_empty())]
+    {
+        if is_given && args.model.len() != 1 {
+            let problem = format!("{option} is for one model: give one --model");
+            return Err(Failure::usage(problem).into());
+        }
     }
     let mut left_out = LeftOut::default();
     let models = if args.model.is_empty() {
@@ -59,12 +91,13 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let registry = ModelRegistry::new();
     let server = server::bind(ServerConfig { address, ..ServerConfig::default() })?
         .start(registry.clone())?;
+    let settings = Settings { load: &args.load, engine: args.engine, adapters: &args.adapters };
     for (name, dir) in &models {
         if signals.requested().is_some() {
             break;
         }
         registry.set_status(&format!("loading {name}"));
-        match add(&registry, name, dir, (&args.load, args.engine), context) {
+        match add(&registry, (name, dir), &settings, context) {
             Err(error) if args.model.is_empty() => left_out.add(name, error),
             added => added?,
         }
@@ -172,35 +205,62 @@ fn needed_bytes(name: &str, dir: &ModelDir, load: &LoadArgs) -> anyhow::Result<u
     Ok(weights_bytes(&config, dir, load)? + answer_bytes(&config))
 }
 
-/// Loads a model, says what it takes, and serves it.
+/// Loads a model, says what it takes, and serves it, and beside it the adapters under their own names.
 pub(crate) fn add(
     registry: &ModelRegistry,
-    name: &str,
-    dir: &ModelDir,
-    (load, engine): (&LoadArgs, EngineArgs),
+    (name, dir): (&str, &ModelDir),
+    settings: &Settings<'_>,
     context: &Context,
 ) -> anyhow::Result<()> {
     warn_left_out(name, dir);
     let config = config_of(name, dir)?;
     context.say(&format!(
         "loading {name}: {} of weights, up to {} for answers",
-        bytes(weights_bytes(&config, dir, load)?),
+        bytes(weights_bytes(&config, dir, settings.load)?),
         bytes(answer_bytes(&config))
     ));
-    let model = OpenModel::load(name.to_owned(), dir, load, context)?;
+    let model = OpenModel::load(name.to_owned(), dir, settings.load, context)?;
+    let device = context.device()?;
+    let engine = model.start_engine(device.clone(), settings.engine.limits())?;
+    registry.add(name, loaded(&model, &engine, model.adapter.clone())?)?;
+    for NamedAdapter { name, path } in settings.adapters {
+        let adapter = Adapter::open(path, &config, None)
+            .with_context(|| format!("cannot use the adapter {}", path.display()))?;
+        let what = format!("adapter `{name}`");
+        machine::check_memory(&what, adapter_bytes(&config, &adapter)? as u64)?;
+        let adapter = load_adapter(&device, &model.decoder, &adapter)?;
+        registry.add(name, loaded(&model, &engine, Some(adapter))?)?;
+    }
+    Ok(())
+}
+
+/// How models are loaded and answer.
+#[derive(Debug)]
+pub(crate) struct Settings<'a> {
+    pub(crate) load: &'a LoadArgs,
+    pub(crate) engine: EngineArgs,
+    pub(crate) adapters: &'a [NamedAdapter],
+}
+
+/// A model as the server takes it.
+fn loaded(
+    model: &OpenModel,
+    engine: &EngineHandle,
+    adapter: Option<Arc<LoadedAdapter>>,
+) -> anyhow::Result<LoadedModel> {
     let (temperature, top_p) = model.sampling_defaults();
     let fallback = SamplingDefaults::default();
-    let loaded = LoadedModel {
-        engine: model.start_engine(context.device()?, engine.limits())?,
+    Ok(LoadedModel {
+        engine: engine.clone(),
+        adapter,
         tokenizer: model.tokenizer()?.clone(),
         created: model.created,
-        template: model.template,
-        eos_ids: model.eos_ids,
+        template: model.template.clone(),
+        eos_ids: model.eos_ids.clone(),
         defaults: SamplingDefaults {
             temperature: temperature.unwrap_or(fallback.temperature),
             top_p: top_p.unwrap_or(fallback.top_p),
             top_k: fallback.top_k,
         },
-    };
-    Ok(registry.add(name, loaded)?)
+    })
 }

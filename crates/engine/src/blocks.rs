@@ -5,13 +5,18 @@
 //! them; a sequence that begins with the same tokens reads them instead of computing them again. What only the tree holds goes,
 //! the longest unused first, when the free blocks run out.
 
-use model::{KEY_BLOCK, ModelConfig};
+use std::sync::{Arc, Weak};
+
+use model::{KEY_BLOCK, LoadedAdapter, ModelConfig};
 
 use crate::handle::CachePlan;
-use crate::prefix::PrefixTree;
+use crate::prefix::{PrefixTree, Root};
 
 /// A place in a table whose block was given back. No block of a cache, so that a kernel that looked at it would panic.
 const NO_BLOCK: u32 = u32::MAX;
+
+/// Tokens that a sequence begins with, and the adapter that their keys and values were computed with.
+pub(crate) type Beginning<'a> = (&'a [u32], Option<&'a Arc<LoadedAdapter>>);
 
 /// The blocks of one sequence.
 #[derive(Debug, Default)]
@@ -50,6 +55,8 @@ pub(crate) struct BlockPool {
     /// Blocks that the tree alone holds.
     n_reclaimable: usize,
     prefixes: PrefixTree,
+    /// Adapters that there are or were beginnings of. The weak pointers keep their addresses from becoming those of others.
+    adapters: Vec<Weak<LoadedAdapter>>,
 }
 
 impl BlockPool {
@@ -59,7 +66,14 @@ impl BlockPool {
         // The lowest first: what was used a moment ago is likelier to be in the processor's cache.
         let free = (0..last).rev().collect();
         let owners = vec![Owners::default(); plan.n_blocks];
-        Self { plan, free, owners, n_reclaimable: 0, prefixes: PrefixTree::default() }
+        Self {
+            plan,
+            free,
+            owners,
+            n_reclaimable: 0,
+            prefixes: PrefixTree::default(),
+            adapters: Vec::new(),
+        }
     }
 
     /// Bytes that the lists for `n_blocks` blocks take at most: free ones, owners, the tree.
@@ -85,9 +99,24 @@ impl BlockPool {
         self.free.len() + self.n_reclaimable
     }
 
-    /// Takes the blocks of the longest computed beginning of `token_ids`, but for the last token, whose logits are wanted; also gives
+    /// The place of the prefixes of an adapter, or of none, in the tree.
+    fn root(&mut self, adapter: Option<&Arc<LoadedAdapter>>) -> Root {
+        let Some(adapter) = adapter else { return Root::Base };
+        let found = self.adapters.iter().position(|known| known.as_ptr() == Arc::as_ptr(adapter));
+        Root::Adapter(found.unwrap_or_else(|| {
+            self.adapters.push(Arc::downgrade(adapter));
+            self.adapters.len() - 1
+        }))
+    }
+
+    /// Takes the blocks of the longest computed part of a beginning, but for the last token, whose logits are wanted; also gives
     /// how many tokens they hold. The sequence may grow to `max_len` tokens.
-    pub(crate) fn reuse(&mut self, token_ids: &[u32], max_len: usize) -> (SequenceBlocks, usize) {
+    pub(crate) fn reuse(
+        &mut self,
+        (token_ids, adapter): Beginning<'_>,
+        max_len: usize,
+    ) -> (SequenceBlocks, usize) {
+        let root = self.root(adapter);
         let n_layers = self.plan.config.n_layers;
         let table = || Vec::with_capacity(max_len.div_ceil(KEY_BLOCK));
         let mut sequence = SequenceBlocks {
@@ -96,7 +125,7 @@ impl BlockPool {
             n_held: 0,
         };
         let reusable = &token_ids[..token_ids.len().saturating_sub(1)];
-        for blocks in self.prefixes.matching(reusable) {
+        for blocks in self.prefixes.matching(root, reusable) {
             for (table, &block) in sequence.tables.iter_mut().zip(blocks) {
                 table.push(block);
             }
@@ -157,10 +186,15 @@ impl BlockPool {
         }
     }
 
-    /// Remembers the full blocks of a sequence whose first tokens, `token_ids`, have been computed.
-    pub(crate) fn remember(&mut self, sequence: &SequenceBlocks, token_ids: &[u32]) {
+    /// Remembers the full blocks of a sequence whose first tokens have been computed.
+    pub(crate) fn remember(
+        &mut self,
+        sequence: &SequenceBlocks,
+        (token_ids, adapter): Beginning<'_>,
+    ) {
+        let root = self.root(adapter);
         let owners = &mut self.owners;
-        self.prefixes.insert(token_ids, |block_idx| {
+        self.prefixes.insert(root, token_ids, |block_idx| {
             let blocks: Box<[u32]> = sequence.tables.iter().map(|table| table[block_idx]).collect();
             if blocks.contains(&NO_BLOCK) {
                 return None;
@@ -241,12 +275,12 @@ mod tests {
 
     /// Computes `token_ids` in pieces of the step.
     fn compute(pool: &mut BlockPool, token_ids: &[u32]) -> (SequenceBlocks, usize) {
-        let (mut sequence, n_reused) = pool.reuse(token_ids, MAX_LEN);
+        let (mut sequence, n_reused) = pool.reuse((token_ids, None), MAX_LEN);
         let mut n_cached = n_reused;
         while n_cached < token_ids.len() {
             n_cached = token_ids.len().min(n_cached + STEP);
             assert!(pool.extend(&mut sequence, n_cached), "there are blocks enough");
-            pool.remember(&sequence, &token_ids[..n_cached]);
+            pool.remember(&sequence, (&token_ids[..n_cached], None));
             pool.release_passed(&mut sequence, n_cached);
         }
         (sequence, n_reused)
@@ -294,14 +328,14 @@ mod tests {
         let (sequence, _) = compute(&mut pool, &[9; 96]);
         assert_eq!(pool.census().0, 0);
         pool.release(sequence);
-        assert_eq!(pool.reuse(&ids(65), MAX_LEN).1, 64);
-        assert_eq!(pool.reuse(&(100..165).collect::<Vec<u32>>(), MAX_LEN).1, 32);
+        assert_eq!(pool.reuse((&ids(65), None), MAX_LEN).1, 64);
+        assert_eq!(pool.reuse((&(100..165).collect::<Vec<u32>>(), None), MAX_LEN).1, 32);
     }
 
     #[test]
     fn a_sequence_that_cannot_have_all_its_blocks_takes_none() {
         let mut pool = pool(6, [None, None]);
-        let (mut sequence, _) = pool.reuse(&ids(200), MAX_LEN);
+        let (mut sequence, _) = pool.reuse((&ids(200), None), MAX_LEN);
         assert!(pool.extend(&mut sequence, 64));
         assert!(!pool.extend(&mut sequence, 65 + KEY_BLOCK));
         assert_eq!(pool.census(), (2, 4, 0));
@@ -314,7 +348,7 @@ mod tests {
     fn a_window_gives_back_what_it_has_passed_and_needs_no_more_than_was_counted() {
         let windows = [Some(40), None];
         let mut pool = pool(200, windows);
-        let (mut sequence, _) = pool.reuse(&ids(1), MAX_LEN);
+        let (mut sequence, _) = pool.reuse((&ids(1), None), MAX_LEN);
         let mut most = 0;
         for end in (1..=1000).step_by(13) {
             assert!(pool.extend(&mut sequence, end));
@@ -333,7 +367,7 @@ mod tests {
         let mut pool = pool(200, [Some(40), None]);
         let (first, _) = compute(&mut pool, &ids(400));
         pool.release(first);
-        let (sequence, n_reused) = pool.reuse(&ids(400), MAX_LEN);
+        let (sequence, n_reused) = pool.reuse((&ids(400), None), MAX_LEN);
         assert_eq!(n_reused, 384);
         // The token at 384 sees 345 to 384: from block 10 on, of the 12 that there are.
         assert_eq!(sequence.n_held, 12 + 2);

@@ -47,6 +47,9 @@ pub enum EngineError {
         /// Ids the model has.
         vocab_size: usize,
     },
+    /// An adapter for decoders of another shape or number type.
+    #[error("the adapter was made for another model")]
+    ForeignAdapter,
     /// More likeliest tokens are asked for than are handed over.
     #[error("{n_top} likeliest tokens are asked for at each place, expected at most {limit}")]
     TooManyTop {

@@ -223,6 +223,10 @@ impl EngineHandle {
             return Err(EngineError::UnknownToken { position, token_id, vocab_size });
         }
         request.sampling.check()?;
+        let adapter = request.adapter.as_ref();
+        if adapter.is_some_and(|adapter| !adapter.fits(config, plan.dtype)) {
+            return Err(EngineError::ForeignAdapter);
+        }
         let (n_top, most) = (request.logprobs.n_top, Logprobs::MAX_TOP);
         if n_top > most {
             return Err(EngineError::TooManyTop { n_top, limit: most });

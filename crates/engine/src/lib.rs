@@ -37,6 +37,7 @@
 //!     max_tokens: Some(4),
 //!     sampling: Sampling { temperature: 0.7, top_p: 0.9, seed: 42, ..Sampling::PLAIN },
 //!     logprobs: Logprobs::default(),
+//!     adapter: None,
 //!     mask: None,
 //!     stop: Box::new(StopAtIds(vec![2])),
 //! })?;
@@ -72,4 +73,5 @@ pub use error::EngineError;
 pub use events::{Event, EventReceiver, FinishReason, ScoredToken};
 pub use handle::{Engine, EngineHandle, EngineLimits, Speculation};
 pub use mask::{TokenMask, TokenSet};
+pub use model::LoadedAdapter;
 pub use request::{GenerationRequest, Logprobs, Sampling, StopAtIds, StopDecision, StopMatcher};

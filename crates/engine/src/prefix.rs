@@ -15,10 +15,25 @@ pub(crate) struct PrefixTree {
     clock: u64,
 }
 
+/// What the keys and values of a sequence's beginning were computed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Root {
+    /// The weights alone.
+    Base,
+    /// An adapter, by its place in a list.
+    Adapter(usize),
+}
+
+/// What comes before a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Parent {
+    Root(Root),
+    Node(u32),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    /// The node above; none for the beginning of a sequence.
-    parent: Option<u32>,
+    parent: Parent,
     token_ids: [u32; KEY_BLOCK],
 }
 
@@ -41,15 +56,15 @@ impl PrefixTree {
     }
 
     /// The blocks of the longest known prefix of `token_ids`, 32 tokens after 32 tokens.
-    pub(crate) fn matching(&mut self, token_ids: &[u32]) -> Vec<&[u32]> {
+    pub(crate) fn matching(&mut self, root: Root, token_ids: &[u32]) -> Vec<&[u32]> {
         self.clock += 1;
         let mut path = Vec::new();
-        let mut parent = None;
+        let mut parent = Parent::Root(root);
         for run in token_ids.as_chunks::<KEY_BLOCK>().0 {
             let Some(&node) = self.by_key.get(&Key { parent, token_ids: *run }) else { break };
             self.node_mut(node).last_used = self.clock;
             path.push(node);
-            parent = Some(node);
+            parent = Parent::Node(node);
         }
         path.into_iter().map(|node| &*self.node(node).blocks).collect()
     }
@@ -58,11 +73,12 @@ impl PrefixTree {
     /// ends the insertion.
     pub(crate) fn insert(
         &mut self,
+        root: Root,
         token_ids: &[u32],
         mut blocks: impl FnMut(usize) -> Option<Box<[u32]>>,
     ) {
         self.clock += 1;
-        let mut parent = None;
+        let mut parent = Parent::Root(root);
         for (i, run) in token_ids.as_chunks::<KEY_BLOCK>().0.iter().enumerate() {
             let key = Key { parent, token_ids: *run };
             let node = match self.by_key.get(&key) {
@@ -75,12 +91,12 @@ impl PrefixTree {
                     self.add(key, blocks)
                 }
             };
-            parent = Some(node);
+            parent = Parent::Node(node);
         }
     }
 
     fn add(&mut self, key: Key, blocks: Box<[u32]>) -> u32 {
-        if let Some(parent) = key.parent {
+        if let Parent::Node(parent) = key.parent {
             self.node_mut(parent).n_children += 1;
         }
         let node = Node { key: key.clone(), blocks, n_children: 0, last_used: self.clock };
@@ -110,7 +126,7 @@ impl PrefixTree {
         let node = self.nodes[id].take().expect("a leaf is a node");
         self.by_key.remove(&node.key);
         self.vacant.push(id as u32);
-        if let Some(parent) = node.key.parent {
+        if let Parent::Node(parent) = node.key.parent {
             self.node_mut(parent).n_children -= 1;
         }
         Some(node.blocks)
@@ -134,11 +150,11 @@ mod tests {
     }
 
     fn insert(tree: &mut PrefixTree, token_ids: &[u32], first_block: u32) {
-        tree.insert(token_ids, |i| Some(Box::new([first_block + i as u32])));
+        tree.insert(Root::Base, token_ids, |i| Some(Box::new([first_block + i as u32])));
     }
 
     fn found(tree: &mut PrefixTree, token_ids: &[u32]) -> Vec<u32> {
-        tree.matching(token_ids).concat()
+        tree.matching(Root::Base, token_ids).concat()
     }
 
     #[test]
@@ -166,7 +182,7 @@ mod tests {
     #[test]
     fn an_insertion_ends_where_blocks_are_gone() {
         let mut tree = PrefixTree::default();
-        tree.insert(&ids(96), |i| (i != 1).then(|| Box::from([i as u32])));
+        tree.insert(Root::Base, &ids(96), |i| (i != 1).then(|| Box::from([i as u32])));
         assert_eq!(found(&mut tree, &ids(96)), [0]);
     }
 
@@ -185,7 +201,7 @@ mod tests {
         let mut tree = PrefixTree::default();
         insert(&mut tree, &ids(64), 10);
         insert(&mut tree, &[5; 32], 20);
-        let _ = tree.matching(&ids(64));
+        let _ = tree.matching(Root::Base, &ids(64));
         let removed: Vec<u32> =
             std::iter::from_fn(|| tree.remove_oldest(|_| true)).map(|blocks| blocks[0]).collect();
         assert_eq!(removed, [20, 11, 10]);

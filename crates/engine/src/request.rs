@@ -1,5 +1,9 @@
 //! What a caller hands to the engine.
 
+use std::sync::Arc;
+
+use model::LoadedAdapter;
+
 use crate::{EngineError, TokenMask};
 
 /// One generation: token ids in.
@@ -13,6 +17,8 @@ pub struct GenerationRequest {
     pub sampling: Sampling,
     /// What is said of the likelihood of tokens.
     pub logprobs: Logprobs,
+    /// What changes the weights for this request.
+    pub adapter: Option<Arc<LoadedAdapter>>,
     /// Says which tokens may come next; none leaves it to the model.
     pub mask: Option<Box<dyn TokenMask>>,
     /// Says after each token whether to go on.

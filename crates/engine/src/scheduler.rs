@@ -8,7 +8,7 @@ use std::time::Instant;
 use model::{CachedRows, KEY_BLOCK, LogitsRow};
 use tracing::{debug, error, warn};
 
-use crate::blocks::{BlockPool, SequenceBlocks};
+use crate::blocks::{Beginning, BlockPool, SequenceBlocks};
 use crate::counters::Counters;
 use crate::draft::{self, MAX_DRAFT_ROWS, RowCost};
 use crate::events::Event;
@@ -129,13 +129,14 @@ where
             } else {
                 let max_len = prompt.len() + first.max_tokens;
                 let lens = [promised_len(prompt.len(), max_len, 0), max_len];
-                claim(pool, running, if of_prompt { &[] } else { prompt }, lens)
+                let prompt = if of_prompt { &[] } else { &prompt[..] };
+                claim(pool, running, (prompt, first.request.adapter.as_ref()), lens)
             };
             // Soon there will be more to reuse: waiting costs less than computing it twice.
             let is_soon = |claimed: &(SequenceBlocks, usize)| {
                 first.max_tokens > 0
                     && !of_prompt
-                    && running.iter().any(|other| other.will_share(prompt, claimed.1))
+                    && running.iter().any(|other| other.will_share(&first.request, claimed.1))
             };
             if let Some((blocks, _)) = claimed.take_if(|claimed| is_soon(claimed)) {
                 pool.release(blocks);
@@ -243,6 +244,7 @@ where
             .map(|sequence| CachedRows {
                 token_ids: sequence.step_tokens(),
                 n_logits: sequence.n_logits(),
+                adapter: sequence.adapter.as_deref(),
                 first_position: sequence.n_cached,
                 block_tables: sequence.blocks.tables(),
             })
@@ -388,15 +390,15 @@ fn promise_to(sequence: &Sequence) -> usize {
     promised_len(sequence.token_ids.len(), sequence.max_len(), sequence.n_preemptions)
 }
 
-/// Takes the blocks of the known beginning of `token_ids`, if there are blocks for `n_tokens` tokens beside what running sequences were
+/// Takes the blocks of what is known of a beginning, if there are blocks for `n_tokens` tokens beside what running sequences were
 /// promised.
 fn claim(
     pool: &mut BlockPool,
     running: &[Sequence],
-    token_ids: &[u32],
+    beginning: Beginning<'_>,
     [n_tokens, max_len]: [usize; 2],
 ) -> Option<(SequenceBlocks, usize)> {
-    let (blocks, n_cached) = pool.reuse(token_ids, max_len);
+    let (blocks, n_cached) = pool.reuse(beginning, max_len);
     let promised = running.iter().map(|other| pool.missing(&other.blocks, promise_to(other)));
     let needed = promised.sum::<usize>() + pool.missing(&blocks, n_tokens);
     if needed <= pool.n_available() {
@@ -411,7 +413,8 @@ fn advance(pool: &mut BlockPool, sequence: &mut Sequence, n_computed: usize) {
     let n_full = sequence.n_cached / KEY_BLOCK;
     sequence.n_cached += n_computed;
     if sequence.n_cached / KEY_BLOCK > n_full {
-        pool.remember(&sequence.blocks, &sequence.token_ids[..sequence.n_cached]);
+        let computed = &sequence.token_ids[..sequence.n_cached];
+        pool.remember(&sequence.blocks, (computed, sequence.adapter.as_ref()));
     }
     pool.release_passed(&mut sequence.blocks, sequence.n_cached);
 }

@@ -1,12 +1,13 @@
 //! One request while it is worked on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
-use model::KEY_BLOCK;
+use model::{KEY_BLOCK, LoadedAdapter};
 use tracing::error;
 
 use crate::EngineError;
-use crate::blocks::SequenceBlocks;
+use crate::blocks::{Beginning, SequenceBlocks};
 use crate::draft::{Drafter, MAX_DRAFT};
 use crate::events::{Event, EventSender, FinishReason, ScoredToken};
 use crate::mask::Masked;
@@ -32,6 +33,7 @@ pub(crate) struct Sequence {
     /// How often it gave its blocks back to others.
     pub(crate) n_preemptions: u32,
     pub(crate) blocks: SequenceBlocks,
+    pub(crate) adapter: Option<Arc<LoadedAdapter>>,
     pub(crate) events: EventSender,
     n_prompt_tokens: usize,
     max_tokens: usize,
@@ -60,8 +62,8 @@ impl Sequence {
         vocab_size: usize,
     ) -> Self {
         let Pending { request, max_tokens, events } = pending;
-        let GenerationRequest { prompt: mut token_ids, sampling, logprobs, mask, stop, .. } =
-            request;
+        let GenerationRequest { prompt, sampling, logprobs, adapter, mask, stop, .. } = request;
+        let mut token_ids = prompt;
         let n_prompt_tokens = token_ids.len();
         let sampler = Sampler::new(sampling, &token_ids);
         token_ids.reserve_exact(max_tokens);
@@ -75,6 +77,7 @@ impl Sequence {
             n_reused_tokens,
             n_preemptions: 0,
             blocks,
+            adapter,
             events,
             n_prompt_tokens,
             max_tokens,
@@ -98,8 +101,8 @@ impl Sequence {
     }
 
     /// The tokens whose keys and values may be those of another request: none while the prompt's own logits are wanted.
-    pub(crate) fn reusable(&self) -> &[u32] {
-        if self.is_scoring() { &[] } else { &self.token_ids }
+    pub(crate) fn reusable(&self) -> Beginning<'_> {
+        (if self.is_scoring() { &[] } else { &self.token_ids }, self.adapter.as_ref())
     }
 
     /// Whether tokens of the prompt are still to be scored.
@@ -179,9 +182,10 @@ impl Sequence {
         }
     }
 
-    /// Whether it is about to compute whole blocks that `prompt` begins with, beyond its first `n_known` tokens.
-    pub(crate) fn will_share(&self, prompt: &[u32], n_known: usize) -> bool {
-        if self.n_uncached() < 2 {
+    /// Whether it is about to compute whole blocks that the prompt of `request` begins with, beyond its first `n_known` tokens.
+    pub(crate) fn will_share(&self, request: &GenerationRequest, n_known: usize) -> bool {
+        let prompt = &request.prompt;
+        if self.n_uncached() < 2 || !same_adapter(self.adapter.as_ref(), request.adapter.as_ref()) {
             return false;
         }
         let pairs = self.token_ids.iter().zip(&prompt[..prompt.len() - 1]);
@@ -272,6 +276,17 @@ impl Sequence {
             n_reused_tokens: self.n_reused_tokens,
             n_generated: self.token_ids.len() - self.n_prompt_tokens,
         });
+    }
+}
+
+/// Whether keys and values computed with one are those of the other.
+pub(crate) fn same_adapter(
+    one: Option<&Arc<LoadedAdapter>>,
+    other: Option<&Arc<LoadedAdapter>>,
+) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 

@@ -11,6 +11,7 @@ use model::{
 use tensor::{DType, Device, Passes};
 use testkit::random::Rng;
 
+mod adapters;
 mod masks;
 mod speculation;
 
@@ -67,7 +68,8 @@ fn decoder_with(windows: [Option<usize>; 2]) -> Decoder {
 fn request(prompt: Vec<u32>, max_tokens: usize, sampling: Sampling) -> GenerationRequest {
     let stop = Box::new(StopAtIds(Vec::new()));
     let logprobs = Logprobs::default();
-    GenerationRequest { prompt, max_tokens: Some(max_tokens), sampling, logprobs, mask: None, stop }
+    let max_tokens = Some(max_tokens);
+    GenerationRequest { prompt, max_tokens, sampling, logprobs, adapter: None, mask: None, stop }
 }
 
 fn greedy(prompt: &[u32], max_tokens: usize) -> GenerationRequest {

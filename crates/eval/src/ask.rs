@@ -105,6 +105,7 @@ pub fn answer_questions(
                 max_tokens: Some(max_tokens),
                 sampling: Sampling::GREEDY,
                 logprobs: Logprobs::default(),
+                adapter: None,
                 mask: None,
                 stop: Box::new(StopAtIds(model.eos_ids.to_vec())),
             };

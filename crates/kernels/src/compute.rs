@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::cpu::{CpuFeatures, detect_features};
+use crate::paths::{Path, PathCounts};
 use crate::pool::Pool;
 
 /// A kernel family: one arithmetic per operation (ARCHITECTURE.md, Determinism).
@@ -105,11 +106,12 @@ pub enum ComputeError {
     },
 }
 
-/// The kernel family and the thread pool; made once and passed to every operation. Clones share the pool.
+/// The kernel family and the thread pool; made once and passed to every operation. Clones share the pool and the counts of paths.
 #[derive(Clone, Debug)]
 pub struct Compute {
     family: Family,
     pool: Arc<Pool>,
+    paths: Arc<PathCounts>,
 }
 
 impl Compute {
@@ -132,7 +134,7 @@ impl Compute {
         if !family.runs_on(features) {
             return Err(ComputeError::Unsupported { family, features });
         }
-        Ok(Self { family, pool: Arc::new(Pool::new(n_threads)?) })
+        Self::of(family, n_threads)
     }
 
     /// The AMX family without asking whether the machine has AMX, for tests under an emulator.
@@ -149,7 +151,11 @@ impl Compute {
         if !Family::Amx.runs_on(features) {
             return Err(ComputeError::Unsupported { family: Family::Amx, features });
         }
-        Ok(Self { family: Family::Amx, pool: Arc::new(Pool::new(n_threads)?) })
+        Self::of(Family::Amx, n_threads)
+    }
+
+    fn of(family: Family, n_threads: usize) -> Result<Self, ComputeError> {
+        Ok(Self { family, pool: Arc::new(Pool::new(n_threads)?), paths: Arc::default() })
     }
 
     /// The kernel family.
@@ -162,6 +168,17 @@ impl Compute {
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Operations so far that took a path.
+    #[must_use]
+    pub fn n_calls(&self, path: Path) -> u64 {
+        self.paths.n_calls(path)
+    }
+
+    /// Notes that an operation takes a path.
+    pub(crate) fn count(&self, path: Path) {
+        self.paths.count(path);
     }
 
     /// Number of threads, the calling one included.

@@ -22,6 +22,7 @@ use crate::blocks::BlockKind;
 use crate::compute::{Compute, Family};
 use crate::matmul::Write;
 use crate::panels::PANEL_WIDTH;
+use crate::paths::Path;
 use crate::pool::{SliceParts, TileScratch};
 
 #[cfg(target_arch = "x86_64")]
@@ -62,6 +63,11 @@ const TASK_ROWS: usize = 512;
 const TASK_PANELS: usize = 8;
 /// Tasks for each thread, where there are panels enough: what one thread does alone at the end is a small part.
 const TASKS_PER_THREAD: usize = 8;
+
+/// Most rows by which a family multiplies packed lines, unpacked in registers. Tiles of AMX are worth their filling sooner.
+fn few_rows(family: Family) -> usize {
+    if family == Family::Amx { BUNDLE / 2 } else { BUNDLE }
+}
 
 /// Whether weights of this kind are packed.
 #[must_use]
@@ -235,8 +241,10 @@ pub fn matmul(
     let wanted_tasks = TASKS_PER_THREAD * compute.n_threads();
     let task_panels = (n_panels / wanted_tasks).clamp(1, TASK_PANELS).next_multiple_of(2);
     let (n_row_tasks, n_panel_tasks) = (m.div_ceil(TASK_ROWS), n_panels.div_ceil(task_panels));
-    let parts = SliceParts::new(out);
     let family = compute.family();
+    let is_few = m <= few_rows(family);
+    compute.count(if is_few { Path::Int8FewRows } else { Path::Int8ManyRows });
+    let parts = SliceParts::new(out);
     compute.pool().run(n_row_tasks * n_panel_tasks, |task_idx, scratch| {
         let row = task_idx % n_row_tasks * TASK_ROWS;
         let panel = task_idx / n_row_tasks * task_panels;

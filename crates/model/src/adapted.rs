@@ -1,29 +1,67 @@
 //! Adapters at run time: low-rank changes computed beside the weights of a decoder, which may be quantised and stay as they are.
 
+use std::ops::Range;
+
 use formats::adapter::{Adapter, LowRankPair};
 use formats::{FfnMatrix, FormatError, LayerPart, WeightName};
-use tensor::{DType, Device, LowRank, LowRankScratch, OperandScratch, Tensor, View};
+use tensor::{DType, Device, LowRank, LowRankScratch, OperandScratch, Tensor};
 
 use crate::config::ModelConfig;
-use crate::decoder::Decoder;
 
-/// An adapter, ready to compute: the changes to all layers.
+/// Ranks of one change; a change of more is computed as several.
+const MAX_RANK: usize = 256;
+
+/// An adapter, ready to compute beside the weights of a decoder: requests of different adapters, and of none, share the decoder and
+/// a batch. A product becomes `W x + scaling * B (A x)`; merged, it would be rounded otherwise.
 #[derive(Clone, Debug)]
-pub(crate) struct PackedAdapter {
+pub struct LoadedAdapter {
+    config: ModelConfig,
+    dtype: DType,
     layers: Vec<LayerChanges>,
-    max_rank: usize,
+}
+
+/// Rows of a batch that an adapter changes.
+#[derive(Clone, Debug)]
+pub(crate) struct AdaptedRows<'a> {
+    pub(crate) adapter: &'a LoadedAdapter,
+    pub(crate) rows: Range<usize>,
 }
 
 /// The changes to the products of a layer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LayerChanges {
-    pub(crate) qkv: Vec<LowRank>,
-    pub(crate) attention_out: Vec<LowRank>,
-    pub(crate) gate_up: Vec<LowRank>,
-    pub(crate) down: Vec<LowRank>,
+    qkv: Vec<LowRank>,
+    attention_out: Vec<LowRank>,
+    gate_up: Vec<LowRank>,
+    down: Vec<LowRank>,
 }
 
 impl LayerChanges {
+    pub(crate) fn qkv(&self) -> &[LowRank] {
+        &self.qkv
+    }
+
+    pub(crate) fn attention_out(&self) -> &[LowRank] {
+        &self.attention_out
+    }
+
+    pub(crate) fn gate_up(&self) -> &[LowRank] {
+        &self.gate_up
+    }
+
+    pub(crate) fn down(&self) -> &[LowRank] {
+        &self.down
+    }
+
+    fn of_mut(&mut self, part: LayerPart) -> &mut Vec<LowRank> {
+        match part {
+            LayerPart::AttentionOut => &mut self.attention_out,
+            LayerPart::Ffn(FfnMatrix::Down) => &mut self.down,
+            LayerPart::Ffn(_) => &mut self.gate_up,
+            _ => &mut self.qkv,
+        }
+    }
+
     fn all(&self) -> impl Iterator<Item = &LowRank> {
         self.qkv.iter().chain(&self.attention_out).chain(&self.gate_up).chain(&self.down)
     }
@@ -45,38 +83,65 @@ pub(crate) fn place(name: WeightName, config: &ModelConfig) -> Option<(usize, La
     Some((layer_idx, part, first_out))
 }
 
-impl Decoder {
-    /// The decoder with an adapter. A product becomes `W x + scaling * B (A x)`; merged, it would be rounded otherwise.
+impl LoadedAdapter {
+    /// An adapter for decoders of this shape and number type.
     ///
     /// # Errors
     /// [`FormatError::AdapterMerges`] for a matrix outside the products of dense layers, and those of [`Adapter::pair`].
-    pub fn with_adapter(mut self, device: &Device, adapter: &Adapter) -> Result<Self, FormatError> {
-        let mut layers = vec![LayerChanges::default(); self.config.n_layers];
-        let mut max_rank = 0;
+    pub fn load(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        adapter: &Adapter,
+    ) -> Result<Self, FormatError> {
+        let mut layers = vec![LayerChanges::default(); config.n_layers];
         for name in adapter.names() {
             let (layer_idx, part, first_out) =
-                place(name, &self.config).ok_or_else(|| merges_only(adapter, name))?;
-            let Some(pair) = adapter.pair(name, &self.config)? else { continue };
-            let rank = even(pair.rank);
-            let change = packed(device, self.dtype, first_out, &pair, rank);
-            max_rank = max_rank.max(rank);
-            let layer = &mut layers[layer_idx];
-            match part {
-                LayerPart::AttentionOut => layer.attention_out.push(change),
-                LayerPart::Ffn(FfnMatrix::Down) => layer.down.push(change),
-                LayerPart::Ffn(_) => layer.gate_up.push(change),
-                _ => layer.qkv.push(change),
-            }
+                place(name, config).ok_or_else(|| merges_only(adapter, name))?;
+            let Some(pair) = adapter.pair(name, config)? else { continue };
+            let changes = layers[layer_idx].of_mut(part);
+            changes
+                .extend(ranks(pair.rank).map(|part| packed(device, dtype, first_out, &pair, part)));
         }
-        self.adapter = Some(PackedAdapter { layers, max_rank });
-        Ok(self)
+        Ok(Self { config: config.clone(), dtype, layers })
     }
 
-    /// Bytes that the changes of an adapter take in memory.
+    /// Random changes of a rank to all products of attention, to test and to measure with.
+    #[must_use]
+    pub fn random(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        rank: usize,
+        seed: u64,
+    ) -> Self {
+        let mut state = seed;
+        let mut number = || {
+            // Numerical Recipes' generator is uneven enough for this.
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16 & 0xFFFF) as f32 / 65536.0 - 0.5
+        };
+        let heads = config.head_shape();
+        let out = heads.n_heads * heads.head_dim;
+        let mut changes = |n_out: usize, n_in: usize| -> Vec<LowRank> {
+            let a = (0..rank * n_in).map(|_| number()).collect();
+            let b = (0..n_out * rank).map(|_| number()).collect();
+            let pair = LowRankPair { rank, a, b, scaling: 1.0 / rank as f64 };
+            ranks(rank).map(|part| packed(device, dtype, 0, &pair, part)).collect()
+        };
+        let layers = (0..config.n_layers).map(|_| LayerChanges {
+            qkv: changes(heads.qkv_width(), config.hidden_dim),
+            attention_out: changes(config.hidden_dim, out),
+            ..LayerChanges::default()
+        });
+        Self { layers: layers.collect(), config: config.clone(), dtype }
+    }
+
+    /// Bytes that an adapter takes in memory.
     ///
     /// # Errors
-    /// As [`Decoder::with_adapter`].
-    pub fn adapter_bytes(
+    /// As [`LoadedAdapter::load`].
+    pub fn bytes_for(
         config: &ModelConfig,
         dtype: DType,
         adapter: &Adapter,
@@ -84,30 +149,40 @@ impl Decoder {
         let mut n_bytes = 0;
         for name in adapter.names() {
             place(name, config).ok_or_else(|| merges_only(adapter, name))?;
-            let rank = even(adapter.rank(name)?);
-            n_bytes +=
-                LowRank::bytes_for(dtype, name.shape(config)[1], name.shape(config)[0], rank);
+            let [n_out, n_in] = name.shape(config)[..] else { unreachable!("a matrix") };
+            n_bytes += ranks(adapter.rank(name)?)
+                .map(|part| LowRank::bytes_for(dtype, n_in, n_out, even(part.len())))
+                .sum::<usize>();
         }
         Ok(n_bytes)
     }
 
-    /// The changes to a layer.
-    pub(crate) fn layer_changes(&self, layer_idx: usize) -> Option<&LayerChanges> {
-        self.adapter.as_ref().map(|adapter| &adapter.layers[layer_idx])
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        self.layers.iter().flat_map(LayerChanges::all).map(LowRank::n_bytes).sum()
     }
 
-    /// Working memory of the changes for up to `max_rows` tokens.
-    pub(crate) fn low_rank_scratch(&self, max_rows: usize) -> Option<LowRankScratch> {
-        let adapter = self.adapter.as_ref()?;
-        Some(LowRankScratch::new(self.dtype, max_rows, adapter.max_rank))
+    /// Whether it was made for decoders of this shape and number type.
+    #[must_use]
+    pub fn fits(&self, config: &ModelConfig, dtype: DType) -> bool {
+        self.config == *config && self.dtype == dtype
+    }
+
+    /// Working memory of adapters for up to `max_rows` tokens.
+    pub(crate) fn scratch(dtype: DType, max_rows: usize) -> LowRankScratch {
+        LowRankScratch::new(dtype, max_rows, MAX_RANK)
+    }
+
+    /// Bytes of [`LoadedAdapter::scratch`].
+    pub(crate) fn scratch_bytes(dtype: DType, max_rows: usize) -> usize {
+        LowRankScratch::bytes_for(dtype, max_rows, MAX_RANK)
     }
 }
 
-impl PackedAdapter {
-    /// Bytes that it holds.
-    pub(crate) fn n_bytes(&self) -> usize {
-        self.layers.iter().flat_map(LayerChanges::all).map(LowRank::n_bytes).sum()
-    }
+/// The ranks of a change in pieces that there is working memory for.
+fn ranks(rank: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rank).step_by(MAX_RANK).map(move |first| first..rank.min(first + MAX_RANK))
 }
 
 /// Products read their operands in pairs.
@@ -120,38 +195,44 @@ fn merges_only(adapter: &Adapter, name: WeightName) -> FormatError {
     FormatError::AdapterMerges { path: adapter.path().to_owned(), matrix: name.hf_name() }
 }
 
-/// The factors of a change, filled up with zeros to `rank`, the scaling in b.
+/// Some ranks of a change, filled up with zeros, the scaling in b.
 fn packed(
     device: &Device,
     dtype: DType,
     first_out: usize,
     pair: &LowRankPair,
-    rank: usize,
+    ranks: Range<usize>,
 ) -> LowRank {
-    let n_in = pair.a.len() / pair.rank;
-    let mut a = pair.a.clone();
-    a.resize(rank * n_in, 0.0);
+    let (n_in, width) = (pair.a.len() / pair.rank, even(ranks.len()));
+    let mut a = pair.a[ranks.start * n_in..ranks.end * n_in].to_vec();
+    a.resize(width * n_in, 0.0);
     let scaling = pair.scaling as f32;
-    let mut b = vec![0.0; pair.b.len() / pair.rank * rank];
-    for (out, row) in b.chunks_exact_mut(rank).zip(pair.b.chunks_exact(pair.rank)) {
-        for (out, factor) in out.iter_mut().zip(row) {
+    let mut b = vec![0.0; pair.b.len() / pair.rank * width];
+    for (out, row) in b.chunks_exact_mut(width).zip(pair.b.chunks_exact(pair.rank)) {
+        for (out, factor) in out.iter_mut().zip(&row[ranks.clone()]) {
             *out = scaling * factor;
         }
     }
-    let (a, b) = (Tensor::from_f32(&a, n_in), Tensor::from_f32(&b, rank));
+    let (a, b) = (Tensor::from_f32(&a, n_in), Tensor::from_f32(&b, width));
     LowRank::new(device, dtype, first_out, &a, &b)
 }
 
-/// Adds changes to what a product wrote.
+/// Which product of a layer is changed.
+pub(crate) type Product = fn(&LayerChanges) -> &[LowRank];
+
+/// Adds what adapters change of a product to what it wrote, each to its own rows.
 pub(crate) fn add(
     device: &Device,
-    changes: &[LowRank],
-    x: View<'_>,
+    (adapted, layer_idx, product): (&[AdaptedRows<'_>], usize, Product),
+    x: &Tensor,
     y: &mut Tensor,
     (low_rank, operands): (&mut Option<LowRankScratch>, &mut OperandScratch),
 ) {
-    for change in changes {
-        let low_rank = low_rank.as_mut().expect("the workspace is one for this decoder");
-        change.add(device, x, y.view_mut(), low_rank, operands);
+    for AdaptedRows { adapter, rows } in adapted {
+        for change in product(&adapter.layers[layer_idx]) {
+            let low_rank = low_rank.as_mut().expect("the workspace is one for a decoder");
+            let (x, y) = (x.rows(rows.clone()), y.rows_mut(rows.clone()));
+            change.add(device, x, y, low_rank, operands);
+        }
     }
 }

@@ -159,7 +159,7 @@ impl Decoder {
         assert_eq!(workspace.layers.len(), self.layers.len(), "a workspace for training");
         let (w, g) = (workspace, gradient_workspace);
         g.set_rows(rows.token_ids.len());
-        self.forward_packed(device, rows.token_ids, rows.segment_starts, w);
+        self.forward_packed(device, rows.token_ids, rows.segment_starts, None, w);
         let losses = self.head_backward(device, rows, w, g, gradients);
         let input = w.final_input.as_ref().expect("a workspace for training");
         g.d_residual.f32_mut().fill(0.0);

@@ -1,8 +1,11 @@
 //! Where the keys and values of sequences lie: in blocks of 32 positions of one layer, which tables name.
 
+use std::sync::Arc;
+
 use kernels::attention::{KEY_BLOCK, SequenceRows};
 use tensor::{DType, Device, Tensor, ops};
 
+use crate::adapted::LoadedAdapter;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::forward::AttentionContext;
@@ -72,6 +75,8 @@ pub struct CachedRows<'a> {
     pub token_ids: &'a [u32],
     /// The last so many of them are to give logits.
     pub n_logits: usize,
+    /// What changes the weights for this sequence.
+    pub adapter: Option<&'a LoadedAdapter>,
     /// Position of the first of them; the positions before it are in the blocks.
     pub first_position: usize,
     /// Per layer the sequence's blocks by position / 32, up to that of its last new token. Those that its window has passed are
@@ -134,6 +139,7 @@ impl AttentionContext for CachedContext<'_> {
 pub struct KvCache {
     blocks: KvBlocks,
     sequences: Vec<CachedSequence>,
+    adapter: Option<Arc<LoadedAdapter>>,
     max_rows: usize,
 }
 
@@ -169,7 +175,14 @@ impl KvCache {
             })
             .collect();
         let blocks = KvBlocks::new(config, dtype, n_blocks);
-        Self { blocks, sequences, max_rows }
+        Self { blocks, sequences, adapter: None, max_rows }
+    }
+
+    /// A cache whose sequences an adapter changes.
+    #[must_use]
+    pub fn with_adapter(mut self, adapter: Option<Arc<LoadedAdapter>>) -> Self {
+        self.adapter = adapter;
+        self
     }
 
     /// Tokens of a sequence.
@@ -194,13 +207,14 @@ impl KvCache {
         workspace: &mut Workspace,
         logits: &mut Vec<f32>,
     ) {
+        let adapter = self.adapter.as_deref();
         let rows: Vec<CachedRows<'_>> = new_tokens
             .iter()
             .map(|&(sequence_idx, token_ids)| {
                 let CachedSequence { block_tables, len } = &self.sequences[sequence_idx];
                 let (n, at_a_time) = (token_ids.len(), self.max_rows);
                 assert!(n <= at_a_time, "{n} tokens at a time, at most {at_a_time}");
-                CachedRows { token_ids, n_logits: 1, first_position: *len, block_tables }
+                CachedRows { token_ids, n_logits: 1, adapter, first_position: *len, block_tables }
             })
             .collect();
         logits.clear();

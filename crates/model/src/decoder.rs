@@ -4,7 +4,6 @@ use half::bf16;
 use kernels::rope::RopeFrequencies;
 use tensor::{DType, Device, Linear, Passes, Tensor};
 
-use crate::adapted::PackedAdapter;
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
 use crate::parameters::{LayerParameters, Parameters};
@@ -22,8 +21,6 @@ pub struct Decoder {
     /// `[vocab, hidden]`, when not tied.
     pub(crate) head: Option<Linear>,
     pub(crate) rope: RopeFrequencies,
-    /// Computed beside the weights.
-    pub(crate) adapter: Option<PackedAdapter>,
 }
 
 /// One layer; shapes as in the parameters of the same names.
@@ -83,7 +80,6 @@ impl Decoder {
             final_norm: Tensor::zeroed(DType::F32, 1, config.hidden_dim),
             head: (!config.tied_embeddings).then(vocabulary),
             rope: crate::rope::frequencies(config),
-            adapter: None,
         }
     }
 
@@ -154,7 +150,6 @@ impl Decoder {
             + self.head.as_ref().map_or(0, Linear::n_bytes)
             + layers.sum::<usize>()
             + self.final_norm.n_bytes()
-            + self.adapter.as_ref().map_or(0, PackedAdapter::n_bytes)
     }
 
     /// The output head.

@@ -4,7 +4,7 @@ use kernels::experts::Routes;
 use kernels::matmul::Write;
 use tensor::{DType, Device, Linear, LowRankScratch, OperandScratch, Passes, Tensor, ops};
 
-use crate::adapted::{self, LayerChanges};
+use crate::adapted::{self, AdaptedRows, LayerChanges};
 use crate::config::ModelConfig;
 use crate::workspace::{LayerActivations, Workspace};
 
@@ -145,12 +145,12 @@ impl ExpertWorkspace {
     }
 }
 
-/// `residual += ffn(ffn_normed)` of the layer whose activations are in `slot`, with the changes of an adapter to a dense
+/// `residual += ffn(ffn_normed)` of the layer whose activations are in `slot`, with the changes of adapters to a dense
 /// block. Experts are added in the order of their indices.
 pub(crate) fn run(
     device: &Device,
     ffn: &FeedForward,
-    changes: Option<&LayerChanges>,
+    (adapted, layer_idx): (&[AdaptedRows<'_>], usize),
     slot: usize,
     workspace: &mut Workspace,
 ) {
@@ -161,7 +161,7 @@ pub(crate) fn run(
         gate_up: &mut w.gate_up,
         rounded,
         activated: &mut w.activated,
-        changes,
+        adapted: (adapted, layer_idx),
         low_rank: &mut w.low_rank,
         operands: &mut w.operands,
     };
@@ -198,8 +198,8 @@ struct BlockRun<'a> {
     gate_up: &'a mut Tensor,
     rounded: &'a mut Tensor,
     activated: &'a mut Tensor,
-    /// Those of an adapter, for a dense block.
-    changes: Option<&'a LayerChanges>,
+    /// Adapters and the layer, for a dense block; none changes an expert.
+    adapted: (&'a [AdaptedRows<'a>], usize),
     low_rank: &'a mut Option<LowRankScratch>,
     operands: &'a mut OperandScratch,
 }
@@ -217,16 +217,15 @@ impl BlockRun<'_> {
             Write::Overwrite,
             self.operands,
         );
-        if let Some(changes) = self.changes {
-            let scratch = (&mut *self.low_rank, &mut *self.operands);
-            adapted::add(device, &changes.gate_up, x.view(), self.gate_up, scratch);
-        }
+        let (adapted, layer_idx) = self.adapted;
+        let changes = (adapted, layer_idx, LayerChanges::gate_up as adapted::Product);
+        let scratch = (&mut *self.low_rank, &mut *self.operands);
+        adapted::add(device, changes, x, self.gate_up, scratch);
         let (rounded, activated) = (self.rounded.view_mut(), self.activated.view_mut());
         ops::swiglu(device, self.gate_up.view(), rounded, activated);
         block.down.forward(device, self.activated.view(), out.view_mut(), write, self.operands);
-        if let Some(changes) = self.changes {
-            let scratch = (&mut *self.low_rank, &mut *self.operands);
-            adapted::add(device, &changes.down, self.activated.view(), out, scratch);
-        }
+        let changes = (adapted, layer_idx, LayerChanges::down as adapted::Product);
+        let scratch = (&mut *self.low_rank, &mut *self.operands);
+        adapted::add(device, changes, self.activated, out, scratch);
     }
 }

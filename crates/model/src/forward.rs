@@ -5,7 +5,7 @@ use kernels::matmul::Write;
 use kernels::rope::Direction;
 use tensor::{Device, Tensor, ops};
 
-use crate::adapted;
+use crate::adapted::{self, AdaptedRows, LayerChanges, LoadedAdapter};
 use crate::cache::{CachedContext, CachedRows, KvBlocks, LogitsRow};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
@@ -90,6 +90,24 @@ impl AttentionContext for PackedContext<'_> {
     }
 }
 
+/// The rows of each adapter, neighbours of one adapter together.
+fn adapted_rows<'a>(sequences: &[CachedRows<'a>]) -> Vec<AdaptedRows<'a>> {
+    let mut adapted: Vec<AdaptedRows<'a>> = Vec::new();
+    let mut end = 0;
+    for sequence in sequences {
+        let rows = end..end + sequence.token_ids.len();
+        end = rows.end;
+        let Some(adapter) = sequence.adapter else { continue };
+        match adapted.last_mut() {
+            Some(last) if last.rows.end == rows.start && std::ptr::eq(last.adapter, adapter) => {
+                last.rows.end = rows.end;
+            }
+            _ => adapted.push(AdaptedRows { adapter, rows }),
+        }
+    }
+    adapted
+}
+
 impl Decoder {
     /// Runs packed documents; leaves the normed output of the last layer in `workspace.final_normed`.
     pub(crate) fn forward_packed(
@@ -97,6 +115,7 @@ impl Decoder {
         device: &Device,
         token_ids: &[u32],
         segment_starts: &[u32],
+        adapter: Option<&LoadedAdapter>,
         workspace: &mut Workspace,
     ) {
         assert!(
@@ -118,7 +137,10 @@ impl Decoder {
         let empty = Tensor::zeroed(self.dtype, 0, workspace.key_blocks.width());
         let key_blocks = std::mem::replace(&mut workspace.key_blocks, empty);
         let mut context = PackedContext::new(segment_starts, key_blocks);
-        self.forward(device, token_ids, &mut context, workspace);
+        let rows = 0..token_ids.len();
+        let adapted: Vec<_> =
+            adapter.map(|adapter| AdaptedRows { adapter, rows }).into_iter().collect();
+        self.forward(device, token_ids, &adapted, &mut context, workspace);
         workspace.key_blocks = context.key_blocks;
     }
 
@@ -153,8 +175,9 @@ impl Decoder {
             token_ids.extend_from_slice(sequence.token_ids);
             workspace.positions.extend((first..end).map(|position| position as u32));
         }
+        let adapted = adapted_rows(sequences);
         let mut context = CachedContext { sequences, blocks };
-        self.forward(device, &token_ids, &mut context, workspace);
+        self.forward(device, &token_ids, &adapted, &mut context, workspace);
         self.wanted_logits(device, sequences, workspace, on_logits);
     }
 
@@ -190,16 +213,20 @@ impl Decoder {
         &self,
         device: &Device,
         token_ids: &[u32],
+        adapted: &[AdaptedRows<'_>],
         context: &mut impl AttentionContext,
         workspace: &mut Workspace,
     ) {
+        for AdaptedRows { adapter, .. } in adapted {
+            assert!(adapter.fits(&self.config, self.dtype), "an adapter for another model");
+        }
         assert_eq!(workspace.positions.len(), token_ids.len(), "one position per token");
         workspace.set_rows(token_ids.len());
         workspace.rope.set(device.compute(), &self.rope, &workspace.positions);
         self.embedding.gather(device, token_ids, workspace.residual.view_mut());
         for layer_idx in 0..self.layers.len() {
-            self.attention_part(device, layer_idx, context, workspace);
-            self.ffn_part(device, layer_idx, workspace);
+            self.attention_part(device, layer_idx, adapted, context, workspace);
+            self.ffn_part(device, layer_idx, adapted, workspace);
         }
         let w = workspace;
         if let Some(input) = &mut w.final_input {
@@ -214,6 +241,7 @@ impl Decoder {
         &self,
         device: &Device,
         layer_idx: usize,
+        adapted: &[AdaptedRows<'_>],
         context: &mut impl AttentionContext,
         workspace: &mut Workspace,
     ) {
@@ -226,14 +254,11 @@ impl Decoder {
         }
         let (normed, scales) = (a.attention_normed.view_mut(), a.attention_scales.view_mut());
         ops::rms_norm(device, w.residual.view(), &layer.attention_norm, self.eps(), normed, scales);
-        let changes = self.layer_changes(layer_idx);
-        let normed = a.attention_normed.view();
-        let scratch = &mut w.operands;
-        layer.qkv.forward(device, normed, w.qkv.view_mut(), Write::Overwrite, scratch);
-        if let Some(changes) = changes {
-            let scratch = (&mut w.low_rank, &mut w.operands);
-            adapted::add(device, &changes.qkv, normed, &mut w.qkv, scratch);
-        }
+        let (normed, out) = (&a.attention_normed, w.qkv.view_mut());
+        layer.qkv.forward(device, normed.view(), out, Write::Overwrite, &mut w.operands);
+        let changes = (adapted, layer_idx, LayerChanges::qkv as adapted::Product);
+        let scratch = (&mut w.low_rank, &mut w.operands);
+        adapted::add(device, changes, normed, &mut w.qkv, scratch);
         let (heads, rotated) = (self.config.rotated_heads(), a.qkv.view_mut());
         ops::rotate(device, w.qkv.view(), &w.rope, heads, Direction::Forward, rotated);
         let (out, lse) = (&mut a.attention_out, &mut a.log_sum_exp);
@@ -241,14 +266,19 @@ impl Decoder {
         let (x, residual, scratch) =
             (a.attention_out.view(), w.residual.view_mut(), &mut w.operands);
         layer.attention_out.forward(device, x, residual, Write::Accumulate, scratch);
-        if let Some(changes) = changes {
-            let (x, scratch) = (a.attention_out.view(), (&mut w.low_rank, &mut w.operands));
-            adapted::add(device, &changes.attention_out, x, &mut w.residual, scratch);
-        }
+        let changes = (adapted, layer_idx, LayerChanges::attention_out as adapted::Product);
+        let scratch = (&mut w.low_rank, &mut w.operands);
+        adapted::add(device, changes, &a.attention_out, &mut w.residual, scratch);
     }
 
     /// `residual += ffn(norm(residual))`
-    fn ffn_part(&self, device: &Device, layer_idx: usize, workspace: &mut Workspace) {
+    fn ffn_part(
+        &self,
+        device: &Device,
+        layer_idx: usize,
+        adapted: &[AdaptedRows<'_>],
+        workspace: &mut Workspace,
+    ) {
         let layer = &self.layers[layer_idx];
         let w = workspace;
         let slot = layer_idx % w.layers.len();
@@ -258,7 +288,7 @@ impl Decoder {
         }
         let (normed, scales) = (a.ffn_normed.view_mut(), a.ffn_scales.view_mut());
         ops::rms_norm(device, w.residual.view(), &layer.ffn_norm, self.eps(), normed, scales);
-        feed_forward::run(device, &layer.ffn, self.layer_changes(layer_idx), slot, w);
+        feed_forward::run(device, &layer.ffn, (adapted, layer_idx), slot, w);
     }
 
     fn eps(&self) -> f32 {
@@ -281,7 +311,7 @@ impl Decoder {
         workspace: &mut Workspace,
     ) -> Vec<f32> {
         assert_eq!(token_ids.len(), targets.len(), "one target per token");
-        self.forward_packed(device, token_ids, segment_starts, workspace);
+        self.forward_packed(device, token_ids, segment_starts, None, workspace);
         let mut losses = vec![0.0; targets.len()];
         for first in (0..targets.len()).step_by(LOGIT_ROWS) {
             let rows = first..targets.len().min(first + LOGIT_ROWS);
@@ -305,7 +335,23 @@ impl Decoder {
         segment_starts: &[u32],
         workspace: &mut Workspace,
     ) -> Vec<f32> {
-        self.forward_packed(device, token_ids, segment_starts, workspace);
+        self.adapted_logits(device, token_ids, segment_starts, None, workspace)
+    }
+
+    /// As [`Decoder::logits`], with the changes of an adapter.
+    ///
+    /// # Panics
+    /// As [`Decoder::token_losses`], and when the adapter is one for another model.
+    #[must_use]
+    pub fn adapted_logits(
+        &self,
+        device: &Device,
+        token_ids: &[u32],
+        segment_starts: &[u32],
+        adapter: Option<&LoadedAdapter>,
+        workspace: &mut Workspace,
+    ) -> Vec<f32> {
+        self.forward_packed(device, token_ids, segment_starts, adapter, workspace);
         let mut logits = Vec::with_capacity(token_ids.len() * self.config.vocab_size);
         for first in (0..token_ids.len()).step_by(LOGIT_ROWS) {
             self.logits_of(device, first..token_ids.len().min(first + LOGIT_ROWS), workspace);

@@ -39,6 +39,7 @@ mod workspace;
 #[cfg(test)]
 mod tests;
 
+pub use adapted::LoadedAdapter;
 pub use backward::{GradientWorkspace, TrainingRows};
 pub use cache::{CachedRows, KvBlocks, KvCache, LogitsRow};
 pub use config::{ModelConfig, ModelError, compute_dtype};

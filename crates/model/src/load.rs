@@ -112,7 +112,6 @@ impl Loader<'_> {
             final_norm: self.norm(WeightName::FinalNorm)?,
             head,
             rope: crate::rope::frequencies(self.config),
-            adapter: None,
         })
     }
 

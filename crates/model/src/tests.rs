@@ -112,8 +112,17 @@ fn cached_logits(
     token_ids: &[u32],
     chunk_len: usize,
 ) -> Vec<f32> {
-    let config = decoder.config();
-    let mut cache = KvCache::new(config, decoder.dtype(), 1, token_ids.len(), chunk_len);
+    let cache = KvCache::new(decoder.config(), decoder.dtype(), 1, token_ids.len(), chunk_len);
+    cached_logits_in(cache, decoder, device, token_ids, chunk_len)
+}
+
+fn cached_logits_in(
+    mut cache: KvCache,
+    decoder: &Decoder,
+    device: &Device,
+    token_ids: &[u32],
+    chunk_len: usize,
+) -> Vec<f32> {
     let mut workspace = Workspace::for_decoder(decoder, chunk_len);
     let (mut all, mut logits) = (Vec::new(), Vec::new());
     for chunk in token_ids.chunks(chunk_len) {
@@ -184,6 +193,7 @@ fn each_row_that_is_wanted_gives_its_logits() {
         .map(|i| CachedRows {
             token_ids: &prompts[i],
             n_logits: wanted[i],
+            adapter: None,
             first_position: 0,
             block_tables: &tables[i],
         })

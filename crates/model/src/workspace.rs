@@ -3,6 +3,7 @@
 use kernels::rope::RopeTable;
 use tensor::{DType, LowRankScratch, OperandScratch, Passes, Tensor};
 
+use crate::adapted::LoadedAdapter;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::feed_forward::ExpertWorkspace;
@@ -138,7 +139,7 @@ pub struct Workspace {
     /// For a model with experts.
     pub(crate) experts: Option<ExpertWorkspace>,
     pub(crate) n_active_experts: usize,
-    /// For a decoder with an adapter.
+    /// For a decoder that serves, beside which adapters may be computed.
     pub(crate) low_rank: Option<LowRankScratch>,
     /// For a decoder with packed blocks.
     pub(crate) operands: OperandScratch,
@@ -228,7 +229,7 @@ impl Workspace {
         Room { config, dtype, activations: dtype, max_rows, passes }.n_bytes()
     }
 
-    /// Room for the forward pass of a decoder, with its packed blocks and its adapter if it has them.
+    /// Room for the forward pass of a decoder, with its packed blocks if it has them, and of adapters.
     #[must_use]
     pub fn for_decoder(decoder: &Decoder, max_rows: usize) -> Self {
         let (config, dtype, passes) = (decoder.config(), decoder.dtype(), Passes::Forward);
@@ -236,17 +237,18 @@ impl Workspace {
             true => (DType::F32, OperandScratch::new(max_rows, widest_input(config))),
             false => (dtype, OperandScratch::none()),
         };
-        let low_rank = decoder.low_rank_scratch(max_rows);
+        let low_rank = Some(LoadedAdapter::scratch(dtype, max_rows));
         let workspace = Room { config, dtype, activations, max_rows, passes }.workspace();
         Self { low_rank, operands, ..workspace }
     }
 
-    /// Most bytes of [`Workspace::for_decoder`], whatever its weights, but for an adapter.
+    /// Most bytes of [`Workspace::for_decoder`], whatever its weights.
     #[must_use]
     pub fn max_bytes_for_decoder(config: &ModelConfig, dtype: DType, max_rows: usize) -> usize {
         let (activations, passes) = (DType::F32, Passes::Forward);
         Room { config, dtype, activations, max_rows, passes }.n_bytes()
             + OperandScratch::bytes_for(max_rows, widest_input(config))
+            + LoadedAdapter::scratch_bytes(dtype, max_rows)
     }
 
     /// Bytes that it holds: as planned, but for key blocks of a batch of very short documents.

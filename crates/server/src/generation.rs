@@ -247,6 +247,7 @@ fn start_one(
         max_tokens: fields.max_tokens,
         sampling,
         logprobs,
+        adapter: model.adapter.clone(),
         mask: fields.format.as_ref().map(|format| mask(model, format)).transpose()?,
         stop: Box::new(matcher),
     };

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use api::ModelCard;
-use engine::EngineHandle;
+use engine::{EngineHandle, LoadedAdapter};
 use grammar::GrammarCompiler;
 use tokenizer::{ChatTemplate, Tokenizer};
 use tokio::sync::Semaphore;
@@ -17,8 +17,10 @@ const MAX_ENCODERS: usize = 2;
 
 /// One model with everything needed to answer.
 pub struct LoadedModel {
-    /// The running engine.
+    /// The running engine; models that differ in their adapter share one.
     pub engine: EngineHandle,
+    /// What changes the weights of the engine's model.
+    pub adapter: Option<Arc<LoadedAdapter>>,
     /// Turns text into ids and back.
     pub tokenizer: Arc<Tokenizer>,
     /// Renders conversations; none for a model that only continues text.
@@ -121,6 +123,18 @@ impl ModelRegistry {
         let served = ServedModel { loaded: model, encoders, grammars: OnceLock::new() };
         models.entries.push((name.to_owned(), Arc::new(served)));
         Ok(())
+    }
+
+    /// Serves a model no longer; false if it was not. Requests that are answered come to their end. With the last of them, and the last
+    /// handle of the engine, its memory is free.
+    #[must_use]
+    pub fn remove(&self, name: &str) -> bool {
+        let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let position = models.entries.iter().position(|(other, _)| other == name);
+        let removed = position.map(|position| models.entries.remove(position));
+        // Its engine may have to end first, for which nobody must wait.
+        drop(models);
+        removed.is_some()
     }
 
     /// Says what is going on while no model is there, such as the step of a training run.

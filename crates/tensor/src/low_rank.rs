@@ -94,6 +94,12 @@ impl LowRankScratch {
         }
     }
 
+    /// Bytes of [`LowRankScratch::new`].
+    #[must_use]
+    pub fn bytes_for(dtype: DType, max_rows: usize, max_rank: usize) -> usize {
+        max_rows * max_rank * (size_of::<f32>() + dtype.bytes())
+    }
+
     /// Bytes that it holds.
     #[must_use]
     pub fn n_bytes(&self) -> usize {

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::names::folder_name;
 use crate::open_model::LoadArgs;
 use crate::os::StopSignals;
-use crate::serve;
+use crate::serve::{self, Settings};
 
 /// A server that has no model yet.
 pub(crate) struct Serving {
@@ -51,8 +51,9 @@ impl Serving {
             let path = Path::new(&model.directory);
             let dir = ModelDir::open(path)
                 .with_context(|| format!("cannot open model {}", path.display()))?;
-            let settings = (&LoadArgs::default(), EngineArgs::default());
-            serve::add(&self.registry, &folder_name(path), &dir, settings, context)?;
+            let (load, engine) = (&LoadArgs::default(), EngineArgs::default());
+            let settings = Settings { load, engine, adapters: &[] };
+            serve::add(&self.registry, (&folder_name(path), &dir), &settings, context)?;
         }
         let url = format!("http://{}", self.server.address());
         match context.form() {

@@ -6,6 +6,8 @@ use std::process::Child;
 
 use serde_json::Value;
 
+use formats::{TensorData, TensorDtype, TensorSource, write_safetensors};
+
 use crate::home::{Finished, Home, read, signal};
 
 /// Starts a server on a free port and reads the address that it prints.
@@ -110,4 +112,100 @@ fn a_model_of_the_home_that_cannot_be_used_does_not_keep_the_others_from_answeri
     std::fs::remove_dir_all(home.inside("models/tiny-1")).unwrap();
     let none = home.run(&["serve", "--port", "0", "--json"]).expect(1).json_error();
     assert!(none["message"].as_str().unwrap().contains("context_len"), "the first reason: {none}");
+}
+
+/// Time that a process has had of processors, in hundredths of a second.
+fn processor_time(child: &Child) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+    // The name may hold spaces; after it come 11 numbers, then the times in user and in kernel mode.
+    let (_, numbers) = stat.rsplit_once(')').unwrap();
+    let numbers: Vec<&str> = numbers.split_whitespace().collect();
+    numbers[11..13].iter().map(|number| number.parse::<u64>().unwrap()).sum()
+}
+
+/// What a process that waits takes of the processor does not depend on how busy the machine is.
+#[test]
+fn an_idle_server_takes_no_processor_time() {
+    let home = Home::new("idle");
+    home.make_model();
+    let (child, address) = start(&home, &["--model", "tiny-1"]);
+    let body = r#"{"model": "tiny-1", "prompt": "le vent", "max_tokens": 20}"#;
+    assert!(post(&address, "/v1/completions", body).starts_with("HTTP/1.1 200"));
+    // Threads that wait for more work soon sleep.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let before = processor_time(&child);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let n_ticks = processor_time(&child) - before;
+    assert!(
+        n_ticks <= 2,
+        "{n_ticks} hundredths of a second in two seconds: more than 1 % of a processor"
+    );
+    signal(&child, "-TERM");
+    Finished::of(child).expect(143);
+}
+
+/// An adapter of rank 1 that changes the queries of the first layer of `tiny-1` beyond recognition.
+fn make_adapter(home: &Home, name: &str) {
+    let config = std::fs::read_to_string(home.inside("models/tiny-1/config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    let of = |key: &str| config[key].as_u64().unwrap() as usize;
+    let (n_in, n_out) = (of("hidden_size"), of("num_attention_heads") * of("head_dim"));
+    let dir = home.inside(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let settings = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1}"#;
+    std::fs::write(dir.join("adapter_config.json"), settings).unwrap();
+    let numbers: Vec<f32> = (0..n_in.max(n_out)).map(|i| (i as f32 * 1.7).sin() * 3.0).collect();
+    let factors = [("A", [1, n_in]), ("B", [n_out, 1])].map(|(factor, shape)| TensorSource {
+        name: format!("base_model.model.model.layers.0.self_attn.q_proj.lora_{factor}.weight"),
+        dtype: TensorDtype::F32,
+        shape: shape.to_vec(),
+        data: TensorData::F32(&numbers[..shape[0] * shape[1]]),
+    });
+    write_safetensors(&dir.join("adapter_model.safetensors"), factors).unwrap();
+}
+
+#[test]
+fn adapters_are_served_beside_their_model() {
+    let home = Home::new("adapters");
+    home.make_model();
+    make_adapter(&home, "change");
+    let named = ["--model", "tiny-1", "--adapters", "changed=home/change"];
+    let (child, line) = start(&home, &[&["--json"], &named[..]].concat());
+    let started: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(started["models"], serde_json::json!(["tiny-1", "changed"]));
+    let answer = |model: &str| {
+        let body = serde_json::json!({
+            "model": model, "prompt": "le vent de la mer", "max_tokens": 0, "logprobs": 0, "echo": true,
+        });
+        let answer = post(started["url"].as_str().unwrap(), "/v1/completions", &body.to_string());
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let body: Value = serde_json::from_str(body).unwrap();
+        body["choices"][0]["logprobs"]["token_logprobs"].clone()
+    };
+    assert_ne!(answer("tiny-1"), answer("changed"));
+    signal(&child, "-TERM");
+    Finished::of(child).expect(143);
+    for wrong in
+        [&["--adapters", "changed=home/change"][..], &["--model", "tiny-1", "--adapters", "x"]]
+    {
+        home.run(&[&["serve", "--port", "0"], wrong].concat()).expect(2);
+    }
+    let missing =
+        ["serve", "--port", "0", "--model", "tiny-1", "--adapters", "a=nowhere", "--json"];
+    let error = home.run(&missing).expect(1).json_error();
+    assert!(error["message"].as_str().unwrap().contains("nowhere"), "{error}");
+}
+
+fn post(address: &str, path: &str, body: &str) -> String {
+    let host = address.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(host).unwrap();
+    let n = body.len();
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {n}\r\nConnection: close\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }

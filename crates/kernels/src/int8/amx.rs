@@ -10,7 +10,8 @@ use std::arch::x86_64::*;
 
 use super::avx512::{self, mask, start, unpack};
 use super::layout::{BYTE_LINES, GROUP, LINE, term};
-use super::{BUNDLE, Part, RECORD, SPAN};
+use super::{BUNDLE, Part, RECORD, SPAN, few_rows};
+use crate::compute::Family;
 use crate::matmul::amx::TileConfig;
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
@@ -24,7 +25,7 @@ const N_SUMS: usize = 2 * BUNDLE * PANEL_WIDTH;
 pub(super) unsafe fn multiply(part: &Part<'_>, scratch: &mut TileScratch) {
     // SAFETY: the caller's promise.
     unsafe {
-        if part.n_rows <= avx512::TILE_ROWS {
+        if part.n_rows <= few_rows(Family::Amx) {
             return avx512::multiply(part, scratch);
         }
         match part.weight.layout.term() {

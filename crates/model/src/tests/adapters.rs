@@ -1,13 +1,14 @@
 //! Adapters at run time against PEFT, and against themselves.
 
 use std::fs;
+use std::sync::Arc;
 
 use formats::adapter::Adapter;
 use formats::{FfnMatrix, FormatError, TensorData, TensorDtype, TensorSource, write_safetensors};
 use testkit::test_dir::TestDir;
 
 use super::*;
-use crate::Quantisation;
+use crate::{LoadedAdapter, Quantisation};
 
 fn open(layout: &str, adapter: &str) -> (ModelDir, Adapter) {
     let root = golden::workspace_root().join("golden");
@@ -17,9 +18,24 @@ fn open(layout: &str, adapter: &str) -> (ModelDir, Adapter) {
     (dir, adapter)
 }
 
-fn one_pass(device: &Device, decoder: &Decoder, token_ids: &[u32]) -> Vec<f32> {
+type Loaded<'a> = Option<&'a LoadedAdapter>;
+
+fn one_pass(
+    device: &Device,
+    decoder: &Decoder,
+    token_ids: &[u32],
+    adapter: Loaded<'_>,
+) -> Vec<f32> {
     let mut workspace = Workspace::for_decoder(decoder, token_ids.len());
-    decoder.logits(device, token_ids, &[0, token_ids.len() as u32], &mut workspace)
+    let starts = [0, token_ids.len() as u32];
+    decoder.adapted_logits(device, token_ids, &starts, adapter, &mut workspace)
+}
+
+fn loaded(device: &Device, decoder: &Decoder, adapter: &Adapter) -> LoadedAdapter {
+    let loaded = LoadedAdapter::load(device, decoder.config(), decoder.dtype(), adapter).unwrap();
+    let planned = LoadedAdapter::bytes_for(decoder.config(), decoder.dtype(), adapter);
+    assert_eq!(planned.unwrap(), loaded.n_bytes());
+    loaded
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -35,14 +51,18 @@ fn an_adapter_gives_the_logits_of_peft_in_every_layout() {
     for device in devices(2) {
         for (layout, adapter) in [("hf", "peft"), ("native", "native"), ("gguf", "peft")] {
             let (dir, adapter) = open(layout, adapter);
-            let plain = load(&device, &dir, DType::F32);
-            let before = largest_difference(&one_pass(&device, &plain, &token_ids), logits);
-            let adapted = plain.with_adapter(&device, &adapter).unwrap();
-            let got = one_pass(&device, &adapted, &token_ids);
+            let decoder = load(&device, &dir, DType::F32);
+            let adapter = loaded(&device, &decoder, &adapter);
+            let before = one_pass(&device, &decoder, &token_ids, None);
+            let before = largest_difference(&before, logits);
+            let got = one_pass(&device, &decoder, &token_ids, Some(&adapter));
             let after = largest_difference(&got, logits);
             // As without an adapter: sums in another order.
             assert!(after < 5e-5 && before > 0.1, "{layout}: {after}, without it {before}");
-            assert_eq!(cached_logits(&adapted, &device, &token_ids, 1), got, "{layout}, cached");
+            let cache = KvCache::new(decoder.config(), DType::F32, 1, token_ids.len(), 1);
+            let cache = cache.with_adapter(Some(Arc::new(adapter)));
+            let cached = cached_logits_in(cache, &decoder, &device, &token_ids, 1);
+            assert_eq!(cached, got, "{layout}, cached");
         }
     }
 }
@@ -57,10 +77,10 @@ fn a_quantised_model_takes_an_adapter_as_it_is() {
         Decoder::load(&device, &config, DType::Bf16, dir.weights(), quantisation).unwrap()
     };
     let with_adapter = |decoder: Decoder| {
-        let adapted = decoder.with_adapter(&device, &adapter).unwrap();
-        one_pass(&device, &adapted, &token_ids)
+        let adapter = loaded(&device, &decoder, &adapter);
+        one_pass(&device, &decoder, &token_ids, Some(&adapter))
     };
-    let plain = one_pass(&device, &load(Some(Quantisation::Q8_0)), &token_ids);
+    let plain = one_pass(&device, &load(Some(Quantisation::Q8_0)), &token_ids, None);
     let exact = with_adapter(load(None));
     let quantised = with_adapter(load(Some(Quantisation::Q8_0)));
     let (near, far) = (largest_difference(&quantised, &exact), largest_difference(&plain, &exact));
@@ -104,7 +124,8 @@ fn matrices_that_are_only_merged_are_refused_by_name() {
         ("mixtral", layer(LayerPart::Value), false),
     ] {
         let (model, adapter) = of_one_matrix(&dir, model, name);
-        let adapted = load(&device, &model, DType::F32).with_adapter(&device, &adapter);
+        let decoder = load(&device, &model, DType::F32);
+        let adapted = LoadedAdapter::load(&device, decoder.config(), DType::F32, &adapter);
         match adapted.map(drop) {
             Ok(()) => assert!(!is_refused, "{name:?}"),
             Err(FormatError::AdapterMerges { matrix, .. }) => {
@@ -114,4 +135,58 @@ fn matrices_that_are_only_merged_are_refused_by_name() {
             Err(error) => panic!("{name:?}: {error}"),
         }
     }
+}
+
+/// Sequences of two adapters and of none in one batch: each has the bits that it has alone.
+#[test]
+fn rows_of_different_adapters_share_a_batch() {
+    for device in devices(2) {
+        for dtype in [DType::F32, DType::Bf16] {
+            let config = config(|c| c.context_len = 64);
+            let decoder = decoder(&device, &parameters(&config, 3), dtype);
+            // The second is computed in two pieces.
+            let adapters = [(4, 1), (300, 2)]
+                .map(|(rank, seed)| LoadedAdapter::random(&device, &config, dtype, rank, seed));
+            let chosen = [None, Some(&adapters[0]), Some(&adapters[0]), None, Some(&adapters[1])];
+            let prompts: Vec<Vec<u32>> =
+                (0..5).map(|i| random_ids(i, 3 + i as usize, config.vocab_size)).collect();
+            let tables: Vec<Vec<Vec<u32>>> = (0..5_u32)
+                .map(|i| (0..config.n_layers as u32).map(|l| vec![5 * l + i]).collect())
+                .collect();
+            let rows: Vec<CachedRows<'_>> = (0..5)
+                .map(|i| CachedRows {
+                    token_ids: &prompts[i],
+                    n_logits: prompts[i].len(),
+                    adapter: chosen[i],
+                    first_position: 0,
+                    block_tables: &tables[i],
+                })
+                .collect();
+            let mut blocks = KvBlocks::new(&config, dtype, 5 * config.n_layers);
+            let mut workspace = Workspace::for_decoder(&decoder, 40);
+            let mut got = vec![Vec::new(); 5];
+            let mut on_logits =
+                |of: LogitsRow, row: &[f32]| got[of.sequence_idx].extend_from_slice(row);
+            decoder.forward_cached(&device, &rows, &mut blocks, &mut workspace, &mut on_logits);
+            for i in 0..5 {
+                let alone = one_pass(&device, &decoder, &prompts[i], chosen[i]);
+                assert_eq!(got[i], alone, "{dtype:?}, sequence {i}");
+                if chosen[i].is_some() {
+                    let plain = one_pass(&device, &decoder, &prompts[i], None);
+                    assert!(largest_difference(&alone, &plain) > 1e-3, "sequence {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "an adapter for another model")]
+fn an_adapter_of_another_model_is_not_computed() {
+    let device = fastest(1);
+    let config = config(|_| {});
+    let other = self::config(|c| c.ffn_dim *= 2);
+    let adapter = LoadedAdapter::random(&device, &other, DType::F32, 2, 1);
+    let decoder = decoder(&device, &parameters(&config, 3), DType::F32);
+    let _ = one_pass(&device, &decoder, &[1, 2], Some(&adapter));
 }

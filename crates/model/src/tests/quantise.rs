@@ -235,3 +235,53 @@ fn a_norm_in_blocks_is_refused_as_one() {
     assert!(error.contains("`blk.0.attn_norm.weight` in"), "{error}");
     assert!(error.contains("has type Q8_0, expected plain numbers: it is a norm"), "{error}");
 }
+
+/// Products with packed blocks are products of 8 bits, with kernels for few rows and for many, and nothing else is multiplied.
+#[test]
+fn each_number_type_takes_its_own_kernels() {
+    use kernels::Path::{self, Attention, Int8FewRows, Int8ManyRows, ProductBf16, ProductF32};
+    let scratch = TestDir::new("paths");
+    let original = wide_model(&scratch, |_| {});
+    let config = ModelConfig::new(original.config().clone()).unwrap();
+    // Queries, keys and values; what attention gives; gate and up; down. And the head. Matrices of blocks stay apart.
+    let n_products = |is_packed| (if is_packed { 7 } else { 4 }) * config.n_layers as u64 + 1;
+    let all = [ProductF32, ProductBf16, Int8FewRows, Int8ManyRows, Attention];
+    for device in devices(2) {
+        let family = device.compute().family();
+        let calls = || all.map(|path: Path| device.compute().n_calls(path));
+        for (dtype, quantisation, n_rows, expected) in [
+            (DType::F32, None, 1, ProductF32),
+            (DType::Bf16, None, 1, ProductBf16),
+            (DType::Bf16, None, 40, ProductBf16),
+            (DType::Bf16, Some(Quantisation::Q4_K), 1, Int8FewRows),
+            (DType::Bf16, Some(Quantisation::Q4_K), 8, Int8FewRows),
+            (DType::Bf16, Some(Quantisation::Q8_0), 40, Int8ManyRows),
+        ] {
+            let weights = original.weights();
+            let decoder = Decoder::load(&device, &config, dtype, weights, quantisation).unwrap();
+            let ids = random_ids(3, n_rows, config.vocab_size);
+            let n_products = n_products(quantisation.is_some());
+            let before = calls();
+            let mut cache = KvCache::new(&config, dtype, 1, n_rows, n_rows);
+            let mut workspace = Workspace::for_decoder(&decoder, n_rows);
+            let mut logits = Vec::new();
+            cache.append(&decoder, &device, &[(0, &ids)], &mut workspace, &mut logits);
+            let after = calls();
+            for (i, path) in all.into_iter().enumerate() {
+                let n_expected = match path {
+                    Attention => config.n_layers as u64,
+                    // The head multiplies the last row alone.
+                    Int8FewRows if expected == Int8ManyRows => 1,
+                    Int8ManyRows if expected == Int8ManyRows => n_products - 1,
+                    _ if path == expected => n_products,
+                    _ => 0,
+                };
+                assert_eq!(
+                    after[i] - before[i],
+                    n_expected,
+                    "{path:?} of {n_rows} rows, {quantisation:?} {dtype:?} {family}"
+                );
+            }
+        }
+    }
+}

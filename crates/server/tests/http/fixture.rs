@@ -31,10 +31,7 @@ pub(crate) fn model(context_len: usize, limits: EngineLimits) -> LoadedModel {
         "la galerne est un vent de la mer et le vent de la terre est un autre vent, dit la mer",
     );
     let tokenizer = Arc::new(trainer.train().unwrap());
-    let mut config = ModelConfig::example();
-    config.vocab_size = tokenizer.vocab_size();
-    config.context_len = context_len;
-    let config = ModelConfig::new(config).unwrap();
+    let config = config(tokenizer.vocab_size(), context_len);
     let mut parameters = Parameters::random(&config, 4);
     for tensor in parameters.iter_mut() {
         for value in tensor.f32_mut() {
@@ -46,12 +43,24 @@ pub(crate) fn model(context_len: usize, limits: EngineLimits) -> LoadedModel {
     decoder.pack(&device, &parameters);
     LoadedModel {
         engine: Engine::start(Arc::new(decoder), device, limits).unwrap(),
+        adapter: None,
         eos_ids: vec![tokenizer.eos_id()],
         tokenizer,
         template: Some(ChatTemplate::default()),
         created: 1_700_000_000,
         defaults: SamplingDefaults::default(),
     }
+}
+
+fn config(vocab_size: usize, context_len: usize) -> ModelConfig {
+    let mut config = ModelConfig::example();
+    (config.vocab_size, config.context_len) = (vocab_size, context_len);
+    ModelConfig::new(config).unwrap()
+}
+
+/// The shape of a model that [`model`] made.
+pub(crate) fn model_config(model: &LoadedModel) -> ModelConfig {
+    config(model.engine.vocab_size(), model.engine.context_len())
 }
 
 /// A server with the given settings and the model `tiny`.

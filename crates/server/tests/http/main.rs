@@ -5,6 +5,7 @@
 mod client;
 mod fixture;
 
+mod adapters;
 mod api;
 mod choices;
 mod lifecycle;

@@ -1,0 +1,36 @@
+//! How often each way through the kernels was taken: whether the fast one is reached is asserted, not believed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A way through the kernels. The family of a [`Compute`](crate::Compute) says with which instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// A matrix product of f32 operands.
+    ProductF32,
+    /// A matrix product of bf16 operands.
+    ProductBf16,
+    /// 8-bit rows, few of them, with packed blocks that are unpacked in registers.
+    Int8FewRows,
+    /// 8-bit rows, many of them, with packed blocks that are unpacked once for all rows.
+    Int8ManyRows,
+    /// Attention.
+    Attention,
+    /// The backward pass of attention.
+    AttentionBackward,
+}
+
+const N_PATHS: usize = Path::AttentionBackward as usize + 1;
+
+/// Calls of each path.
+#[derive(Debug, Default)]
+pub(crate) struct PathCounts([AtomicU64; N_PATHS]);
+
+impl PathCounts {
+    pub(crate) fn count(&self, path: Path) {
+        self.0[path as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn n_calls(&self, path: Path) -> u64 {
+        self.0[path as usize].load(Ordering::Relaxed)
+    }
+}
