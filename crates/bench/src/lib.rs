@@ -11,6 +11,7 @@
 mod inference;
 mod machine;
 mod peer;
+mod random_model;
 mod result;
 mod shapes;
 mod training;
@@ -18,6 +19,7 @@ mod training;
 pub use inference::{BATCH_PROMPT, batched_decode, decode, prefill};
 pub use machine::{Machine, Roofline, cpu_name};
 pub use peer::{PeerError, llama_cpp_peer, train_step_peer};
+pub use random_model::{RANDOM_MODEL_VERSION, RandomWeights, write_random_model};
 pub use result::{BenchReport, BenchResult, median};
-pub use shapes::{Shape, TRAIN_STEP_SHAPE, random_decoder};
+pub use shapes::{Shape, TRAIN_STEP_SHAPE};
 pub use training::{TRAIN_STEP_BATCH, train_step, training_speed};

@@ -1,17 +1,17 @@
 //! `galerne bench`: measured speed, with what the machine could do at most beside it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use bench::{
-    BATCH_PROMPT, BenchReport, BenchResult, Machine, Roofline, Shape, TRAIN_STEP_BATCH,
-    TRAIN_STEP_SHAPE, batched_decode, decode, llama_cpp_peer, median, prefill, random_decoder,
-    train_step, train_step_peer,
+    BATCH_PROMPT, BenchReport, BenchResult, Machine, RANDOM_MODEL_VERSION, RandomWeights, Roofline,
+    Shape, TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE, batched_decode, decode, llama_cpp_peer, median,
+    prefill, train_step, train_step_peer, write_random_model,
 };
 use clap::ValueEnum;
+use eval::figures::bytes;
 use model::{Decoder, KvBlocks, ModelConfig};
-use tensor::{DType, Device, Passes};
+use tensor::{DType, Device};
 use train::plan::TrainingMemory;
 
 use crate::context::{Context, Form};
@@ -45,10 +45,10 @@ pub(crate) struct Args {
     /// Shape with random weights [default: 15.7m]
     #[arg(long, value_name = "SHAPE", value_parser = ["15.7m", "1b", "7b"])]
     shape: Option<String>,
-    /// Number type of the random weights of a shape [default: bf16]
-    #[arg(long, value_name = "TYPE", value_parser = ["bf16"], conflicts_with = "model")]
-    weights: Option<String>,
-    /// Measure the peer alternately with ours: PyTorch (train), or llama.cpp on the GGUF file of --model
+    /// Random weights of a shape: q4km, q8 or bf16, a GGUF file that is made once in the home's cache [default: bf16]
+    #[arg(long, value_name = "TYPE", value_parser = parse_weights, conflicts_with = "model")]
+    weights: Option<RandomWeights>,
+    /// Measure the peer alternately with ours: PyTorch (train), or llama.cpp on the same GGUF file
     #[arg(long)]
     peer: bool,
     /// Rounds of ours and the peer; figures are medians
@@ -97,8 +97,8 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
 fn check(args: &Args) -> Result<(), Failure> {
     let problem = match args.what {
         What::Train if args.model.is_some() => "bench train measures shapes: give --shape",
-        What::Prefill | What::Decode | What::Batch if args.peer && args.model.is_none() => {
-            "--peer runs llama.cpp on the same file: give --model FILE.gguf"
+        What::Train if args.weights.is_some_and(|weights| weights != RandomWeights::Bf16) => {
+            "bench train measures bf16: leave out --weights"
         }
         _ if args.peer && (args.load.quantize.is_some() || args.load.adapter.is_some()) => {
             "--peer measures the file as it is: leave out --quantize and --adapter"
@@ -151,22 +151,35 @@ fn train(
     Ok(if args.peer { result.with_peer("pytorch", median(&mut peer_speeds)) } else { result })
 }
 
-/// The model to measure and its name.
-fn decoder(
-    args: &Args,
-    device: &Device,
-    context: &Context,
-) -> anyhow::Result<(String, Arc<Decoder>)> {
+/// The `--model` value that is measured: for a shape the file of its random weights, which is made where it is not there.
+fn model_value(args: &Args, context: &Context) -> anyhow::Result<String> {
     if let Some(value) = &args.model {
-        let model = OpenModel::open(value, &args.load, context)?;
-        return Ok((model.name, model.decoder));
+        return Ok(value.clone());
     }
     let (shape, config) = shape_of(args)?;
-    let what = format!("a model of shape {}", shape.name);
-    // Packed weights, and the random numbers that they are packed from.
-    let packed = Decoder::bytes_for(&config, DType::Bf16, Passes::Forward) as u64;
-    machine::check_memory(&what, packed + 4 * config.n_parameters())?;
-    Ok((shape.name.to_owned(), Arc::new(random_decoder(device, &config))))
+    let weights = args.weights.unwrap_or(RandomWeights::Bf16);
+    let (name, kind) = (shape.name, weights.name());
+    if let Some((n_in, block_len)) = weights.broken_rows(&config) {
+        let problem = format!(
+            "--weights {kind} of shape {name}: rows of {n_in} numbers, expected whole blocks of {block_len}"
+        );
+        return Err(Failure::usage(problem).into());
+    }
+    let dir = context.home().join(format!("cache/shapes/v{RANDOM_MODEL_VERSION}"));
+    let path = dir.join(format!("{name}-{kind}.gguf"));
+    if !path.exists() {
+        let n_bytes = weights.n_bytes(&config);
+        machine::check_disk("the model of random weights", &dir, n_bytes)?;
+        context.make_dir(&dir)?;
+        context.say(&format!("writing {}: {}", path.display(), bytes(n_bytes)));
+        write_random_model(&path, &config, weights)?;
+    }
+    Ok(path.display().to_string())
+}
+
+fn parse_weights(text: &str) -> Result<RandomWeights, String> {
+    let names = RandomWeights::ALL.map(RandomWeights::name).join(", ");
+    RandomWeights::named(text).ok_or_else(|| format!("expected one of {names}"))
 }
 
 fn inference(
@@ -175,8 +188,9 @@ fn inference(
     device: &Device,
     context: &Context,
 ) -> anyhow::Result<Vec<BenchResult>> {
-    let peer_file = args.peer.then(|| gguf_file(args, context)).transpose()?;
-    let (name, decoder) = decoder(args, device, context)?;
+    let value = model_value(args, context)?;
+    let peer_file = args.peer.then(|| gguf_file(&value, context)).transpose()?;
+    let OpenModel { name, decoder, .. } = OpenModel::open(&value, &args.load, context)?;
     let config = decoder.config();
     let details: &[usize] = match args.what {
         What::Prefill => &PROMPT_LENS,
@@ -213,9 +227,9 @@ fn inference(
     Ok(results)
 }
 
-/// The GGUF file of `--model`, which the peer reads too.
-fn gguf_file(args: &Args, context: &Context) -> anyhow::Result<PathBuf> {
-    let (_, dir) = open_dir(args.model.as_deref().unwrap_or_default(), context)?;
+/// The GGUF file of a `--model` value, which the peer reads too.
+fn gguf_file(value: &str, context: &Context) -> anyhow::Result<PathBuf> {
+    let (_, dir) = open_dir(value, context)?;
     let gguf = dir.weights().gguf().map(|_| dir.weights().paths().next().map(Path::to_owned));
     let not_gguf = || Failure::usage("--peer: llama.cpp reads GGUF files only");
     Ok(gguf.flatten().ok_or_else(not_gguf)?)
