@@ -5,6 +5,7 @@ use std::time::Instant;
 use model::{Decoder, KvCache, Workspace};
 use tensor::Device;
 
+use crate::accuracy::prompt;
 use crate::result::median;
 
 /// Runs of a prefill; decoded tokens between two looks at the clock.
@@ -78,8 +79,7 @@ fn fill(
     workspace: &mut Workspace,
     n_tokens: usize,
 ) {
-    let vocab_size = decoder.config().vocab_size as u32;
-    let prompt: Vec<u32> = (0..n_tokens as u32).map(|i| i * 7919 % vocab_size).collect();
+    let prompt = prompt(n_tokens, decoder.config().vocab_size);
     let mut logits = Vec::new();
     for chunk in prompt.chunks(CHUNK) {
         cache.append(decoder, device, &[(sequence_idx, chunk)], workspace, &mut logits);
