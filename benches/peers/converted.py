@@ -44,7 +44,12 @@ def make(target, write):
 def load(file):
     """The model of a GGUF file, its numbers rounded to bf16."""
     path = pathlib.Path(file)
-    return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    # Its numbers are decoded, and it is an ordinary model from now on; else it refuses to be saved.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
 
 
 def hf_directory(file):

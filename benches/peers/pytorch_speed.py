@@ -37,19 +37,23 @@ class Session:
         self.settings = f"transformers, torch.compile with frozen weights, bf16, static cache, {arguments.threads} threads"
         # All at once: a piece would be compared with the whole cache.
         self.piece = n_tokens if arguments.work == "prefill" else 512
-        self.n_tokens, self.n_sequences = n_tokens, n_sequences
-        self.compiled = {every: torch.compile(Forward(self.model, every), dynamic=False) for every in (False, True)}
+        self.is_read_timed = arguments.work == "prefill"
+        config = self.model.config
+        self.cache = transformers.StaticCache(config=config, max_cache_len=n_tokens)
+        # Now, or the first step would be compiled twice.
+        heads = {"num_heads": config.num_key_value_heads, "head_dim": config.head_dim}
+        self.cache.early_initialization(batch_size=n_sequences, **heads, dtype=torch.bfloat16, device="cpu")
+        self.compiled = torch.compile(Forward(self.model, False), dynamic=False)
         self.out = None
-        self.forget()
 
     def forget(self):
-        self.cache = transformers.StaticCache(config=self.model.config, max_cache_len=self.n_tokens)
+        self.cache.reset()
 
     def step(self, token_ids, first, every):
         positions = torch.arange(first, first + token_ids.shape[1])[None, :].expand(len(token_ids), -1)
-        # Writing runs the compiled step for one token; the prompt before it, of any length, does not have to be fast.
-        is_timed = token_ids.shape[1] == 1 or self.piece == self.n_tokens
-        run = self.compiled[every] if is_timed else Forward(self.model, every)
+        # What is not timed, the prompt before writing and the rows of all logits, is not compiled.
+        is_timed = not every and (self.is_read_timed or token_ids.shape[1] == 1)
+        run = self.compiled if is_timed else Forward(self.model, every)
         self.out = run(torch.from_numpy(np.ascontiguousarray(token_ids)), positions, self.cache)
 
     def logits(self):
