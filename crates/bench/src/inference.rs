@@ -13,7 +13,7 @@ const N_RUNS: usize = 5;
 const DECODE_TOKENS: usize = 16;
 
 /// Tokens that are prefilled together.
-const CHUNK: usize = 512;
+pub(crate) const CHUNK: usize = 512;
 
 /// Tokens that each user of a batch has read.
 pub const BATCH_PROMPT: usize = 128;

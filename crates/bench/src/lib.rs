@@ -9,6 +9,7 @@
 //! ```
 
 mod accuracy;
+mod growth;
 mod inference;
 mod machine;
 mod peer;
@@ -19,6 +20,7 @@ mod tokenization;
 mod training;
 
 pub use accuracy::{ReferenceLogits, Scored, prompt};
+pub use growth::{DocumentError, Growth, GrowthReport, Law, inference_growth, training_growth};
 pub use inference::{BATCH_PROMPT, batched_decode, decode, prefill};
 pub use machine::{Machine, Roofline, cpu_name};
 pub use peer::{

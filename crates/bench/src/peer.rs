@@ -49,6 +49,18 @@ impl Peer {
         }
     }
 
+    fn python(self) -> PathBuf {
+        Path::new(self.environment()).join("bin/python")
+    }
+
+    /// Finds the peer's environment, so that nothing is measured in vain.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn check_installed(self) -> Result<(), PeerError> {
+        there(&self.python())
+    }
+
     /// The script of its inference.
     const fn inference_script(self) -> Option<&'static str> {
         match self {
@@ -240,13 +252,9 @@ pub fn tokenizer_encode_peer(text: &Path, tokenizer: &Path) -> Result<PeerFigure
 
 /// Runs a script in its peer's environment.
 fn figure(peer: Peer, script: &str, arguments: &[OsString]) -> Result<PeerFigure, PeerError> {
-    let python = Path::new(peer.environment()).join("bin/python");
-    let script = Path::new("benches/peers").join(script);
-    for path in [&python, &script] {
-        if !path.exists() {
-            return Err(PeerError::Missing { path: path.clone() });
-        }
-    }
+    let (python, script) = (peer.python(), Path::new("benches/peers").join(script));
+    there(&python)?;
+    there(&script)?;
     let mut command = Command::new(&python);
     command.arg(&script).args(arguments);
     let output = command.output().map_err(|source| PeerError::Start { path: python, source })?;
@@ -257,6 +265,10 @@ fn figure(peer: Peer, script: &str, arguments: &[OsString]) -> Result<PeerFigure
         let stderr = String::from_utf8_lossy(&output.stderr);
         PeerError::NoFigure { path: script, output: last_lines(&stderr) }
     })
+}
+
+fn there(path: &Path) -> Result<(), PeerError> {
+    if path.exists() { Ok(()) } else { Err(PeerError::Missing { path: path.to_owned() }) }
 }
 
 fn last_lines(text: &str) -> String {

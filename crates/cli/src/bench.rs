@@ -1,5 +1,6 @@
 //! `galerne bench`: measured speed, with what the machine could do at most beside it.
 
+mod growth;
 mod inference;
 mod tokenization;
 mod training;
@@ -53,6 +54,9 @@ pub(crate) struct Args {
     /// Compare the logits with those of the file's numbers in f32; with --peer they always are, and the peer's too
     #[arg(long)]
     divergence: bool,
+    /// Document whose figures and plots are rewritten (growth)
+    #[arg(long, value_name = "FILE.md")]
+    document: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -67,6 +71,8 @@ enum What {
     Train,
     /// Training a tokenizer, and encoding on one thread, in megabytes of --text a second
     Tokenizer,
+    /// How costs grow: reading and writing with the length, writing with the users, a training step with width and depth
+    Growth,
 }
 
 impl What {
@@ -80,12 +86,13 @@ impl What {
             Self::Prefill | Self::Decode | Self::Batch => peer.infers(),
             Self::Train => peer == Peer::PyTorch,
             Self::Tokenizer => peer == Peer::Gigatoken,
+            Self::Growth => false,
         }
     }
 
     fn default_peer(self) -> Peer {
         match self {
-            Self::Prefill | Self::Decode | Self::Batch => Peer::LlamaCpp,
+            Self::Prefill | Self::Decode | Self::Batch | Self::Growth => Peer::LlamaCpp,
             Self::Train => Peer::PyTorch,
             Self::Tokenizer => Peer::Gigatoken,
         }
@@ -149,9 +156,13 @@ impl Args {
 /// When the model, the text or the peer cannot be used.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     check(&args)?;
+    if let Some(peer) = args.peer() {
+        peer.check_installed()?;
+    }
     context.say("measuring the machine");
     let machine = Machine::measure(context.compute()?);
     let results = match args.what {
+        What::Growth => return growth::measure(&args, machine, context),
         What::Train => vec![training::measure(&args, &machine, context)?],
         What::Prefill | What::Decode | What::Batch => inference::measure(&args, &machine, context)?,
         What::Tokenizer => tokenization::measure(&args, context)?,
@@ -166,6 +177,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
 fn check(args: &Args) -> Result<(), Failure> {
     let (what, is_inference) = (args.what, args.what.is_inference());
     let problem = match args.peer() {
+        Some(_) if what == What::Growth => "bench growth has no peer: leave out --peer",
         Some(peer) if !what.is_done_by(peer) => {
             let names = Peer::ALL.into_iter().filter(|&peer| what.is_done_by(peer));
             let names: Vec<&str> = names.map(Peer::name).collect();
@@ -180,6 +192,9 @@ fn check(args: &Args) -> Result<(), Failure> {
         }
         _ if what != What::Tokenizer && args.text.is_some() => {
             "--text is for bench tokenizer: leave it out"
+        }
+        _ if what != What::Growth && args.document.is_some() => {
+            "--document is for bench growth: leave it out"
         }
         _ if what == What::Train && args.model.is_some() => {
             "bench train measures shapes: give --shape"
@@ -269,6 +284,8 @@ mod tests {
             (&["decode", "--peer=gigatoken"], "expected llama.cpp, openvino, pytorch"),
             (&["tokenizer"], "give --text DIR"),
             (&["decode", "--text", "t"], "--text is for bench tokenizer"),
+            (&["growth", "--peer"], "bench growth has no peer"),
+            (&["decode", "--document", "d.md"], "--document is for bench growth"),
             (&["train", "--divergence"], "--divergence is for prefill"),
             (&["tokenizer", "--text", "t", "--shape", "1b"], "leave out --model and --shape"),
         ] {
