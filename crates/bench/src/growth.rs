@@ -94,10 +94,17 @@ impl Law {
 
 /// Reading a prompt, writing after a context, and writing to several users. Lengths are `first` and its doublings, up to the
 /// context of the model, less what is written there. One sequence is read to the end once, and the clock stopped on the way.
+/// `on_start` hears what comes next.
 #[must_use]
-pub fn inference_growth(device: &Device, decoder: &Decoder, first: usize) -> Vec<Growth> {
-    let (read, written) = context_growth(device, decoder, first);
+pub fn inference_growth(
+    device: &Device,
+    decoder: &Decoder,
+    first: usize,
+    mut on_start: impl FnMut(&str),
+) -> Vec<Growth> {
+    let (read, written) = context_growth(device, decoder, first, &mut on_start);
     let users = USERS.iter().map(|&n_users| {
+        on_start(&format!("writing to {n_users} users"));
         let tokens_per_s = batched_decode(device, decoder, n_users);
         (n_users, 1e3 * n_users as f64 / tokens_per_s)
     });
@@ -112,7 +119,12 @@ pub fn inference_growth(device: &Device, decoder: &Decoder, first: usize) -> Vec
 type Points = Vec<(usize, f64)>;
 
 /// Seconds of reading, and milliseconds of writing a token, at each length.
-fn context_growth(device: &Device, decoder: &Decoder, first: usize) -> (Points, Points) {
+fn context_growth(
+    device: &Device,
+    decoder: &Decoder,
+    first: usize,
+    on_start: &mut impl FnMut(&str),
+) -> (Points, Points) {
     let config = decoder.config();
     let most = config.context_len.saturating_sub(WRITTEN_TOKENS);
     let token_ids = prompt(config.context_len, config.vocab_size);
@@ -125,6 +137,7 @@ fn context_growth(device: &Device, decoder: &Decoder, first: usize) -> (Points, 
         if length <= cache.len(0) {
             break;
         }
+        on_start(&format!("reading up to {length} tokens, and writing"));
         // What was written at the last length belongs to the context, and was not read.
         let mut append = |cache: &mut KvCache, token_ids: &[u32]| {
             let start = Instant::now();
@@ -143,7 +156,7 @@ fn context_growth(device: &Device, decoder: &Decoder, first: usize) -> (Points, 
     (read, written)
 }
 
-/// A training step of models of several widths, and of several depths.
+/// A training step of models of several widths, and of several depths. `on_start` hears what comes next.
 ///
 /// # Errors
 /// When a step fails.
@@ -230,7 +243,7 @@ mod tests {
         let config = ModelConfig::new(config).unwrap();
         let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
         decoder.pack(&device, &Parameters::random(&config, 1));
-        let (read, written) = context_growth(&device, &decoder, 32);
+        let (read, written) = context_growth(&device, &decoder, 32, &mut |_: &str| ());
         let lengths = |points: &Points| points.iter().map(|point| point.0).collect::<Vec<_>>();
         assert_eq!(lengths(&written), [32, 64, 104]);
         assert_eq!(lengths(&read), [32, 40, 56]);

@@ -25,10 +25,10 @@ pub(super) fn measure(args: &Args, machine: Machine, context: &Context) -> anyho
         limit >= least,
         "the context of model `{name}` is {limit} tokens, expected at least {least} (two lengths)"
     );
-    context.say(&format!("reading and writing up to {limit} tokens"));
-    let mut growth = inference_growth(&device, &decoder, FIRST_LEN);
+    let say = |what: &str| context.say(what);
+    let mut growth = inference_growth(&device, &decoder, FIRST_LEN, say);
     drop(decoder);
-    growth.extend(training_growth(&device, |what| context.say(what))?);
+    growth.extend(training_growth(&device, say)?);
     let report = GrowthReport { machine, model: name, growth };
     if let Some(path) = &args.document {
         report.write(path, &utc_minute(SystemTime::now()), &command(args))?;
