@@ -11,28 +11,18 @@ Flash attention is on for prefill and off for decoding, which is each time the f
 It needs the package `llama-cpp-python` of `golden/requirements.txt`, which is built for this machine where it is installed.
 """
 
-import argparse
 import ctypes
-import json
-import statistics
-import time
 
 import llama_cpp as ll
+import numpy as np
+
+import speed
 
 PIECE = 512
-PROMPT = 128
-RUNS = 3
-STEPS = 24
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", choices=("prefill", "decode", "batch"))
-    parser.add_argument("detail", type=int)
-    parser.add_argument("--model", required=True, help="a GGUF file")
-    parser.add_argument("--threads", type=int, default=2, help="threads (default 2)")
+def add_options(parser):
     parser.add_argument("--flash", choices=("on", "off"), help="flash attention (default: on for prefill only)")
-    return parser.parse_args()
 
 
 @ll.llama_log_callback
@@ -43,6 +33,8 @@ def silent(_level, _text, _user_data):
 class Session:
     """A model with a context of `n_sequences` sequences of up to `n_tokens` tokens."""
 
+    piece = PIECE
+
     def __init__(self, arguments, n_tokens, n_sequences):
         self.model = ll.llama_model_load_from_file(arguments.model.encode(), ll.llama_model_default_params())
         parameters = ll.llama_context_default_params()
@@ -52,76 +44,42 @@ class Session:
         parameters.n_threads = parameters.n_threads_batch = arguments.threads
         flash = arguments.flash or ("on" if arguments.work == "prefill" else "off")
         parameters.flash_attn_type = int(flash == "on")
-        self.flash = flash
+        self.settings = f"flash attention {flash}, pieces of {PIECE}, {arguments.threads} threads"
         self.context = ll.llama_init_from_model(self.model, parameters)
         self.vocabulary = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self.model))
         self.batch = ll.llama_batch_init(max(PIECE, n_sequences), 0, 1)
+        self.shape, self.wanted = (0, 0), []
 
     def forget(self):
         ll.llama_memory_clear(ll.llama_get_memory(self.context), True)
 
-    def run(self, rows, every_logit):
-        """One step on rows of (position, sequence)."""
-        self.batch.n_tokens = len(rows)
-        for i, (position, sequence) in enumerate(rows):
-            self.batch.token[i] = (position * 7919 + sequence) % self.vocabulary
-            self.batch.pos[i] = position
-            self.batch.n_seq_id[i] = 1
-            self.batch.seq_id[i][0] = sequence
-            self.batch.logits[i] = int(every_logit or i + 1 == len(rows))
-        if ll.llama_decode(self.context, self.batch) != 0:
-            raise SystemExit("llama_decode failed")
+    def step(self, token_ids, first, every):
+        batch, (n_sequences, n) = self.batch, token_ids.shape
+        batch.n_tokens = n_sequences * n
+        self.shape, self.wanted = (n_sequences, n if every else 1), []
+        for i in range(n_sequences * n):
+            sequence, at = divmod(i, n)
+            batch.token[i], batch.pos[i] = int(token_ids[sequence, at]), first + at
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+            batch.logits[i] = int(every or at == n - 1)
+            if batch.logits[i]:
+                self.wanted.append(i)
+        if ll.llama_decode(self.context, batch) != 0:
+            raise SystemExit(f"llama_decode failed on {n_sequences} sequences of {n} tokens at {first}")
 
-    def read(self, n_tokens, sequence=0):
-        for first in range(0, n_tokens, PIECE):
-            self.run([(at, sequence) for at in range(first, min(first + PIECE, n_tokens))], False)
-
-    def write(self, first, n_sequences):
-        """Seconds of a step, the median of STEPS."""
-        seconds = []
-        for step in range(STEPS + 2):
-            start = time.perf_counter()
-            self.run([(first + step, sequence) for sequence in range(n_sequences)], True)
-            seconds.append(time.perf_counter() - start)
-        return statistics.median(seconds[2:])
-
-
-def measure(arguments):
-    detail = arguments.detail
-    if arguments.work == "prefill":
-        session = Session(arguments, detail, 1)
-        speeds = []
-        for run in range(RUNS + 1):
-            session.forget()
-            start = time.perf_counter()
-            session.read(detail)
-            if run > 0:
-                speeds.append(detail / (time.perf_counter() - start))
-        return statistics.median(speeds), session.flash
-    if arguments.work == "decode":
-        session = Session(arguments, detail + STEPS + 2, 1)
-        session.read(detail)
-        return 1 / session.write(detail, 1), session.flash
-    session = Session(arguments, PROMPT + STEPS + 2, detail)
-    for sequence in range(detail):
-        session.read(PROMPT, sequence)
-    return detail / session.write(PROMPT, detail), session.flash
+    def logits(self):
+        rows = [ll.llama_get_logits_ith(self.context, i) for i in self.wanted]
+        rows = [np.ctypeslib.as_array(row, (self.vocabulary,)) for row in rows]
+        return np.array(rows).reshape(*self.shape, self.vocabulary)
 
 
 def main():
-    arguments = parse_arguments()
+    arguments = speed.parse_arguments(__doc__, add_options)
     ll.llama_log_set(silent, ctypes.c_void_p(0))
     ll.llama_backend_init()
-    value, flash = measure(arguments)
-    print(json.dumps({
-        "work": arguments.work,
-        "detail": str(arguments.detail),
-        "value": round(value, 2),
-        "unit": "tokens/s",
-        "peer": f"llama.cpp ({ll.__version__} of llama-cpp-python)",
-        "flash_attention": flash,
-        "system": ll.llama_print_system_info().decode().strip(),
-    }))
+    session, value = speed.measure(Session, arguments)
+    name = f"llama.cpp ({ll.__version__} of llama-cpp-python)"
+    speed.print_figure(arguments, name, session, value, system=ll.llama_print_system_info().decode().strip())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 //! Prefill and decode of one sequence, and of several at once.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use model::{Decoder, KvCache, Workspace};
+use model::{Decoder, KvCache, LoadedAdapter, Workspace};
 use tensor::Device;
 
+use crate::accuracy::prompt;
 use crate::result::median;
 
 /// Runs of a prefill; decoded tokens between two looks at the clock.
@@ -12,19 +14,36 @@ const N_RUNS: usize = 5;
 const DECODE_TOKENS: usize = 16;
 
 /// Tokens that are prefilled together.
-const CHUNK: usize = 512;
+pub(crate) const CHUNK: usize = 512;
 
 /// Tokens that each user of a batch has read.
 pub const BATCH_PROMPT: usize = 128;
 
+/// What is measured: a decoder, and an adapter that changes it.
+#[derive(Clone, Debug)]
+pub struct Subject<'a> {
+    /// The weights.
+    pub decoder: &'a Decoder,
+    /// What is computed beside them.
+    pub adapter: Option<Arc<LoadedAdapter>>,
+}
+
+impl Subject<'_> {
+    fn cache(&self, n_sequences: usize, max_tokens: usize) -> KvCache {
+        let (config, dtype) = (self.decoder.config(), self.decoder.dtype());
+        let cache = KvCache::new(config, dtype, n_sequences, max_tokens, CHUNK);
+        cache.with_adapter(self.adapter.clone())
+    }
+}
+
 /// Tokens per second of reading a prompt of `prompt_len` tokens.
 #[must_use]
-pub fn prefill(device: &Device, decoder: &Decoder, prompt_len: usize) -> f64 {
+pub fn prefill(device: &Device, subject: &Subject<'_>, prompt_len: usize) -> f64 {
+    let decoder = subject.decoder;
     let mut workspace = Workspace::for_decoder(decoder, CHUNK.min(prompt_len));
     let mut speeds: Vec<f64> = (0..N_RUNS)
         .map(|_| {
-            let (config, dtype) = (decoder.config(), decoder.dtype());
-            let mut cache = KvCache::new(config, dtype, 1, prompt_len, CHUNK);
+            let mut cache = subject.cache(1, prompt_len);
             let start = Instant::now();
             fill(device, decoder, &mut cache, 0, &mut workspace, prompt_len);
             prompt_len as f64 / start.elapsed().as_secs_f64()
@@ -35,21 +54,21 @@ pub fn prefill(device: &Device, decoder: &Decoder, prompt_len: usize) -> f64 {
 
 /// Tokens per second of writing tokens one by one after `context_len` tokens.
 #[must_use]
-pub fn decode(device: &Device, decoder: &Decoder, context_len: usize) -> f64 {
-    write(device, decoder, context_len, 1)
+pub fn decode(device: &Device, subject: &Subject<'_>, context_len: usize) -> f64 {
+    write(device, subject, context_len, 1)
 }
 
 /// Tokens per second, in all, of `n_users` users that write at once, each after [`BATCH_PROMPT`] tokens.
 #[must_use]
-pub fn batched_decode(device: &Device, decoder: &Decoder, n_users: usize) -> f64 {
-    write(device, decoder, BATCH_PROMPT, n_users)
+pub fn batched_decode(device: &Device, subject: &Subject<'_>, n_users: usize) -> f64 {
+    write(device, subject, BATCH_PROMPT, n_users)
 }
 
-fn write(device: &Device, decoder: &Decoder, context_len: usize, n_users: usize) -> f64 {
+fn write(device: &Device, subject: &Subject<'_>, context_len: usize, n_users: usize) -> f64 {
+    let decoder = subject.decoder;
     let max_tokens = context_len + (N_RUNS + 1) * DECODE_TOKENS;
     let mut workspace = Workspace::for_decoder(decoder, CHUNK.max(n_users));
-    let (config, dtype) = (decoder.config(), decoder.dtype());
-    let mut cache = KvCache::new(config, dtype, n_users, max_tokens, CHUNK);
+    let mut cache = subject.cache(n_users, max_tokens);
     for user in 0..n_users {
         fill(device, decoder, &mut cache, user, &mut workspace, context_len);
     }
@@ -78,8 +97,7 @@ fn fill(
     workspace: &mut Workspace,
     n_tokens: usize,
 ) {
-    let vocab_size = decoder.config().vocab_size as u32;
-    let prompt: Vec<u32> = (0..n_tokens as u32).map(|i| i * 7919 % vocab_size).collect();
+    let prompt = prompt(n_tokens, decoder.config().vocab_size);
     let mut logits = Vec::new();
     for chunk in prompt.chunks(CHUNK) {
         cache.append(decoder, device, &[(sequence_idx, chunk)], workspace, &mut logits);

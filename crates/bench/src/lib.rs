@@ -8,16 +8,27 @@
 //! assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
 //! ```
 
+mod accuracy;
+mod growth;
 mod inference;
 mod machine;
 mod peer;
+mod random_model;
 mod result;
 mod shapes;
+mod tokenization;
 mod training;
 
-pub use inference::{BATCH_PROMPT, batched_decode, decode, prefill};
+pub use accuracy::{ReferenceLogits, Scored, prompt};
+pub use growth::{DocumentError, Growth, GrowthReport, Law, inference_growth, training_growth};
+pub use inference::{BATCH_PROMPT, Subject, batched_decode, decode, prefill};
 pub use machine::{Machine, Roofline, cpu_name};
-pub use peer::{PeerError, llama_cpp_peer, train_step_peer};
+pub use peer::{
+    Peer, PeerError, PeerFigure, PeerInference, tokenizer_encode_peer, tokenizer_train_peer,
+    train_step_peer,
+};
+pub use random_model::{RANDOM_MODEL_VERSION, RandomWeights, write_random_model};
 pub use result::{BenchReport, BenchResult, median};
-pub use shapes::{Shape, TRAIN_STEP_SHAPE, random_decoder};
+pub use shapes::{Shape, TRAIN_STEP_SHAPE};
+pub use tokenization::{BENCH_VOCAB_SIZE, TextError, TextFiles, tokenizer_encode, tokenizer_train};
 pub use training::{TRAIN_STEP_BATCH, train_step, training_speed};

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::machine::Machine;
+use crate::peer::{Peer, PeerFigure};
 
 /// What `bench --json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +35,12 @@ pub struct BenchResult {
     pub peer_value: Option<f64>,
     /// `value / peer_value`.
     pub ratio: Option<f64>,
+    /// Mean divergence of the logits from those of the file's numbers in f32, nats a token, computed as what is timed.
+    pub divergence: Option<f64>,
+    /// That of the peer on the same file.
+    pub peer_divergence: Option<f64>,
+    /// The settings that the peer says it was measured with.
+    pub peer_settings: Option<String>,
 }
 
 impl BenchResult {
@@ -50,15 +57,24 @@ impl BenchResult {
             peer: None,
             peer_value: None,
             ratio: None,
+            divergence: None,
+            peer_divergence: None,
+            peer_settings: None,
         }
     }
 
-    /// Sets the peer's figure and the ratio.
+    /// Sets the peer's figure, the median of what it gave, its settings and the ratio.
+    ///
+    /// # Panics
+    /// When the peer gave nothing.
     #[must_use]
-    pub fn with_peer(mut self, peer: &str, peer_value: f64) -> Self {
-        self.peer = Some(peer.to_owned());
+    pub fn with_peer(mut self, peer: Peer, figures: &[PeerFigure]) -> Self {
+        let mut values: Vec<f64> = figures.iter().map(|figure| figure.value).collect();
+        let peer_value = median(&mut values);
+        self.peer = Some(peer.name().to_owned());
         self.peer_value = Some(peer_value);
         self.ratio = Some(self.value / peer_value);
+        self.peer_settings.clone_from(&figures[0].settings);
         self
     }
 }
@@ -73,4 +89,24 @@ pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;
     if values.len() % 2 == 1 { values[half] } else { f64::midpoint(values[half - 1], values[half]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_of_medians_and_above_one_when_the_peer_is_slower() {
+        let figure = |value, settings: &str| {
+            let settings = Some(settings.to_owned());
+            PeerFigure { value, settings, n_tokens: None }
+        };
+        let figures = [figure(5.0, "a"), figure(2.0, "b"), figure(4.0, "c")];
+        let result = BenchResult::new("decode", "m", "0".to_owned(), 6.0);
+        let result = result.with_peer(Peer::LlamaCpp, &figures);
+        assert_eq!((result.peer_value, result.ratio), (Some(4.0), Some(1.5)));
+        let json = serde_json::to_value(&result).unwrap();
+        assert_eq!((&json["peer"], &json["peer_settings"]), (&"llama.cpp".into(), &"a".into()));
+        assert!(json["divergence"].is_null() && json["peer_divergence"].is_null());
+    }
 }

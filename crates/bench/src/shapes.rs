@@ -1,8 +1,7 @@
-//! The shapes that are measured, with random weights: the same arithmetic as trained ones.
+//! The shapes that are measured.
 
 use formats::{DecoderConfig, Rope, WeightDtype};
-use model::{Decoder, ModelConfig, ModelError, Parameters};
-use tensor::{DType, Device, Passes};
+use model::{ModelConfig, ModelError};
 
 /// A named shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +23,7 @@ impl Shape {
         TRAIN_STEP_SHAPE,
         Self {
             name: "1b",
-            dims: [2048, 16, 32, 8, 64, 8192, 32768, 16384],
+            dims: [2048, 16, 32, 8, 64, 8192, 32768, 32768],
             tied_embeddings: false,
         },
         Self {
@@ -67,12 +66,4 @@ impl Shape {
             dtype: WeightDtype::Bf16,
         })
     }
-}
-
-/// A decoder of random bf16 weights for serving.
-#[must_use]
-pub fn random_decoder(device: &Device, config: &ModelConfig) -> Decoder {
-    let mut decoder = Decoder::zeroed(config, DType::Bf16, Passes::Forward);
-    decoder.pack(device, &Parameters::random(config, 1));
-    decoder
 }

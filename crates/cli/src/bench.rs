@@ -1,35 +1,25 @@
 //! `galerne bench`: measured speed, with what the machine could do at most beside it.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod growth;
+mod inference;
+mod tokenization;
+mod training;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use bench::{
-    BATCH_PROMPT, BenchReport, BenchResult, Machine, Roofline, Shape, TRAIN_STEP_BATCH,
-    TRAIN_STEP_SHAPE, batched_decode, decode, llama_cpp_peer, median, prefill, random_decoder,
-    train_step, train_step_peer,
+    BENCH_VOCAB_SIZE, BenchReport, BenchResult, Machine, Peer, RandomWeights, Shape,
+    TRAIN_STEP_SHAPE,
 };
 use clap::ValueEnum;
-use model::{Decoder, KvBlocks, ModelConfig};
-use tensor::{DType, Device, Passes};
-use train::plan::TrainingMemory;
+use model::ModelConfig;
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
-use crate::machine;
-use crate::open_model::{LoadArgs, OpenModel, open_dir};
+use crate::open_model::LoadArgs;
 use crate::table::table;
-
-/// Prompt lengths of `prefill`, tokens.
-const PROMPT_LENS: [usize; 2] = [512, 2048];
-/// Contexts of `decode`, tokens.
-const CONTEXTS: [usize; 3] = [0, 2048, 8192];
-/// Users of `batch`.
-const USERS: [usize; 4] = [1, 4, 8, 16];
-/// Room that a measured decode takes after its context.
-const DECODE_ROOM: usize = 128;
-/// Measured training steps.
-const N_STEPS: usize = 5;
 
 /// Arguments of `galerne bench`.
 #[derive(Debug, clap::Args)]
@@ -45,15 +35,28 @@ pub(crate) struct Args {
     /// Shape with random weights [default: 15.7m]
     #[arg(long, value_name = "SHAPE", value_parser = ["15.7m", "1b", "7b"])]
     shape: Option<String>,
-    /// Number type of the random weights of a shape [default: bf16]
-    #[arg(long, value_name = "TYPE", value_parser = ["bf16"], conflicts_with = "model")]
-    weights: Option<String>,
-    /// Measure the peer alternately with ours: PyTorch (train), or llama.cpp on the GGUF file of --model
-    #[arg(long)]
-    peer: bool,
+    /// Random weights of a shape: q4km, q8 or bf16, a GGUF file that is made once in the home's cache [default: bf16]
+    #[arg(long, value_name = "TYPE", value_parser = parse_weights, conflicts_with = "model")]
+    weights: Option<RandomWeights>,
+    /// Folder of .txt files, folders inside it included (tokenizer)
+    #[arg(long, value_name = "DIR")]
+    text: Option<PathBuf>,
+    /// Entries of the vocabulary (tokenizer) [default: 32768]
+    #[arg(long, value_name = "N", requires = "text")]
+    vocab_size: Option<NonZeroUsize>,
+    /// Measure a peer alternately with ours: llama.cpp, openvino or pytorch on the same GGUF file [default: llama.cpp]; pytorch
+    /// (train); gigatoken (tokenizer)
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = DEFAULT_PEER, value_parser = parse_peer)]
+    peer: Option<WantedPeer>,
     /// Rounds of ours and the peer; figures are medians
     #[arg(long, value_name = "N", default_value = "3", requires = "peer", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// Compare the logits with those of the file's numbers in f32; with --peer they always are, and the peer's too
+    #[arg(long)]
+    divergence: bool,
+    /// Document whose figures and plots are rewritten (growth)
+    #[arg(long, value_name = "FILE.md")]
+    document: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,26 +69,103 @@ enum What {
     Batch,
     /// A training step of 16 rows of 512 tokens
     Train,
+    /// Training a tokenizer, and encoding on one thread, in megabytes of --text a second
+    Tokenizer,
+    /// How costs grow: reading and writing with the length, writing with the users, a training step with width and depth
+    Growth,
+}
+
+impl What {
+    fn is_inference(self) -> bool {
+        matches!(self, Self::Prefill | Self::Decode | Self::Batch)
+    }
+
+    /// Whether a peer does this.
+    fn is_done_by(self, peer: Peer) -> bool {
+        match self {
+            Self::Prefill | Self::Decode | Self::Batch => peer.infers(),
+            Self::Train => peer == Peer::PyTorch,
+            Self::Tokenizer => peer == Peer::Gigatoken,
+            Self::Growth => false,
+        }
+    }
+
+    fn default_peer(self) -> Peer {
+        match self {
+            Self::Prefill | Self::Decode | Self::Batch | Self::Growth => Peer::LlamaCpp,
+            Self::Train => Peer::PyTorch,
+            Self::Tokenizer => Peer::Gigatoken,
+        }
+    }
+}
+
+/// What `--peer` alone stands for.
+const DEFAULT_PEER: &str = "default";
+
+/// The value of `--peer`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WantedPeer {
+    Default,
+    Named(Peer),
+}
+
+fn parse_peer(text: &str) -> Result<WantedPeer, String> {
+    if text == DEFAULT_PEER {
+        return Ok(WantedPeer::Default);
+    }
+    let names = Peer::ALL.map(Peer::name).join(", ");
+    Peer::named(text).map(WantedPeer::Named).ok_or_else(|| format!("expected one of {names}"))
+}
+
+fn parse_weights(text: &str) -> Result<RandomWeights, String> {
+    let names = RandomWeights::ALL.map(RandomWeights::name).join(", ");
+    RandomWeights::named(text).ok_or_else(|| format!("expected one of {names}"))
 }
 
 impl Args {
     fn n_rounds(&self) -> u32 {
-        if self.peer { self.rounds } else { 1 }
+        if self.peer.is_some() { self.rounds } else { 1 }
+    }
+
+    /// The peer that is measured beside ours.
+    fn peer(&self) -> Option<Peer> {
+        self.peer.map(|wanted| match wanted {
+            WantedPeer::Default => self.what.default_peer(),
+            WantedPeer::Named(peer) => peer,
+        })
+    }
+
+    fn shape(&self) -> anyhow::Result<(Shape, ModelConfig)> {
+        let shape = match &self.shape {
+            Some(name) => {
+                Shape::named(name).with_context(|| format!("there is no shape `{name}`"))?
+            }
+            None => TRAIN_STEP_SHAPE,
+        };
+        Ok((shape, shape.config()?))
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size.map_or(BENCH_VOCAB_SIZE, NonZeroUsize::get)
     }
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the model or the peer cannot be used.
+/// When the model, the text or the peer cannot be used.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     check(&args)?;
-    let device = context.device()?;
+    if let Some(peer) = args.peer() {
+        peer.check_installed()?;
+    }
     context.say("measuring the machine");
     let machine = Machine::measure(context.compute()?);
     let results = match args.what {
-        What::Train => vec![train(&args, &machine, &device, context)?],
-        What::Prefill | What::Decode | What::Batch => inference(&args, &machine, &device, context)?,
+        What::Growth => return growth::measure(&args, machine, context),
+        What::Train => vec![training::measure(&args, &machine, context)?],
+        What::Prefill | What::Decode | What::Batch => inference::measure(&args, &machine, context)?,
+        What::Tokenizer => tokenization::measure(&args, context)?,
     };
     let report = BenchReport { machine, results };
     match context.form() {
@@ -95,13 +175,42 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
 }
 
 fn check(args: &Args) -> Result<(), Failure> {
-    let problem = match args.what {
-        What::Train if args.model.is_some() => "bench train measures shapes: give --shape",
-        What::Prefill | What::Decode | What::Batch if args.peer && args.model.is_none() => {
-            "--peer runs llama.cpp on the same file: give --model FILE.gguf"
+    let (what, is_inference) = (args.what, args.what.is_inference());
+    let problem = match args.peer() {
+        Some(_) if what == What::Growth => "bench growth has no peer: leave out --peer",
+        Some(peer) if !what.is_done_by(peer) => {
+            let names = Peer::ALL.into_iter().filter(|&peer| what.is_done_by(peer));
+            let names: Vec<&str> = names.map(Peer::name).collect();
+            return Err(Failure::usage(format!(
+                "--peer={} does not do this: expected {}",
+                peer.name(),
+                names.join(", ")
+            )));
         }
-        _ if args.peer && (args.load.quantize.is_some() || args.load.adapter.is_some()) => {
+        _ if what == What::Tokenizer && args.text.is_none() => {
+            "bench tokenizer measures text: give --text DIR"
+        }
+        _ if what != What::Tokenizer && args.text.is_some() => {
+            "--text is for bench tokenizer: leave it out"
+        }
+        _ if what != What::Growth && args.document.is_some() => {
+            "--document is for bench growth: leave it out"
+        }
+        _ if what == What::Train && args.model.is_some() => {
+            "bench train measures shapes: give --shape"
+        }
+        _ if what == What::Train && args.weights.is_some_and(|of| of != RandomWeights::Bf16) => {
+            "bench train measures bf16: leave out --weights"
+        }
+        _ if what == What::Tokenizer && (args.model.is_some() || args.shape.is_some()) => {
+            "bench tokenizer has no model: leave out --model and --shape"
+        }
+        _ if args.divergence && !is_inference => "--divergence is for prefill, decode and batch",
+        Some(_) if args.load.quantize.is_some() || args.load.adapter.is_some() => {
             "--peer measures the file as it is: leave out --quantize and --adapter"
+        }
+        _ if args.load.adapter.is_some() && args.divergence => {
+            "--divergence compares with the file alone: leave out --adapter"
         }
         _ if args.load.quantize.is_some() && args.model.is_none() => {
             "--quantize is for models: give --model"
@@ -114,191 +223,85 @@ fn check(args: &Args) -> Result<(), Failure> {
     Err(Failure::usage(problem))
 }
 
-fn shape_of(args: &Args) -> anyhow::Result<(Shape, ModelConfig)> {
-    let shape = match &args.shape {
-        Some(name) => Shape::named(name).with_context(|| format!("there is no shape `{name}`"))?,
-        None => TRAIN_STEP_SHAPE,
-    };
-    Ok((shape, shape.config()?))
-}
-
-fn train(
-    args: &Args,
-    machine: &Machine,
-    device: &Device,
-    context: &Context,
-) -> anyhow::Result<BenchResult> {
-    let (shape, config) = shape_of(args)?;
-    let (rows, seq_len) = (TRAIN_STEP_BATCH.rows_per_micro_batch, TRAIN_STEP_BATCH.seq_len);
-    let memory = TrainingMemory::of(&config, DType::Bf16, rows, seq_len, 0);
-    machine::check_memory("the training step", memory.total_bytes())?;
-    let mut speeds = Vec::new();
-    let mut peer_speeds = Vec::new();
-    // Alternately, so that a busy moment of the machine hits both.
-    for round in 1..=args.n_rounds() {
-        context.say(&format!("measuring the training step, round {round}"));
-        speeds.extend(train_step(device, &config, TRAIN_STEP_BATCH, N_STEPS)?);
-        if args.peer {
-            context.say("measuring PyTorch");
-            peer_speeds.push(train_step_peer(context.n_threads())?);
-        }
-    }
-    let speed = median(&mut speeds);
-    let tokens = (TRAIN_STEP_BATCH.rows_per_step * TRAIN_STEP_BATCH.seq_len).to_string();
-    let mut result = BenchResult::new("train_step", shape.name, tokens, speed);
-    let flops = speed * config.train_flops_per_token(TRAIN_STEP_BATCH.seq_len);
-    result.roofline_fraction = Some(flops / machine.roofline.bf16_flops);
-    Ok(if args.peer { result.with_peer("pytorch", median(&mut peer_speeds)) } else { result })
-}
-
-/// The model to measure and its name.
-fn decoder(
-    args: &Args,
-    device: &Device,
-    context: &Context,
-) -> anyhow::Result<(String, Arc<Decoder>)> {
-    if let Some(value) = &args.model {
-        let model = OpenModel::open(value, &args.load, context)?;
-        return Ok((model.name, model.decoder));
-    }
-    let (shape, config) = shape_of(args)?;
-    let what = format!("a model of shape {}", shape.name);
-    // Packed weights, and the random numbers that they are packed from.
-    let packed = Decoder::bytes_for(&config, DType::Bf16, Passes::Forward) as u64;
-    machine::check_memory(&what, packed + 4 * config.n_parameters())?;
-    Ok((shape.name.to_owned(), Arc::new(random_decoder(device, &config))))
-}
-
-fn inference(
-    args: &Args,
-    machine: &Machine,
-    device: &Device,
-    context: &Context,
-) -> anyhow::Result<Vec<BenchResult>> {
-    let peer_file = args.peer.then(|| gguf_file(args, context)).transpose()?;
-    let (name, decoder) = decoder(args, device, context)?;
-    let config = decoder.config();
-    let details: &[usize] = match args.what {
-        What::Prefill => &PROMPT_LENS,
-        What::Decode => &CONTEXTS,
-        _ => &USERS,
-    };
-    let mut results = Vec::new();
-    for &detail in details {
-        let measured = Inference::new(args.what, detail);
-        if measured.n_positions() > config.context_len {
-            let (work, limit) = (measured.work, config.context_len);
-            context.say(&format!("{work} {detail} is left out: the context has {limit}"));
-            continue;
-        }
-        let (mut speeds, mut peer_speeds) = (Vec::new(), Vec::new());
-        for round in 1..=args.n_rounds() {
-            context.say(&format!("measuring {} {detail}, round {round}", measured.work));
-            speeds.push(measured.speed(device, &decoder));
-            if let Some(file) = &peer_file {
-                context.say("measuring llama.cpp");
-                let n_threads = context.n_threads();
-                peer_speeds.push(llama_cpp_peer(file, measured.peer_work, detail, n_threads)?);
-            }
-        }
-        let speed = median(&mut speeds);
-        let mut result = BenchResult::new(measured.work, &name, detail.to_string(), speed);
-        result.roofline_fraction = Some(speed / measured.limit(&decoder, machine));
-        results.push(match peer_file {
-            Some(_) => result.with_peer("llama.cpp", median(&mut peer_speeds)),
-            None => result,
-        });
-    }
-    anyhow::ensure!(!results.is_empty(), "the context of model `{name}` is too short to measure");
-    Ok(results)
-}
-
-/// The GGUF file of `--model`, which the peer reads too.
-fn gguf_file(args: &Args, context: &Context) -> anyhow::Result<PathBuf> {
-    let (_, dir) = open_dir(args.model.as_deref().unwrap_or_default(), context)?;
-    let gguf = dir.weights().gguf().map(|_| dir.weights().paths().next().map(Path::to_owned));
-    let not_gguf = || Failure::usage("--peer: llama.cpp reads GGUF files only");
-    Ok(gguf.flatten().ok_or_else(not_gguf)?)
-}
-
-/// One figure of reading or writing.
-struct Inference {
-    /// In the result.
-    work: &'static str,
-    /// In the peer's script.
-    peer_work: &'static str,
-    what: What,
-    detail: usize,
-}
-
-impl Inference {
-    fn new(what: What, detail: usize) -> Self {
-        let (work, peer_work) = match what {
-            What::Prefill => ("prefill", "prefill"),
-            What::Decode => ("decode", "decode"),
-            _ => ("batched_decode", "batch"),
-        };
-        Self { work, peer_work, what, detail }
-    }
-
-    /// Positions that a sequence needs.
-    fn n_positions(&self) -> usize {
-        match self.what {
-            What::Prefill => self.detail,
-            What::Decode => self.detail + DECODE_ROOM,
-            _ => BATCH_PROMPT + DECODE_ROOM,
-        }
-    }
-
-    /// Tokens per second.
-    fn speed(&self, device: &Device, decoder: &Decoder) -> f64 {
-        match self.what {
-            What::Prefill => prefill(device, decoder, self.detail),
-            What::Decode => decode(device, decoder, self.detail),
-            _ => batched_decode(device, decoder, self.detail),
-        }
-    }
-
-    /// Most tokens per second that the machine allows: reading takes operations; writing reads the weights once for all users, and
-    /// each user's cache.
-    fn limit(&self, decoder: &Decoder, machine: &Machine) -> f64 {
-        let config = decoder.config();
-        let (n_users, context_len) = match self.what {
-            What::Prefill => {
-                let flops = config.forward_flops_per_token(self.detail);
-                let Roofline { int8_ops, bf16_flops, .. } = machine.roofline;
-                return if decoder.has_packed_blocks() { int8_ops } else { bf16_flops } / flops;
-            }
-            What::Decode => (1, self.detail),
-            _ => (self.detail, BATCH_PROMPT),
-        };
-        let cache = KvBlocks::bytes_for(config, decoder.dtype(), context_len, 1);
-        let bytes = decoder.n_bytes() + n_users * cache;
-        n_users as f64 * machine.roofline.read_bytes_per_s / bytes as f64
-    }
-}
-
 fn as_text(report: &BenchReport) -> String {
     let machine = &report.machine;
     let mut text =
         format!("{}, {} threads, {}\n", machine.cpu, machine.n_threads, machine.kernel_family);
-    let lines: Vec<(String, String)> = report
-        .results
-        .iter()
-        .map(|result| {
-            let mut value = format!("{:.1} {}", result.value, result.unit);
-            if let Some(fraction) = result.roofline_fraction {
-                value += &format!("  {:.0} % of the limit", 100.0 * fraction);
-            }
-            if let (Some(peer), Some(peer_value), Some(ratio)) =
-                (&result.peer, result.peer_value, result.ratio)
-            {
-                value += &format!("  {peer} {peer_value:.1}, ratio {ratio:.2}");
-            }
-            (format!("{} {} {}", result.work, result.model, result.detail), value)
-        })
-        .collect();
+    let name = |result: &BenchResult| format!("{} {} {}", result.work, result.model, result.detail);
+    let lines: Vec<(String, String)> =
+        report.results.iter().map(|result| (name(result), value_text(result))).collect();
     let rows: Vec<_> = lines.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
     text += &table(&rows);
     text
+}
+
+fn value_text(result: &BenchResult) -> String {
+    let mut text = format!("{:.1} {}", result.value, result.unit);
+    if let Some(fraction) = result.roofline_fraction {
+        text += &format!("  {:.0} % of the limit", 100.0 * fraction);
+    }
+    if let (Some(peer), Some(peer_value), Some(ratio)) =
+        (&result.peer, result.peer_value, result.ratio)
+    {
+        text += &format!("  {peer} {peer_value:.1}, ratio {ratio:.2}");
+    }
+    if let Some(divergence) = result.divergence {
+        text += &format!("  divergence {divergence:.3e} nats");
+    }
+    if let Some(divergence) = result.peer_divergence {
+        text += &format!(", of the peer {divergence:.3e}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn parsed(arguments: &[&str]) -> Args {
+        let arguments = ["galerne", "bench"].iter().chain(arguments);
+        match Cli::try_parse_from(arguments).unwrap().command {
+            Command::Bench(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_peer_is_the_one_named_or_that_of_the_work() {
+        let peer = |arguments: &[&str]| parsed(arguments).peer();
+        assert_eq!(peer(&["decode"]), None);
+        // The fixed form, and the flag before what is measured.
+        assert_eq!(peer(&["decode", "--peer", "--json"]), Some(Peer::LlamaCpp));
+        assert_eq!(peer(&["--peer", "train"]), Some(Peer::PyTorch));
+        assert_eq!(peer(&["tokenizer", "--text", "t", "--peer"]), Some(Peer::Gigatoken));
+        assert_eq!(peer(&["prefill", "--peer=openvino"]), Some(Peer::OpenVino));
+        assert!(check(&parsed(&["batch", "--peer=pytorch"])).is_ok());
+        for (arguments, expected) in [
+            (&["train", "--peer=llama.cpp"][..], "expected pytorch"),
+            (&["decode", "--peer=gigatoken"], "expected llama.cpp, openvino, pytorch"),
+            (&["tokenizer"], "give --text DIR"),
+            (&["decode", "--text", "t"], "--text is for bench tokenizer"),
+            (&["growth", "--peer"], "bench growth has no peer"),
+            (&["decode", "--document", "d.md"], "--document is for bench growth"),
+            (&["train", "--divergence"], "--divergence is for prefill"),
+            (&["tokenizer", "--text", "t", "--shape", "1b"], "leave out --model and --shape"),
+        ] {
+            let error = check(&parsed(arguments)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn missing_parts_are_left_out_of_the_text() {
+        let mut result = BenchResult::new("decode", "m", "0".to_owned(), 25.04);
+        assert_eq!(value_text(&result), "25.0 tokens/s");
+        result.roofline_fraction = Some(0.9);
+        (result.divergence, result.peer_divergence) = (Some(1.5e-4), Some(0.0025));
+        let expected =
+            "25.0 tokens/s  90 % of the limit  divergence 1.500e-4 nats, of the peer 2.500e-3";
+        assert_eq!(value_text(&result), expected);
+    }
 }

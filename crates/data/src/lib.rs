@@ -25,6 +25,7 @@ pub mod sheet;
 
 pub use error::DataError;
 pub use language::Language;
+pub use random::Random;
 
 /// One text with its language and what kind of text it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -82,6 +82,22 @@ pub fn divergence(
     })
 }
 
+/// Mean over the rows of `KL(original || changed)`, nats. Shapes: both `[rows, vocab_size]`. Numerics: f64.
+///
+/// # Panics
+/// When the lengths differ, there is no row, or one is not whole.
+#[must_use]
+pub fn mean_divergence(original: &[f32], changed: &[f32], vocab_size: usize) -> f64 {
+    assert_eq!(original.len(), changed.len(), "logits of the two models");
+    let n_rows = original.len() / vocab_size;
+    assert!(n_rows > 0 && n_rows * vocab_size == original.len(), "rows of {vocab_size} logits");
+    let rows = original.chunks_exact(vocab_size).zip(changed.chunks_exact(vocab_size));
+    let divergences = rows.map(|(original, changed)| {
+        LogProbabilities::of(original).divergence_from(&LogProbabilities::of(changed))
+    });
+    divergences.sum::<f64>() / n_rows as f64
+}
+
 /// One row of logits, read as logarithms of probabilities.
 struct LogProbabilities<'a> {
     logits: &'a [f32],
@@ -165,5 +181,14 @@ mod tests {
         assert_eq!((p_log.likeliest, q_log.likeliest), (0, 1));
         // 0.5 ln(0.5 / 0.25) + 0.25 ln(0.25 / 0.5)
         assert!((p_log.divergence_from(&q_log) - 0.25 * 2.0_f64.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_mean_is_over_rows() {
+        let (one, other) = ([0.5_f32.ln(), 0.5_f32.ln()], [0.25_f32.ln(), 0.75_f32.ln()]);
+        let same_then_apart = [one, one].concat();
+        let changed = [one, other].concat();
+        let apart = 0.5 * (2.0_f64.ln() + (0.5_f64 / 0.75).ln());
+        assert!((mean_divergence(&same_then_apart, &changed, 2) - apart / 2.0).abs() < 1e-6);
     }
 }

@@ -30,4 +30,4 @@ pub mod report;
 
 pub use curve::{Curve, CurvePoint};
 pub use error::EvalError;
-pub use plot::loss_curve_svg;
+pub use plot::{GrowthPlot, growth_svg, loss_curve_svg};

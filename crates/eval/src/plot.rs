@@ -1,11 +1,13 @@
 //! Line plots as SVG that stands alone or inside a page, in light and dark, without script.
 
 mod axis;
+mod growth;
 
 use std::fmt::Write as _;
 
 use crate::Curve;
 use axis::{Axis, Ends};
+pub use growth::{GrowthPlot, growth_svg};
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 340.0;

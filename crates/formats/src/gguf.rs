@@ -13,11 +13,13 @@ use crate::os::Mapping;
 
 mod config;
 mod cursor;
+mod made;
 mod metadata;
 mod vocabulary;
 pub(crate) mod write;
 
 use cursor::Cursor;
+pub use made::write_made;
 use metadata::Metadata;
 pub use metadata::{Array, Value};
 pub use vocabulary::{GgufEncoding, GgufTokenKind, GgufVocabulary};

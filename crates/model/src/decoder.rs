@@ -136,7 +136,14 @@ impl Decoder {
         n_vocabularies * linear(config.vocab_size, hidden) + config.n_layers * layer + hidden * 4
     }
 
-    /// Bytes of the buffers that the decoder holds: what reading all of its weights reads.
+    /// Bytes of weights that one step reads: all but the embedding, of which it reads a row for each token, where that is not the head too.
+    #[must_use]
+    pub fn n_bytes_of_step(&self) -> usize {
+        let rows = if self.head.is_some() { self.embedding.n_bytes() } else { 0 };
+        self.n_bytes() - rows
+    }
+
+    /// Bytes of the buffers that the decoder holds.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
         let layers = self.layers.iter().map(|layer| {

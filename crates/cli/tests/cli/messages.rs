@@ -56,7 +56,12 @@ fn wrong_usage_exits_with_2_and_names_the_argument() {
         (&["serve", "--port", "70000"], "70000"),
         (&["generate", "--model", "m", "--prompt", "a", "--stop", ""], "--stop"),
         (&["bench", "flight"], "flight"),
-        (&["bench", "decode", "--peer"], "--peer"),
+        (&["bench", "decode", "--rounds", "2"], "--peer"),
+        (
+            &["bench", "decode", "--weights", "q4km"],
+            "rows of 384 numbers, expected whole blocks of 256",
+        ),
+        (&["bench", "train", "--weights", "q8"], "bench train measures bf16"),
         (&["doctor", "--kernels", "quantum"], "unknown kernel family `quantum`"),
         (&["doctor", "--threads", "0"], "0"),
         (&["chat", "--model", "m", "--json"], "has no --json"),

@@ -154,3 +154,26 @@ fn a_tokenizer_is_never_overwritten_and_can_be_inspected() {
     assert_eq!(shown["digest"], tokenizer.digest());
     assert_eq!(shown["control_tokens"]["</s>"], tokenizer.eos_id());
 }
+
+#[test]
+fn training_and_encoding_are_measured_on_text() {
+    let home = Home::new("bench-tokenizer");
+    let folder = home.path("texts/inner");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("a.txt"), "le chat, le chien\net le cheval\n".repeat(20)).unwrap();
+    let arguments = ["bench", "tokenizer", "--text", "texts", "--vocab-size", "268", "--json"];
+    let report = home.run(&arguments).expect(0).json();
+    let results = report["results"].as_array().unwrap();
+    assert_eq!(results.len(), 2);
+    for (result, work) in results.iter().zip(["tokenizer_train", "tokenizer_encode"]) {
+        assert_eq!((&result["work"], &result["detail"]), (&json!(work), &json!("268")));
+        assert_eq!((&result["model"], &result["unit"]), (&json!("texts"), &json!("MB/s")));
+        assert!(result["value"].as_f64().unwrap() > 0.0 && result["peer"].is_null(), "{result}");
+    }
+    // Peers stand in a checkout, which this folder is not.
+    let refused = home.run(&[&arguments[..], &["--peer"]].concat()).expect(1);
+    let error = refused.json_error();
+    let message = error["message"].as_str().unwrap_or_default();
+    assert!(message.contains("target/peers-tokenizer/bin/python is missing"), "{error}");
+    assert!(message.contains("benches/peers/README.md"), "{error}");
+}

@@ -51,10 +51,12 @@ fn adapters_answer_under_their_own_names_at_the_same_time() {
     let names = ["tiny", "one", "other"];
     let alone = names.map(ask);
     assert!(alone[0] != alone[1] && alone[1] != alone[2] && alone[0] != alone[2], "{alone:?}");
-    let together: Vec<_> = (0..9).map(|i| std::thread::spawn(move || ask(names[i % 3]))).collect();
-    for (i, answer) in together.into_iter().enumerate() {
-        assert_eq!(answer.join().unwrap(), alone[i % 3]);
-    }
+    std::thread::scope(|scope| {
+        let together: Vec<_> = (0..9).map(|i| scope.spawn(move || ask(names[i % 3]))).collect();
+        for (i, answer) in together.into_iter().enumerate() {
+            assert_eq!(answer.join().unwrap(), alone[i % 3]);
+        }
+    });
     let list = get(address, "/v1/models").json();
     let listed: Vec<&Value> =
         list["data"].as_array().unwrap().iter().map(|card| &card["id"]).collect();
