@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::fields::{Fields, shown, wrong_type};
 use crate::sampling::{
-    SamplingFields, StreamFields, is_empty_array, is_false, read_model, read_stream,
+    SamplingFields, StreamFields, check_scores, is_empty_array, is_false, read_model, read_stream,
     refuse_unsupported,
 };
 use crate::{
@@ -65,6 +65,7 @@ impl ChatRequest {
         let limits = ["max_completion_tokens", "max_tokens"];
         let sampling = SamplingFields::read(&mut fields, &limits, &mut ignored_fields)?;
         let logprobs = read_logprobs(&mut fields)?;
+        check_scores(&fields, sampling.n_answers, logprobs)?;
         let stream = read_stream(&mut fields, &mut ignored_fields)?;
         refuse_unsupported(&mut fields)?;
         refuse_unsupported_in_chat(&mut fields)?;

@@ -4,7 +4,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::fields::{Fields, wrong_type};
-use crate::sampling::{SamplingFields, StreamFields, read_model, read_stream, refuse_unsupported};
+use crate::sampling::{
+    SamplingFields, StreamFields, check_scores, read_model, read_stream, refuse_unsupported,
+};
 use crate::{CompletionLogprobs, FinishReason, MAX_CHOICES, MAX_TOP_LOGPROBS, RequestError, Usage};
 
 /// `max_tokens` of a text completion that names none, as the OpenAI dialect says.
@@ -60,10 +62,16 @@ impl CompletionRequest {
         }
         let n_top = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS as i64)?;
         let logprobs = n_top.map(|n_top| usize::try_from(n_top).unwrap_or(MAX_TOP_LOGPROBS));
+        check_scores(&fields, prompts.len() * sampling.n_answers, logprobs)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         let stream = read_stream(&mut fields, &mut ignored_fields)?;
         refuse_unsupported(&mut fields)?;
         let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
+        if echo && suffix.is_some() {
+            let (param, got) = (fields.path("echo"), "true".to_owned());
+            let accepted = "a gap is not a text: leave echo or suffix out";
+            return Err(RequestError::Unsupported { param, got, accepted });
+        }
         if suffix.is_some()
             && prompts.iter().any(|prompt| matches!(prompt, PromptInput::TokenIds(_)))
         {
@@ -127,7 +135,7 @@ pub struct Completion {
     pub created: u64,
     /// The model that answered.
     pub model: String,
-    /// One for each prompt; in an event one, or none in the event with the usage.
+    /// One for each answer to each prompt; in an event one, or none in the event with the usage.
     pub choices: Vec<CompletionChoice>,
     /// Token counts.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -27,11 +27,11 @@ impl AnswerFormat {
         Self::JsonSchema(json!({"type": "object"}))
     }
 
-    /// Reads the fields that say it; none leaves it to the model.
+    /// Reads the fields that say it; none leaves it to the model. The second value is the field that said it.
     pub(crate) fn read(
         fields: &mut Fields,
         ignored: &mut Vec<String>,
-    ) -> Result<Option<Self>, RequestError> {
+    ) -> Result<Option<(Self, &'static str)>, RequestError> {
         let by_format = read_response_format(fields, ignored)?;
         let by_output = read_structured_outputs(fields, ignored)?;
         match (by_format, by_output) {
@@ -39,8 +39,9 @@ impl AnswerFormat {
                 let param = fields.path(RESPONSE_FORMAT);
                 Err(RequestError::Conflict { param, other: STRUCTURED_OUTPUTS })
             }
-            (format, None) => Ok(format),
-            (None, format) => Ok(format),
+            (Some(format), None) => Ok(Some((format, RESPONSE_FORMAT))),
+            (None, Some(format)) => Ok(Some((format, STRUCTURED_OUTPUTS))),
+            (None, None) => Ok(None),
         }
     }
 }
@@ -67,8 +68,8 @@ fn read_response_format(
             return Err(RequestError::Unsupported { param, got, accepted });
         }
     };
-    // Clients send the place of the schema as null with other formats.
-    format.take("json_schema");
+    // Clients send it as null with other formats.
+    format.refuse_unless("json_schema", |_| false, "it goes with the type json_schema")?;
     format.ignored(ignored);
     Ok(read)
 }
@@ -95,7 +96,14 @@ fn read_schema(fields: &mut Fields, name: &str) -> Result<Option<AnswerFormat>, 
     let param = fields.path(name);
     let schema = match fields.take(name) {
         None => return Ok(None),
-        Some(Value::String(text)) => serde_json::from_str(&text).unwrap_or(Value::Null),
+        Some(Value::String(text)) => match serde_json::from_str(&text) {
+            Ok(schema) => schema,
+            Err(_) => {
+                let (expected, got) =
+                    ("a JSON schema".to_owned(), "a text that is not JSON".to_owned());
+                return Err(RequestError::OutOfRange { param, expected, got });
+            }
+        },
         Some(schema) => schema,
     };
     match schema {

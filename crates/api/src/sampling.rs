@@ -9,6 +9,9 @@ use crate::{MAX_CHOICES, MAX_MODEL_NAME_BYTES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
 /// Most entries of `logit_bias`.
 const MAX_LOGIT_BIASES: usize = 1024;
 
+/// Most scores at a place, of all answers together: of a token and of the likeliest beside it.
+const MAX_SCORED: usize = 128;
+
 /// Largest `max_tokens` that is accepted; the answer also ends where the context does.
 const MAX_TOKENS_LIMIT: i64 = 1 << 31;
 
@@ -39,8 +42,8 @@ pub struct SamplingFields {
     pub max_tokens: Option<usize>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
-    /// What the answer must look like; none leaves it to the model.
-    pub format: Option<AnswerFormat>,
+    /// What the answer must look like, and the field that says it; none leaves it to the model.
+    pub format: Option<(AnswerFormat, &'static str)>,
     /// Answers to each prompt, from 1; the i-th takes the seed plus i.
     pub n_answers: usize,
 }
@@ -100,6 +103,26 @@ fn read_n(fields: &mut Fields) -> Result<usize, RequestError> {
             Err(RequestError::Unsupported { param, got: best_of.to_string(), accepted })
         }
         _ => Ok(usize::try_from(n).unwrap_or(MAX_CHOICES)),
+    }
+}
+
+/// Refuses to name so many likeliest tokens in so many answers that these would fill the memory: a name takes some 80 bytes.
+pub(crate) fn check_scores(
+    fields: &Fields,
+    n_answers: usize,
+    n_top: Option<usize>,
+) -> Result<(), RequestError> {
+    let most = MAX_SCORED / n_answers;
+    match n_top {
+        Some(n_top) if n_top + 1 > most => Err(RequestError::OutOfRange {
+            param: fields.path("n"),
+            expected: format!(
+                "at most {} answers with {n_top} likeliest tokens",
+                MAX_SCORED / (n_top + 1)
+            ),
+            got: n_answers.to_string(),
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -148,6 +148,13 @@ fn several_answers_are_asked_for_within_a_bound() {
     for wrong in [json!(0), json!(33), json!(1.5)] {
         assert_eq!(chat_with("n", &wrong).unwrap_err().param(), Some("n"), "{wrong}");
     }
+    let scored = |n: usize| {
+        let body = json!({"model": "m", "prompt": "a", "n": n, "logprobs": 20}).to_string();
+        CompletionRequest::parse(body.as_bytes())
+    };
+    assert!(scored(6).is_ok());
+    let error = scored(7).unwrap_err();
+    assert_eq!(error.to_string(), "`n` is 7, expected at most 6 answers with 20 likeliest tokens");
     let prompts = |n: usize| {
         let body = json!({"model": "m", "prompt": vec!["a"; n], "n": 8, "best_of": 8}).to_string();
         CompletionRequest::parse(body.as_bytes())
@@ -159,7 +166,12 @@ fn several_answers_are_asked_for_within_a_bound() {
 
 #[test]
 fn formats_are_read_from_either_dialect() {
-    let format = |name, value: Value| chat_with(name, &value).unwrap().sampling.format;
+    let format = |name, value: Value| {
+        chat_with(name, &value).unwrap().sampling.format.map(|(format, param)| {
+            assert_eq!(param, name);
+            format
+        })
+    };
     let schema = json!({"type": "object", "properties": {}});
     let by_schema = Some(AnswerFormat::JsonSchema(schema.clone()));
     assert_eq!(format("response_format", json!({"type": "text"})), None);
@@ -195,6 +207,11 @@ fn formats_that_say_nothing_or_two_things_are_refused() {
             "response_format",
             json!({"type": "json_schema", "json_schema": {"name": "n"}}),
             "response_format.json_schema.schema",
+        ),
+        (
+            "response_format",
+            json!({"type": "json_object", "json_schema": {"schema": {}}}),
+            "response_format.json_schema",
         ),
         ("structured_outputs", json!({}), "structured_outputs"),
         ("structured_outputs", json!({"regex": "a", "choice": ["b"]}), "structured_outputs"),
@@ -323,6 +340,8 @@ fn a_suffix_goes_with_texts_only() {
     for none in [json!(""), json!(null)] {
         assert_eq!(completion_with("suffix", &none).unwrap().suffix, None);
     }
+    let echoed = json!({"model": "m", "prompt": "a", "suffix": "}", "echo": true}).to_string();
+    assert_eq!(CompletionRequest::parse(echoed.as_bytes()).unwrap_err().param(), Some("echo"));
     let ids = json!({"model": "m", "prompt": [[1, 2], "a"], "suffix": "}"}).to_string();
     assert_eq!(CompletionRequest::parse(ids.as_bytes()).unwrap_err().param(), Some("suffix"));
 }

@@ -16,6 +16,7 @@ mod peer;
 mod random_model;
 mod result;
 mod shapes;
+mod temporary;
 mod tokenization;
 mod training;
 
@@ -30,5 +31,6 @@ pub use peer::{
 pub use random_model::{RANDOM_MODEL_VERSION, RandomWeights, write_random_model};
 pub use result::{BenchReport, BenchResult, median};
 pub use shapes::{Shape, TRAIN_STEP_SHAPE};
+pub use temporary::TemporaryFolder;
 pub use tokenization::{BENCH_VOCAB_SIZE, TextError, TextFiles, tokenizer_encode, tokenizer_train};
 pub use training::{TRAIN_STEP_BATCH, train_step, training_speed};

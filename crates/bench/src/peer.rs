@@ -6,6 +6,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::temporary::TemporaryFolder;
+
 /// A program that Galerne is measured against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -82,6 +84,12 @@ impl Peer {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerError {
+    /// There is no folder for what it writes.
+    #[error("cannot make a temporary folder")]
+    Folder {
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// The peer's environment or script is not there.
     #[error("{} is missing: peers are measured from a checkout, installed as benches/peers/README.md says", path.display())]
     Missing {
@@ -188,14 +196,12 @@ impl PeerInference<'_> {
         peer: Peer,
         [n_tokens, vocab_size]: [usize; 2],
     ) -> Result<(PeerFigure, Vec<f32>), PeerError> {
-        let name = format!("galerne-{}-{}.logits", peer.name(), std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let folder = TemporaryFolder::new().map_err(|source| PeerError::Folder { source })?;
+        let path = folder.path().join("logits");
         let count = n_tokens.to_string();
         let more = ["--logits-tokens".into(), count.into(), "--logits".into(), path.clone().into()];
         let figure = self.run_with(peer, &more);
         let bytes = std::fs::read(&path);
-        // It may not be there; a file that stays in the folder of temporary files harms nobody.
-        let _ = std::fs::remove_file(&path);
         let (figure, peer) = (figure?, peer.name());
         let expected = 4 * n_tokens * vocab_size;
         let problem = match bytes {

@@ -77,6 +77,6 @@ pub(crate) enum Command {
     Chat(chat::Args),
     /// Serve the models of the home: API and chat page
     Serve(serve::Args),
-    /// Measure speed: training step, prefill, decode, batched decode
+    /// Measure speed: training step, prefill, decode, batched decode, tokenizers, and how costs grow
     Bench(bench::Args),
 }

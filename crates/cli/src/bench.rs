@@ -199,15 +199,26 @@ fn check(args: &Args) -> Result<(), Failure> {
         _ if what == What::Train && args.model.is_some() => {
             "bench train measures shapes: give --shape"
         }
+        Some(_)
+            if what == What::Train
+                && args.shape.as_deref().is_some_and(|name| name != TRAIN_STEP_SHAPE.name) =>
+        {
+            "--peer trains the shape 15.7m: leave out --shape"
+        }
         _ if what == What::Train && args.weights.is_some_and(|of| of != RandomWeights::Bf16) => {
             "bench train measures bf16: leave out --weights"
         }
-        _ if what == What::Tokenizer && (args.model.is_some() || args.shape.is_some()) => {
-            "bench tokenizer has no model: leave out --model and --shape"
+        _ if what == What::Tokenizer
+            && (args.model.is_some() || args.shape.is_some() || args.weights.is_some()) =>
+        {
+            "bench tokenizer has no model: leave out --model, --shape and --weights"
         }
         _ if args.divergence && !is_inference => "--divergence is for prefill, decode and batch",
         Some(_) if args.load.quantize.is_some() || args.load.adapter.is_some() => {
             "--peer measures the file as it is: leave out --quantize and --adapter"
+        }
+        _ if args.load.adapter.is_some() && what == What::Growth => {
+            "bench growth measures models alone: leave out --adapter"
         }
         _ if args.load.adapter.is_some() && args.divergence => {
             "--divergence compares with the file alone: leave out --adapter"
@@ -287,7 +298,13 @@ mod tests {
             (&["growth", "--peer"], "bench growth has no peer"),
             (&["decode", "--document", "d.md"], "--document is for bench growth"),
             (&["train", "--divergence"], "--divergence is for prefill"),
-            (&["tokenizer", "--text", "t", "--shape", "1b"], "leave out --model and --shape"),
+            (&["growth", "--model", "m", "--adapter", "a"], "leave out --adapter"),
+            (&["train", "--shape", "1b", "--peer"], "--peer trains the shape 15.7m"),
+            (&["tokenizer", "--text", "t", "--weights", "q8"], "leave out --model, --shape and"),
+            (
+                &["tokenizer", "--text", "t", "--shape", "1b"],
+                "leave out --model, --shape and --weights",
+            ),
         ] {
             let error = check(&parsed(arguments)).unwrap_err().to_string();
             assert!(error.contains(expected), "{arguments:?}: {error}");

@@ -103,10 +103,22 @@ impl BlockPool {
     fn root(&mut self, adapter: Option<&Arc<LoadedAdapter>>) -> Root {
         let Some(adapter) = adapter else { return Root::Base };
         let found = self.adapters.iter().position(|known| known.as_ptr() == Arc::as_ptr(adapter));
-        Root::Adapter(found.unwrap_or_else(|| {
-            self.adapters.push(Arc::downgrade(adapter));
-            self.adapters.len() - 1
-        }))
+        Root::Adapter(found.unwrap_or_else(|| self.add_adapter(adapter)))
+    }
+
+    /// A place for an adapter: that of one that is gone with all that was computed with it, or a new one.
+    fn add_adapter(&mut self, adapter: &Arc<LoadedAdapter>) -> usize {
+        let (adapters, prefixes) = (&mut self.adapters, &self.prefixes);
+        let is_vacant = |&idx: &usize| {
+            adapters[idx].strong_count() == 0 && !prefixes.has_root(Root::Adapter(idx))
+        };
+        let vacant = (0..adapters.len()).find(is_vacant);
+        let place = vacant.unwrap_or_else(|| {
+            adapters.push(Weak::new());
+            adapters.len() - 1
+        });
+        adapters[place] = Arc::downgrade(adapter);
+        place
     }
 
     /// Takes the blocks of the longest computed part of a beginning, but for the last token, whose logits are wanted; also gives
@@ -168,6 +180,13 @@ impl BlockPool {
         }
         sequence.n_held += n_needed;
         true
+    }
+
+    /// As [`BlockPool::extend`], of blocks that nobody holds, the tree neither.
+    #[must_use]
+    pub(crate) fn extend_with_free(&mut self, sequence: &mut SequenceBlocks, end: usize) -> bool {
+        let n_new = end.div_ceil(KEY_BLOCK).saturating_sub(sequence.end() / KEY_BLOCK);
+        n_new * self.plan.config.n_layers <= self.free.len() && self.extend(sequence, end)
     }
 
     /// Drops the leaf of the tree that was unused the longest, of those that make room.

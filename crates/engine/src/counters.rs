@@ -27,7 +27,7 @@ pub struct EngineLoad {
     pub n_reused_tokens: u64,
     /// How often a request gave its cache back to others, to be computed again.
     pub n_preemptions: u64,
-    /// Guessed tokens that were checked.
+    /// Guessed tokens that were computed, those after a wrong one among them.
     pub n_guesses: u64,
     /// Those of them that came true.
     pub n_right_guesses: u64,

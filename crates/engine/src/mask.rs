@@ -52,16 +52,16 @@ impl TokenSet {
     }
 }
 
-/// Says which tokens may come next. Called on a thread of its own while the model runs, so that it costs no time as long as it is
-/// quicker than a step; an error or a panic fails its own request only.
+/// Says which tokens may come next. An error or a panic fails its own request only.
 pub trait TokenMask: Send {
-    /// Puts the tokens that may come next into `allowed`, which is empty.
+    /// Puts the tokens that may come next into `allowed`, which is empty. Called on a thread of its own while the model runs, so that it
+    /// costs no time as long as it is quicker than a step.
     ///
     /// # Errors
     /// Why nothing can come next, or it cannot be told.
     fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String>;
 
-    /// Takes the token that came, which was allowed.
+    /// Takes the token that came, which was allowed. Called on the engine's thread, for which all requests wait.
     ///
     /// # Errors
     /// Why it cannot go on.

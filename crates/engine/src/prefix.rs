@@ -55,6 +55,11 @@ impl PrefixTree {
         lists + table + n_layers * size_of::<u32>()
     }
 
+    /// Whether a prefix of this root is known.
+    pub(crate) fn has_root(&self, root: Root) -> bool {
+        self.nodes.iter().flatten().any(|node| node.key.parent == Parent::Root(root))
+    }
+
     /// The blocks of the longest known prefix of `token_ids`, 32 tokens after 32 tokens.
     pub(crate) fn matching(&mut self, root: Root, token_ids: &[u32]) -> Vec<&[u32]> {
         self.clock += 1;

@@ -19,8 +19,11 @@ use crate::sampler::SamplerScratch;
 use crate::sequence::{Next, Sequence, panic_message};
 use crate::{EngineError, FinishReason, ScoredToken};
 
-/// Rows of a prompt that is scored in one step: each takes a look at the whole vocabulary, for which all others wait.
+/// Rows of prompts that are scored in one step: each takes a look at the whole vocabulary, for which all others wait.
 const SCORED_ROWS: usize = 32;
+
+/// Stack of the thread that finds out masks: libraries of grammars recurse.
+const MASKS_STACK: usize = 16 << 20;
 
 /// Everything the engine's thread owns.
 pub(crate) struct Scheduler<F> {
@@ -172,35 +175,32 @@ where
     /// Gives each generating sequence its one token, then the rest of the budget to what is to be read, oldest first; and takes
     /// blocks for all of them.
     fn plan_step(&mut self) {
-        let mut budget = self.limits.step_tokens;
+        let (mut budget, mut scored) = (self.limits.step_tokens, SCORED_ROWS);
         for sequence in &mut self.running {
             sequence.guess(0);
             sequence.n_step = usize::from(sequence.n_uncached() == 1);
             budget -= sequence.n_step;
         }
         for sequence in self.running.iter_mut().filter(|sequence| sequence.n_uncached() > 1) {
-            let most = if sequence.is_scoring() { SCORED_ROWS } else { budget };
+            let most = if sequence.is_scoring() { scored } else { budget };
             sequence.n_step = budget.min(most).min(sequence.n_uncached());
             budget -= sequence.n_step;
+            scored -= if sequence.is_scoring() { sequence.n_step } else { 0 };
         }
-        self.plan_guesses(budget);
         let mut idx = 0;
         while idx < self.running.len() {
             let sequence = &mut self.running[idx];
             let end = sequence.n_cached + sequence.n_step;
             if sequence.n_step == 0 || self.pool.extend(&mut sequence.blocks, end) {
-                let n = sequence.n_guessed;
-                if n > 0 && !self.pool.extend(&mut sequence.blocks, end + n) {
-                    sequence.guess(0);
-                }
                 idx += 1;
             } else {
                 self.preempt_latest();
             }
         }
+        self.plan_guesses(budget);
     }
 
-    /// Gives guesses of what the generating sequences say next up to `budget` rows.
+    /// Gives guesses of what the generating sequences say next up to `budget` rows, where blocks are free for them.
     fn plan_guesses(&mut self, budget: usize) {
         let speculation = self.limits.speculation;
         if speculation == Speculation::Off {
@@ -217,7 +217,12 @@ where
             _ => draft::choose(drafters, n_rows, budget, self.row_cost.of_one_more()),
         };
         let drawing = self.running.iter_mut().filter(|sequence| sequence.draws());
-        drawing.zip(chosen).for_each(|(sequence, n)| sequence.guess(n));
+        for (sequence, n) in drawing.zip(chosen) {
+            let end = sequence.n_cached + sequence.n_step + n;
+            if n > 0 && self.pool.extend_with_free(&mut sequence.blocks, end) {
+                sequence.guess(n);
+            }
+        }
     }
 
     /// Takes all blocks from the request that arrived last. The first to arrive has what it needs in the end: alone it has all blocks,
@@ -265,15 +270,18 @@ where
         // After a panic the blocks of this step are given back, to be written before they are read, and the workspace holds
         // nothing between steps.
         let has_masks = !masks.is_empty();
-        let start = Instant::now();
-        let outcome = beside(
+        let (outcome, seconds) = beside(
             || masks.iter_mut().for_each(|(_, mask)| mask.prepare()),
             has_masks,
-            || catch_unwind(AssertUnwindSafe(|| forward(&rows, &mut on_logits))),
+            || {
+                let start = Instant::now();
+                let outcome = catch_unwind(AssertUnwindSafe(|| forward(&rows, &mut on_logits)));
+                (outcome, start.elapsed().as_secs_f64())
+            },
         );
-        if running.iter().all(|sequence| sequence.n_step <= 1) {
+        if outcome.is_ok() && running.iter().all(|sequence| sequence.n_step <= 1) {
             let n_rows = rows.iter().map(|row| row.token_ids.len()).sum();
-            self.row_cost.observe(n_rows, start.elapsed().as_secs_f64());
+            self.row_cost.observe(n_rows, seconds);
         }
         for (idx, mask) in masks {
             *self.running[idx].mask_mut() = Some(mask);
@@ -300,7 +308,7 @@ where
     /// Hands scored tokens of prompts over, and draws the next tokens of each sequence whose tokens are all computed.
     fn draw_tokens(&mut self) {
         let logits = std::mem::take(&mut self.logits);
-        let mut rows = logits.chunks_exact(self.vocab_size);
+        let (mut rest, vocab_size) = (&logits[..], self.vocab_size);
         let counters = &self.counters;
         let mut scored = std::mem::take(&mut self.scored).into_iter().peekable();
         let (pool, scratch) = (&mut self.pool, &mut self.scratch);
@@ -314,17 +322,12 @@ where
             }
             idx += 1;
             if sequence.n_step > 0 && sequence.n_uncached() == 0 {
-                // All of them are taken from the list, though not all may be looked at.
                 let n_guessed = sequence.n_guessed;
-                let own: Vec<&[f32]> = rows.by_ref().take(1 + n_guessed).collect();
-                assert_eq!(
-                    own.len(),
-                    1 + n_guessed,
-                    "the model gives logits after each last token"
-                );
+                let (own, others) = rest.split_at((1 + n_guessed) * vocab_size);
+                rest = others;
                 if next == Next::GoesOn {
                     let n_right;
-                    (next, n_right) = sequence.take_tokens(own.into_iter(), scratch);
+                    (next, n_right) = sequence.take_tokens(own.chunks_exact(vocab_size), scratch);
                     counters.count_guesses(n_guessed, n_right);
                     advance(pool, sequence, n_right);
                 }
@@ -371,7 +374,7 @@ fn beside<T>(masks: impl FnOnce() + Send, is_needed: bool, model: impl FnOnce() 
         return model();
     }
     std::thread::scope(|scope| {
-        let builder = std::thread::Builder::new().name("masks".to_owned());
+        let builder = std::thread::Builder::new().name("masks".to_owned()).stack_size(MASKS_STACK);
         if let Err(source) = builder.spawn_scoped(scope, masks) {
             warn!(%source, "no thread for masks");
         }

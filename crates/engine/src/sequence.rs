@@ -115,9 +115,10 @@ impl Sequence {
         self.n_step > 0 && self.n_step == self.n_uncached()
     }
 
-    /// Guesses that could be of use: not beyond the end, whose token needs no successor.
+    /// Guesses that could be of use: not beyond the end, whose token needs no successor; and none where a mask says what may come, for it
+    /// would have to be asked between the tokens of a step, while all wait.
     pub(crate) fn n_guessable(&self) -> usize {
-        if self.is_scoring() || self.n_uncached() != 1 {
+        if self.is_scoring() || self.mask.is_some() || self.n_uncached() != 1 {
             return 0;
         }
         (self.max_len() - self.token_ids.len()).saturating_sub(1)

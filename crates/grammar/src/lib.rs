@@ -28,20 +28,36 @@ use std::fmt;
 use std::sync::Arc;
 
 use engine::{TokenMask, TokenSet};
-use llguidance::api::TopLevelGrammar;
+use llguidance::api::{GrammarInit, TopLevelGrammar};
+use llguidance::earley::lexerspec::LexerSpec;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 
-/// States of a lexer of one answer, of up to 2 KiB each; the library's own bound is ten times as high.
-const MAX_LEXER_STATES: usize = 25_000;
+/// Longest grammar: a schema as JSON, an expression, a choice with its quotes, the text of Lark.
+pub const MAX_SOURCE_BYTES: usize = 32 << 10;
+
+/// Stack on which a grammar is read: of the forms that recurse, rules that name one another take most, 2.3 KiB for each four bytes.
+const STACK_BYTES: usize = 128 << 20;
+
+/// Most kinds of words (texts, expressions) of a grammar, and states of a lexer of one answer. A state takes up to 1 KiB and 8 bytes for
+/// each kind of word that it may still become: at most 45 MiB in all.
+const MAX_LEXEMES: usize = 1_000;
+const MAX_LEXER_STATES: usize = 5_000;
+
+/// What finding the tokens for one place may cost: a few milliseconds. All requests of a step wait for the slowest.
+const STEP_FUEL: u64 = 50_000;
+const STEP_ITEMS: usize = 20_000;
+
+/// What is said where the library gives up in a panic.
+const UNREADABLE: &str = "it cannot be read";
 
 /// Space between the parts of JSON: one, or a line break and indentation. Without a bound a model that likes space never ends.
 const JSON_SPACE: &str = r" |\n[ \t]{0,32}";
 
 /// Longest part of the library's reasons that is repeated, in characters.
-const MAX_DETAIL_CHARS: usize = 300;
+const MAX_DETAIL_CHARS: usize = 200;
 
 /// What an answer must look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,7 +122,7 @@ impl GrammarCompiler {
         if let Some(id) = eos_ids.iter().find(|&&id| id >= n_ids) {
             return Err(vocabulary(format!("token {id} ends answers, expected less than {n_ids}")));
         }
-        let words: Vec<Vec<u8>> = (0..n_ids).map(|id| word(tokenizer, id)).collect();
+        let words: Vec<Vec<u8>> = (0..n_ids).map(|id| word(tokenizer, id, eos_ids)).collect();
         let trie = TokTrie::from(&TokRxInfo::new(n_ids, tok_eos), &words);
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie.with_eos_tokens(eos_ids)));
         let factory = ParserFactory::new_simple(&env);
@@ -114,6 +130,8 @@ impl GrammarCompiler {
         factory.quiet();
         let limits = factory.limits_mut();
         limits.max_lexer_states = MAX_LEXER_STATES;
+        (limits.step_lexer_fuel, limits.step_max_items) = (STEP_FUEL, STEP_ITEMS);
+        limits.precompute_large_lexemes = false;
         // Errors go to the client: they must not hold the answer or the library's inner state.
         limits.verbose_errors = false;
         Ok(Self { factory, eos_ids: eos_ids.into() })
@@ -124,33 +142,92 @@ impl GrammarCompiler {
     /// # Errors
     /// [`GrammarError::Grammar`].
     pub fn compile(&self, grammar: &Grammar) -> Result<GrammarMask, GrammarError> {
-        let (what, parsed) = match grammar {
-            Grammar::Choice(texts) if texts.is_empty() => {
-                let (what, detail) = ("the choice", "it has no text".to_owned());
-                return Err(GrammarError::Grammar { what, detail });
-            }
-            Grammar::JsonSchema(schema) => {
-                ("the JSON schema", TopLevelGrammar::from_json_schema(with_space(schema)))
-            }
-            Grammar::Regex(regex) => ("the regular expression", TopLevelGrammar::from_regex(regex)),
-            Grammar::Choice(texts) => ("the choice", TopLevelGrammar::from_lark(choice(texts))),
-            Grammar::Lark(text) => ("the grammar", TopLevelGrammar::from_lark(text.clone())),
+        let what = grammar.what();
+        let refused = |detail: String| GrammarError::Grammar { what, detail };
+        let source = grammar.source();
+        if source.len() > MAX_SOURCE_BYTES {
+            let (got, limit) = (source.len(), MAX_SOURCE_BYTES);
+            return Err(refused(format!("it has {got} bytes, at most {limit} are accepted")));
+        }
+        let matcher = on_deep_stack(|| self.matcher(grammar, source)).map_err(refused)?;
+        Ok(GrammarMask { matcher, eos_ids: Arc::clone(&self.eos_ids) })
+    }
+
+    fn matcher(&self, grammar: &Grammar, source: String) -> Result<Matcher, String> {
+        let parsed = match grammar {
+            Grammar::JsonSchema(schema) => TopLevelGrammar::from_json_schema(with_space(schema)),
+            Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Grammar::Choice(texts) if texts.is_empty() => return Err("it has no text".to_owned()),
+            Grammar::Choice(_) | Grammar::Lark(_) => TopLevelGrammar::from_lark(source),
         };
-        let matcher = Matcher::new(self.factory.create_parser(parsed));
-        match matcher.get_error() {
-            Some(error) => Err(GrammarError::Grammar { what, detail: one_line(&error) }),
-            None => {
-                let eos_ids = Arc::clone(&self.eos_ids);
-                Ok(GrammarMask { matcher, eos_ids })
+        let parts = GrammarInit::Serialized(parsed)
+            .to_internal(Some(self.factory.tok_env().clone()), self.factory.limits().clone());
+        let (grammar, lexer) = parts.map_err(|error| reason(&error.to_string()))?;
+        self.check_lexer(&lexer)?;
+        let parser =
+            self.factory.create_parser_from_init_default(GrammarInit::Internal(grammar, lexer));
+        let matcher = Matcher::new(parser);
+        matcher.get_error().map_or(Ok(matcher), |error| Err(reason(&error)))
+    }
+
+    /// Refuses lexers that take too long to begin with: the library itself looks at every first byte without a bound, and some
+    /// expressions take 2^40 states to show that nothing matches.
+    fn check_lexer(&self, lexer: &LexerSpec) -> Result<(), String> {
+        let (got, limit) = (lexer.lexemes.len(), MAX_LEXEMES);
+        if got > limit {
+            return Err(format!("it has {got} kinds of words, at most {limit} are accepted"));
+        }
+        let mut limits = self.factory.limits().clone();
+        let states = lexer.to_regex_vec(&mut limits);
+        let mut states = states.map_err(|error| reason(&error.to_string()))?;
+        states.set_fuel(limits.initial_lexer_fuel);
+        let start = states.initial_state(&lexer.all_lexemes());
+        for byte in 0..=u8::MAX {
+            states.transition(start, byte);
+            if let Some(error) = states.get_error() {
+                return Err(reason(&error));
             }
+        }
+        Ok(())
+    }
+}
+
+impl Grammar {
+    fn what(&self) -> &'static str {
+        match self {
+            Self::JsonSchema(_) => "the JSON schema",
+            Self::Regex(_) => "the regular expression",
+            Self::Choice(_) => "the choice",
+            Self::Lark(_) => "the grammar",
+        }
+    }
+
+    /// Its text, that of a choice in Lark's notation.
+    fn source(&self) -> String {
+        match self {
+            Self::JsonSchema(schema) => schema.to_string(),
+            Self::Regex(text) | Self::Lark(text) => text.clone(),
+            Self::Choice(texts) => choice(texts),
         }
     }
 }
 
-/// The bytes of a token, marked where it stands for no text, so that no grammar of texts allows it.
-fn word(tokenizer: &Tokenizer, token_id: u32) -> Vec<u8> {
+/// Runs `work` where the deepest grammar of [`MAX_SOURCE_BYTES`] ends in an error and not in the end of the process: the library
+/// recurses over some forms without a bound (`the_deepest_grammars_are_refused_or_read`). Memory of a stack is taken when it is first used.
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let builder =
+            std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK_BYTES);
+        let started = builder.spawn_scoped(scope, work);
+        let worker = started.map_err(|error| format!("there is no thread to read it: {error}"))?;
+        worker.join().unwrap_or_else(|_| Err(UNREADABLE.to_owned()))
+    })
+}
+
+/// The bytes of a token, marked where it stands for no text or ends the answer, so that no grammar of texts allows it.
+fn word(tokenizer: &Tokenizer, token_id: u32, eos_ids: &[u32]) -> Vec<u8> {
     let bytes = tokenizer.token_bytes(token_id).unwrap_or_default();
-    if tokenizer.is_control(token_id) {
+    if tokenizer.is_control(token_id) || eos_ids.contains(&token_id) {
         [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat()
     } else {
         bytes.to_vec()
@@ -169,17 +246,22 @@ fn with_space(schema: &Value) -> Value {
     schema
 }
 
-/// Texts as alternatives in Lark's notation, whose strings are those of JSON.
+/// Texts as alternatives of one word in Lark's notation, whose strings are those of JSON.
 fn choice(texts: &[String]) -> String {
-    let quoted: Vec<String> =
-        texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
-    format!("start: {}", quoted.join(" | "))
+    let quoted = texts.iter().map(|text| Value::from(text.as_str()).to_string());
+    format!("start: CHOICE\nCHOICE: {}", quoted.collect::<Vec<_>>().join(" | "))
 }
 
-/// The library's reason without its line breaks, which may be long.
-fn one_line(error: &str) -> String {
-    let words: Vec<&str> = error.split_whitespace().collect();
-    words.join(" ").chars().take(MAX_DETAIL_CHARS).collect()
+/// The library's reason for whoever sent the grammar: one line without control characters, and nothing of a panic, which names the
+/// folders of this program's source.
+fn reason(error: &str) -> String {
+    if error.starts_with("panic") {
+        return UNREADABLE.to_owned();
+    }
+    let told = error.split("<backtrace>").next().unwrap_or_default();
+    let words: Vec<&str> = told.split_whitespace().collect();
+    let line = words.join(" ");
+    line.chars().filter(|c| !c.is_control()).take(MAX_DETAIL_CHARS).collect()
 }
 
 /// What may come next in one answer.
@@ -188,10 +270,18 @@ pub struct GrammarMask {
     eos_ids: Arc<[u32]>,
 }
 
+impl GrammarMask {
+    /// The mask of another answer of the same form, without compiling it again. Taken before the first token, it is fresh.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self { matcher: self.matcher.deep_clone(), eos_ids: Arc::clone(&self.eos_ids) }
+    }
+}
+
 impl TokenMask for GrammarMask {
     fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String> {
         let mask =
-            self.matcher.compute_mask_or_eos().map_err(|error| one_line(&error.to_string()))?;
+            self.matcher.compute_mask_or_eos().map_err(|error| reason(&error.to_string()))?;
         for (word, bits) in allowed.words_mut().iter_mut().zip(mask.as_slice()) {
             *word = *bits;
         }
@@ -203,7 +293,7 @@ impl TokenMask for GrammarMask {
         if self.eos_ids.contains(&token_id) {
             return Ok(());
         }
-        self.matcher.consume_token(token_id).map_err(|error| one_line(&error.to_string()))
+        self.matcher.consume_token(token_id).map_err(|error| reason(&error.to_string()))
     }
 }
 

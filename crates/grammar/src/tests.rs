@@ -176,6 +176,66 @@ fn what_cannot_be_followed_is_refused_in_one_line() {
     }
 }
 
+/// As many levels as fit into the longest grammar.
+fn chain(level: impl Fn(usize) -> String, end: &str) -> String {
+    let mut text = String::new();
+    for i in 0.. {
+        let next = level(i);
+        if text.len() + next.len() + end.len() > MAX_SOURCE_BYTES {
+            break;
+        }
+        text += &next;
+    }
+    text + end
+}
+
+/// Forms over which the library recurses without a bound, at the greatest size: an error or a mask, and the process goes on.
+#[test]
+fn the_deepest_grammars_are_refused_or_read() {
+    let tokenizer = tokenizer();
+    let compiler = compiler(&tokenizer);
+    let name = |i: usize| -> String {
+        let letters = "abcdefghijklmnopqrstuvwxyz".as_bytes();
+        [i / 676, i / 26 % 26, i % 26].map(|i| char::from(letters[i % 26])).iter().collect()
+    };
+    let rules = chain(|i| format!("{}:{}\n", name(i), name(i + 1)), "");
+    let n = rules.lines().count();
+    let rules = format!("{rules}{}: \"x\"\nstart: {}\n", name(n), name(0));
+    let words = rules.to_uppercase().replace("START", "start").replace("\"X\"", "\"x\"");
+    let lark = [
+        rules,
+        words,
+        chain(|_| "(".to_owned(), "\"a\"").replacen('(', "start: (", 1),
+        format!("start: {}", chain(|_| "a{".to_owned(), "").split_at(MAX_SOURCE_BYTES - 10).0),
+        format!("start %if {}", chain(|_| "not(".to_owned(), "").split_at(MAX_SOURCE_BYTES - 20).0),
+    ];
+    for text in lark {
+        let text = if text.len() > MAX_SOURCE_BYTES {
+            text[text.len() - MAX_SOURCE_BYTES..].to_owned()
+        } else {
+            text
+        };
+        drop(compiler.compile(&Grammar::Lark(text)));
+    }
+    let definitions: serde_json::Map<String, Value> = (0..700)
+        .map(|i| (format!("a{i}"), json!({"$ref": format!("#/$defs/a{}", i + 1)})))
+        .chain([("a700".to_owned(), json!({"type": "null"}))])
+        .collect();
+    let properties: serde_json::Map<String, Value> =
+        (0..2400).map(|i| (format!("p{i}"), json!({}))).collect();
+    for schema in [
+        json!({"$ref": "#/$defs/a0", "$defs": definitions}),
+        json!({"type": "object", "properties": properties}),
+        (0..60).fold(json!({}), |inner, _| json!({"items": inner})),
+    ] {
+        assert!(schema.to_string().len() < MAX_SOURCE_BYTES, "{}", schema.to_string().len());
+        drop(compiler.compile(&Grammar::JsonSchema(schema)));
+    }
+    let long = Grammar::Regex("a".repeat(MAX_SOURCE_BYTES + 1));
+    let error = compiler.compile(&long).err().unwrap().to_string();
+    assert!(error.ends_with("it has 32769 bytes, at most 32768 are accepted"), "{error}");
+}
+
 /// What is made to take long ends in an error, or goes on in bounded steps.
 #[test]
 fn hostile_grammars_end() {
@@ -186,12 +246,20 @@ fn hostile_grammars_end() {
         |inner, _| json!({"type": "object", "properties": {"a": inner.clone(), "b": inner}}),
     );
     let ambiguous = "start: a a a a a a\na: (\"a\" | \"aa\" | a a)*\n";
+    let needs = |first: &str, second: &str| json!({"anyOf": [{"const": "a"}, {"type": "string", "allOf": [{"pattern": first}, {"pattern": second}]}]});
     for grammar in [
         Grammar::Regex("((a{1,900}){1,900}){1,900}".to_owned()),
         Grammar::Regex("(.*a.*b.*c.*d.*e){50}".to_owned()),
         Grammar::Regex(format!("({})*", "(a|b)?".repeat(3000))),
         Grammar::Regex("[^a]*a.{2000}".to_owned()),
+        Grammar::Regex("\\w".repeat(MAX_SOURCE_BYTES / 2)),
         Grammar::Lark(ambiguous.to_owned()),
+        // Remainders, of which there are as many as the number; and 2^40 states until it is clear that nothing matches.
+        Grammar::JsonSchema(json!({"type": "integer", "multipleOf": 99_999_989})),
+        Grammar::Lark(
+            "start: T\nT: \"a\" | \"b\" (/[01]*1[01]{40}/ & /[01]*0[01]{40}/)\n".to_owned(),
+        ),
+        Grammar::JsonSchema(needs("^[01]*1[01]{40}$", "^[01]*0[01]{40}$")),
         Grammar::JsonSchema(json!({"type": "array", "minItems": 1_000_000_000_u64})),
         Grammar::JsonSchema(json!({"$ref": "#"})),
         Grammar::JsonSchema(json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}})),
@@ -212,6 +280,37 @@ fn hostile_grammars_end() {
             }
         }
     }
+}
+
+/// The library cuts a text within a character there, which it says with a backtrace.
+#[test]
+fn a_panic_of_the_library_is_told_without_its_backtrace() {
+    let tokenizer = tokenizer();
+    let compiler = compiler(&tokenizer);
+    let schema = json!({"type": "string", "minLength": "é".repeat(80)});
+    let error = compiler.compile(&Grammar::JsonSchema(schema)).err().unwrap().to_string();
+    assert_eq!(error, "the JSON schema cannot be followed: it cannot be read");
+}
+
+/// A token of text that ends answers, as some models have it, is not taken for text.
+#[test]
+fn a_token_that_ends_answers_is_no_text() {
+    let tokenizer = tokenizer();
+    let n = tokenizer.vocab_size();
+    let end = tokenizer.encode("e")[0];
+    let compiler = GrammarCompiler::new(&tokenizer, n, &[tokenizer.eos_id(), end]).unwrap();
+    let mask = compiler.compile(&Grammar::Regex("e[a-f]".to_owned())).unwrap();
+    for mut mask in [mask.another(), mask] {
+        let mut allowed = TokenSet::none_of(n);
+        // The byte alone would end the answer; tokens that begin with it are there or not, so that nothing may come.
+        let outcome = mask.allowed(&mut allowed);
+        assert!(outcome.is_err() || !allowed.contains(end), "{outcome:?}");
+    }
+    let plain = GrammarCompiler::new(&tokenizer, n, &[tokenizer.eos_id()]).unwrap();
+    let mut mask = plain.compile(&Grammar::Regex("e[a-f]".to_owned())).unwrap();
+    let mut allowed = TokenSet::none_of(n);
+    mask.allowed(&mut allowed).unwrap();
+    assert!(allowed.contains(end));
 }
 
 #[test]

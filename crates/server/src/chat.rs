@@ -50,7 +50,9 @@ async fn start(app: &SharedApp, request: ChatRequest) -> Result<Generations, Fai
         let ChatRequest { model: name, messages, sampling, logprobs, .. } = request;
         let prompt = generation::chat_prompt(&name, &model, messages)?;
         let scores = Scores { n_top: logprobs, of_prompt: false };
-        let started = generation::start(&name, &model, &prompt, &sampling, scores, "messages")?;
+        let mask = generation::mask(&model, &sampling)?;
+        let settings = (&sampling, mask.as_ref());
+        let started = generation::start(&name, &model, &prompt, settings, scores, "messages")?;
         Ok(Generations::new(started))
     })
     .await

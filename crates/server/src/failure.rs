@@ -33,8 +33,8 @@ pub(crate) enum Failure {
          together"
     )]
     ContextFull { model: String, n_prompt_tokens: usize, context_len: usize, param: &'static str },
-    #[error(transparent)]
-    Grammar(#[from] GrammarError),
+    #[error("{source}")]
+    Grammar { source: GrammarError, param: &'static str },
     #[error("the conversation cannot be rendered: {detail}")]
     Conversation { detail: String },
     #[error(transparent)]
@@ -78,7 +78,10 @@ impl Failure {
             Self::ContextFull { .. } => {
                 (StatusCode::BAD_REQUEST, INVALID, "context_length_exceeded")
             }
-            Self::Grammar(_) => (StatusCode::BAD_REQUEST, INVALID, "invalid_grammar"),
+            Self::Grammar { source: GrammarError::Vocabulary { .. }, .. } => {
+                (StatusCode::BAD_REQUEST, INVALID, "no_grammars")
+            }
+            Self::Grammar { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_grammar"),
             Self::Conversation { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_conversation"),
             Self::Engine(error) => engine_class(error),
             Self::Address { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_address"),
@@ -100,7 +103,8 @@ impl Failure {
             Self::Request(error) => error.param(),
             Self::UnknownModel { .. } | Self::NoChatTemplate { .. } => Some("model"),
             Self::NoFillInTheMiddle { .. } => Some("suffix"),
-            Self::Grammar(_) => Some("response_format"),
+            Self::Grammar { source: GrammarError::Vocabulary { .. }, .. } => Some("model"),
+            Self::Grammar { param, .. } => Some(param),
             Self::Conversation { .. } => Some("messages"),
             Self::ContextFull { param, .. } => Some(param),
             Self::Engine(EngineError::UnknownToken { .. } | EngineError::EmptyPrompt) => {
@@ -154,6 +158,7 @@ fn engine_class(error: &EngineError) -> (StatusCode, &'static str, &'static str)
             (StatusCode::BAD_REQUEST, INVALID, "invalid_value")
         }
         EngineError::CacheTooSmall { .. } => (StatusCode::BAD_REQUEST, INVALID, "cache_too_small"),
+        EngineError::MaskFailed { .. } => (StatusCode::BAD_REQUEST, INVALID, "invalid_grammar"),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, INTERNAL, "engine_error"),
     }
 }

@@ -9,10 +9,10 @@ use api::{
     TopLogprob, Usage,
 };
 use engine::{
-    Event, EventReceiver, GenerationRequest, Logprobs, Sampling, ScoredToken, StopDecision,
-    StopMatcher, TokenMask,
+    EngineHandle, Event, EventReceiver, GenerationRequest, Logprobs, Sampling, ScoredToken,
+    StopDecision, StopMatcher, TokenMask,
 };
-use grammar::Grammar;
+use grammar::{Grammar, GrammarMask};
 use tokenizer::{
     AnswerText, ChatTemplate, Conversation, Ending, Message, Role, TextStream, Tokenizer,
 };
@@ -25,6 +25,8 @@ use crate::registry::ServedModel;
 /// A running generation. Dropping it cancels the work.
 pub(crate) struct Generation {
     events: EventReceiver,
+    /// A model that is removed meanwhile answers to the end: with its last handle an engine stops.
+    _engine: EngineHandle,
     tokenizer: Arc<Tokenizer>,
     text: AnswerText,
     eos_ids: Vec<u32>,
@@ -209,7 +211,7 @@ pub(crate) fn start(
     name: &str,
     model: &ServedModel,
     prompt: &Prompt,
-    fields: &SamplingFields,
+    (fields, mask): (&SamplingFields, Option<&GrammarMask>),
     scores: Scores,
     param: &'static str,
 ) -> Result<Vec<Generation>, Failure> {
@@ -223,7 +225,7 @@ pub(crate) fn start(
     let started = (0..fields.n_answers).map(|answer_idx| {
         // Equal seeds would give equal answers.
         sampling.seed = sampling.seed.wrapping_add(u64::from(answer_idx > 0));
-        start_one(model, prompt, fields, scores, sampling.clone())
+        start_one(model, prompt, (fields, mask), scores, sampling.clone())
     });
     started.collect()
 }
@@ -231,7 +233,7 @@ pub(crate) fn start(
 fn start_one(
     model: &ServedModel,
     prompt: &Prompt,
-    fields: &SamplingFields,
+    (fields, mask): (&SamplingFields, Option<&GrammarMask>),
     scores: Scores,
     sampling: Sampling,
 ) -> Result<Generation, Failure> {
@@ -248,11 +250,12 @@ fn start_one(
         sampling,
         logprobs,
         adapter: model.adapter.clone(),
-        mask: fields.format.as_ref().map(|format| mask(model, format)).transpose()?,
+        mask: mask.map(|mask| -> Box<dyn TokenMask> { Box::new(mask.another()) }),
         stop: Box::new(matcher),
     };
     Ok(Generation {
         events: model.engine.submit(request)?,
+        _engine: model.engine.clone(),
         tokenizer: Arc::clone(&model.tokenizer),
         text,
         eos_ids: model.eos_ids.clone(),
@@ -260,15 +263,20 @@ fn start_one(
     })
 }
 
-/// What keeps an answer to its format.
-fn mask(model: &ServedModel, format: &AnswerFormat) -> Result<Box<dyn TokenMask>, Failure> {
-    let grammar = match format.clone() {
+/// What keeps answers to their format, to be compiled once for all of them.
+pub(crate) fn mask(
+    model: &ServedModel,
+    fields: &SamplingFields,
+) -> Result<Option<GrammarMask>, Failure> {
+    let Some((format, param)) = fields.format.clone() else { return Ok(None) };
+    let grammar = match format {
         AnswerFormat::JsonSchema(schema) => Grammar::JsonSchema(schema),
         AnswerFormat::Regex(regex) => Grammar::Regex(regex),
         AnswerFormat::Choice(texts) => Grammar::Choice(texts),
         AnswerFormat::Lark(text) => Grammar::Lark(text),
     };
-    Ok(Box::new(model.grammars()?.compile(&grammar)?))
+    let failed = |source| Failure::Grammar { source, param };
+    model.grammars().map_err(failed)?.compile(&grammar).map_err(failed).map(Some)
 }
 
 /// The settings of a request over the defaults of the model; without a seed, one of the system's.

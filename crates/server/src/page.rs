@@ -140,7 +140,9 @@ pub(crate) async fn stream(
         let ChatRequest { model: name, messages, sampling, .. } = request;
         let (prompt, n_left_out) = generation::recent_chat_prompt(&name, &model, messages)?;
         let scores = Scores::default();
-        let started = generation::start(&name, &model, &prompt, &sampling, scores, "messages")?;
+        let mask = generation::mask(&model, &sampling)?;
+        let settings = (&sampling, mask.as_ref());
+        let started = generation::start(&name, &model, &prompt, settings, scores, "messages")?;
         Ok((Generations::new(started), n_left_out))
     })
     .await?;

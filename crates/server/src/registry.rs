@@ -1,11 +1,11 @@
-//! The models being served; they may be added while the server runs.
+//! The models being served; they may be added and removed while the server runs.
 
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use api::ModelCard;
 use engine::{EngineHandle, LoadedAdapter};
-use grammar::GrammarCompiler;
+use grammar::{GrammarCompiler, GrammarError};
 use tokenizer::{ChatTemplate, Tokenizer};
 use tokio::sync::Semaphore;
 
@@ -63,7 +63,7 @@ pub(crate) struct ServedModel {
 
 impl ServedModel {
     /// What compiles the formats of requests. It takes long the first time: not for the event loop.
-    pub(crate) fn grammars(&self) -> Result<&GrammarCompiler, Failure> {
+    pub(crate) fn grammars(&self) -> Result<&GrammarCompiler, GrammarError> {
         if let Some(grammars) = self.grammars.get() {
             return Ok(grammars);
         }
@@ -125,8 +125,8 @@ impl ModelRegistry {
         Ok(())
     }
 
-    /// Serves a model no longer; false if it was not. Requests that are answered come to their end. With the last of them, and the last
-    /// handle of the engine, its memory is free.
+    /// Serves a model no longer; false if it was not. Requests that are answered come to their end. With the last of them and the last other
+    /// handle the engine stops, for which whoever drops it waits as long as a step takes, and its memory is free.
     #[must_use]
     pub fn remove(&self, name: &str) -> bool {
         let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);

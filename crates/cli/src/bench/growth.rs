@@ -31,7 +31,7 @@ pub(super) fn measure(args: &Args, machine: Machine, context: &Context) -> anyho
     growth.extend(training_growth(&device, say)?);
     let report = GrowthReport { machine, model: name, growth };
     if let Some(path) = &args.document {
-        report.write(path, &utc_minute(SystemTime::now()), &command(args))?;
+        report.write(path, &utc_minute(SystemTime::now()), &command(args, context))?;
     }
     match context.form() {
         Form::Json => context.print_json(&report),
@@ -40,14 +40,18 @@ pub(super) fn measure(args: &Args, machine: Machine, context: &Context) -> anyho
 }
 
 /// The command as a reader would type it.
-fn command(args: &Args) -> String {
+fn command(args: &Args, context: &Context) -> String {
     let mut text = "galerne bench growth".to_owned();
     let weights = args.weights.map(|weights| weights.name().to_owned());
+    let quantize = args.load.quantize.map(|kind| kind.to_string());
+    let threads = Some(context.n_threads().to_string());
     let document = args.document.as_ref().map(|path| path.display().to_string());
     for (option, value) in [
         ("--model", args.model.clone()),
         ("--shape", args.shape.clone()),
         ("--weights", weights),
+        ("--quantize", quantize),
+        ("--threads", threads),
         ("--document", document),
     ] {
         if let Some(value) = value {

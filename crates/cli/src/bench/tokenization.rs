@@ -1,11 +1,11 @@
 //! `galerne bench tokenizer`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use bench::{
-    BenchResult, Peer, PeerFigure, TextFiles, median, tokenizer_encode, tokenizer_encode_peer,
-    tokenizer_train, tokenizer_train_peer,
+    BenchResult, Peer, PeerFigure, TemporaryFolder, TextFiles, median, tokenizer_encode,
+    tokenizer_encode_peer, tokenizer_train, tokenizer_train_peer,
 };
 use tokenizer::Tokenizer;
 use train::export::write_tokenizer;
@@ -64,29 +64,13 @@ fn encode_peer(
     tokenizer: &Tokenizer,
     n_tokens: u64,
 ) -> anyhow::Result<PeerFigure> {
-    let folder = TemporaryFolder::new();
-    write_tokenizer(&folder.0, tokenizer)?;
-    let figure = tokenizer_encode_peer(text, &folder.0.join("tokenizer.json"))?;
+    let temporary = TemporaryFolder::new().context("cannot make a temporary folder")?;
+    let folder = temporary.path().join("tokenizer");
+    write_tokenizer(&folder, tokenizer)?;
+    let figure = tokenizer_encode_peer(text, &folder.join("tokenizer.json"))?;
     if let Some(got) = figure.n_tokens.filter(|&got| got != n_tokens) {
         let name = peer.name();
         anyhow::bail!("{name} encodes the text into {got} tokens, expected {n_tokens} as ours");
     }
     Ok(figure)
-}
-
-/// A folder that is removed when it is dropped.
-struct TemporaryFolder(PathBuf);
-
-impl TemporaryFolder {
-    fn new() -> Self {
-        let name = format!("galerne-bench-tokenizer-{}", std::process::id());
-        Self(std::env::temp_dir().join(name))
-    }
-}
-
-impl Drop for TemporaryFolder {
-    fn drop(&mut self) {
-        // What stays in the folder of temporary files harms nobody.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

@@ -55,7 +55,6 @@ fn masked_requests_say_alone_and_among_others_the_same_allowed_tokens() {
             [2, 16].map(|modulus| engine.submit(masked(sampling.clone(), modulus)).unwrap());
         assert_eq!(among.map(drain_bits), expected);
         drop(others);
-        assert!(engine.load().n_right_guesses > 0, "{:?}", engine.load());
     }
 }
 

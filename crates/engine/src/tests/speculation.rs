@@ -63,15 +63,49 @@ fn a_stop_within_guesses_ends_the_answer_there() {
     assert!(matches!(last, Event::Finished { reason: FinishReason::Stop, n_generated: 4, .. }));
 }
 
-/// The block that guesses would need is not there; the request goes on without.
+/// Says stop after so many tokens, which the engine does not know before.
+struct StopAfter(usize);
+
+impl StopMatcher for StopAfter {
+    fn push(&mut self, _token_id: u32) -> StopDecision {
+        self.0 -= 1;
+        if self.0 == 0 { StopDecision::Stop } else { StopDecision::Continue }
+    }
+}
+
+struct Any;
+
+impl TokenMask for Any {
+    fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String> {
+        (0..32).for_each(|id| allowed.insert(id));
+        Ok(())
+    }
+
+    fn push(&mut self, _token_id: u32) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Five blocks, of which the first request has three and is full, and the second one. In one step the guesses of the first would need the
+/// last block, and the second needs it for its token.
 #[test]
 fn guesses_take_no_block_from_another() {
     let limits = EngineLimits { max_running: 2, ..always() };
-    let stepped = Stepped::start(room_for(128, limits));
-    let first = stepped.engine.submit(greedy(&[7; 60], 30)).unwrap();
+    let stepped = Stepped::start(room_for(160, limits));
+    let stop = Box::new(StopAfter(37));
+    let first = GenerationRequest { stop, ..greedy(&[7; 60], 100) };
+    let first = stepped.engine.submit(first).unwrap();
     stepped.steps.recv().unwrap();
-    let second = stepped.engine.submit(greedy(&[5, 7, 7, 7], 25)).unwrap();
+    // What is masked is not guessed: one token a step.
+    let mask: Option<Box<dyn TokenMask>> = Some(Box::new(Any));
+    let second = GenerationRequest { mask, ..greedy(&[5; 29], 40) };
+    let second = stepped.engine.submit(second).unwrap();
+    stepped.go.send(0.0).unwrap();
+    let rows: Vec<[usize; 2]> =
+        (0..5).map(|_| stepped.step()).map(|rows| [rows[0].len(), rows[1].len()]).collect();
+    assert_eq!(rows, [[8, 29], [9, 1], [9, 1], [9, 1], [1, 1]]);
     drop(stepped.go);
-    assert_eq!(drain(first).0, [7; 30]);
-    assert_eq!(drain(second).0, [7; 25]);
+    assert_eq!(drain(first).0, [7; 37]);
+    assert_eq!(drain(second).0, [7; 40]);
+    assert_eq!(stepped.engine.load().n_preemptions, 0);
 }

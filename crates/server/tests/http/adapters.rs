@@ -10,7 +10,7 @@ use server::{LoadedModel, ModelRegistry, ServerConfig};
 use tensor::{DType, Device};
 
 use crate::client::{get, post};
-use crate::fixture::{chat, model, model_config};
+use crate::fixture::{chat, model, model_config, wait_for};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -61,6 +61,25 @@ fn adapters_answer_under_their_own_names_at_the_same_time() {
     let listed: Vec<&Value> =
         list["data"].as_array().unwrap().iter().map(|card| &card["id"]).collect();
     assert_eq!(listed, ["one", "other", "tiny"]);
+}
+
+#[test]
+fn an_answer_goes_on_though_its_model_is_removed() {
+    let models = ModelRegistry::new();
+    let tiny = model(2000, EngineLimits::default());
+    let engine = tiny.engine.clone();
+    models.add("tiny", tiny).unwrap();
+    let server = server::bind(ServerConfig::on_port(0)).unwrap().start(models.clone()).unwrap();
+    let address = server.address();
+    std::thread::scope(|scope| {
+        let more = json!({"max_tokens": 1500, "temperature": 0, "logit_bias": {"2": -100}});
+        let answer = scope.spawn(move || post(address, CHAT, &chat(&more)).json());
+        wait_for(&engine, (1, 0));
+        drop(engine);
+        assert!(models.remove("tiny"));
+        let body = answer.join().unwrap();
+        assert_eq!(body["usage"]["completion_tokens"], 1500, "{body}");
+    });
 }
 
 #[test]

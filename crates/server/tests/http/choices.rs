@@ -189,6 +189,7 @@ fn formats_that_cannot_be_kept_are_refused_with_the_reason() {
     let format = json!({"regex": "a(b"});
     let refused = post(fixture.address(), CHAT, &chat(&json!({"structured_outputs": format})));
     assert_eq!((refused.status, &refused.error()["code"]), (400, &json!("invalid_grammar")));
+    assert_eq!(refused.error()["param"], "structured_outputs");
     let message = refused.error()["message"].as_str().unwrap().to_owned();
     assert!(message.starts_with("the regular expression cannot be followed: "), "{message}");
     // The next request is none the worse.
