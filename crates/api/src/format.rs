@@ -6,7 +6,7 @@ use crate::RequestError;
 use crate::fields::{Fields, shown, wrong_type};
 
 /// Most texts of a choice.
-const MAX_CHOICES: usize = 1024;
+const MAX_CHOICE_TEXTS: usize = 1024;
 
 /// What an answer must look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,8 +149,8 @@ fn read_choice(fields: &mut Fields) -> Result<Option<Vec<String>>, RequestError>
         let expected = "at least one text".to_owned();
         return Err(RequestError::OutOfRange { param, expected, got: "empty".to_owned() });
     }
-    if entries.len() > MAX_CHOICES {
-        let (limit, got) = (MAX_CHOICES, entries.len());
+    if entries.len() > MAX_CHOICE_TEXTS {
+        let (limit, got) = (MAX_CHOICE_TEXTS, entries.len());
         return Err(RequestError::TooLong { param, unit: "entries", limit, got });
     }
     let texts = entries.into_iter().enumerate().map(|(i, entry)| match entry {

@@ -92,8 +92,8 @@ impl Law {
     }
 }
 
-/// Reading a prompt, writing after a context, and writing to several users. Lengths are `first` and its doublings, up to the
-/// context of the model, less what is written there. One sequence is read to the end once, and the clock stopped on the way.
+/// Reading a prompt, writing after a context, and writing to several users. Contexts are `first` and its doublings, up to that
+/// of the model; what was read until then is a little less, for some tokens are written at each. One sequence is read to the end once, and the clock stopped on the way.
 /// `on_start` hears what comes next.
 #[must_use]
 pub fn inference_growth(
@@ -186,7 +186,7 @@ pub fn training_growth(
     ])
 }
 
-/// A shape like [`crate::TRAIN_STEP_SHAPE`] of another width and depth.
+/// A shape in the manner of [`crate::TRAIN_STEP_SHAPE`] of another width and depth.
 fn trained(width: usize, n_layers: usize) -> Result<ModelConfig, ModelError> {
     let n_heads = width / 64;
     ModelConfig::new(DecoderConfig {

@@ -10,8 +10,8 @@ pub(crate) struct Counters {
     n_prompt_tokens: AtomicU64,
     n_reused_tokens: AtomicU64,
     n_preemptions: AtomicU64,
-    n_guesses: AtomicU64,
-    n_right_guesses: AtomicU64,
+    n_draft_tokens: AtomicU64,
+    n_accepted_tokens: AtomicU64,
 }
 
 /// What an engine is doing, and has done since it was started.
@@ -28,9 +28,9 @@ pub struct EngineLoad {
     /// How often a request gave its cache back to others, to be computed again.
     pub n_preemptions: u64,
     /// Guessed tokens that were computed, those after a wrong one among them.
-    pub n_guesses: u64,
+    pub n_draft_tokens: u64,
     /// Those of them that came true.
-    pub n_right_guesses: u64,
+    pub n_accepted_tokens: u64,
 }
 
 impl Counters {
@@ -48,9 +48,9 @@ impl Counters {
         self.n_preemptions.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn count_guesses(&self, n_guesses: usize, n_right: usize) {
-        self.n_guesses.fetch_add(n_guesses as u64, Ordering::Relaxed);
-        self.n_right_guesses.fetch_add(n_right as u64, Ordering::Relaxed);
+    pub(crate) fn count_drafts(&self, n_draft_tokens: usize, n_right: usize) {
+        self.n_draft_tokens.fetch_add(n_draft_tokens as u64, Ordering::Relaxed);
+        self.n_accepted_tokens.fetch_add(n_right as u64, Ordering::Relaxed);
     }
 
     /// `n_queued` requests wait in the queue.
@@ -61,8 +61,8 @@ impl Counters {
             n_prompt_tokens: self.n_prompt_tokens.load(Ordering::Relaxed),
             n_reused_tokens: self.n_reused_tokens.load(Ordering::Relaxed),
             n_preemptions: self.n_preemptions.load(Ordering::Relaxed),
-            n_guesses: self.n_guesses.load(Ordering::Relaxed),
-            n_right_guesses: self.n_right_guesses.load(Ordering::Relaxed),
+            n_draft_tokens: self.n_draft_tokens.load(Ordering::Relaxed),
+            n_accepted_tokens: self.n_accepted_tokens.load(Ordering::Relaxed),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Guesses of what comes next, read from what was there before, and whether they are worth their rows.
+//! Draft tokens by prompt lookup: guesses of what comes next, read from what was there before, and whether they are worth their rows.
 //!
 //! Text repeats itself: where the last few tokens stood before, what followed them then may follow now. A guess is one more row of
-//! the step that draws the token before it. Each token is drawn from the model's own logits as without guesses, so
-//! guesses change when a token is there, never which. Source: arXiv 2211.17192, for guesses that are certain of themselves.
+//! the step that draws the token before it. Each token is drawn from the model's own logits as without guesses, and a guess is accepted
+//! if it is the token that was drawn; so guesses change when a token is there, never which.
 
 /// Guessed tokens at a time, of one sequence.
 pub(crate) const MAX_DRAFT: usize = 8;
@@ -22,12 +22,12 @@ const NEWEST: f32 = 1.0 / 16.0;
 pub(crate) struct Drafter {
     /// What comes after the tokens that are known; the first is the next.
     draft: Vec<u32>,
-    hit_rate: f32,
+    acceptance_rate: f32,
 }
 
 impl Drafter {
     pub(crate) fn new() -> Self {
-        Self { draft: Vec::with_capacity(MAX_DRAFT), hit_rate: 0.5 }
+        Self { draft: Vec::with_capacity(MAX_DRAFT), acceptance_rate: 0.5 }
     }
 
     /// What is guessed to come after the known tokens, the next first. It stands until it fails or is used up.
@@ -37,14 +37,14 @@ impl Drafter {
 
     /// Chance that the first `n` guesses come true.
     pub(crate) fn chance(&self, n: usize) -> f32 {
-        self.hit_rate.powi(i32::try_from(n).unwrap_or(i32::MAX))
+        self.acceptance_rate.powi(i32::try_from(n).unwrap_or(i32::MAX))
     }
 
     /// Compares the token that came with the guess, whether or not that was given a row.
     pub(crate) fn observe(&mut self, token_id: u32) {
         let Some(&guess) = self.draft.first() else { return };
         let is_hit = guess == token_id;
-        self.hit_rate += NEWEST * (f32::from(u8::from(is_hit)) - self.hit_rate);
+        self.acceptance_rate += NEWEST * (f32::from(u8::from(is_hit)) - self.acceptance_rate);
         if is_hit {
             self.draft.remove(0);
         } else {
@@ -66,7 +66,7 @@ impl Drafter {
 
 /// Where the tokens begin that followed the last few tokens when these stood before: the longest such match, of equals the latest.
 ///
-/// O(tokens): some millionths of a second for thousands of them.
+/// O(tokens), a comparison of three numbers for most.
 fn after_longest_match(token_ids: &[u32]) -> Option<usize> {
     let n = token_ids.len();
     let last = &token_ids[n.checked_sub(MIN_MATCH)?..];
@@ -161,8 +161,8 @@ pub(crate) fn choose<'a>(
 mod tests {
     use super::*;
 
-    fn drafter(draft: &[u32], hit_rate: f32) -> Drafter {
-        Drafter { draft: draft.to_vec(), hit_rate }
+    fn drafter(draft: &[u32], acceptance_rate: f32) -> Drafter {
+        Drafter { draft: draft.to_vec(), acceptance_rate }
     }
 
     #[test]
@@ -192,14 +192,14 @@ mod tests {
         let mut drafter = drafter(&[4, 5, 6], 0.5);
         drafter.observe(4);
         assert_eq!(drafter.draft(), [5, 6]);
-        assert!(drafter.hit_rate > 0.5);
+        assert!(drafter.acceptance_rate > 0.5);
         drafter.refill(&[1, 1, 1, 1]);
         assert_eq!(drafter.draft(), [5, 6]);
         drafter.observe(9);
-        assert!(drafter.draft().is_empty() && drafter.hit_rate < 0.5);
-        let rate = drafter.hit_rate;
+        assert!(drafter.draft().is_empty() && drafter.acceptance_rate < 0.5);
+        let rate = drafter.acceptance_rate;
         drafter.observe(9);
-        assert_eq!(drafter.hit_rate, rate, "no guess, no fate");
+        assert_eq!(drafter.acceptance_rate, rate, "no guess, no fate");
     }
 
     #[test]

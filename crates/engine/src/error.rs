@@ -101,7 +101,7 @@ pub enum EngineError {
         detail: String,
     },
     /// What may come next could not be told.
-    #[error("the grammar of the request failed: {detail}")]
+    #[error("the token mask of the request failed: {detail}")]
     MaskFailed {
         /// Why.
         detail: String,

@@ -177,7 +177,7 @@ where
     fn plan_step(&mut self) {
         let (mut budget, mut scored) = (self.limits.step_tokens, SCORED_ROWS);
         for sequence in &mut self.running {
-            sequence.guess(0);
+            sequence.set_draft(0);
             sequence.n_step = usize::from(sequence.n_uncached() == 1);
             budget -= sequence.n_step;
         }
@@ -197,11 +197,11 @@ where
                 self.preempt_latest();
             }
         }
-        self.plan_guesses(budget);
+        self.plan_drafts(budget);
     }
 
     /// Gives guesses of what the generating sequences say next up to `budget` rows, where blocks are free for them.
-    fn plan_guesses(&mut self, budget: usize) {
+    fn plan_drafts(&mut self, budget: usize) {
         let speculation = self.limits.speculation;
         if speculation == Speculation::Off {
             return;
@@ -211,7 +211,7 @@ where
             sequence.drafter.refill(&sequence.token_ids);
         }
         let drawing = || self.running.iter().filter(|sequence| sequence.draws());
-        let drafters = drawing().map(|sequence| (&sequence.drafter, sequence.n_guessable()));
+        let drafters = drawing().map(|sequence| (&sequence.drafter, sequence.n_draftable()));
         let chosen = match speculation {
             Speculation::Always => draft::choose(drafters, n_rows, budget, 0.0),
             _ => draft::choose(drafters, n_rows, budget, self.row_cost.of_one_more()),
@@ -220,7 +220,7 @@ where
         for (sequence, n) in drawing.zip(chosen) {
             let end = sequence.n_cached + sequence.n_step + n;
             if n > 0 && self.pool.extend_with_free(&mut sequence.blocks, end) {
-                sequence.guess(n);
+                sequence.set_draft(n);
             }
         }
     }
@@ -322,13 +322,13 @@ where
             }
             idx += 1;
             if sequence.n_step > 0 && sequence.n_uncached() == 0 {
-                let n_guessed = sequence.n_guessed;
-                let (own, others) = rest.split_at((1 + n_guessed) * vocab_size);
+                let n_drafted = sequence.n_drafted;
+                let (own, others) = rest.split_at((1 + n_drafted) * vocab_size);
                 rest = others;
                 if next == Next::GoesOn {
                     let n_right;
                     (next, n_right) = sequence.take_tokens(own.chunks_exact(vocab_size), scratch);
-                    counters.count_guesses(n_guessed, n_right);
+                    counters.count_drafts(n_drafted, n_right);
                     advance(pool, sequence, n_right);
                 }
             }

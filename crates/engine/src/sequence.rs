@@ -24,10 +24,10 @@ pub(crate) struct Sequence {
     /// Tokens of `token_ids` that this step computes.
     pub(crate) n_step: usize,
     /// Guesses of what comes after `token_ids` that this step computes too.
-    pub(crate) n_guessed: usize,
+    pub(crate) n_drafted: usize,
     pub(crate) drafter: Drafter,
     /// The last token and the guesses of this step.
-    with_guesses: Vec<u32>,
+    with_draft: Vec<u32>,
     /// Tokens of the prompt that did not have to be computed when the request was first admitted.
     n_reused_tokens: usize,
     /// How often it gave its blocks back to others.
@@ -71,9 +71,9 @@ impl Sequence {
             token_ids,
             n_cached: n_reused_tokens,
             n_step: 0,
-            n_guessed: 0,
+            n_drafted: 0,
             drafter: Drafter::new(),
-            with_guesses: Vec::with_capacity(1 + MAX_DRAFT),
+            with_draft: Vec::with_capacity(1 + MAX_DRAFT),
             n_reused_tokens,
             n_preemptions: 0,
             blocks,
@@ -117,7 +117,7 @@ impl Sequence {
 
     /// Guesses that could be of use: not beyond the end, whose token needs no successor; and none where a mask says what may come, for it
     /// would have to be asked between the tokens of a step, while all wait.
-    pub(crate) fn n_guessable(&self) -> usize {
+    pub(crate) fn n_draftable(&self) -> usize {
         if self.is_scoring() || self.mask.is_some() || self.n_uncached() != 1 {
             return 0;
         }
@@ -125,19 +125,19 @@ impl Sequence {
     }
 
     /// Gives the first `n` guesses a row of this step.
-    pub(crate) fn guess(&mut self, n: usize) {
-        self.n_guessed = n;
-        self.with_guesses.clear();
+    pub(crate) fn set_draft(&mut self, n: usize) {
+        self.n_drafted = n;
+        self.with_draft.clear();
         if n > 0 {
-            self.with_guesses.extend(self.token_ids.last());
-            self.with_guesses.extend_from_slice(&self.drafter.draft()[..n]);
+            self.with_draft.extend(self.token_ids.last());
+            self.with_draft.extend_from_slice(&self.drafter.draft()[..n]);
         }
     }
 
     /// The tokens of this step.
     pub(crate) fn step_tokens(&self) -> &[u32] {
-        if self.n_guessed > 0 {
-            &self.with_guesses
+        if self.n_drafted > 0 {
+            &self.with_draft
         } else {
             &self.token_ids[self.n_cached..][..self.n_step]
         }
@@ -154,7 +154,7 @@ impl Sequence {
             // From the row before the first token without a score on.
             self.n_step.min((self.n_cached + self.n_step + 1).saturating_sub(self.n_scored))
         } else {
-            if self.draws() { 1 + self.n_guessed } else { 0 }
+            if self.draws() { 1 + self.n_drafted } else { 0 }
         }
     }
 
@@ -207,11 +207,11 @@ impl Sequence {
             }
             let drawn = self.token_ids.last();
             self.drafter.observe(*drawn.expect("a token was drawn"));
-            if self.with_guesses.get(idx + 1) != drawn {
+            if self.with_draft.get(idx + 1) != drawn {
                 return (Next::GoesOn, idx);
             }
         }
-        (Next::GoesOn, 0)
+        unreachable!("a sequence that draws has a row of logits")
     }
 
     /// Draws a token and hands it over, or notes that it is held back.

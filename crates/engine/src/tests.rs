@@ -236,7 +236,7 @@ fn drain_bits(mut events: EventReceiver) -> Vec<(u32, u32)> {
 /// given up: what each says is what it says alone.
 #[test]
 fn any_schedule_gives_the_bits_of_a_request_alone() {
-    let (mut n_reused, mut n_preemptions, mut n_guesses, mut n_right) = (0, 0, 0, 0);
+    let (mut n_reused, mut n_preemptions, mut n_draft_tokens, mut n_right) = (0, 0, 0, 0);
     for (seed, windows) in [(1, [None, None]), (2, [Some(20), None]), (3, [Some(40), Some(7)])] {
         let decoder = Arc::new(decoder_with(windows));
         let config = decoder.config();
@@ -294,12 +294,12 @@ fn any_schedule_gives_the_bits_of_a_request_alone() {
             let load = engine.load();
             n_reused += load.n_reused_tokens;
             n_preemptions += load.n_preemptions;
-            n_guesses += load.n_guesses;
-            n_right += load.n_right_guesses;
+            n_draft_tokens += load.n_draft_tokens;
+            n_right += load.n_accepted_tokens;
         }
     }
     assert!(n_reused > 0 && n_preemptions > 0, "{n_reused} {n_preemptions}");
-    assert!(0 < n_right && n_right < n_guesses, "{n_right} of {n_guesses} guesses");
+    assert!(0 < n_right && n_right < n_draft_tokens, "{n_right} of {n_draft_tokens} guesses");
 }
 
 /// Requests that read the same blocks count them as their own, though passing such a block gives nothing back to others.
@@ -379,7 +379,7 @@ fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
     queue.close();
     let load = counters.load(0);
     assert!(load.n_preemptions > 100 && load.n_reused_tokens > 10_000, "{load:?}");
-    assert!(0 < load.n_right_guesses && load.n_right_guesses < load.n_guesses, "{load:?}");
+    assert!(0 < load.n_accepted_tokens && load.n_accepted_tokens < load.n_draft_tokens, "{load:?}");
     let (free, held, _) = thread.join().unwrap().into_pool().census();
     assert!(held == 0 && free > 0, "{free} free, {held} held");
 }

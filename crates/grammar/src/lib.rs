@@ -38,7 +38,7 @@ use tokenizer::Tokenizer;
 /// Longest grammar: a schema as JSON, an expression, a choice with its quotes, the text of Lark.
 pub const MAX_SOURCE_BYTES: usize = 32 << 10;
 
-/// Stack on which a grammar is read: of the forms that recurse, rules that name one another take most, 2.3 KiB for each four bytes.
+/// Stack on which a grammar is read: more than twice of what `the_deepest_grammars_are_refused_or_read` takes without optimisation.
 const STACK_BYTES: usize = 128 << 20;
 
 /// Most kinds of words (texts, expressions) of a grammar, and states of a lexer of one answer. A state takes up to 1 KiB and 8 bytes for
@@ -137,7 +137,7 @@ impl GrammarCompiler {
         Ok(Self { factory, eos_ids: eos_ids.into() })
     }
 
-    /// The mask of one answer. Bounded, but it may take tens of milliseconds: not for an event loop.
+    /// The mask of one answer. Bounded, but it may take long: not for an event loop.
     ///
     /// # Errors
     /// [`GrammarError::Grammar`].

@@ -112,32 +112,26 @@ fn json_keeps_its_schema() {
     assert!(n_tagged > 0);
 }
 
-/// The token that is only space never comes twice in a row, so that greed for it ends.
+/// Greed for space ends: after one blank, or a line break and 32 blanks, something else must come.
 #[test]
 fn space_in_json_is_bounded() {
     let tokenizer = tokenizer();
     let compiler = compiler(&tokenizer);
-    let mut mask = compiler.compile(&Grammar::JsonSchema(json!(true))).unwrap();
+    let byte = |text: &str| tokenizer.encode(text)[0];
     let mut allowed = TokenSet::none_of(tokenizer.vocab_size());
-    let mut push = |text: &str| {
-        for id in tokenizer.encode(text) {
+    for (before, n_blanks) in [("[", 1), ("[\n", 32)] {
+        let mut mask = compiler.compile(&Grammar::JsonSchema(json!(true))).unwrap();
+        before.chars().for_each(|c| mask.push(byte(&c.to_string())).unwrap());
+        for n in 0..=n_blanks {
             allowed.clear();
             mask.allowed(&mut allowed).unwrap();
-            if !allowed.contains(id) {
-                return false;
+            assert!(allowed.contains(byte("1")), "after {n} blanks");
+            assert_eq!(allowed.contains(byte(" ")), n < n_blanks, "after {n} blanks");
+            if n < n_blanks {
+                mask.push(byte(" ")).unwrap();
             }
-            mask.push(id).unwrap();
         }
-        true
-    };
-    assert!(push("[\n    1, 2,\n    3") && push("\n]"));
-    let mut mask = compiler.compile(&Grammar::JsonSchema(json!({}))).unwrap();
-    let space = tokenizer.encode(" ")[0];
-    mask.push(tokenizer.encode("[")[0]).unwrap();
-    mask.push(space).unwrap();
-    allowed.clear();
-    mask.allowed(&mut allowed).unwrap();
-    assert!(!allowed.contains(space) && allowed.contains(tokenizer.encode("1")[0]));
+    }
 }
 
 #[test]
@@ -176,17 +170,21 @@ fn what_cannot_be_followed_is_refused_in_one_line() {
     }
 }
 
-/// As many levels as fit into the longest grammar.
-fn chain(level: impl Fn(usize) -> String, end: &str) -> String {
-    let mut text = String::new();
+/// As many levels as fit into the longest grammar between a beginning and an end.
+fn chain(
+    beginning: &str,
+    level: impl Fn(usize) -> String,
+    end: impl Fn(usize) -> String,
+) -> String {
+    let mut text = beginning.to_owned();
     for i in 0.. {
         let next = level(i);
-        if text.len() + next.len() + end.len() > MAX_SOURCE_BYTES {
-            break;
+        if text.len() + next.len() + end(i + 1).len() > MAX_SOURCE_BYTES {
+            return text + &end(i);
         }
         text += &next;
     }
-    text + end
+    unreachable!("a level has at least one byte")
 }
 
 /// Forms over which the library recurses without a bound, at the greatest size: an error or a mask, and the process goes on.
@@ -195,27 +193,31 @@ fn the_deepest_grammars_are_refused_or_read() {
     let tokenizer = tokenizer();
     let compiler = compiler(&tokenizer);
     let name = |i: usize| -> String {
-        let letters = "abcdefghijklmnopqrstuvwxyz".as_bytes();
-        [i / 676, i / 26 % 26, i % 26].map(|i| char::from(letters[i % 26])).iter().collect()
+        [i / 676, i / 26 % 26, i % 26].map(|i| char::from(b'a' + i as u8)).iter().collect()
     };
-    let rules = chain(|i| format!("{}:{}\n", name(i), name(i + 1)), "");
+    let rules = chain(
+        "start: aaa\n",
+        |i| format!("{}:{}\n", name(i), name(i + 1)),
+        |i| format!("{}: \"x\"\n", name(i)),
+    );
+    let words = chain(
+        "start: AAA\n",
+        |i| format!("{}:{}\n", name(i), name(i + 1)).to_uppercase(),
+        |i| format!("{}: \"x\"\n", name(i).to_uppercase()),
+    );
     let n = rules.lines().count();
-    let rules = format!("{rules}{}: \"x\"\nstart: {}\n", name(n), name(0));
-    let words = rules.to_uppercase().replace("START", "start").replace("\"X\"", "\"x\"");
-    let lark = [
-        rules,
-        words,
-        chain(|_| "(".to_owned(), "\"a\"").replacen('(', "start: (", 1),
-        format!("start: {}", chain(|_| "a{".to_owned(), "").split_at(MAX_SOURCE_BYTES - 10).0),
-        format!("start %if {}", chain(|_| "not(".to_owned(), "").split_at(MAX_SOURCE_BYTES - 20).0),
-    ];
-    for text in lark {
-        let text = if text.len() > MAX_SOURCE_BYTES {
-            text[text.len() - MAX_SOURCE_BYTES..].to_owned()
-        } else {
-            text
-        };
-        drop(compiler.compile(&Grammar::Lark(text)));
+    assert!(n > 4000 && words.lines().count() == n, "{n} rules");
+    // Chains that mean something are read, whatever stands at their end.
+    for text in [rules, words] {
+        let mask = compiler.compile(&Grammar::Lark(text)).unwrap();
+        assert_eq!(draw(&tokenizer, mask, &mut Rng::new(1), 5).as_deref(), Some("x"));
+    }
+    for text in [
+        chain("start: ", |_| "(".to_owned(), |_| "\"a\"".to_owned()),
+        chain("start: ", |_| "a{".to_owned(), |_| String::new()),
+        chain("start %if ", |_| "not(".to_owned(), |_| String::new()),
+    ] {
+        assert!(compiler.compile(&Grammar::Lark(text)).is_err());
     }
     let definitions: serde_json::Map<String, Value> = (0..700)
         .map(|i| (format!("a{i}"), json!({"$ref": format!("#/$defs/a{}", i + 1)})))
@@ -229,6 +231,7 @@ fn the_deepest_grammars_are_refused_or_read() {
         (0..60).fold(json!({}), |inner, _| json!({"items": inner})),
     ] {
         assert!(schema.to_string().len() < MAX_SOURCE_BYTES, "{}", schema.to_string().len());
+        // Read or refused, for too many words: the process goes on.
         drop(compiler.compile(&Grammar::JsonSchema(schema)));
     }
     let long = Grammar::Regex("a".repeat(MAX_SOURCE_BYTES + 1));

@@ -1,6 +1,6 @@
 //! Prints the speed of attention over long contexts: `cargo run --release -p kernels --example attention_speed [FAMILY] [ROWS]`.
 //!
-//! Each line: family, threads, number type, query rows of each sequence, sequences, keys of each; nanoseconds of a call and bytes of keys and
+//! Each line: family, threads, number type, query rows of each sequence, sequences, keys of each; microseconds of a call and bytes of keys and
 //! values read per second. The heads are those of the 1B shape: 32 over 8 of 64.
 #![expect(clippy::print_stdout, reason = "an example prints")]
 

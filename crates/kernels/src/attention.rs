@@ -22,7 +22,7 @@ use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::matmul::{Left, Write, matmul_here};
 use crate::operand::Operand;
 use crate::panels::{padded_k, panel_index, panels_len};
-use crate::paths::Path;
+use crate::paths::KernelPath;
 use crate::pool::{Scratch, SliceParts, reinterpret};
 use crate::reference;
 
@@ -205,7 +205,7 @@ pub fn attention<T: Operand, O: Operand>(
     assert_eq!(qkv.len() / shape.qkv_width(), out.len() / out_width, "one output row per token");
     assert_eq!(log_sum_exp.len(), out.len() / shape.head_dim, "log_sum_exp is [tokens, heads]");
     check_rows(sequences, log_sum_exp.len() / shape.n_heads);
-    compute.count(Path::Attention);
+    compute.count(KernelPath::Attention);
     let tile_tokens = (TILE_ROWS / shape.group_len()).max(1);
     let tiles = tiles_of(sequences, tile_tokens);
     let (out, log_sum_exp) = (SliceParts::new(out), SliceParts::new(log_sum_exp));

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::cpu::{CpuFeatures, detect_features};
-use crate::paths::{Path, PathCounts};
+use crate::paths::{KernelPath, PathCounts};
 use crate::pool::Pool;
 
 /// A kernel family: one arithmetic per operation (ARCHITECTURE.md, Determinism).
@@ -172,12 +172,12 @@ impl Compute {
 
     /// Operations so far that took a path.
     #[must_use]
-    pub fn n_calls(&self, path: Path) -> u64 {
+    pub fn n_calls(&self, path: KernelPath) -> u64 {
         self.paths.n_calls(path)
     }
 
     /// Notes that an operation takes a path.
-    pub(crate) fn count(&self, path: Path) {
+    pub(crate) fn count(&self, path: KernelPath) {
         self.paths.count(path);
     }
 

@@ -22,7 +22,7 @@ use crate::blocks::BlockKind;
 use crate::compute::{Compute, Family};
 use crate::matmul::Write;
 use crate::panels::PANEL_WIDTH;
-use crate::paths::Path;
+use crate::paths::KernelPath;
 use crate::pool::{SliceParts, TileScratch};
 
 #[cfg(target_arch = "x86_64")]
@@ -243,7 +243,7 @@ pub fn matmul(
     let (n_row_tasks, n_panel_tasks) = (m.div_ceil(TASK_ROWS), n_panels.div_ceil(task_panels));
     let family = compute.family();
     let is_few = m <= few_rows(family);
-    compute.count(if is_few { Path::Int8FewRows } else { Path::Int8ManyRows });
+    compute.count(if is_few { KernelPath::Int8FewRows } else { KernelPath::Int8ManyRows });
     let parts = SliceParts::new(out);
     compute.pool().run(n_row_tasks * n_panel_tasks, |task_idx, scratch| {
         let row = task_idx % n_row_tasks * TASK_ROWS;

@@ -47,5 +47,5 @@ pub use compute::{Compute, ComputeError, Family};
 pub use cpu::{CpuFeatures, detect_features};
 pub use lanes::Lanes;
 pub use operand::Operand;
-pub use paths::Path;
+pub use paths::KernelPath;
 pub use pool::{Pool, RowsOut, Scratch, SliceParts};

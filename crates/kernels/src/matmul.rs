@@ -14,7 +14,7 @@ use crate::blocks::BlockMatrix;
 use crate::compute::{Compute, Family};
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
-use crate::paths::Path;
+use crate::paths::KernelPath;
 use crate::pool::{SliceParts, TileScratch, reinterpret};
 use crate::transpose::transpose;
 
@@ -142,9 +142,9 @@ pub fn matmul_columns<T: Operand>(
     }
     assert!(out_stride >= n && out.len() >= rows_len(m, out_stride, n), "out is [{m}, {n}]");
     compute.count(if size_of::<T>() == size_of::<f32>() {
-        Path::ProductF32
+        KernelPath::ProductF32
     } else {
-        Path::ProductBf16
+        KernelPath::ProductBf16
     });
     let [task_rows, task_columns] = match a {
         Left::Columns { .. } => TASK_OF_COLUMNS,

@@ -1,10 +1,10 @@
-//! How often each way through the kernels was taken: whether the fast one is reached is asserted, not believed.
+//! How often operations were dispatched each way, by all of their rows, so that tests can assert that the fast way is reached.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A way through the kernels. The family of a [`Compute`](crate::Compute) says with which instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
+pub enum KernelPath {
     /// A matrix product of f32 operands.
     ProductF32,
     /// A matrix product of bf16 operands.
@@ -19,18 +19,18 @@ pub enum Path {
     AttentionBackward,
 }
 
-const N_PATHS: usize = Path::AttentionBackward as usize + 1;
+const N_PATHS: usize = KernelPath::AttentionBackward as usize + 1;
 
 /// Calls of each path.
 #[derive(Debug, Default)]
 pub(crate) struct PathCounts([AtomicU64; N_PATHS]);
 
 impl PathCounts {
-    pub(crate) fn count(&self, path: Path) {
+    pub(crate) fn count(&self, path: KernelPath) {
         self.0[path as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn n_calls(&self, path: Path) -> u64 {
+    pub(crate) fn n_calls(&self, path: KernelPath) -> u64 {
         self.0[path as usize].load(Ordering::Relaxed)
     }
 }

@@ -106,7 +106,7 @@ impl LoadedAdapter {
         Ok(Self { config: config.clone(), dtype, layers })
     }
 
-    /// Random changes of a rank to all products of attention, to test and to measure with.
+    /// Random changes of a rank to all products of attention, to test with.
     #[must_use]
     pub fn random(
         device: &Device,
@@ -117,7 +117,6 @@ impl LoadedAdapter {
     ) -> Self {
         let mut state = seed;
         let mut number = || {
-            // Numerical Recipes' generator is uneven enough for this.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 16 & 0xFFFF) as f32 / 65536.0 - 0.5
         };

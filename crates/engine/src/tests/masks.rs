@@ -95,7 +95,7 @@ fn a_mask_that_fails_ends_its_own_request_only() {
         let (token_ids, last) = drain(failing);
         assert!(token_ids.is_empty());
         let Event::Failed(error) = last else { panic!("{last:?}") };
-        assert_eq!(error.to_string(), format!("the grammar of the request failed: {reason}"));
+        assert_eq!(error.to_string(), format!("the token mask of the request failed: {reason}"));
     }
     assert_eq!(drain(other).0.len(), 60);
 }

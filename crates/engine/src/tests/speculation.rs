@@ -23,7 +23,7 @@ fn guesses_are_rows_of_the_step_before_and_come_true_together() {
     drop(stepped.go);
     drain(stepped.engine.submit(greedy(&[1], 1)).unwrap());
     let load = stepped.engine.load();
-    assert_eq!((load.n_guesses, load.n_right_guesses), (9, 9));
+    assert_eq!((load.n_draft_tokens, load.n_accepted_tokens), (9, 9));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::matmul::{Left, Write, matmul_here};
 use crate::operand::Operand;
 use crate::panels::{Source, SourceOrder, pack_here, panels_len};
-use crate::paths::Path;
+use crate::paths::KernelPath;
 use crate::pool::{Scratch, SliceParts, Slices, TileScratch};
 use crate::reference;
 
@@ -51,7 +51,7 @@ pub fn attention_backward<T: Operand>(
     inputs: AttentionBackward<'_, T>,
     d_qkv: &mut [f32],
 ) {
-    compute.count(Path::AttentionBackward);
+    compute.count(KernelPath::AttentionBackward);
     let n_tokens = inputs.log_sum_exp.len() / shape.n_heads;
     assert_eq!(inputs.qkv.len(), n_tokens * shape.qkv_width(), "qkv is [tokens, heads, head_dim]");
     assert_eq!(d_qkv.len(), inputs.qkv.len(), "d_qkv has the shape of qkv");

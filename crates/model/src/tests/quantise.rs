@@ -239,7 +239,9 @@ fn a_norm_in_blocks_is_refused_as_one() {
 /// Products with packed blocks are products of 8 bits, with kernels for few rows and for many, and nothing else is multiplied.
 #[test]
 fn each_number_type_takes_its_own_kernels() {
-    use kernels::Path::{self, Attention, Int8FewRows, Int8ManyRows, ProductBf16, ProductF32};
+    use kernels::KernelPath::{
+        self, Attention, Int8FewRows, Int8ManyRows, ProductBf16, ProductF32,
+    };
     let scratch = TestDir::new("paths");
     let original = wide_model(&scratch, |_| {});
     let config = ModelConfig::new(original.config().clone()).unwrap();
@@ -248,7 +250,7 @@ fn each_number_type_takes_its_own_kernels() {
     let all = [ProductF32, ProductBf16, Int8FewRows, Int8ManyRows, Attention];
     for device in devices(2) {
         let family = device.compute().family();
-        let calls = || all.map(|path: Path| device.compute().n_calls(path));
+        let calls = || all.map(|path: KernelPath| device.compute().n_calls(path));
         for (dtype, quantisation, n_rows, expected) in [
             (DType::F32, None, 1, ProductF32),
             (DType::Bf16, None, 1, ProductBf16),
