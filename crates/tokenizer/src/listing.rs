@@ -211,7 +211,7 @@ fn byte_level_json(
         }),
         _ => Value::Null,
     };
-    let file = json!({
+    let mut file = json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
@@ -226,5 +226,7 @@ fn byte_level_json(
             "ignore_merges": takes_whole_words, "vocab": vocab, "merges": merges,
         },
     });
+    // Which order a value keeps depends on what else the program is built with, and the digest is one of these bytes.
+    file.sort_all_objects();
     Ok(file.to_string().into_bytes())
 }

@@ -306,5 +306,7 @@ pub(crate) fn to_native_json(config: &DecoderConfig) -> Result<Value, &'static s
             "num_experts_per_tok": experts.n_active,
         });
     }
+    // Which order a value keeps depends on what else the program is built with.
+    object.sort_all_objects();
     Ok(object)
 }

@@ -67,6 +67,8 @@ pub fn to_hf_json(config: &DecoderConfig) -> Result<Value, &'static str> {
             (0..config.n_layers).map(|layer_idx| name(config.sliding_window(layer_idx))).collect();
         object["layer_types"] = json!(types);
     }
+    // Which order a value keeps depends on what else the program is built with.
+    object.sort_all_objects();
     Ok(object)
 }
 
