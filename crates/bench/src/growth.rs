@@ -4,7 +4,6 @@ mod report;
 
 use std::time::Instant;
 
-use formats::{DecoderConfig, Rope, WeightDtype};
 use model::{Decoder, KvCache, ModelConfig, ModelError, Workspace};
 use serde::Serialize;
 use tensor::Device;
@@ -14,6 +13,7 @@ use train::recipe::BatchSettings;
 use crate::accuracy::prompt;
 use crate::inference::{CHUNK, Subject, batched_decode};
 use crate::result::median;
+use crate::shapes::Shape;
 use crate::training::train_step;
 
 pub use report::{DocumentError, GrowthReport};
@@ -186,32 +186,16 @@ pub fn training_growth(
     ])
 }
 
-/// A shape in the manner of [`crate::TRAIN_STEP_SHAPE`] of another width and depth.
+/// A model of this width and depth, with heads of 64, two for each KV head, that is trained on rows of the batch.
 fn trained(width: usize, n_layers: usize) -> Result<ModelConfig, ModelError> {
-    let n_heads = width / 64;
-    ModelConfig::new(DecoderConfig {
-        vocab_size: 8192,
-        hidden_dim: width,
-        n_layers,
-        n_heads,
-        n_kv_heads: n_heads / 2,
-        head_dim: 64,
-        ffn_dim: (8 * width / 3).next_multiple_of(64),
-        context_len: BATCH.seq_len,
-        rope: Rope::plain(1e4),
-        query_scaling: None,
-        rms_norm_eps: 1e-5,
-        tied_embeddings: true,
-        sliding_windows: Vec::new(),
-        experts: None,
-        bos_id: Some(1),
-        eos_ids: vec![2],
-        dtype: WeightDtype::Bf16,
-    })
+    let (n_heads, ffn_dim) = (width / 64, (8 * width / 3).next_multiple_of(64));
+    let dims = [width, n_layers, n_heads, n_heads / 2, 64, ffn_dim, 8192, BATCH.seq_len];
+    Shape { name: "trained", dims, tied_embeddings: true }.config()
 }
 
 #[cfg(test)]
 mod tests {
+    use formats::DecoderConfig;
     use kernels::{Compute, Family};
     use model::Parameters;
     use tensor::{DType, Passes};

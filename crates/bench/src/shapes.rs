@@ -9,8 +9,8 @@ pub struct Shape {
     /// Name in reports.
     pub name: &'static str,
     /// Width, layers, query heads, KV heads, head size, feed-forward width, vocabulary, context.
-    dims: [usize; 8],
-    tied_embeddings: bool,
+    pub(crate) dims: [usize; 8],
+    pub(crate) tied_embeddings: bool,
 }
 
 /// The shape whose training step PyTorch is compared on: 15.7 million parameters.
@@ -42,7 +42,7 @@ impl Shape {
     /// The configuration of the shape.
     ///
     /// # Errors
-    /// Never for the shapes of this module.
+    /// When its numbers do not go together; never for the named shapes.
     pub fn config(self) -> Result<ModelConfig, ModelError> {
         let [hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, ffn_dim, vocab_size, context_len] =
             self.dims;

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use engine::TokenMask;
 use formats::durable::read_text;
-use grammar::{Grammar, GrammarCompiler};
+use grammar::{Grammar, GrammarCompiler, MAX_SOURCE_BYTES};
 
 use crate::failure::Failure;
 use crate::open_model::OpenModel;
 
-/// Largest file of a schema or grammar.
-const MAX_GRAMMAR_BYTES: u64 = 1 << 20;
+/// Largest file of a schema: with its space it may be longer than what is read of it.
+const MAX_SCHEMA_BYTES: u64 = 1 << 20;
 
 /// At most one form that the answer is kept to.
 #[derive(Debug, clap::Args)]
@@ -35,13 +35,13 @@ impl FormatArgs {
     /// The form, before a model is there.
     pub(crate) fn read(&self) -> anyhow::Result<Option<Grammar>> {
         if let Some(path) = &self.json_schema {
-            let text = read_text(path, MAX_GRAMMAR_BYTES)?;
+            let text = read_text(path, MAX_SCHEMA_BYTES)?;
             let schema = serde_json::from_str(&text)
                 .with_context(|| format!("{} is not JSON", path.display()))?;
             return Ok(Some(Grammar::JsonSchema(schema)));
         }
         if let Some(path) = &self.grammar {
-            return Ok(Some(Grammar::Lark(read_text(path, MAX_GRAMMAR_BYTES)?)));
+            return Ok(Some(Grammar::Lark(read_text(path, MAX_SOURCE_BYTES as u64)?)));
         }
         let regex = self.regex.clone().map(Grammar::Regex);
         let is_choice = !self.choice.is_empty();

@@ -7,6 +7,7 @@ use formats::{FfnMatrix, FormatError, LayerPart, WeightName};
 use tensor::{DType, Device, LowRank, LowRankScratch, OperandScratch, Tensor};
 
 use crate::config::ModelConfig;
+use crate::parameters::UniformStream;
 
 /// Ranks of one change; a change of more is computed as several.
 const MAX_RANK: usize = 256;
@@ -115,11 +116,8 @@ impl LoadedAdapter {
         rank: usize,
         seed: u64,
     ) -> Self {
-        let mut state = seed;
-        let mut number = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 16 & 0xFFFF) as f32 / 65536.0 - 0.5
-        };
+        let mut random = UniformStream { state: seed };
+        let mut number = || random.next_in_unit() - 0.5;
         let heads = config.head_shape();
         let out = heads.n_heads * heads.head_dim;
         let mut changes = |n_out: usize, n_in: usize| -> Vec<LowRank> {

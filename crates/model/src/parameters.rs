@@ -236,8 +236,8 @@ impl WeightRows {
 }
 
 /// Uniform numbers from SplitMix64 (Steele, Lea, Flood 2014): integer arithmetic, equal on every machine.
-struct UniformStream {
-    state: u64,
+pub(crate) struct UniformStream {
+    pub(crate) state: u64,
 }
 
 impl UniformStream {
@@ -250,7 +250,7 @@ impl UniformStream {
     }
 
     /// In 0..1, in steps of 2^-24, which f32 holds exactly.
-    fn next_in_unit(&mut self) -> f32 {
+    pub(crate) fn next_in_unit(&mut self) -> f32 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::app::SharedApp;
 use crate::failure::Failure;
-use crate::generation::{self, Generations, Piece, Scores, TotalUsage};
+use crate::generation::{self, AnswerSettings, Generations, Piece, Scores, TotalUsage};
 use crate::sse::{self, ClientGone, EventSink};
 use crate::{body, ids};
 
@@ -50,9 +50,8 @@ async fn start(app: &SharedApp, request: ChatRequest) -> Result<Generations, Fai
         let ChatRequest { model: name, messages, sampling, logprobs, .. } = request;
         let prompt = generation::chat_prompt(&name, &model, messages)?;
         let scores = Scores { n_top: logprobs, of_prompt: false };
-        let mask = generation::mask(&model, &sampling)?;
-        let settings = (&sampling, mask.as_ref());
-        let started = generation::start(&name, &model, &prompt, settings, scores, "messages")?;
+        let settings = AnswerSettings::new(&model, &sampling, scores)?;
+        let started = generation::start(&name, &model, &prompt, &settings, "messages")?;
         Ok(Generations::new(started))
     })
     .await

@@ -15,7 +15,7 @@ use tokenizer::{TextStream, Tokenizer};
 
 use crate::app::SharedApp;
 use crate::failure::Failure;
-use crate::generation::{self, Generations, Piece, Scores, TotalUsage};
+use crate::generation::{self, AnswerSettings, Generations, Piece, Scores, TotalUsage};
 use crate::registry::ServedModel;
 use crate::sse::{self, ClientGone, EventSink};
 use crate::{body, ids};
@@ -53,11 +53,10 @@ fn start(model: &ServedModel, request: CompletionRequest) -> Result<Started, Fai
     let CompletionRequest { model: name, prompts, suffix, sampling, logprobs, echo, .. } = request;
     let scores = Scores { n_top: logprobs, of_prompt: echo && logprobs.is_some() };
     let (mut generations, mut choices) = (Vec::new(), Vec::new());
-    let mask = generation::mask(model, &sampling)?;
-    let settings = (&sampling, mask.as_ref());
+    let settings = AnswerSettings::new(model, &sampling, scores)?;
     for input in prompts {
         let prompt = generation::text_prompt(&name, model, input, suffix.as_deref())?;
-        let started = generation::start(&name, model, &prompt, settings, scores, "prompt")?;
+        let started = generation::start(&name, model, &prompt, &settings, "prompt")?;
         let echo = echo.then(|| Echo {
             token_ids: prompt.token_ids.into(),
             next: 0,

@@ -211,8 +211,7 @@ pub(crate) fn start(
     name: &str,
     model: &ServedModel,
     prompt: &Prompt,
-    (fields, mask): (&SamplingFields, Option<&GrammarMask>),
-    scores: Scores,
+    settings: &AnswerSettings<'_>,
     param: &'static str,
 ) -> Result<Vec<Generation>, Failure> {
     let context_len = model.engine.context_len();
@@ -221,11 +220,11 @@ pub(crate) fn start(
         let model = name.to_owned();
         return Err(Failure::ContextFull { model, n_prompt_tokens, context_len, param });
     }
-    let mut sampling = sampling(model, fields);
-    let started = (0..fields.n_answers).map(|answer_idx| {
+    let first = sampling(model, settings.fields);
+    let started = (0..settings.fields.n_answers).map(|answer_idx| {
         // Equal seeds would give equal answers.
-        sampling.seed = sampling.seed.wrapping_add(u64::from(answer_idx > 0));
-        start_one(model, prompt, (fields, mask), scores, sampling.clone())
+        let seed = first.seed.wrapping_add(answer_idx as u64);
+        start_one(model, prompt, settings, Sampling { seed, ..first.clone() })
     });
     started.collect()
 }
@@ -233,10 +232,10 @@ pub(crate) fn start(
 fn start_one(
     model: &ServedModel,
     prompt: &Prompt,
-    (fields, mask): (&SamplingFields, Option<&GrammarMask>),
-    scores: Scores,
+    settings: &AnswerSettings<'_>,
     sampling: Sampling,
 ) -> Result<Generation, Failure> {
+    let AnswerSettings { fields, mask, scores } = settings;
     let text = AnswerText::new(prompt.text_stream.clone(), fields.stop.clone());
     let matcher = AnswerMatcher {
         eos_ids: model.eos_ids.clone(),
@@ -250,7 +249,7 @@ fn start_one(
         sampling,
         logprobs,
         adapter: model.adapter.clone(),
-        mask: mask.map(|mask| -> Box<dyn TokenMask> { Box::new(mask.another()) }),
+        mask: mask.as_ref().map(|mask| -> Box<dyn TokenMask> { Box::new(mask.another()) }),
         stop: Box::new(matcher),
     };
     Ok(Generation {
@@ -263,11 +262,25 @@ fn start_one(
     })
 }
 
-/// What keeps answers to their format, to be compiled once for all of them.
-pub(crate) fn mask(
-    model: &ServedModel,
-    fields: &SamplingFields,
-) -> Result<Option<GrammarMask>, Failure> {
+/// What all answers to one request share.
+pub(crate) struct AnswerSettings<'a> {
+    fields: &'a SamplingFields,
+    /// Keeps them to their format; compiled once for all of them.
+    mask: Option<GrammarMask>,
+    scores: Scores,
+}
+
+impl<'a> AnswerSettings<'a> {
+    pub(crate) fn new(
+        model: &ServedModel,
+        fields: &'a SamplingFields,
+        scores: Scores,
+    ) -> Result<Self, Failure> {
+        Ok(Self { fields, mask: mask(model, fields)?, scores })
+    }
+}
+
+fn mask(model: &ServedModel, fields: &SamplingFields) -> Result<Option<GrammarMask>, Failure> {
     let Some((format, param)) = fields.format.clone() else { return Ok(None) };
     let grammar = match format {
         AnswerFormat::JsonSchema(schema) => Grammar::JsonSchema(schema),

@@ -18,7 +18,7 @@ use crate::app::SharedApp;
 use crate::assets;
 use crate::body;
 use crate::failure::Failure;
-use crate::generation::{self, Generations, Piece, Scores};
+use crate::generation::{self, AnswerSettings, Generations, Piece, Scores};
 use crate::markdown::BlockStream;
 use crate::sse::{self, ClientGone, EventSink};
 use crate::texts::{Language, Texts};
@@ -140,9 +140,8 @@ pub(crate) async fn stream(
         let ChatRequest { model: name, messages, sampling, .. } = request;
         let (prompt, n_left_out) = generation::recent_chat_prompt(&name, &model, messages)?;
         let scores = Scores::default();
-        let mask = generation::mask(&model, &sampling)?;
-        let settings = (&sampling, mask.as_ref());
-        let started = generation::start(&name, &model, &prompt, settings, scores, "messages")?;
+        let settings = AnswerSettings::new(&model, &sampling, scores)?;
+        let started = generation::start(&name, &model, &prompt, &settings, "messages")?;
         Ok((Generations::new(started), n_left_out))
     })
     .await?;
