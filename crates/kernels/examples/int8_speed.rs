@@ -62,7 +62,7 @@ fn measure(compute: &Compute, kind: BlockKind, [n, k]: [usize; 2]) {
             int8::quantise_rows(compute, &x, [m, k], &mut rows);
             let weight = PackedBlocks::new(kind, packed, [n, k]);
             let rows = Rows::new(&rows, [m, k]);
-            int8::matmul(compute, rows, weight, &mut out, n, Write::Overwrite);
+            int8::matmul(compute, rows, weight, &mut out, Write::Overwrite);
             best = best.min(product_start.elapsed().as_secs_f64());
             if start.elapsed().as_secs_f64() > 1.0 {
                 break;

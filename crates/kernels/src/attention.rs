@@ -24,6 +24,7 @@ use crate::operand::Operand;
 use crate::panels::{padded_k, panel_index, panels_len};
 use crate::paths::KernelPath;
 use crate::pool::{Scratch, SliceParts, reinterpret};
+use crate::prefetch::prefetch;
 use crate::reference;
 
 mod backward;
@@ -329,7 +330,7 @@ fn attend_tile<T: Operand>(
         let has_next = n_rows <= FEW_ROWS && block_idx + 1 < end_block;
         let next = has_next.then(|| job.keys_values(block_idx + 1));
         if let Some((next_keys, _)) = next {
-            prefetch(next_keys);
+            prefetch(next_keys.as_ptr().cast(), size_of_val(next_keys));
         }
         let tokens = job.tokens_seeing(block_idx);
         let rows = tokens.start * group_len..tokens.end * group_len;
@@ -354,7 +355,7 @@ fn attend_tile<T: Operand>(
             }
         }
         if let Some((_, next_values)) = next {
-            prefetch(next_values);
+            prefetch(next_values.as_ptr().cast(), size_of_val(next_values));
         }
         let left =
             Left::Rows { values: &probabilities[rows.start * KEY_BLOCK..], stride: KEY_BLOCK };
@@ -370,19 +371,6 @@ fn attend_tile<T: Operand>(
         }
         write(token, head, row_out, maxima[row] + divisors[row].ln());
     }
-}
-
-/// Asks for memory that is read soon: blocks lie anywhere, so that the processor does not foresee the next one.
-#[expect(unsafe_code, reason = "a prefetch reads nothing that the program sees")]
-fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in values.chunks(64 / size_of::<T>()) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every address may be prefetched.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
 }
 
 /// One row's step over one block of keys (module documentation).

@@ -53,14 +53,12 @@ const RECORD: usize = GROUP + 16;
 /// Groups whose lines are unpacked together: 20 KiB, which stay in the nearest cache.
 #[cfg(target_arch = "x86_64")]
 const SPAN: usize = 32;
-/// Packed bytes that are asked for ahead of those in use; `examples/int8_speed.rs` measures it.
-#[cfg(target_arch = "x86_64")]
-const PREFETCH: usize = 4096;
 
 /// Rows of one task. Its panels are unpacked once for all of them.
 const TASK_ROWS: usize = 512;
-/// Most panels of one task.
+/// Most panels of one task, and of one with few rows, where reading them is the work.
 const TASK_PANELS: usize = 8;
+const TASK_PANELS_OF_FEW_ROWS: usize = 4;
 /// Tasks for each thread, where there are panels enough: what one thread does alone at the end is a small part.
 const TASKS_PER_THREAD: usize = 8;
 
@@ -151,6 +149,10 @@ impl<'a> PackedBlocks<'a> {
         [self.n, self.k]
     }
 
+    fn n_panels(&self) -> usize {
+        self.n.div_ceil(PANEL_WIDTH)
+    }
+
     /// The row `row` as f32, `[k]`: the numbers of its blocks. Overwrites.
     ///
     /// # Panics
@@ -179,7 +181,7 @@ struct Part<'a> {
     n_rows: usize,
     panel: usize,
     n_panels: usize,
-    /// Value (0, 0) of the whole output.
+    /// Value (0, 0) of the weight's output.
     out: *mut f32,
     out_stride: usize,
     write: Write,
@@ -212,50 +214,96 @@ impl Part<'_> {
     }
 }
 
+/// A packed matrix and the column of the output where its products begin.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedColumns<'a> {
+    /// The matrix.
+    pub weight: PackedBlocks<'a>,
+    /// The column of its first row.
+    pub first: usize,
+}
+
 /// Product of quantised rows with a packed weight on all threads: `out[t, n] (+)= sum_k rows[t, k] * weight[n, k]`.
 ///
-/// Shapes: rows `[m, k]`; weight `[n, k]`; out `[m, n]`, its rows at a distance of `out_stride`, other columns are not touched.
-/// Overwrites or accumulates, as `write` says. Numerics: module documentation. Source: the integer product per group follows
-/// ggml `vec_dot_q4_K_q8_K` and its kin, with a scale for each 32 values of a row instead of 256.
+/// Shapes: rows `[m, k]`; weight `[n, k]`; out `[m, n]`. Overwrites or accumulates, as `write` says. Numerics: module
+/// documentation. Source: the integer product per group follows ggml `vec_dot_q4_K_q8_K` and its kin, with a scale for each 32 values
+/// of a row instead of 256.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
-#[expect(unsafe_code, reason = "tasks write disjoint tiles of one matrix")]
 pub fn matmul(
     compute: &Compute,
     rows: Rows<'_>,
     weight: PackedBlocks<'_>,
     out: &mut [f32],
+    write: Write,
+) {
+    assert_eq!(Some(out.len()), rows.m.checked_mul(weight.n), "out is [{}, {}]", rows.m, weight.n);
+    let weights = std::iter::once(PackedColumns { weight, first: 0 });
+    matmul_columns(compute, rows, weights, out, weight.n, write);
+}
+
+/// As [`matmul`] with several weights at once, each into its own columns of an output whose rows are `out_stride` apart; other
+/// columns are not touched.
+///
+/// # Panics
+/// As [`matmul`], and when columns overlap or do not ascend.
+#[expect(unsafe_code, reason = "tasks write disjoint tiles of one matrix")]
+pub fn matmul_columns<'a>(
+    compute: &Compute,
+    rows: Rows<'_>,
+    weights: impl Iterator<Item = PackedColumns<'a>> + Clone + Sync,
+    out: &mut [f32],
     out_stride: usize,
     write: Write,
 ) {
-    let (m, [n, k]) = (rows.m, weight.shape());
-    assert_eq!(rows.k, k, "k of the rows and of the weight");
-    if m == 0 || n == 0 {
+    let m = rows.m;
+    let (mut n_panels, mut end) = (0, 0);
+    for PackedColumns { weight, first } in weights.clone() {
+        assert_eq!(rows.k, weight.k, "k of the rows and of the weight");
+        assert!(first >= end, "columns from {first} on overlap those before {end}");
+        end = first.checked_add(weight.n).expect("the number of columns fits usize");
+        n_panels += weight.n_panels();
+    }
+    if m == 0 || n_panels == 0 {
         return;
     }
-    let out_len = (m - 1).checked_mul(out_stride).and_then(|start| start.checked_add(n));
-    assert!(out_stride >= n && out_len.is_some_and(|len| out.len() >= len), "out is [{m}, {n}]");
-    let n_panels = n.div_ceil(PANEL_WIDTH);
-    // Pairs of panels share what is read of the rows. How the panels are shared out changes no bit.
-    let wanted_tasks = TASKS_PER_THREAD * compute.n_threads();
-    let task_panels = (n_panels / wanted_tasks).clamp(1, TASK_PANELS).next_multiple_of(2);
-    let (n_row_tasks, n_panel_tasks) = (m.div_ceil(TASK_ROWS), n_panels.div_ceil(task_panels));
+    let out_len = (m - 1).checked_mul(out_stride).and_then(|start| start.checked_add(end));
+    assert!(
+        out_stride >= end && out_len.is_some_and(|len| out.len() >= len),
+        "out is [{m}, {end}]"
+    );
     let family = compute.family();
     let is_few = m <= few_rows(family);
     compute.count(if is_few { KernelPath::Int8FewRows } else { KernelPath::Int8ManyRows });
+    // Pairs of panels share what is read of the rows. How the panels are shared out changes no bit.
+    let most_panels = if is_few { TASK_PANELS_OF_FEW_ROWS } else { TASK_PANELS };
+    let wanted_tasks = TASKS_PER_THREAD * compute.n_threads();
+    let task_panels = (n_panels / wanted_tasks).clamp(1, most_panels).next_multiple_of(2);
+    let n_panel_tasks = |weight: PackedBlocks<'_>| weight.n_panels().div_ceil(task_panels);
+    let n_row_tasks = m.div_ceil(TASK_ROWS);
+    let n_tasks = weights.clone().map(|columns| n_panel_tasks(columns.weight)).sum::<usize>();
     let parts = SliceParts::new(out);
-    compute.pool().run(n_row_tasks * n_panel_tasks, |task_idx, scratch| {
+    compute.pool().run(n_row_tasks * n_tasks, |task_idx, scratch| {
         let row = task_idx % n_row_tasks * TASK_ROWS;
-        let panel = task_idx / n_row_tasks * task_panels;
+        let mut panel_task = task_idx / n_row_tasks;
+        let mut weights = weights.clone();
+        let PackedColumns { weight, first } = loop {
+            let columns = weights.next().expect("every task is of a weight");
+            match panel_task.checked_sub(n_panel_tasks(columns.weight)) {
+                Some(left) => panel_task = left,
+                None => break columns,
+            }
+        };
+        let panel = panel_task * task_panels;
         let part = Part {
             rows,
             weight,
             row,
             n_rows: TASK_ROWS.min(m - row),
             panel,
-            n_panels: task_panels.min(n_panels - panel),
-            out: parts.pointer(0),
+            n_panels: task_panels.min(weight.n_panels() - panel),
+            out: parts.pointer(first),
             out_stride,
             write,
         };

@@ -35,6 +35,7 @@ mod operand;
 pub mod panels;
 mod paths;
 mod pool;
+mod prefetch;
 pub mod reference;
 pub mod rope;
 pub mod swiglu;

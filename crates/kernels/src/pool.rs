@@ -1,5 +1,7 @@
-//! The thread pool: work is claimed in small tasks by an atomic counter; idle threads spin briefly, then park.
+//! The thread pool: each thread takes the small tasks of its share of a job in order, then those that others have not begun; idle
+//! threads spin briefly, then park.
 //!
+//! Shares are consecutive, so that a thread reads consecutive memory, and what it asks for ahead of its use is its own.
 //! A task's result never depends on which thread runs it, so the number of threads changes no bit of any result.
 #![expect(unsafe_code, reason = "lends a caller's closure and disjoint slices to other threads")]
 
@@ -117,7 +119,8 @@ struct Shared {
     open_epoch: AtomicU64,
     /// Workers inside the open job.
     n_active: AtomicUsize,
-    next_task: AtomicUsize,
+    /// For each thread, the next task of its share.
+    next_tasks: Vec<NextTask>,
     job: UnsafeCell<Option<Job>>,
     /// What the first worker that panicked in the open job said.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -128,6 +131,42 @@ impl Shared {
     fn panic(&self) -> MutexGuard<'_, Option<Box<dyn Any + Send>>> {
         self.panic.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// First task of a thread's share; that of one thread more is the number of tasks.
+    fn share_start(&self, thread_idx: usize, n_tasks: usize) -> usize {
+        // Without a product of the two, which could overflow.
+        let n_threads = self.next_tasks.len();
+        let (whole, left) = (n_tasks / n_threads, n_tasks % n_threads);
+        thread_idx * whole + thread_idx.min(left)
+    }
+
+    /// The tasks of a thread's share, then what is left of the others'.
+    fn claim_tasks(
+        &self,
+        thread_idx: usize,
+        n_tasks: usize,
+        task: &Task<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let n_threads = self.next_tasks.len();
+        for owner_idx in (thread_idx..n_threads).chain(0..thread_idx) {
+            let end = self.share_start(owner_idx + 1, n_tasks);
+            loop {
+                let task_idx = self.next_tasks[owner_idx].0.fetch_add(1, Ordering::Relaxed);
+                if task_idx >= end {
+                    break;
+                }
+                task(task_idx, scratch);
+            }
+        }
+    }
+
+    /// Leaves no task to be claimed.
+    fn drop_tasks(&self) {
+        for next in &self.next_tasks {
+            next.0.store(usize::MAX / 2, Ordering::Relaxed);
+        }
+    }
 }
 
 // SAFETY: `job` is written only while no job is open and no worker is active, and read only by workers that
@@ -135,6 +174,11 @@ impl Shared {
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `job` is used only while the caller that owns the closure waits in `run`.
 unsafe impl Send for Shared {}
+
+/// On cache lines of its own: threads count in different shares most of the time.
+#[derive(Debug)]
+#[repr(align(128))]
+struct NextTask(AtomicUsize);
 
 #[derive(Clone, Copy, Debug)]
 struct Job {
@@ -171,7 +215,7 @@ impl Pool {
             epoch: AtomicU64::new(0),
             open_epoch: AtomicU64::new(0),
             n_active: AtomicUsize::new(0),
-            next_task: AtomicUsize::new(0),
+            next_tasks: (0..n_threads).map(|_| NextTask(AtomicUsize::new(0))).collect(),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -182,7 +226,7 @@ impl Pool {
             let worker_parked = Arc::clone(&parked);
             let handle = thread::Builder::new()
                 .name(format!("compute-{worker_idx}"))
-                .spawn(move || work(&shared, &worker_parked))
+                .spawn(move || work(&shared, worker_idx, &worker_parked))
                 .map_err(|source| ComputeError::Spawn { source })?;
             let thread = handle.thread().clone();
             pool.workers.push(Worker { parked, thread, handle: Some(handle) });
@@ -215,7 +259,7 @@ impl Pool {
         };
         self.publish(Job { task: task_pointer, n_tasks });
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            claim_tasks(&self.shared.next_task, n_tasks, task, &mut scratch);
+            self.shared.claim_tasks(0, n_tasks, task, &mut scratch);
         }));
         self.close();
         let workers_panic = self.shared.panic().take();
@@ -228,7 +272,9 @@ impl Pool {
         let shared = &self.shared;
         // SAFETY: the caller's lock is held, no job is open and no worker is active: nobody reads `job` now.
         unsafe { *shared.job.get() = Some(job) };
-        shared.next_task.store(0, Ordering::Relaxed);
+        for (thread_idx, next) in shared.next_tasks.iter().enumerate() {
+            next.0.store(shared.share_start(thread_idx, job.n_tasks), Ordering::Relaxed);
+        }
         let epoch = shared.epoch.load(Ordering::Relaxed) + 1;
         shared.open_epoch.store(epoch, Ordering::SeqCst);
         shared.epoch.store(epoch, Ordering::SeqCst);
@@ -243,7 +289,7 @@ impl Pool {
     fn close(&self) {
         let shared = &self.shared;
         // A task that panicked on this thread leaves unclaimed tasks: nobody shall begin them.
-        shared.next_task.store(usize::MAX / 2, Ordering::Relaxed);
+        shared.drop_tasks();
         shared.open_epoch.store(0, Ordering::SeqCst);
         let mut spins = 0_u32;
         while shared.n_active.load(Ordering::SeqCst) > 0 {
@@ -348,17 +394,7 @@ impl Drop for Pool {
     }
 }
 
-fn claim_tasks(next_task: &AtomicUsize, n_tasks: usize, task: &Task<'_>, scratch: &mut Scratch) {
-    loop {
-        let task_idx = next_task.fetch_add(1, Ordering::Relaxed);
-        if task_idx >= n_tasks {
-            return;
-        }
-        task(task_idx, scratch);
-    }
-}
-
-fn work(shared: &Shared, parked: &AtomicBool) {
+fn work(shared: &Shared, worker_idx: usize, parked: &AtomicBool) {
     let mut scratch = Scratch::default();
     let mut seen_epoch = 0;
     while let Some(epoch) = wait_for_job(shared, parked, seen_epoch) {
@@ -371,11 +407,11 @@ fn work(shared: &Shared, parked: &AtomicBool) {
             // takes the closure away.
             let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
                 let job = (*shared.job.get()).expect("an open job is published");
-                claim_tasks(&shared.next_task, job.n_tasks, &*job.task, &mut scratch);
+                shared.claim_tasks(worker_idx, job.n_tasks, &*job.task, &mut scratch);
             }));
             if let Err(panic) = outcome {
                 shared.panic().get_or_insert(panic);
-                shared.next_task.store(usize::MAX / 2, Ordering::Relaxed);
+                shared.drop_tasks();
             }
         }
         shared.n_active.fetch_sub(1, Ordering::SeqCst);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::bf16;
 use kernels::blocks::{BlockKind, BlockMatrix};
-use kernels::int8::{self, PackedBlocks};
+use kernels::int8::{self, PackedBlocks, PackedColumns};
 use kernels::matmul::{Left, Right, Write, matmul, matmul_columns};
 use kernels::panels::{self, Panels, Source, panels_len};
 use kernels::{Buffer, Operand, elementwise, embedding};
@@ -402,6 +402,18 @@ impl Linear {
     }
 }
 
+/// Each part and the column where its outputs begin.
+fn columns_of(
+    parts: &[BlockRows],
+    n_in: usize,
+) -> impl Iterator<Item = (BlockNumbers<'_>, usize)> + Clone + Sync {
+    parts.iter().scan(0, move |column, part| {
+        let first = *column;
+        *column += part.n_rows;
+        Some((part.numbers(n_in), first))
+    })
+}
+
 /// Where products go: the columns of a matrix from `first` on, whose rows are `stride` apart.
 #[derive(Clone, Copy)]
 struct Columns<'a> {
@@ -430,12 +442,13 @@ impl Columns<'_> {
     ) {
         if parts.iter().any(|part| part.order == BlockOrder::Packed) {
             let quantised = scratch.quantised(self.device, x);
-            self.each_part(parts, x.width(), |weight, column| {
-                let BlockNumbers::Packed(weight) = weight else { return };
-                let out = y.get_mut(self.first + column..).unwrap_or_default();
-                let compute = self.device.compute();
-                int8::matmul(compute, quantised, weight, out, self.stride, self.write);
+            let weights = columns_of(parts, x.width()).filter_map(|(weight, first)| match weight {
+                BlockNumbers::Packed(weight) => Some(PackedColumns { weight, first }),
+                BlockNumbers::Rows(_) => None,
             });
+            let out = y.get_mut(self.first..).unwrap_or_default();
+            let compute = self.device.compute();
+            int8::matmul_columns(compute, quantised, weights, out, self.stride, self.write);
         }
         if parts.iter().any(|part| part.order == BlockOrder::Rows) {
             match dtype {
@@ -450,24 +463,10 @@ impl Columns<'_> {
     /// The products of the parts that are not packed.
     fn row_products<T: Operand>(self, parts: &[BlockRows], x: &[T], n_in: usize, y: &mut [f32]) {
         let left = Left::Rows { values: x, stride: n_in };
-        self.each_part(parts, n_in, |weight, column| {
-            let BlockNumbers::Rows(weight) = weight else { return };
+        for (weight, column) in columns_of(parts, n_in) {
+            let BlockNumbers::Rows(weight) = weight else { continue };
             let dims = [x.len() / n_in.max(1), weight.shape()[0], n_in];
             self.write(left, Right::Blocks(weight), dims, column, y);
-        });
-    }
-
-    /// Calls `run` with each part and the column where its outputs begin.
-    fn each_part(
-        self,
-        parts: &[BlockRows],
-        n_in: usize,
-        mut run: impl FnMut(BlockNumbers<'_>, usize),
-    ) {
-        let mut column = 0;
-        for part in parts {
-            run(part.numbers(n_in), column);
-            column += part.n_rows;
         }
     }
 

@@ -8,11 +8,12 @@
 use std::arch::x86_64::*;
 
 use super::layout::{BYTE_LINES, GROUP, LINE, SUPER_GROUPS, term};
-use super::{PREFETCH, Part, RECORD, SPAN, few_rows};
+use super::{Part, RECORD, SPAN, few_rows};
 use crate::compute::Family;
 use crate::matmul::Write;
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
+use crate::prefetch::{self, prefetch};
 
 mod unpack;
 
@@ -109,10 +110,11 @@ unsafe fn packed_panels<const BITS: usize, const BATCH: usize, const TERM: u8>(p
         let mut factors = [0.0; SUPER_GROUPS * 2 * PANEL_WIDTH];
         for first_group in (0..n_all.max(1)).step_by(SUPER_GROUPS) {
             let n_groups = SUPER_GROUPS.min(n_all - first_group);
-            let header = &header[first_group / layout.block_groups * layout.block_header()..];
+            let header = layout.blocks_header(header, first_group, n_groups);
+            prefetch(header.as_ptr().wrapping_add(prefetch::DISTANCE), header.len());
             let lines = lines[first_group * BITS * LINE..].as_ptr();
             let bundle = part.row;
-            // SAFETY: header and lines have `n_groups` more groups, of whole blocks; the rest is the caller's promise.
+            // SAFETY: header and lines have `n_groups` groups, of whole blocks; the rest is the caller's promise.
             unsafe {
                 unpack::factors(layout, header.as_ptr(), n_groups, factors.as_mut_ptr());
                 let factors = factors.as_ptr();
@@ -216,9 +218,7 @@ unsafe fn multiply_tile<
             let record = tile.records.add(g * n_rows * RECORD);
             let lines = tile.lines.add(g * BITS * LINE);
             if IS_PACKED {
-                for line in 0..BITS {
-                    _mm_prefetch::<_MM_HINT_T0>(lines.wrapping_add(PREFETCH + line * LINE).cast());
-                }
+                prefetch(lines.wrapping_add(prefetch::DISTANCE), BITS * LINE);
             }
             let sums = dot::<BITS, BATCH, ROWS>(lines, record.add(row * GROUP));
             let factors = tile.factors.add(g * 2 * PANEL_WIDTH);

@@ -7,11 +7,12 @@
 use std::arch::x86_64::*;
 
 use super::layout::{BYTE_LINES, GROUP, LINE, SUPER_GROUPS, term};
-use super::{PREFETCH, Part, RECORD, SPAN, few_rows};
+use super::{Part, RECORD, SPAN, few_rows};
 use crate::compute::Family;
 use crate::matmul::Write;
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
+use crate::prefetch::{self, prefetch};
 
 pub(super) mod unpack;
 
@@ -77,7 +78,8 @@ unsafe fn packed_panels<const BITS: usize, const TERM: u8>(part: &Part<'_>) {
             let mut factors = [[_mm512_setzero_ps(); 2]; SUPER_GROUPS];
             for first in (0..n_groups.max(1)).step_by(SUPER_GROUPS) {
                 let n_span = SUPER_GROUPS.min(n_groups - first);
-                let header = &header[first / layout.block_groups * layout.block_header()..];
+                let header = layout.blocks_header(header, first, n_span);
+                prefetch(header.as_ptr().wrapping_add(prefetch::DISTANCE), header.len());
                 let tile = Tile {
                     records: records[first * n_rows * RECORD..].as_ptr(),
                     n_rows,
@@ -91,7 +93,7 @@ unsafe fn packed_panels<const BITS: usize, const TERM: u8>(part: &Part<'_>) {
                     mask: mask(part.width(panel)),
                     write: part.write_at(first),
                 };
-                // SAFETY: header, lines and records have `n_span` more groups, of whole blocks; the rest is the caller's promise.
+                // SAFETY: header, lines and records have `n_span` groups, of whole blocks; the rest is the caller's promise.
                 unsafe {
                     unpack::factors(layout, header.as_ptr(), n_span, tile.factors.cast_mut());
                     choose_tile::<BITS, TERM, true>(&tile, rows);
@@ -192,9 +194,7 @@ unsafe fn multiply_tile<
             let record = tile.records.add(g * n_rows * RECORD);
             let lines = tile.lines.add(g * BITS * LINE);
             if IS_PACKED {
-                for line in 0..BITS {
-                    _mm_prefetch::<_MM_HINT_T0>(lines.wrapping_add(PREFETCH + line * LINE).cast());
-                }
+                prefetch(lines.wrapping_add(prefetch::DISTANCE), BITS * LINE);
             }
             let mut sums = [[_mm512_setzero_si512(); 2]; ROWS];
             for j in 0..4 {

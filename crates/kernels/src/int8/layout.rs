@@ -108,6 +108,12 @@ impl Layout {
         }
     }
 
+    /// The part of a panel's header for `n_groups` groups from `first_group` on, which are whole blocks.
+    pub(super) fn blocks_header(self, header: &[u8], first_group: usize, n_groups: usize) -> &[u8] {
+        let blocks = first_group / self.block_groups..(first_group + n_groups) / self.block_groups;
+        &header[blocks.start * self.block_header()..blocks.end * self.block_header()]
+    }
+
     /// Bytes of the header of a panel.
     ///
     /// # Panics

@@ -77,7 +77,7 @@ fn product(
     let x = quantised(compute, x, [m, k]);
     let mut out = vec![7.0; m * n];
     let weight = PackedBlocks::new(kind, packed, [n, k]);
-    matmul(compute, Rows::new(&x, [m, k]), weight, &mut out, n, Write::Overwrite);
+    matmul(compute, Rows::new(&x, [m, k]), weight, &mut out, Write::Overwrite);
     out
 }
 
@@ -314,31 +314,55 @@ fn products_are_within_half_a_step_of_the_exact_product() {
     }
 }
 
+/// A product of two weights at once against those of each alone.
 #[test]
 fn columns_of_a_wider_matrix_are_replaced_or_added_to_and_no_others_touched() {
-    let (n, k, kind, stride) = (33, 768, BlockKind::Q4_K, 50);
-    let blocks = random_blocks(kind, [n, k], 3);
-    let packed = packed(&reference_compute(), kind, &blocks, [n, k]);
-    let weight = PackedBlocks::new(kind, &packed, [n, k]);
+    let (k, stride, reference) = (768, 50, reference_compute());
+    let columns = [(BlockKind::Q4_K, 9..42), (BlockKind::Q6_K, 44..49)];
+    let packed = columns.clone().map(|(kind, columns)| {
+        let shape = [columns.len(), k];
+        packed(&reference, kind, &random_blocks(kind, shape, 3), shape)
+    });
+    let weights = [0, 1].map(|i| {
+        let (kind, columns) = &columns[i];
+        let weight = PackedBlocks::new(*kind, &packed[i], [columns.len(), k]);
+        PackedColumns { weight, first: columns.start }
+    });
     for m in [1, 20] {
-        let x = quantised(&reference_compute(), &normal(4, m * k, 1.0), [m, k]);
+        let x = quantised(&reference, &normal(4, m * k, 1.0), [m, k]);
+        let x = Rows::new(&x, [m, k]);
         let before = normal(5, m * stride, 1.0);
         for write in [Write::Overwrite, Write::Accumulate] {
-            let run = |compute: &Compute| {
-                let mut out = before.clone();
-                matmul(compute, Rows::new(&x, [m, k]), weight, &mut out[9..], stride, write);
-                out
-            };
-            let expected = run(&reference_compute());
-            for (i, (before, after)) in before.iter().zip(&expected).enumerate() {
-                assert_eq!(before == after, !(9..9 + n).contains(&(i % stride)), "{i}");
+            let mut expected = before.clone();
+            for PackedColumns { weight, first } in weights {
+                let of_row = |t: usize| t * stride + first..t * stride + first + weight.n;
+                let mut out: Vec<f32> = (0..m).flat_map(|t| before[of_row(t)].to_vec()).collect();
+                matmul(&reference, x, weight, &mut out, write);
+                for (t, out) in out.chunks(weight.n).enumerate() {
+                    assert!(bits(out) != bits(&before[of_row(t)]), "row {t} is as before");
+                    expected[of_row(t)].copy_from_slice(out);
+                }
             }
-            for compute in fast_computes(2) {
+            for compute in fast_computes(2).into_iter().chain([reference.clone()]) {
+                let mut out = before.clone();
+                matmul_columns(&compute, x, weights.into_iter(), &mut out, stride, write);
                 let family = compute.family();
-                assert!(bits(&run(&compute)) == bits(&expected), "{m} {write:?} {family}");
+                assert!(bits(&out) == bits(&expected), "{m} {write:?} {family}");
             }
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "columns from 1 on overlap those before 2")]
+fn columns_that_overlap_are_refused() {
+    let (compute, kind, shape) = (reference_compute(), BlockKind::Q8_0, [2, 32]);
+    let packed = packed(&compute, kind, &random_blocks(kind, shape, 1), shape);
+    let weight = PackedBlocks::new(kind, &packed, shape);
+    let weights = [0, 1].map(|first| PackedColumns { weight, first });
+    let x = quantised(&compute, &[1.0; 32], [1, 32]);
+    let (rows, out) = (Rows::new(&x, [1, 32]), &mut [0.0; 4]);
+    matmul_columns(&compute, rows, weights.into_iter(), out, 4, Write::Overwrite);
 }
 
 #[test]
@@ -485,7 +509,7 @@ fn shapes_that_do_not_fit_are_refused() {
     let (x, kind) = (quantised(&compute, &[1.0; 64], [1, 64]), BlockKind::Q8_0);
     let packed = packed(&compute, kind, &random_blocks(kind, [1, 32], 1), [1, 32]);
     let weight = PackedBlocks::new(kind, &packed, [1, 32]);
-    matmul(&compute, Rows::new(&x, [1, 64]), weight, &mut [0.0], 1, Write::Overwrite);
+    matmul(&compute, Rows::new(&x, [1, 64]), weight, &mut [0.0], Write::Overwrite);
 }
 
 #[test]
@@ -495,7 +519,7 @@ fn an_output_that_is_too_short_is_refused() {
     let (x, kind) = (quantised(&compute, &[1.0; 64], [2, 32]), BlockKind::Q8_0);
     let packed = packed(&compute, kind, &random_blocks(kind, [1, 32], 1), [1, 32]);
     let weight = PackedBlocks::new(kind, &packed, [1, 32]);
-    matmul(&compute, Rows::new(&x, [2, 32]), weight, &mut [0.0], 1, Write::Overwrite);
+    matmul(&compute, Rows::new(&x, [2, 32]), weight, &mut [0.0], Write::Overwrite);
 }
 
 #[test]

@@ -245,8 +245,8 @@ fn each_number_type_takes_its_own_kernels() {
     let scratch = TestDir::new("paths");
     let original = wide_model(&scratch, |_| {});
     let config = ModelConfig::new(original.config().clone()).unwrap();
-    // Queries, keys and values; what attention gives; gate and up; down. And the head. Matrices of blocks stay apart.
-    let n_products = |is_packed| (if is_packed { 7 } else { 4 }) * config.n_layers as u64 + 1;
+    // Queries, keys and values; what attention gives; gate and up; down. And the head.
+    let n_products = 4 * config.n_layers as u64 + 1;
     let all = [ProductF32, ProductBf16, Int8FewRows, Int8ManyRows, Attention];
     for device in devices(2) {
         let family = device.compute().family();
@@ -262,7 +262,6 @@ fn each_number_type_takes_its_own_kernels() {
             let weights = original.weights();
             let decoder = Decoder::load(&device, &config, dtype, weights, quantisation).unwrap();
             let ids = random_ids(3, n_rows, config.vocab_size);
-            let n_products = n_products(quantisation.is_some());
             let before = calls();
             let mut cache = KvCache::new(&config, dtype, 1, n_rows, n_rows);
             let mut workspace = Workspace::for_decoder(&decoder, n_rows);

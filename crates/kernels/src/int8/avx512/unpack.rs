@@ -20,9 +20,7 @@ pub(in crate::int8) fn span(
     let layout = weight.layout;
     let n_groups = lines.len() / (BYTE_LINES * LINE);
     let (header, packed) = weight.panel(panel);
-    let block = first_group / layout.block_groups;
-    let header_len = n_groups / layout.block_groups * layout.block_header();
-    let header = &header[block * layout.block_header()..][..header_len];
+    let header = layout.blocks_header(header, first_group, n_groups);
     let packed = &packed[first_group * layout.group_len()..][..n_groups * layout.group_len()];
     assert!(factors.len() >= n_groups * 2 * PANEL_WIDTH, "factors of {n_groups} groups");
     let subtracted = _mm512_set1_epi8(subtracted.cast_signed());

@@ -1,0 +1,24 @@
+//! Asking for memory ahead of its use.
+
+/// Bytes between what is in use and what is asked for, for one consecutive stream; `examples/int8_speed.rs` measures it. A multiple of
+/// 4 KiB would stand in the same places of the caches as what is in use.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const DISTANCE: usize = 17 << 10;
+
+/// Bytes that come together.
+const LINE: usize = 64;
+
+/// Asks for `len` bytes from `first` on, which may be any address, into the second cache: the first has too few places for lines on
+/// their way to keep memory busy.
+#[inline(always)]
+#[expect(unsafe_code, reason = "a prefetch reads nothing that the program sees")]
+pub(crate) fn prefetch(first: *const u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..len).step_by(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every address may be prefetched.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (first, len, LINE);
+}
