@@ -2,8 +2,10 @@
 
 use eval::divergence::mean_divergence;
 use formats::{FormatError, ModelWeights};
-use model::{Decoder, KvCache, ModelConfig, Workspace};
+use model::{CacheKind, Decoder, ModelConfig, Workspace};
 use tensor::{DType, Device};
+
+use crate::inference::Subject;
 
 /// Tokens of the prompt that is scored, where the context has room for them.
 const SCORED_TOKENS: usize = 64;
@@ -56,7 +58,7 @@ impl ReferenceLogits {
     ) -> Result<Self, FormatError> {
         let decoder = Decoder::load(device, config, DType::F32, weights, None)?;
         let (n_tokens, vocab_size) = (SCORED_TOKENS.min(config.context_len), config.vocab_size);
-        let logits = scored_logits(device, &decoder, n_tokens, Scored::Reading);
+        let logits = read_logits(device, &decoder, n_tokens);
         Ok(Self { logits, n_tokens, vocab_size })
     }
 
@@ -75,29 +77,48 @@ impl ReferenceLogits {
         mean_divergence(&self.logits, logits, self.vocab_size)
     }
 
-    /// As [`ReferenceLogits::divergence_of`], of a decoder's own logits.
+    /// As [`ReferenceLogits::divergence_of`], of the logits of what is measured.
     ///
     /// # Panics
     /// When the vocabularies differ.
     #[must_use]
-    pub fn divergence_of_decoder(&self, device: &Device, decoder: &Decoder, how: Scored) -> f64 {
-        self.divergence_of(&scored_logits(device, decoder, self.n_tokens, how))
+    pub fn divergence_of_subject(
+        &self,
+        device: &Device,
+        subject: &Subject<'_>,
+        how: Scored,
+    ) -> f64 {
+        let n_tokens = self.n_tokens;
+        self.divergence_of(&match (how, subject.cache_kind) {
+            (Scored::Reading, CacheKind::Operands) => {
+                read_logits(device, subject.decoder, n_tokens)
+            }
+            // A prompt that is read in pieces has the bits of one that is written.
+            (Scored::Reading, CacheKind::Int8) => written_logits(device, subject, n_tokens, 1),
+            (Scored::Writing { n_users }, _) => written_logits(device, subject, n_tokens, n_users),
+        })
     }
 }
 
-/// `[n_tokens, vocab]`
-fn scored_logits(device: &Device, decoder: &Decoder, n_tokens: usize, how: Scored) -> Vec<f32> {
+/// `[n_tokens, vocab]` of the prompt in one piece.
+fn read_logits(device: &Device, decoder: &Decoder, n_tokens: usize) -> Vec<f32> {
+    let token_ids = prompt(n_tokens, decoder.config().vocab_size);
+    let mut workspace = Workspace::for_decoder(decoder, n_tokens);
+    decoder.logits(device, &token_ids, &[0, n_tokens as u32], &mut workspace)
+}
+
+/// `[n_tokens, vocab]` of the prompt token by token, from a cache, of the first of some users.
+fn written_logits(
+    device: &Device,
+    subject: &Subject<'_>,
+    n_tokens: usize,
+    n_users: usize,
+) -> Vec<f32> {
+    let decoder = subject.decoder;
     let config = decoder.config();
     let token_ids = prompt(n_tokens, config.vocab_size);
-    let n_users = match how {
-        Scored::Reading => {
-            let mut workspace = Workspace::for_decoder(decoder, n_tokens);
-            return decoder.logits(device, &token_ids, &[0, n_tokens as u32], &mut workspace);
-        }
-        Scored::Writing { n_users } => n_users,
-    };
     let mut workspace = Workspace::for_decoder(decoder, n_users);
-    let mut cache = KvCache::new(config, decoder.dtype(), n_users, n_tokens, 1);
+    let mut cache = subject.cache(n_users, n_tokens);
     let (mut step_logits, mut logits) = (Vec::new(), Vec::new());
     for token_id in token_ids {
         let token_ids: &[u32] = &[token_id];
@@ -141,11 +162,17 @@ mod tests {
         assert_eq!(reference.divergence_of(&reference.logits), 0.0);
         let dtype = compute_dtype(config.dtype);
         let decoder = Decoder::load(&device, &config, dtype, dir.weights(), None).unwrap();
-        let of = |how| reference.divergence_of_decoder(&device, &decoder, how);
+        let subject = |cache_kind| Subject { decoder: &decoder, adapter: None, cache_kind };
+        let of = |how| reference.divergence_of_subject(&device, &subject(CacheKind::Operands), how);
         let read = of(Scored::Reading);
         assert!(read > 0.0 && read < 1e-3, "{read}");
         assert_eq!(of(Scored::Writing { n_users: 1 }), read);
         assert_eq!(of(Scored::Writing { n_users: 3 }), read);
+        let in_8_bits =
+            |how| reference.divergence_of_subject(&device, &subject(CacheKind::Int8), how);
+        let kept = in_8_bits(Scored::Writing { n_users: 3 });
+        assert!(kept != read && kept < 1e-3, "{kept} beside {read}");
+        assert_eq!(in_8_bits(Scored::Reading), kept);
         // Another model is far away.
         let other = &reference.logits.iter().rev().copied().collect::<Vec<f32>>();
         assert!(reference.divergence_of(other) > 10.0 * read);

@@ -4,7 +4,7 @@ mod report;
 
 use std::time::Instant;
 
-use model::{Decoder, KvCache, ModelConfig, ModelError, Workspace};
+use model::{CacheKind, Decoder, KvCache, ModelConfig, ModelError, Workspace};
 use serde::Serialize;
 use tensor::Device;
 use train::TrainError;
@@ -105,7 +105,7 @@ pub fn inference_growth(
     let (read, written) = context_growth(device, decoder, first, &mut on_start);
     let users = USERS.iter().map(|&n_users| {
         on_start(&format!("writing to {n_users} users"));
-        let subject = Subject { decoder, adapter: None };
+        let subject = Subject { decoder, adapter: None, cache_kind: CacheKind::Operands };
         let tokens_per_s = batched_decode(device, &subject, n_users);
         (n_users, 1e3 * n_users as f64 / tokens_per_s)
     });
@@ -130,7 +130,8 @@ fn context_growth(
     let most = config.context_len.saturating_sub(WRITTEN_TOKENS);
     let token_ids = prompt(config.context_len, config.vocab_size);
     let mut workspace = Workspace::for_decoder(decoder, CHUNK);
-    let mut cache = KvCache::new(config, decoder.dtype(), 1, config.context_len, CHUNK);
+    let mut cache =
+        KvCache::new(config, decoder.dtype(), CacheKind::Operands, 1, config.context_len, CHUNK);
     let (mut logits, mut read_s) = (Vec::new(), 0.0);
     let (mut read, mut written) = (Vec::new(), Vec::new());
     for wanted in std::iter::successors(Some(first), |length| Some(2 * length)) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use model::{Decoder, KvCache, LoadedAdapter, Workspace};
+use model::{CacheKind, Decoder, KvCache, LoadedAdapter, Workspace};
 use tensor::Device;
 
 use crate::accuracy::prompt;
@@ -29,12 +29,14 @@ pub struct Subject<'a> {
     pub decoder: &'a Decoder,
     /// What is computed beside them.
     pub adapter: Option<Arc<LoadedAdapter>>,
+    /// What keys and values are kept as.
+    pub cache_kind: CacheKind,
 }
 
 impl Subject<'_> {
-    fn cache(&self, n_sequences: usize, max_tokens: usize) -> KvCache {
+    pub(crate) fn cache(&self, n_sequences: usize, max_tokens: usize) -> KvCache {
         let (config, dtype) = (self.decoder.config(), self.decoder.dtype());
-        let cache = KvCache::new(config, dtype, n_sequences, max_tokens, CHUNK);
+        let cache = KvCache::new(config, dtype, self.cache_kind, n_sequences, max_tokens, CHUNK);
         cache.with_adapter(self.adapter.clone())
     }
 }

@@ -14,9 +14,10 @@ use bench::{
     TRAIN_STEP_SHAPE,
 };
 use clap::ValueEnum;
-use model::ModelConfig;
+use model::{CacheKind, ModelConfig};
 
 use crate::context::{Context, Form};
+use crate::engine_args::CacheArgs;
 use crate::failure::Failure;
 use crate::open_model::LoadArgs;
 use crate::table::table;
@@ -32,6 +33,8 @@ pub(crate) struct Args {
     model: Option<String>,
     #[command(flatten)]
     load: LoadArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Shape with random weights [default: 15.7m]
     #[arg(long, value_name = "SHAPE", value_parser = ["15.7m", "1b", "7b"])]
     shape: Option<String>,
@@ -213,6 +216,9 @@ fn check(args: &Args) -> Result<(), Failure> {
         {
             "bench tokenizer has no model: leave out --model, --shape and --weights"
         }
+        _ if args.cache.kind() != CacheKind::Operands && !is_inference => {
+            "--kv-cache-dtype is for prefill, decode and batch: leave it out"
+        }
         _ if args.divergence && !is_inference => "--divergence is for prefill, decode and batch",
         Some(_) if args.load.quantize.is_some() || args.load.adapter.is_some() => {
             "--peer measures the file as it is: leave out --quantize and --adapter"
@@ -298,6 +304,7 @@ mod tests {
             (&["growth", "--peer"], "bench growth has no peer"),
             (&["decode", "--document", "d.md"], "--document is for bench growth"),
             (&["train", "--divergence"], "--divergence is for prefill"),
+            (&["growth", "--kv-cache-dtype", "int8"], "--kv-cache-dtype is for prefill"),
             (&["growth", "--model", "m", "--adapter", "a"], "leave out --adapter"),
             (&["train", "--shape", "1b", "--peer"], "--peer trains the shape 15.7m"),
             (&["tokenizer", "--text", "t", "--weights", "q8"], "leave out --model, --shape and"),

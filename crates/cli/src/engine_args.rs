@@ -1,11 +1,40 @@
 //! Settings of the engine, as arguments say them.
 
 use clap::ValueEnum;
-use engine::{EngineLimits, Speculation};
+use engine::{CacheKind, EngineLimits, Speculation};
 
-/// How the engine works; no setting changes what is said.
+/// What keys and values are kept as.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct CacheArgs {
+    /// What keys and values are kept as: the numbers of products, or 8 bits, which take about half the memory of bf16 and change answers a
+    /// little
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    kv_cache_dtype: CacheDtype,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum CacheDtype {
+    /// As products take them: bf16, or f32 for a model of f32
+    #[default]
+    Auto,
+    /// 8 bits, and a scale for each position and head
+    Int8,
+}
+
+impl CacheArgs {
+    pub(crate) fn kind(self) -> CacheKind {
+        match self.kv_cache_dtype {
+            CacheDtype::Auto => CacheKind::Operands,
+            CacheDtype::Int8 => CacheKind::Int8,
+        }
+    }
+}
+
+/// How the engine works.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct EngineArgs {
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Guess tokens that repeat what was there before, and check the guesses together: the same answers, sooner where they repeat
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     speculation: When,
@@ -30,6 +59,7 @@ impl EngineArgs {
             When::Auto => Speculation::WhenItPays,
             When::Always => Speculation::Always,
         };
-        EngineLimits { speculation, ..EngineLimits::default() }
+        let cache_kind = self.cache.kind();
+        EngineLimits { speculation, cache_kind, ..EngineLimits::default() }
     }
 }

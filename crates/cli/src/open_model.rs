@@ -175,7 +175,8 @@ impl OpenModel {
     pub(crate) fn limits_of_one(&self, args: EngineArgs, n_tokens: usize) -> EngineLimits {
         let limits = args.limits();
         let dtype = self.decoder.dtype();
-        let cache_bytes = KvBlocks::bytes_for(&self.config, dtype, n_tokens, limits.step_tokens);
+        let (kind, step_tokens) = (limits.cache_kind, limits.step_tokens);
+        let cache_bytes = KvBlocks::bytes_for(&self.config, dtype, kind, n_tokens, step_tokens);
         EngineLimits { max_running: 1, max_waiting: 1, cache_bytes, ..limits }
     }
 

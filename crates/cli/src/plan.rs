@@ -6,7 +6,7 @@ use bench::{TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE, training_speed};
 use data::shard::TokenDtype;
 use eval::figures::{bytes, duration};
 use formats::WeightDtype;
-use model::{Decoder, KvBlocks, ModelConfig, compute_dtype};
+use model::{CacheKind, Decoder, KvBlocks, ModelConfig, compute_dtype};
 use serde::Serialize;
 use serde_json::json;
 use tensor::Passes;
@@ -114,7 +114,8 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let plan = &planned.plan;
     let inference_dtype = compute_dtype(planned.dtype);
     let weights = Decoder::bytes_for(&plan.config, inference_dtype, Passes::Forward) as u64;
-    let cache = KvBlocks::bytes_for(&plan.config, inference_dtype, 1024, 1) as u64;
+    let kind = CacheKind::Operands;
+    let cache = KvBlocks::bytes_for(&plan.config, inference_dtype, kind, 1024, 1) as u64;
     let seconds = speed.map(|(speed, _)| plan.n_tokens as f64 / speed);
     match context.form() {
         Form::Json => {

@@ -289,7 +289,8 @@ mod tests {
         config.context_len = MAX_LEN;
         config.sliding_windows = windows.to_vec();
         let config = ModelConfig::new(config).unwrap();
-        BlockPool::new(CachePlan { config, dtype: DType::F32, step_tokens: STEP, n_blocks })
+        let kind = model::CacheKind::Operands;
+        BlockPool::new(CachePlan { config, dtype: DType::F32, kind, step_tokens: STEP, n_blocks })
     }
 
     /// Computes `token_ids` in pieces of the step.

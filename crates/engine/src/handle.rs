@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use model::{CachedRows, Decoder, KvBlocks, LogitsRow, ModelConfig, Workspace};
+use model::{CacheKind, CachedRows, Decoder, KvBlocks, LogitsRow, ModelConfig, Workspace};
 use tensor::{DType, Device};
 
 use crate::blocks::BlockPool;
@@ -24,6 +24,8 @@ pub struct EngineLimits {
     pub max_waiting: usize,
     /// Most bytes of blocks of keys and values, taken at the start: of running requests, and of beginnings that are kept.
     pub cache_bytes: usize,
+    /// What keys and values are kept as.
+    pub cache_kind: CacheKind,
     /// Most tokens one step of the model takes: one for each request that is generating, the rest for prompts.
     pub step_tokens: usize,
     /// Whether tokens are guessed.
@@ -42,12 +44,13 @@ pub enum Speculation {
 }
 
 impl Default for EngineLimits {
-    /// 16 requests at once, 64 waiting, 1 GiB of cache, 256 tokens a step, guesses when they pay.
+    /// 16 requests at once, 64 waiting, 1 GiB of cache as products take it, 256 tokens a step, guesses when they pay.
     fn default() -> Self {
         Self {
             max_running: 16,
             max_waiting: 64,
             cache_bytes: 1 << 30,
+            cache_kind: CacheKind::Operands,
             step_tokens: 256,
             speculation: Speculation::WhenItPays,
         }
@@ -74,6 +77,7 @@ impl EngineLimits {
 pub(crate) struct CachePlan {
     pub(crate) config: ModelConfig,
     pub(crate) dtype: DType,
+    pub(crate) kind: CacheKind,
     /// Most tokens of a step.
     pub(crate) step_tokens: usize,
     pub(crate) n_blocks: usize,
@@ -85,12 +89,14 @@ impl CachePlan {
         let step_tokens = limits.step_tokens;
         let for_all =
             limits.max_running * KvBlocks::blocks_for(config, config.context_len, step_tokens);
-        let n_blocks = for_all.min(limits.cache_bytes / KvBlocks::block_bytes(config, dtype));
-        Self { config: config.clone(), dtype, step_tokens, n_blocks }
+        let kind = limits.cache_kind;
+        let block_bytes = KvBlocks::block_bytes(config, dtype, kind);
+        let n_blocks = for_all.min(limits.cache_bytes / block_bytes);
+        Self { config: config.clone(), dtype, kind, step_tokens, n_blocks }
     }
 
     fn block_bytes(&self) -> usize {
-        KvBlocks::block_bytes(&self.config, self.dtype)
+        KvBlocks::block_bytes(&self.config, self.dtype, self.kind)
     }
 
     /// Blocks, and the lists of who owns them.
@@ -155,7 +161,7 @@ impl Engine {
         limits.check()?;
         let plan = CachePlan::new(decoder.config(), decoder.dtype(), &limits);
         let mut workspace = Workspace::for_decoder(&decoder, limits.step_tokens);
-        let mut blocks = KvBlocks::new(&plan.config, plan.dtype, plan.n_blocks);
+        let mut blocks = KvBlocks::new(&plan.config, plan.dtype, plan.kind, plan.n_blocks);
         let forward = move |rows: &[CachedRows<'_>],
                             on_logits: &mut dyn FnMut(LogitsRow, &[f32])| {
             decoder.forward_cached(&device, rows, &mut blocks, &mut workspace, on_logits);

@@ -73,5 +73,5 @@ pub use error::EngineError;
 pub use events::{Event, EventReceiver, FinishReason, ScoredToken};
 pub use handle::{Engine, EngineHandle, EngineLimits, Speculation};
 pub use mask::{TokenMask, TokenSet};
-pub use model::LoadedAdapter;
+pub use model::{CacheKind, LoadedAdapter};
 pub use request::{GenerationRequest, Logprobs, Sampling, StopAtIds, StopDecision, StopMatcher};

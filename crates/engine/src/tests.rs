@@ -5,14 +5,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use kernels::{Compute, Family};
 use model::{
-    CachedRows, Decoder, KEY_BLOCK, KvBlocks, KvCache, LogitsRow, ModelConfig, Parameters,
-    Workspace,
+    CacheKind, CachedRows, Decoder, KEY_BLOCK, KvBlocks, KvCache, LogitsRow, ModelConfig,
+    Parameters, Workspace,
 };
 use tensor::{DType, Device, Passes};
 use testkit::random::Rng;
 
 mod adapters;
 mod masks;
+mod schedules;
 mod speculation;
 
 use crate::blocks::BlockPool;
@@ -96,10 +97,15 @@ fn random_prompts(n: usize) -> Vec<Vec<u32>> {
 }
 
 /// Greedy decoding without an engine: the whole prompt at once, then token by token.
-fn plain_decoding(decoder: &Decoder, prompt: &[u32], n_tokens: usize) -> Vec<u32> {
+fn plain_decoding(
+    decoder: &Decoder,
+    cache_kind: CacheKind,
+    prompt: &[u32],
+    n_tokens: usize,
+) -> Vec<u32> {
     let (config, device) = (decoder.config(), device());
     let mut workspace = Workspace::new(config, DType::F32, CONTEXT_LEN, Passes::Forward);
-    let mut cache = KvCache::new(config, DType::F32, 1, CONTEXT_LEN, CONTEXT_LEN);
+    let mut cache = KvCache::new(config, DType::F32, cache_kind, 1, CONTEXT_LEN, CONTEXT_LEN);
     let mut logits = Vec::new();
     let mut input = prompt.to_vec();
     let mut generated = Vec::new();
@@ -119,19 +125,24 @@ fn plain_decoding(decoder: &Decoder, prompt: &[u32], n_tokens: usize) -> Vec<u32
 
 #[test]
 fn batched_and_chunked_equals_plain_decoding() {
-    let decoder = decoder();
+    let decoder = Arc::new(decoder());
     let prompts = random_prompts(10);
-    let expected: Vec<Vec<u32>> =
-        prompts.iter().map(|prompt| plain_decoding(&decoder, prompt, 30)).collect();
-    let distinct: std::collections::HashSet<u32> = expected.concat().into_iter().collect();
-    assert!(distinct.len() > 5, "the model says too little for the test to mean something");
-    let limits = EngineLimits { max_running: 4, step_tokens: 16, ..EngineLimits::default() };
-    let engine = Engine::start(Arc::new(decoder), device(), limits).unwrap();
-    let running: Vec<EventReceiver> =
-        prompts.iter().map(|prompt| engine.submit(greedy(prompt, 30)).unwrap()).collect();
-    for (events, expected) in running.into_iter().zip(expected) {
-        assert_eq!(drain(events).0, expected);
-    }
+    let said = [CacheKind::Operands, CacheKind::Int8].map(|cache_kind| {
+        let plain = |prompt: &Vec<u32>| plain_decoding(&decoder, cache_kind, prompt, 30);
+        let expected: Vec<Vec<u32>> = prompts.iter().map(plain).collect();
+        let distinct: std::collections::HashSet<u32> = expected.concat().into_iter().collect();
+        assert!(distinct.len() > 5, "the model says too little for the test to mean something");
+        let limits = EngineLimits { max_running: 4, step_tokens: 16, ..EngineLimits::default() };
+        let limits = EngineLimits { cache_kind, ..limits };
+        let engine = Engine::start(Arc::clone(&decoder), device(), limits).unwrap();
+        let running: Vec<EventReceiver> =
+            prompts.iter().map(|prompt| engine.submit(greedy(prompt, 30)).unwrap()).collect();
+        for (events, expected) in running.into_iter().zip(&expected) {
+            assert_eq!(&drain(events).0, expected, "{cache_kind:?}");
+        }
+        expected
+    });
+    assert!(said[0] != said[1], "8 bits change nothing: they were not reached");
 }
 
 #[test]
@@ -190,8 +201,15 @@ fn without_a_limit_an_answer_takes_what_cache_and_context_have_room_for() {
         engine.submit(unlimited(prompt)).map(|receiver| drain(receiver).0.len())
     };
     let step_tokens = EngineLimits::default().step_tokens;
-    let bytes_of =
-        |n_tokens| KvBlocks::bytes_for(decoder.config(), decoder.dtype(), n_tokens, step_tokens);
+    let bytes_of = |n_tokens| {
+        KvBlocks::bytes_for(
+            decoder.config(),
+            decoder.dtype(),
+            CacheKind::Operands,
+            n_tokens,
+            step_tokens,
+        )
+    };
     let prompt = [4; 20];
     assert_eq!(n_answered(bytes_of(160), &prompt).unwrap(), 140);
     // The cache grows in blocks; at least what was asked for is there, and less than another block more.
@@ -232,161 +250,9 @@ fn drain_bits(mut events: EventReceiver) -> Vec<(u32, u32)> {
     }
 }
 
-/// Requests whose prompts begin alike, in any order of arrival, with cache for few of them and steps of few tokens, some of them
-/// given up: what each says is what it says alone.
-#[test]
-fn any_schedule_gives_the_bits_of_a_request_alone() {
-    let (mut n_reused, mut n_preemptions, mut n_draft_tokens, mut n_right) = (0, 0, 0, 0);
-    for (seed, windows) in [(1, [None, None]), (2, [Some(20), None]), (3, [Some(40), Some(7)])] {
-        let decoder = Arc::new(decoder_with(windows));
-        let config = decoder.config();
-        let mut rng = Rng::new(seed);
-        let random = |rng: &mut Rng, n| -> Vec<u32> {
-            (0..n).map(|_| rng.below(config.vocab_size) as u32).collect()
-        };
-        let beginnings = [random(&mut rng, 70), random(&mut rng, 40), Vec::new()];
-        let requests: Vec<(Vec<u32>, usize, Sampling)> = (0..24)
-            .map(|i| {
-                let beginning = &beginnings[rng.below(3)];
-                let n_more = 1 + rng.below(50);
-                let prompt = [beginning.clone(), random(&mut rng, n_more)].concat();
-                let sampling = if rng.below(2) == 0 {
-                    Sampling::GREEDY
-                } else {
-                    Sampling { frequency_penalty: 0.3, ..sampled(i) }
-                };
-                (prompt, 1 + rng.below(90), sampling)
-            })
-            .collect();
-        let submit = |engine: &EngineHandle, i: usize| {
-            let (prompt, max_tokens, sampling) = &requests[i];
-            engine.submit(request(prompt.clone(), *max_tokens, sampling.clone())).unwrap()
-        };
-        let alone: Vec<_> = (0..requests.len())
-            .map(|i| {
-                let speculation = Speculation::Off;
-                let limits = EngineLimits { speculation, ..EngineLimits::default() };
-                let limits = EngineLimits { step_tokens: CONTEXT_LEN, ..limits };
-                drain_bits(submit(
-                    &Engine::start(Arc::clone(&decoder), device(), limits).unwrap(),
-                    i,
-                ))
-            })
-            .collect();
-        use Speculation::{Always, Off};
-        for (max_running, step_tokens, room, speculation) in
-            [(6, 16, 200, Off), (3, 7, 160, Always), (8, 64, 320, Always)]
-        {
-            let cache_bytes = KvBlocks::bytes_for(config, DType::F32, room, step_tokens);
-            let limits = EngineLimits { max_running, step_tokens, ..EngineLimits::default() };
-            let limits = EngineLimits { cache_bytes, speculation, ..limits };
-            let engine = Engine::start(Arc::clone(&decoder), device(), limits).unwrap();
-            let mut order: Vec<usize> = (0..requests.len()).collect();
-            order.sort_by_cached_key(|_| rng.next_u64());
-            let running: Vec<_> = order.iter().map(|&i| (i, submit(&engine, i))).collect();
-            for (n, (i, events)) in running.into_iter().enumerate() {
-                if n % 5 == 4 {
-                    drop(events);
-                } else {
-                    assert_eq!(drain_bits(events), alone[i], "{windows:?}, {limits:?}, {i}");
-                }
-            }
-            let load = engine.load();
-            n_reused += load.n_reused_tokens;
-            n_preemptions += load.n_preemptions;
-            n_draft_tokens += load.n_draft_tokens;
-            n_right += load.n_accepted_tokens;
-        }
-    }
-    assert!(n_reused > 0 && n_preemptions > 0, "{n_reused} {n_preemptions}");
-    assert!(0 < n_right && n_right < n_draft_tokens, "{n_right} of {n_draft_tokens} guesses");
-}
-
-/// Requests that read the same blocks count them as their own, though passing such a block gives nothing back to others.
-#[test]
-fn requests_that_share_blocks_within_a_window_all_end() {
-    let config = config_with([Some(40), Some(40)]);
-    let limits = EngineLimits { max_running: 4, step_tokens: 16, ..EngineLimits::default() };
-    let cache_bytes = 5 * 2 * KvBlocks::block_bytes(&config, DType::F32);
-    let decoder = Arc::new(decoder_with([Some(40), Some(40)]));
-    let engine = Engine::start(decoder, device(), EngineLimits { cache_bytes, ..limits }).unwrap();
-    let prompt: Vec<u32> = (0..96).map(|i| i % 32).collect();
-    let first = engine.submit(greedy(&prompt, 1)).unwrap();
-    drain(first);
-    let running: Vec<_> = (0..12).map(|_| engine.submit(greedy(&prompt, 60)).unwrap()).collect();
-    for events in running {
-        assert_eq!(drain(events).0.len(), 60);
-    }
-}
-
-/// Ten thousand requests of any length, one in four given up at any time, in a cache that holds few of them: each ends, and no block
-/// is lost.
-#[test]
-fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
-    let config = config_with([Some(40), None]);
-    let cache_bytes = KvBlocks::bytes_for(&config, DType::F32, CONTEXT_LEN, 32) * 2;
-    let limits = EngineLimits {
-        max_running: 8,
-        step_tokens: 32,
-        cache_bytes,
-        speculation: Speculation::Always,
-        ..EngineLimits::default()
-    };
-    let plan = CachePlan::new(&config, DType::F32, &limits);
-    let queue = Arc::new(RequestQueue::new(40));
-    let vocab_size = config.vocab_size;
-    let forward = move |rows: &[CachedRows<'_>], on_logits: &mut OnLogits<'_>| {
-        for_wanted(rows, |row, of| {
-            let mut logits = vec![0.0; vocab_size];
-            let token_id = row.token_ids[of.row_idx] as usize;
-            logits[(token_id * 5 + row.first_position + of.row_idx) % vocab_size] = 1.0;
-            on_logits(of, &logits);
-        });
-    };
-    let counters = Arc::new(Counters::default());
-    let mut scheduler =
-        Scheduler::new(&plan, limits, Arc::clone(&queue), Arc::clone(&counters), forward);
-    let run = move || {
-        scheduler.run();
-        scheduler
-    };
-    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run).unwrap();
-    let mut rng = Rng::new(77);
-    let mut waiting = std::collections::VecDeque::new();
-    for _ in 0..10_000 {
-        let n_prompt = 1 + rng.below(100);
-        // Many begin alike.
-        let first = rng.below(3) as u32;
-        let prompt: Vec<u32> = (0..n_prompt as u32).map(|i| (first + i * i) % 32).collect();
-        let max_tokens = rng.below(CONTEXT_LEN - n_prompt);
-        let (events, receiver) = crate::events::channel(max_tokens + 1);
-        let request = greedy(&prompt, max_tokens);
-        queue.push(Pending { request, max_tokens, events }).unwrap();
-        waiting.push_back((receiver, max_tokens));
-        if waiting.len() > 30 {
-            let (mut receiver, max_tokens) = waiting.pop_front().unwrap();
-            if rng.below(4) == 0 {
-                let n_read = rng.below(max_tokens + 1);
-                (0..n_read).for_each(|_| drop(receiver.recv_blocking()));
-            } else {
-                assert_eq!(drain(receiver).0.len(), max_tokens);
-            }
-        }
-    }
-    for (receiver, max_tokens) in waiting {
-        assert_eq!(drain(receiver).0.len(), max_tokens);
-    }
-    queue.close();
-    let load = counters.load(0);
-    assert!(load.n_preemptions > 100 && load.n_reused_tokens > 10_000, "{load:?}");
-    assert!(0 < load.n_accepted_tokens && load.n_accepted_tokens < load.n_draft_tokens, "{load:?}");
-    let (free, held, _) = thread.join().unwrap().into_pool().census();
-    assert!(held == 0 && free > 0, "{free} free, {held} held");
-}
-
+/// The rows of a step whose logits are wanted.
 type OnLogits<'a> = dyn FnMut(LogitsRow, &[f32]) + 'a;
 
-/// The rows of a step whose logits are wanted.
 fn for_wanted(rows: &[CachedRows<'_>], mut each: impl FnMut(&CachedRows<'_>, LogitsRow)) {
     for (sequence_idx, row) in rows.iter().enumerate() {
         let n = row.token_ids.len();
@@ -399,8 +265,10 @@ fn for_wanted(rows: &[CachedRows<'_>], mut each: impl FnMut(&CachedRows<'_>, Log
 fn prompts_are_scored_as_one_pass_scores_them() {
     let decoder = Arc::new(decoder());
     let prompts = random_prompts(6);
-    let plain: Vec<Vec<u32>> =
-        prompts.iter().map(|prompt| plain_decoding(&decoder, prompt, 30)).collect();
+    let plain: Vec<Vec<u32>> = prompts
+        .iter()
+        .map(|prompt| plain_decoding(&decoder, CacheKind::Operands, prompt, 30))
+        .collect();
     let scores = |prompt: &[u32]| -> Vec<(u32, Vec<u32>)> {
         let mut workspace =
             Workspace::new(decoder.config(), DType::F32, CONTEXT_LEN, Passes::Forward);
@@ -576,7 +444,13 @@ fn a_long_prompt_does_not_stall_an_answer_in_progress() {
 
 /// Limits with room for `n_tokens` tokens of one request in all.
 fn room_for(n_tokens: usize, limits: EngineLimits) -> EngineLimits {
-    let cache_bytes = KvBlocks::bytes_for(&config(), DType::F32, n_tokens, limits.step_tokens);
+    let cache_bytes = KvBlocks::bytes_for(
+        &config(),
+        DType::F32,
+        CacheKind::Operands,
+        n_tokens,
+        limits.step_tokens,
+    );
     EngineLimits { cache_bytes, ..limits }
 }
 
@@ -772,13 +646,17 @@ fn the_plan_counts_the_cache_up_to_its_limit() {
         let without = EngineLimits { cache_bytes: 0, ..limits };
         let without = Engine::planned_bytes(&config, DType::F32, &without);
         let with = Engine::planned_bytes(&config, DType::F32, &limits);
-        (with - without, cache.n_blocks * KvBlocks::block_bytes(&config, DType::F32))
+        (
+            with - without,
+            cache.n_blocks * KvBlocks::block_bytes(&config, DType::F32, CacheKind::Operands),
+        )
     };
-    let of_one = KvBlocks::bytes_for(&config, DType::F32, CONTEXT_LEN, CONTEXT_LEN);
+    let of_one =
+        KvBlocks::bytes_for(&config, DType::F32, CacheKind::Operands, CONTEXT_LEN, CONTEXT_LEN);
     assert_eq!(planned(usize::MAX, 2).1, 2 * of_one);
     assert_eq!(planned(of_one, 2).1, of_one);
     let (with_lists, blocks) = planned(of_one, 2);
-    let n_blocks = of_one / KvBlocks::block_bytes(&config, DType::F32);
+    let n_blocks = of_one / KvBlocks::block_bytes(&config, DType::F32, CacheKind::Operands);
     assert_eq!(with_lists, blocks + BlockPool::bookkeeping_bytes(&config, n_blocks));
 }
 

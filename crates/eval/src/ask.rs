@@ -6,7 +6,7 @@ use engine::{
     EngineError, EngineHandle, EngineLimits, Event, EventReceiver, FinishReason, GenerationRequest,
     Logprobs, Sampling, ScoredToken, StopAtIds,
 };
-use model::{KvBlocks, ModelConfig};
+use model::{CacheKind, KvBlocks, ModelConfig};
 use tensor::DType;
 use tokenizer::{ChatTemplate, Conversation, Ending, Message, Role, TextStream, Tokenizer};
 
@@ -54,7 +54,8 @@ pub struct Answer {
 /// question of the whole context if that is more.
 #[must_use]
 pub fn engine_limits(config: &ModelConfig, dtype: DType) -> EngineLimits {
-    let cache_bytes = |n_tokens| KvBlocks::bytes_for(config, dtype, n_tokens, STEP_TOKENS);
+    let cache_bytes =
+        |n_tokens| KvBlocks::bytes_for(config, dtype, CacheKind::Operands, n_tokens, STEP_TOKENS);
     let per_question = cache_bytes(CACHE_TOKENS.min(config.context_len));
     let longest = cache_bytes(config.context_len);
     EngineLimits {

@@ -7,8 +7,10 @@
 use std::time::Instant;
 
 use half::bf16;
-use kernels::attention::{HeadShape, KEY_BLOCK, SequenceRows, append_keys_values, attention};
-use kernels::{Buffer, Compute, Family, Operand, detect_features};
+use kernels::attention::{
+    CacheKind, HeadShape, KEY_BLOCK, KeyBlocks, SequenceRows, append_keys_values, attention,
+};
+use kernels::{Compute, Family, Operand, detect_features};
 
 const SHAPE: HeadShape =
     HeadShape { n_heads: 32, n_kv_heads: 8, head_dim: 64, scale: 0.125, window: None };
@@ -27,17 +29,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 wanted_rows.as_ref().is_none_or(|rows| *rows == case[0].to_string())
             };
             for case in CASES.into_iter().filter(is_wanted) {
-                measure::<bf16>(&compute, "bf16", case);
-                measure::<f32>(&compute, "f32", case);
+                measure::<bf16>(&compute, "bf16", CacheKind::Operands, case);
+                measure::<bf16>(&compute, "int8", CacheKind::Int8, case);
+                measure::<f32>(&compute, "f32", CacheKind::Operands, case);
             }
         }
     }
     Ok(())
 }
 
-fn measure<T: Operand>(compute: &Compute, name: &str, [n_rows, n_sequences, n_keys]: [usize; 3]) {
+fn measure<T: Operand>(
+    compute: &Compute,
+    name: &str,
+    kind: CacheKind,
+    [n_rows, n_sequences, n_keys]: [usize; 3],
+) {
     let per_sequence = (n_keys + n_rows).div_ceil(KEY_BLOCK);
-    let mut blocks = Buffer::<T>::zeroed(n_sequences * per_sequence * SHAPE.block_len::<T>());
+    let mut blocks = KeyBlocks::<T>::zeroed(kind, SHAPE, n_sequences * per_sequence);
     let tables: Vec<Vec<u32>> = (0..n_sequences)
         .map(|i| (0..per_sequence).map(|j| (i * per_sequence + j) as u32).collect())
         .collect();
@@ -68,7 +76,7 @@ fn measure<T: Operand>(compute: &Compute, name: &str, [n_rows, n_sequences, n_ke
         attention(compute, SHAPE, &qkv, &sequences, &blocks, &mut out, &mut log_sum_exp);
         best = best.min(call.elapsed().as_secs_f64());
     }
-    let n_bytes = n_sequences * n_keys * 2 * SHAPE.n_kv_heads * SHAPE.head_dim * size_of::<T>();
+    let n_bytes = n_sequences * n_keys * KeyBlocks::<T>::block_bytes(kind, SHAPE) / KEY_BLOCK;
     println!(
         "{:7} {} threads {name:4} {n_rows:3} rows {n_sequences:2} sequences {n_keys:5} keys: {:9.1} us, {:6.1} GB/s",
         compute.family().name(),

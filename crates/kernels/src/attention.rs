@@ -1,9 +1,7 @@
 //! Causal attention over blocks of keys, for packed documents and for a cache alike.
 //!
-//! Keys and values live in blocks of [`KEY_BLOCK`] positions, packed as right operands: per block and KV head the
-//! keys as panels of `[KEY_BLOCK, head_dim]` followed by the values as panels of `[head_dim, KEY_BLOCK]`. A sequence
-//! names its blocks by a table of block ids, so that training (one block after the other) and a paged cache run the
-//! same kernel.
+//! Keys and values live in blocks of [`KEY_BLOCK`] positions ([`KeyBlocks`]), packed as right operands or in 8 bits. A sequence names its
+//! blocks by a table of block ids, so that training (one block after the other) and a paged cache run the same kernel.
 //!
 //! Arithmetic, for every family: block `j` holds the positions `[32 j, 32 j + 32)` of its sequence; blocks are visited
 //! in ascending order with a running maximum `m`, sum `l` and output `o` per query row, all f32:
@@ -21,19 +19,17 @@ use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::matmul::{Left, Write, matmul_here};
 use crate::operand::Operand;
-use crate::panels::{padded_k, panel_index, panels_len};
 use crate::paths::KernelPath;
 use crate::pool::{Scratch, SliceParts, reinterpret};
-use crate::prefetch::prefetch;
 use crate::reference;
 
 mod backward;
+mod key_blocks;
 
 pub use backward::{AttentionBackward, attention_backward};
 pub(crate) use backward::{DeltaRow, GradientRow};
-
-/// Positions in a block of keys.
-pub const KEY_BLOCK: usize = 32;
+use key_blocks::HeadBlock;
+pub use key_blocks::{CacheKind, KEY_BLOCK, KeyBlocks, append_keys_values};
 
 /// Query rows (tokens x heads of one KV head) of a tile: enough to use a panel of keys many times.
 const TILE_ROWS: usize = 96;
@@ -69,18 +65,6 @@ impl HeadShape {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
 
-    /// Values of one KV head in a key block: its keys, then its values.
-    #[must_use]
-    pub(crate) fn head_block_len<T: Operand>(&self) -> usize {
-        self.keys_len::<T>() + panels_len::<T>(self.head_dim, KEY_BLOCK)
-    }
-
-    /// Values in a key block: `[n_kv_heads, keys then values]`.
-    #[must_use]
-    pub fn block_len<T: Operand>(&self) -> usize {
-        self.n_kv_heads * self.head_block_len::<T>()
-    }
-
     /// First position that the row at `position` sees.
     #[must_use]
     pub fn first_visible(&self, position: usize) -> usize {
@@ -97,10 +81,6 @@ impl HeadShape {
         let first = self.first_visible(position).saturating_sub(first_key).min(n_keys);
         first..(position + 1).saturating_sub(first_key).clamp(first, n_keys)
     }
-
-    fn keys_len<T: Operand>(&self) -> usize {
-        panels_len::<T>(KEY_BLOCK, self.head_dim)
-    }
 }
 
 /// One sequence of a batch: some query rows and the blocks that hold its keys.
@@ -116,77 +96,11 @@ pub struct SequenceRows<'a> {
     pub block_table: &'a [u32],
 }
 
-/// Writes the keys and values of new rows into their sequences' blocks.
-///
-/// Shapes: qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]` (queries, keys, values; keys rotated); blocks
-/// `[n_blocks, n_kv_heads, keys then values]`. A block is cleared when its first position is written, so that no
-/// value of an earlier owner is left in it.
-///
-/// # Panics
-/// When a shape does not fit or a block id is out of range.
-#[expect(unsafe_code, reason = "tasks write blocks of different sequences and heads")]
-pub fn append_keys_values<T: Operand>(
-    compute: &Compute,
-    shape: HeadShape,
-    qkv: &[T],
-    sequences: &[SequenceRows<'_>],
-    blocks: &mut [T],
-) {
-    let (block_len, head_len) = (shape.block_len::<T>(), shape.head_block_len::<T>());
-    let n_blocks = blocks.len() / block_len;
-    check_tables(sequences, n_blocks);
-    let parts = SliceParts::new(blocks);
-    compute.pool().run(sequences.len() * shape.n_kv_heads, |task_idx, _| {
-        let (sequence, head) =
-            (&sequences[task_idx / shape.n_kv_heads], task_idx % shape.n_kv_heads);
-        for row in 0..sequence.n_rows {
-            let position = sequence.first_position + row;
-            let block_id = sequence.block_table[position / KEY_BLOCK] as usize;
-            // SAFETY: a block belongs to one sequence (`check_tables` refused one that two write), a task to one head.
-            let block = unsafe { parts.range(block_id * block_len + head * head_len, head_len) };
-            let (keys, values) = block.split_at_mut(shape.keys_len::<T>());
-            let slot = position % KEY_BLOCK;
-            if slot == 0 {
-                keys.fill(T::from_f32(0.0));
-                values.fill(T::from_f32(0.0));
-            }
-            let token = &qkv[(sequence.first_row + row) * shape.qkv_width()..][..shape.qkv_width()];
-            let key = &token[(shape.n_heads + head) * shape.head_dim..][..shape.head_dim];
-            let value = &token[(shape.n_heads + shape.n_kv_heads + head) * shape.head_dim..]
-                [..shape.head_dim];
-            let k_padded = padded_k::<T>(shape.head_dim);
-            for i in 0..shape.head_dim {
-                keys[panel_index::<T>(slot, i, k_padded)] = key[i];
-                values[panel_index::<T>(i, slot, padded_k::<T>(KEY_BLOCK))] = value[i];
-            }
-        }
-    });
-}
-
-/// A block that two sequences write would make their tasks overlap. The ids are sorted, for a mark of each block of a cache would cost
-/// more than the few that a step writes, in every layer.
-fn check_tables(sequences: &[SequenceRows<'_>], n_blocks: usize) {
-    let mut written = Vec::new();
-    for sequence in sequences {
-        let end = sequence.first_position + sequence.n_rows;
-        assert!(sequence.block_table.len() * KEY_BLOCK >= end, "the table ends before {end}");
-        let blocks = sequence.first_position / KEY_BLOCK..end.div_ceil(KEY_BLOCK);
-        written.extend_from_slice(&sequence.block_table[blocks]);
-    }
-    written.sort_unstable();
-    if let Some(&last) = written.last() {
-        assert!((last as usize) < n_blocks, "block {last} of {n_blocks}");
-    }
-    for pair in written.windows(2) {
-        assert!(pair[0] != pair[1], "block {} is written by two sequences", pair[0]);
-    }
-}
-
 /// Causal attention: `out[t, h] = sum_k softmax_k(scale * q[t, h] . k[k]) v[k]` over the keys of the sequence at
 /// positions up to the row's own and within its window. Query head h uses KV head `h / (n_heads / n_kv_heads)`.
 ///
-/// Shapes: qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`, of which the queries are read; blocks as in
-/// [`append_keys_values`], which must have run for these rows; out `[tokens, n_heads, head_dim]`, rounded to its type; log_sum_exp
+/// Shapes: qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`, of which the queries are read; blocks as [`KeyBlocks`] says, where
+/// [`append_keys_values`] must have run for these rows; out `[tokens, n_heads, head_dim]`, rounded to its type; log_sum_exp
 /// `[tokens, n_heads]`, the logarithm of the softmax's divisor, which backward needs. Overwrites both outputs in the rows of
 /// the sequences. Numerics: module documentation. Source: arXiv 2205.14135, algorithm 1.
 ///
@@ -198,7 +112,7 @@ pub fn attention<T: Operand, O: Operand>(
     shape: HeadShape,
     qkv: &[T],
     sequences: &[SequenceRows<'_>],
-    blocks: &[T],
+    blocks: &KeyBlocks<T>,
     out: &mut [O],
     log_sum_exp: &mut [f32],
 ) {
@@ -206,7 +120,10 @@ pub fn attention<T: Operand, O: Operand>(
     assert_eq!(qkv.len() / shape.qkv_width(), out.len() / out_width, "one output row per token");
     assert_eq!(log_sum_exp.len(), out.len() / shape.head_dim, "log_sum_exp is [tokens, heads]");
     check_rows(sequences, log_sum_exp.len() / shape.n_heads);
-    compute.count(KernelPath::Attention);
+    compute.count(match blocks.kind() {
+        CacheKind::Operands => KernelPath::Attention,
+        CacheKind::Int8 => KernelPath::AttentionInt8,
+    });
     let tile_tokens = (TILE_ROWS / shape.group_len()).max(1);
     let tiles = tiles_of(sequences, tile_tokens);
     let (out, log_sum_exp) = (SliceParts::new(out), SliceParts::new(log_sum_exp));
@@ -256,22 +173,19 @@ fn tiles_of(sequences: &[SequenceRows<'_>], tile_tokens: usize) -> Vec<Tile> {
     tiles
 }
 
-struct TileJob<'a, T> {
+struct TileJob<'a, T: Operand> {
     shape: HeadShape,
     sequence: &'a SequenceRows<'a>,
     tile: Tile,
     kv_head: usize,
     qkv: &'a [T],
-    blocks: &'a [T],
+    blocks: &'a KeyBlocks<T>,
 }
 
 impl<T: Operand> TileJob<'_, T> {
     /// Keys and values of block `block_idx` of the sequence, for the job's KV head.
-    fn keys_values(&self, block_idx: usize) -> (&[T], &[T]) {
-        let block_id = self.sequence.block_table[block_idx] as usize;
-        let head_len = self.shape.head_block_len::<T>();
-        let start = block_id * self.shape.block_len::<T>() + self.kv_head * head_len;
-        self.blocks[start..start + head_len].split_at(self.shape.keys_len::<T>())
+    fn head_block(&self, block_idx: usize) -> HeadBlock<'_, T> {
+        self.blocks.head(self.shape, self.sequence.block_table[block_idx], self.kv_head)
     }
 
     /// The tokens of the tile that see at least one key of a block: not those before it, nor those whose window begins after it.
@@ -306,14 +220,17 @@ fn attend_tile<T: Operand>(
     let HeadShape { head_dim, scale, .. } = job.shape;
     let group_len = job.shape.group_len();
     let n_rows = job.tile.n_tokens * group_len;
-    let ([queries, scores, probabilities, sums, state, row_out], tiles) = scratch.split([
+    let widened_len = HeadBlock::<T>::scratch_len(job.blocks.kind(), job.shape);
+    let ([queries, scores, probabilities, sums, state, row_out, widened], tiles) = scratch.split([
         n_rows * head_dim,
         n_rows * KEY_BLOCK,
         n_rows * KEY_BLOCK,
         n_rows * head_dim,
         2 * n_rows,
         head_dim,
+        widened_len,
     ]);
+    let widened = &mut reinterpret::<T>(widened)[..widened_len];
     let queries = &mut reinterpret::<T>(queries)[..n_rows * head_dim];
     let probabilities = &mut reinterpret::<T>(probabilities)[..n_rows * KEY_BLOCK];
     job.gather_queries(queries);
@@ -326,18 +243,17 @@ fn attend_tile<T: Operand>(
     let first_block = job.shape.first_visible(first_position) / KEY_BLOCK;
     let end_block = n_keys.div_ceil(KEY_BLOCK);
     for block_idx in first_block..end_block {
-        let (keys, values) = job.keys_values(block_idx);
+        let block = job.head_block(block_idx).operands(family, widened);
         let has_next = n_rows <= FEW_ROWS && block_idx + 1 < end_block;
-        let next = has_next.then(|| job.keys_values(block_idx + 1));
-        if let Some((next_keys, _)) = next {
-            prefetch(next_keys.as_ptr().cast(), size_of_val(next_keys));
-        }
+        let next = has_next.then(|| job.head_block(block_idx + 1));
+        next.into_iter().for_each(HeadBlock::prefetch_keys);
         let tokens = job.tokens_seeing(block_idx);
         let rows = tokens.start * group_len..tokens.end * group_len;
         let left = Left::Rows { values: &queries[rows.start * head_dim..], stride: head_dim };
         let dims = [rows.len(), KEY_BLOCK, head_dim];
         let out = &mut scores[rows.start * KEY_BLOCK..];
-        matmul_here(family, tiles, left, keys, dims, out, KEY_BLOCK, Write::Overwrite);
+        matmul_here(family, tiles, left, block.keys, dims, out, KEY_BLOCK, Write::Overwrite);
+        block.scale_scores(&mut out[..rows.len() * KEY_BLOCK]);
         for token in tokens {
             let visible =
                 job.shape.visible_keys(first_position + token, block_idx * KEY_BLOCK, KEY_BLOCK);
@@ -348,20 +264,19 @@ fn attend_tile<T: Operand>(
                     scale,
                     max: &mut maxima[row],
                     divisor: &mut divisors[row],
+                    value_scales: block.value_scales(),
                     probabilities: &mut probabilities[row * KEY_BLOCK..][..KEY_BLOCK],
                     sums: &mut sums[row * head_dim..][..head_dim],
                 };
                 softmax.update(family);
             }
         }
-        if let Some((_, next_values)) = next {
-            prefetch(next_values.as_ptr().cast(), size_of_val(next_values));
-        }
+        next.into_iter().for_each(HeadBlock::prefetch_values);
         let left =
             Left::Rows { values: &probabilities[rows.start * KEY_BLOCK..], stride: KEY_BLOCK };
         let dims = [rows.len(), head_dim, KEY_BLOCK];
         let out = &mut sums[rows.start * head_dim..];
-        matmul_here(family, tiles, left, values, dims, out, head_dim, Write::Accumulate);
+        matmul_here(family, tiles, left, block.values, dims, out, head_dim, Write::Accumulate);
     }
     for row in 0..n_rows {
         let token = job.sequence.first_row + job.tile.first + row / group_len;
@@ -381,6 +296,8 @@ pub(crate) struct SoftmaxBlock<'a, T> {
     pub(crate) scale: f32,
     pub(crate) max: &'a mut f32,
     pub(crate) divisor: &'a mut f32,
+    /// What the products with the values are to be multiplied by.
+    pub(crate) value_scales: Option<&'a [f32; KEY_BLOCK]>,
     pub(crate) probabilities: &'a mut [T],
     pub(crate) sums: &'a mut [f32],
 }
@@ -414,6 +331,10 @@ impl<T: Operand> LaneKernel for SoftmaxBlock<'_, T> {
         for i in (0..KEY_BLOCK).step_by(L::N) {
             let p = lanes.exp(lanes.sub(lanes.load(&scores[i..]), lanes.splat(new_max)));
             sum = lanes.add(sum, p);
+            let p = match self.value_scales {
+                Some(scales) => lanes.mul(p, lanes.load(&scales[i..])),
+                None => p,
+            };
             T::store(lanes, p, &mut self.probabilities[i..]);
         }
         let mut rescale = [*self.max - new_max; 16];

@@ -13,8 +13,10 @@ pub enum KernelPath {
     Int8FewRows,
     /// 8-bit rows, many of them, with packed blocks that are unpacked once for all rows.
     Int8ManyRows,
-    /// Attention.
+    /// Attention over keys and values as products take them.
     Attention,
+    /// Attention over keys and values in 8 bits.
+    AttentionInt8,
     /// The backward pass of attention.
     AttentionBackward,
 }

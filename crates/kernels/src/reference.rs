@@ -196,14 +196,15 @@ pub fn swiglu_backward<T: Operand>(
 
 /// One row over one block of keys in [`crate::attention::attention`].
 pub(crate) fn softmax_block<T: Operand>(row: SoftmaxBlock<'_, T>) {
-    let SoftmaxBlock { scores, visible, scale, max, divisor, probabilities, sums } = row;
+    let SoftmaxBlock { scores, visible, scale, max, divisor, value_scales, probabilities, sums } =
+        row;
     let new_max = scores[visible.clone()].iter().fold(*max, |max, s| max.max(s * scale));
     let rescale = (*max - new_max).exp();
     let mut sum = 0.0;
     for k in 0..KEY_BLOCK {
         let p = if visible.contains(&k) { (scores[k] * scale - new_max).exp() } else { 0.0 };
         sum += p;
-        probabilities[k] = T::from_f32(p);
+        probabilities[k] = T::from_f32(value_scales.map_or(p, |scales| p * scales[k]));
     }
     *divisor = *divisor * rescale + sum;
     *max = new_max;

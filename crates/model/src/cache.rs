@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kernels::attention::{KEY_BLOCK, SequenceRows};
-use tensor::{DType, Device, Tensor, ops};
+use kernels::attention::{CacheKind, KEY_BLOCK, SequenceRows};
+use tensor::{DType, Device, KeyBlocks, Tensor, ops};
 
 use crate::adapted::LoadedAdapter;
 use crate::config::ModelConfig;
@@ -15,22 +15,20 @@ use crate::workspace::Workspace;
 /// the tables of [`CachedRows`]; whoever makes them sees to it that no two sequences write one block.
 #[derive(Debug)]
 pub struct KvBlocks {
-    /// `[n_blocks, key block]`.
-    blocks: Tensor,
+    blocks: KeyBlocks,
 }
 
 impl KvBlocks {
     /// `n_blocks` blocks for a model of this shape.
     #[must_use]
-    pub fn new(config: &ModelConfig, dtype: DType, n_blocks: usize) -> Self {
-        let block_len = ops::key_block_len(config.head_shape(), dtype);
-        Self { blocks: Tensor::zeroed(dtype, n_blocks, block_len) }
+    pub fn new(config: &ModelConfig, dtype: DType, kind: CacheKind, n_blocks: usize) -> Self {
+        Self { blocks: KeyBlocks::zeroed(dtype, kind, config.head_shape(), n_blocks) }
     }
 
     /// Bytes of one block.
     #[must_use]
-    pub fn block_bytes(config: &ModelConfig, dtype: DType) -> usize {
-        ops::key_block_len(config.head_shape(), dtype) * dtype.bytes()
+    pub fn block_bytes(config: &ModelConfig, dtype: DType, kind: CacheKind) -> usize {
+        KeyBlocks::block_bytes(dtype, kind, config.head_shape())
     }
 
     /// Most blocks that a sequence of `n_tokens` tokens, of which up to `max_rows` come at a time, needs at once in all layers.
@@ -45,10 +43,11 @@ impl KvBlocks {
     pub fn bytes_for(
         config: &ModelConfig,
         dtype: DType,
+        kind: CacheKind,
         n_tokens: usize,
         max_rows: usize,
     ) -> usize {
-        Self::blocks_for(config, n_tokens, max_rows) * Self::block_bytes(config, dtype)
+        Self::blocks_for(config, n_tokens, max_rows) * Self::block_bytes(config, dtype, kind)
     }
 
     /// Bytes that they take.
@@ -126,9 +125,9 @@ impl AttentionContext for CachedContext<'_> {
             })
             .collect();
         let blocks = &mut self.blocks.blocks;
-        ops::append_keys_values(device, shape, qkv.view(), &sequences, blocks.view_mut());
+        ops::append_keys_values(device, shape, qkv.view(), &sequences, blocks);
         let (out, lse) = (out.view_mut(), log_sum_exp.view_mut());
-        ops::attention(device, shape, qkv.view(), &sequences, blocks.view(), out, lse);
+        ops::attention(device, shape, qkv.view(), &sequences, blocks, out, lse);
     }
 }
 
@@ -156,6 +155,7 @@ impl KvCache {
     pub fn new(
         config: &ModelConfig,
         dtype: DType,
+        kind: CacheKind,
         n_sequences: usize,
         max_tokens: usize,
         max_rows: usize,
@@ -174,7 +174,7 @@ impl KvCache {
                 len: 0,
             })
             .collect();
-        let blocks = KvBlocks::new(config, dtype, n_blocks);
+        let blocks = KvBlocks::new(config, dtype, kind, n_blocks);
         Self { blocks, sequences, adapter: None, max_rows }
     }
 

@@ -1,9 +1,9 @@
 //! The forward pass: one for training, scoring and serving.
 
-use kernels::attention::{KEY_BLOCK, SequenceRows};
+use kernels::attention::{CacheKind, HeadShape, KEY_BLOCK, SequenceRows};
 use kernels::matmul::Write;
 use kernels::rope::Direction;
-use tensor::{Device, Tensor, ops};
+use tensor::{DType, Device, KeyBlocks, Tensor, ops};
 
 use crate::adapted::{self, AdaptedRows, LayerChanges, LoadedAdapter};
 use crate::cache::{CachedContext, CachedRows, KvBlocks, LogitsRow};
@@ -34,12 +34,17 @@ struct PackedContext<'a> {
     segment_starts: &'a [u32],
     /// Blocks of each document, one document after the other.
     block_tables: Vec<Vec<u32>>,
-    key_blocks: Tensor,
+    key_blocks: KeyBlocks,
 }
 
 impl<'a> PackedContext<'a> {
     /// Takes `key_blocks` over, making it larger when the documents need more blocks than any batch before.
-    fn new(segment_starts: &'a [u32], key_blocks: Tensor) -> Self {
+    fn new(
+        segment_starts: &'a [u32],
+        dtype: DType,
+        shape: HeadShape,
+        key_blocks: KeyBlocks,
+    ) -> Self {
         let mut n_blocks = 0;
         let block_tables: Vec<Vec<u32>> = segment_starts
             .windows(2)
@@ -50,11 +55,10 @@ impl<'a> PackedContext<'a> {
             })
             .collect();
         let n_blocks = n_blocks as usize;
-        let key_blocks = if n_blocks > key_blocks.max_rows() {
-            let (dtype, width) = (key_blocks.dtype(), key_blocks.width());
+        let key_blocks = if n_blocks > key_blocks.n_blocks(shape) {
             // The old ones go first, or both would be in memory for a moment.
             drop(key_blocks);
-            Tensor::zeroed(dtype, n_blocks, width)
+            KeyBlocks::zeroed(dtype, CacheKind::Operands, shape, n_blocks)
         } else {
             key_blocks
         };
@@ -84,8 +88,8 @@ impl AttentionContext for PackedContext<'_> {
                 block_table,
             })
             .collect();
-        ops::append_keys_values(device, shape, qkv.view(), &sequences, self.key_blocks.view_mut());
-        let (blocks, out, lse) = (self.key_blocks.view(), out.view_mut(), log_sum_exp.view_mut());
+        ops::append_keys_values(device, shape, qkv.view(), &sequences, &mut self.key_blocks);
+        let (blocks, out, lse) = (&self.key_blocks, out.view_mut(), log_sum_exp.view_mut());
         ops::attention(device, shape, qkv.view(), &sequences, blocks, out, lse);
     }
 }
@@ -134,9 +138,10 @@ impl Decoder {
             );
             workspace.positions.extend(0..len);
         }
-        let empty = Tensor::zeroed(self.dtype, 0, workspace.key_blocks.width());
+        let shape = self.config.head_shape();
+        let empty = KeyBlocks::zeroed(self.dtype, CacheKind::Operands, shape, 0);
         let key_blocks = std::mem::replace(&mut workspace.key_blocks, empty);
-        let mut context = PackedContext::new(segment_starts, key_blocks);
+        let mut context = PackedContext::new(segment_starts, self.dtype, shape, key_blocks);
         let rows = 0..token_ids.len();
         let adapted: Vec<_> =
             adapter.map(|adapter| AdaptedRows { adapter, rows }).into_iter().collect();

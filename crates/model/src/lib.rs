@@ -44,7 +44,7 @@ pub use backward::{GradientWorkspace, TrainingRows};
 pub use cache::{CachedRows, KvBlocks, KvCache, LogitsRow};
 pub use config::{ModelConfig, ModelError, compute_dtype};
 pub use decoder::Decoder;
-pub use kernels::attention::KEY_BLOCK;
+pub use kernels::attention::{CacheKind, KEY_BLOCK};
 pub use merge::add_low_rank;
 pub use packing::{PackedBytes, PackedPlan};
 pub use parameters::{ParameterKind, Parameters};

@@ -10,8 +10,8 @@ use testkit::golden;
 use testkit::random::Rng;
 
 use crate::{
-    CachedRows, Decoder, GradientWorkspace, KvBlocks, KvCache, LogitsRow, ModelConfig, ModelError,
-    Parameters, TrainingRows, Workspace,
+    CacheKind, CachedRows, Decoder, GradientWorkspace, KvBlocks, KvCache, LogitsRow, ModelConfig,
+    ModelError, Parameters, TrainingRows, Workspace,
 };
 
 mod adapters;
@@ -112,7 +112,14 @@ fn cached_logits(
     token_ids: &[u32],
     chunk_len: usize,
 ) -> Vec<f32> {
-    let cache = KvCache::new(decoder.config(), decoder.dtype(), 1, token_ids.len(), chunk_len);
+    let cache = KvCache::new(
+        decoder.config(),
+        decoder.dtype(),
+        CacheKind::Operands,
+        1,
+        token_ids.len(),
+        chunk_len,
+    );
     cached_logits_in(cache, decoder, device, token_ids, chunk_len)
 }
 
@@ -165,7 +172,7 @@ fn a_sequence_has_the_same_logits_whatever_stands_beside_it() {
     let decoder = decoder(&device, &parameters(&config, 4), DType::Bf16);
     let prompts = [random_ids(5, 9, 32), random_ids(6, 33, 32), random_ids(7, 1, 32)];
     let mut workspace = Workspace::new(&config, DType::Bf16, 43, Passes::Forward);
-    let mut cache = KvCache::new(&config, DType::Bf16, prompts.len(), 40, 40);
+    let mut cache = KvCache::new(&config, DType::Bf16, CacheKind::Operands, prompts.len(), 40, 40);
     let rows: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
     let mut together = Vec::new();
     cache.append(&decoder, &device, &rows, &mut workspace, &mut together);
@@ -198,7 +205,7 @@ fn each_row_that_is_wanted_gives_its_logits() {
             block_tables: &tables[i],
         })
         .collect();
-    let mut blocks = KvBlocks::new(&config, DType::Bf16, 8);
+    let mut blocks = KvBlocks::new(&config, DType::Bf16, CacheKind::Operands, 8);
     let mut seen = Vec::new();
     let mut on_logits = |of: LogitsRow, row: &[f32]| seen.push((of, row.to_vec()));
     decoder.forward_cached(&device, &rows, &mut blocks, &mut workspace, &mut on_logits);

@@ -1,7 +1,8 @@
 //! The planned memory of a forward pass.
 
+use kernels::attention::CacheKind;
 use kernels::rope::RopeTable;
-use tensor::{DType, LowRankScratch, OperandScratch, Passes, Tensor};
+use tensor::{DType, KeyBlocks, LowRankScratch, OperandScratch, Passes, Tensor};
 
 use crate::adapted::LoadedAdapter;
 use crate::config::ModelConfig;
@@ -144,7 +145,7 @@ pub struct Workspace {
     /// For a decoder with packed blocks.
     pub(crate) operands: OperandScratch,
     /// Keys and values of packed documents, T `[blocks, key block]`, for one layer at a time.
-    pub(crate) key_blocks: Tensor,
+    pub(crate) key_blocks: KeyBlocks,
 }
 
 /// What a workspace has room for.
@@ -173,7 +174,7 @@ impl Room<'_> {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let f32_rows = |width| Tensor::zeroed(DType::F32, max_rows, width);
         let input = |width| Tensor::zeroed(activations, max_rows, width);
-        let block_len = tensor::ops::key_block_len(shape, dtype);
+        let key_blocks = planned_key_blocks(max_rows);
         let workspace = Workspace {
             max_rows,
             residual: f32_rows(hidden),
@@ -191,7 +192,7 @@ impl Room<'_> {
             n_active_experts: config.experts.map_or(0, |experts| experts.n_active),
             low_rank: None,
             operands: OperandScratch::none(),
-            key_blocks: Tensor::zeroed(dtype, planned_key_blocks(max_rows), block_len),
+            key_blocks: KeyBlocks::zeroed(dtype, CacheKind::Operands, shape, key_blocks),
         };
         debug_assert_eq!(workspace.n_bytes(), self.n_bytes(), "bytes of a workspace as planned");
         workspace
@@ -205,10 +206,10 @@ impl Room<'_> {
         let n_layers = self.n_layers();
         let inputs = n_layers * (2 * kept + 2 * hidden + out + 2 * ffn) + ffn + kept + hidden;
         let f32s = n_layers * (2 + shape.n_heads) + hidden + qkv + 2 * ffn + 1;
-        let blocks = planned_key_blocks(max_rows) * tensor::ops::key_block_len(shape, dtype);
+        let block_bytes = KeyBlocks::block_bytes(dtype, CacheKind::Operands, shape);
         max_rows * (inputs * activations.bytes() + n_layers * qkv * dtype.bytes() + f32s * 4)
             + max_rows.min(LOGIT_ROWS) * config.vocab_size * 4
-            + blocks * dtype.bytes()
+            + planned_key_blocks(max_rows) * block_bytes
             + max_rows * size_of::<u32>()
             + RopeTable::bytes_for(max_rows, config.head_dim)
             + ExpertWorkspace::bytes_for(config, activations, max_rows)
@@ -272,8 +273,7 @@ impl Workspace {
             operands,
             key_blocks,
         } = self;
-        let tensors =
-            [residual, qkv, gate_up, activated, final_scales, final_normed, logits, key_blocks];
+        let tensors = [residual, qkv, gate_up, activated, final_scales, final_normed, logits];
         tensors.into_iter().chain(final_input).map(Tensor::n_bytes).sum::<usize>()
             + layers.iter().map(LayerActivations::n_bytes).sum::<usize>()
             + positions.capacity() * size_of::<u32>()
@@ -281,6 +281,7 @@ impl Workspace {
             + experts.as_ref().map_or(0, ExpertWorkspace::n_bytes)
             + low_rank.as_ref().map_or(0, LowRankScratch::n_bytes)
             + operands.n_bytes()
+            + key_blocks.n_bytes()
     }
 
     /// Tokens that there is room for.

@@ -17,11 +17,13 @@
 //! # }
 //! ```
 
+mod key_blocks;
 mod linear;
 mod low_rank;
 pub mod ops;
 mod tensor;
 
+pub use key_blocks::KeyBlocks;
 pub use linear::{
     BlockBytes, BlockOrder, BlockRows, Linear, LinearScratch, OperandScratch, Passes,
 };

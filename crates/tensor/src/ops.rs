@@ -9,6 +9,7 @@ use kernels::rope::{self, Direction, RopeTable, RotatedHeads};
 use kernels::{cross_entropy as loss, elementwise, embedding, norm, swiglu as gated};
 
 use crate::Device;
+use crate::key_blocks::KeyBlocks;
 use crate::tensor::{DType, NumberType, Tensor, View, ViewMut};
 
 /// Rounds or widens `x` into `out`.
@@ -149,56 +150,54 @@ pub fn swiglu_backward(
     }
 }
 
-/// Values of a key block of a layer, for blocks in the number type `dtype`.
-#[must_use]
-pub fn key_block_len(shape: HeadShape, dtype: DType) -> usize {
-    match dtype {
-        DType::F32 => shape.block_len::<f32>(),
-        DType::Bf16 => shape.block_len::<bf16>(),
-    }
-}
-
-/// [`attention::append_keys_values`]; blocks `[n_blocks, key_block_len]`.
+/// [`attention::append_keys_values`].
+///
+/// # Panics
+/// When the blocks are for another number type.
 pub fn append_keys_values(
     device: &Device,
     shape: HeadShape,
     qkv: View<'_>,
     sequences: &[SequenceRows<'_>],
-    blocks: ViewMut<'_>,
+    blocks: &mut KeyBlocks,
 ) {
     let compute = device.compute();
-    match qkv {
-        View::F32 { values, .. } => {
-            attention::append_keys_values(compute, shape, values, sequences, blocks.of::<f32>());
+    match (qkv, blocks) {
+        (View::F32 { values, .. }, KeyBlocks::F32(blocks)) => {
+            attention::append_keys_values(compute, shape, values, sequences, blocks);
         }
-        View::Bf16 { values, .. } => {
-            attention::append_keys_values(compute, shape, values, sequences, blocks.of::<bf16>());
+        (View::Bf16 { values, .. }, KeyBlocks::Bf16(blocks)) => {
+            attention::append_keys_values(compute, shape, values, sequences, blocks);
         }
+        _ => panic!("keys and values of one number type, blocks for another"),
     }
 }
 
 /// [`attention::attention`].
+///
+/// # Panics
+/// As [`append_keys_values`].
 pub fn attention(
     device: &Device,
     shape: HeadShape,
     qkv: View<'_>,
     sequences: &[SequenceRows<'_>],
-    blocks: View<'_>,
+    blocks: &KeyBlocks,
     out: ViewMut<'_>,
     log_sum_exp: ViewMut<'_>,
 ) {
     let (compute, lse) = (device.compute(), log_sum_exp.f32());
-    match (qkv, out) {
-        (View::F32 { values, .. }, ViewMut::F32 { values: out, .. }) => {
-            attention::attention(compute, shape, values, sequences, blocks.of::<f32>(), out, lse);
+    match (qkv, blocks, out) {
+        (View::F32 { values, .. }, KeyBlocks::F32(blocks), ViewMut::F32 { values: out, .. }) => {
+            attention::attention(compute, shape, values, sequences, blocks, out, lse);
         }
-        (View::Bf16 { values, .. }, ViewMut::F32 { values: out, .. }) => {
-            attention::attention(compute, shape, values, sequences, blocks.of::<bf16>(), out, lse);
+        (View::Bf16 { values, .. }, KeyBlocks::Bf16(blocks), ViewMut::F32 { values: out, .. }) => {
+            attention::attention(compute, shape, values, sequences, blocks, out, lse);
         }
-        (View::Bf16 { values, .. }, ViewMut::Bf16 { values: out, .. }) => {
-            attention::attention(compute, shape, values, sequences, blocks.of::<bf16>(), out, lse);
+        (View::Bf16 { values, .. }, KeyBlocks::Bf16(blocks), ViewMut::Bf16 { values: out, .. }) => {
+            attention::attention(compute, shape, values, sequences, blocks, out, lse);
         }
-        (View::F32 { .. }, ViewMut::Bf16 { .. }) => panic!("attention in f32 has an output of f32"),
+        _ => panic!("queries, blocks and output of different number types"),
     }
 }
 

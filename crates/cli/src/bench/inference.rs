@@ -45,7 +45,7 @@ pub(super) fn measure(
     let device = &context.device()?;
     let reference = reference(args, &name, &dir, context)?;
     let OpenModel { name, decoder, adapter, .. } = OpenModel::open(&value, &args.load, context)?;
-    let subject = Subject { decoder: &decoder, adapter };
+    let subject = Subject { decoder: &decoder, adapter, cache_kind: args.cache.kind() };
     let run = Run { args, machine, context, device, name: &name, subject, reference };
     let details: &[usize] = match args.what {
         What::Prefill => &PROMPT_LENS,
@@ -158,8 +158,7 @@ impl Run<'_> {
         result.roofline_fraction = Some(speed / measured.limit(subject, machine));
         if let Some(reference) = &self.reference {
             let scored = measured.scored();
-            result.divergence =
-                Some(reference.divergence_of_decoder(device, subject.decoder, scored));
+            result.divergence = Some(reference.divergence_of_subject(device, subject, scored));
             result.peer_divergence = peer_logits.map(|logits| reference.divergence_of(&logits));
         }
         Ok(match peer {
@@ -249,7 +248,8 @@ impl Inference {
             What::Decode => (1, self.detail),
             _ => (self.detail, BATCH_PROMPT),
         };
-        let cache = KvBlocks::bytes_for(config, decoder.dtype(), context_len, 1);
+        let cache =
+            KvBlocks::bytes_for(config, decoder.dtype(), subject.cache_kind, context_len, 1);
         let changes = subject.adapter.as_ref().map_or(0, |adapter| adapter.n_bytes());
         let bytes = decoder.n_bytes_of_step() + changes + n_users * cache;
         n_users as f64 * machine.roofline.read_bytes_per_s / bytes as f64

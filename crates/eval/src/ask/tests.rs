@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::Engine;
 use formats::WeightName;
 use kernels::{Compute, Family};
-use model::{Decoder, KvCache, Parameters, Workspace};
+use model::{CacheKind, Decoder, KvCache, Parameters, Workspace};
 use tensor::{Device, Passes};
 use tokenizer::{BpeTrainer, TrainOptions};
 
@@ -83,7 +83,14 @@ impl Tiny {
     /// One token at a time through the model itself.
     fn naive(&self, question: &str, max_tokens: usize) -> Vec<u32> {
         let config = self.decoder.config();
-        let mut cache = KvCache::new(config, DType::F32, 1, config.context_len, config.context_len);
+        let mut cache = KvCache::new(
+            config,
+            DType::F32,
+            CacheKind::Operands,
+            1,
+            config.context_len,
+            config.context_len,
+        );
         let mut workspace = Workspace::new(config, DType::F32, config.context_len, Passes::Forward);
         let mut input = render(&self.tokenizer, &ChatTemplate::default(), question).unwrap();
         let (mut logits, mut generated) = (Vec::new(), Vec::new());

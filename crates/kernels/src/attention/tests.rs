@@ -61,8 +61,31 @@ fn tables(lens: &[usize]) -> (Vec<Vec<u32>>, usize) {
     (tables, next as usize)
 }
 
+const KINDS: [CacheKind; 2] = [CacheKind::Operands, CacheKind::Int8];
+
+/// Blocks with what an earlier owner left: it may be no number.
+fn used_blocks<T: Operand>(kind: CacheKind, shape: HeadShape, n_blocks: usize) -> KeyBlocks<T> {
+    let mut blocks = KeyBlocks::zeroed(kind, shape, n_blocks);
+    match &mut blocks {
+        KeyBlocks::Operands(values) => values.fill(T::from_f32(f32::NAN)),
+        // Scales of such bytes are NaN.
+        KeyBlocks::Int8(bytes) => bytes.fill(0xFF),
+    }
+    blocks
+}
+
 fn run<T: Operand>(
     compute: &Compute,
+    shape: HeadShape,
+    qkv: &[f32],
+    lens: &[usize],
+) -> (Vec<T>, Vec<f32>) {
+    run_kept(compute, CacheKind::Operands, shape, qkv, lens)
+}
+
+fn run_kept<T: Operand>(
+    compute: &Compute,
+    kind: CacheKind,
     shape: HeadShape,
     qkv: &[f32],
     lens: &[usize],
@@ -70,8 +93,7 @@ fn run<T: Operand>(
     let n_tokens: usize = lens.iter().sum();
     let qkv: Vec<T> = qkv.iter().map(|&x| T::from_f32(x)).collect();
     let (tables, n_blocks) = tables(lens);
-    // What an earlier owner left may be no number.
-    let mut blocks = vec![T::from_f32(f32::NAN); n_blocks * shape.block_len::<T>()];
+    let mut blocks = used_blocks(kind, shape, n_blocks);
     let mut first_row = 0;
     let mut sequences = Vec::new();
     for (len, table) in lens.iter().zip(&tables) {
@@ -114,9 +136,47 @@ fn attention_equals_the_formula() {
                 // p and the output are rounded to 8 bits; values are about 1.
                 let tolerance = Tolerance { absolute: 0.012, relative: 0.012 };
                 assert_close(&wide(&out), &expected, tolerance);
+                // Half a step of 8 bits, about 0.01, in each number of a key and a value.
+                let expected = formula(shape, &wide(&qkv), &lens);
+                let (out, _) = run_kept::<f32>(&compute, CacheKind::Int8, shape, &qkv, &lens);
+                assert_close(&wide(&out), &expected, Tolerance::absolute(0.05));
+                let (out, _) = run_kept::<bf16>(&compute, CacheKind::Int8, shape, &qkv, &lens);
+                assert_close(&wide(&out), &expected, Tolerance::absolute(0.07));
             }
         }
     }
+}
+
+/// The numbers that 8 bits stand for, attended to without 8 bits.
+#[test]
+fn keys_and_values_in_8_bits_are_what_their_scales_and_codes_say() {
+    let (shape, len) = (shape(4, 2, 24), 70);
+    let mut qkv = normal(14, len * shape.qkv_width(), 1.0);
+    let mut rounded = qkv.clone();
+    for (t, (x, rounded)) in qkv.chunks_mut(24).zip(rounded.chunks_mut(24)).enumerate() {
+        // Tokens have 4 heads of queries, then those of keys and values.
+        if t % 8 < 4 {
+            continue;
+        }
+        match t / 8 {
+            10 => x.fill(0.0),
+            // Its scale would be subnormal.
+            11 => x.iter_mut().for_each(|x| *x *= 1e-38),
+            _ => {}
+        }
+        let scale = x.iter().fold(0.0_f32, |peak, x| peak.max(x.abs())) / 127.0;
+        let code =
+            |x: f32| if scale.is_normal() { (x * (1.0 / scale)).round_ties_even() } else { 0.0 };
+        rounded.iter_mut().zip(x).for_each(|(rounded, x)| *rounded = code(*x) * scale);
+    }
+    let expected = formula(shape, &wide(&rounded), &[len]);
+    for compute in computes(2) {
+        let (out, _) = run_kept::<f32>(&compute, CacheKind::Int8, shape, &qkv, &[len]);
+        assert_close(&wide(&out), &expected, Tolerance { absolute: 1e-5, relative: 1e-5 });
+    }
+    let of = |kind| KeyBlocks::<bf16>::block_bytes(kind, HeadShape { head_dim: 64, ..shape });
+    assert_eq!(of(CacheKind::Operands), 2 * 2 * 32 * 64 * 2);
+    assert_eq!(of(CacheKind::Int8), 2 * (2 * 32 * 64 + 2 * 32 * 4));
 }
 
 #[test]
@@ -151,13 +211,16 @@ fn chunks_from_a_cache_have_the_bits_of_one_pass() {
     let len = 100;
     let qkv = normal(4, len * shape.qkv_width(), 1.0);
     let rounded: Vec<bf16> = qkv.iter().map(|&x| bf16::from_f32(x)).collect();
-    for (compute, window) in fast_computes(2).iter().flat_map(|c| WINDOWS.map(|w| (c, w))) {
+    let cases = KINDS.into_iter().flat_map(|kind| WINDOWS.map(|window| (kind, window)));
+    for (compute, (kind, window)) in
+        fast_computes(2).iter().flat_map(|compute| cases.clone().map(move |case| (compute, case)))
+    {
         let shape = HeadShape { window, ..shape };
-        let (all, all_lse) = run::<bf16>(compute, shape, &qkv, &[len]);
+        let (all, all_lse) = run_kept::<bf16>(compute, kind, shape, &qkv, &[len]);
         for chunk_len in [1, 7, 33, 64] {
             // Scattered block ids, and blocks that hold the values of an earlier owner.
             let table = [5, 2, 7, 0];
-            let mut blocks = vec![bf16::NAN; 8 * shape.block_len::<bf16>()];
+            let mut blocks = used_blocks(kind, shape, 8);
             let (mut out, mut lse) = (Vec::new(), Vec::new());
             for first in (0..len).step_by(chunk_len) {
                 let n_rows = chunk_len.min(len - first);
@@ -183,7 +246,7 @@ fn chunks_from_a_cache_have_the_bits_of_one_pass() {
                 out.extend(chunk_out);
                 lse.extend(chunk_lse);
             }
-            assert_eq!(out, all, "{} chunks of {chunk_len}", compute.family());
+            assert_eq!(out, all, "{} chunks of {chunk_len}, {kind:?}", compute.family());
             assert_eq!(bits(&lse), bits(&all_lse));
         }
     }
@@ -274,7 +337,7 @@ fn same_document(lens: &[usize], a: usize, b: usize) -> Option<[usize; 2]> {
     })
 }
 
-fn check_special_scores<T: Operand>(window: Option<usize>, tolerance: Tolerance) {
+fn check_special_scores<T: Operand>(kind: CacheKind, window: Option<usize>, tolerance: Tolerance) {
     let lens = [5, 40];
     let shape = HeadShape { window, ..shape(4, 2, 8) };
     let (hd, n_outputs) = (shape.head_dim, 45 * shape.n_heads * shape.head_dim);
@@ -283,7 +346,7 @@ fn check_special_scores<T: Operand>(window: Option<usize>, tolerance: Tolerance)
         LARGE,
         tolerance,
         |compute, [qkv]| {
-            let (out, lse) = run::<T>(compute, shape, qkv, &lens);
+            let (out, lse) = run_kept::<T>(compute, kind, shape, qkv, &lens);
             out.into_iter().map(T::to_f32).chain(lse).collect()
         },
         |_, place, output| {
@@ -305,7 +368,9 @@ fn check_special_scores<T: Operand>(window: Option<usize>, tolerance: Tolerance)
             // A value: the rows that see a key of its block have it times zero.
             let block = position / KEY_BLOCK;
             let sees_block = (first_visible / KEY_BLOCK..=row / KEY_BLOCK).contains(&block);
-            is_of_group && sees_block && !is_lse && output % hd == i
+            // In 8 bits its scale is no number, and with it none of the value.
+            let is_same = output % hd == i || kind == CacheKind::Int8;
+            is_of_group && sees_block && !is_lse && is_same
         },
     );
 }
@@ -313,9 +378,13 @@ fn check_special_scores<T: Operand>(window: Option<usize>, tolerance: Tolerance)
 #[test]
 fn special_values_reach_the_rows_that_see_them() {
     for window in [None, Some(1), Some(7)] {
-        check_special_scores::<f32>(window, Tolerance { absolute: 1e-5, relative: 1e-5 });
-        // p and the output are rounded to 8 bits.
-        check_special_scores::<bf16>(window, Tolerance { absolute: 0.012, relative: 0.012 });
+        for kind in KINDS {
+            let tolerance = Tolerance { absolute: 1e-5, relative: 1e-5 };
+            check_special_scores::<f32>(kind, window, tolerance);
+            // p and the output are rounded to 8 bits.
+            let tolerance = Tolerance { absolute: 0.012, relative: 0.012 };
+            check_special_scores::<bf16>(kind, window, tolerance);
+        }
     }
 }
 
@@ -359,7 +428,7 @@ fn attended(
     shape: HeadShape,
     qkv: &[bf16],
     sequences: &[SequenceRows<'_>],
-    blocks: &[bf16],
+    blocks: &KeyBlocks<bf16>,
 ) -> Vec<Vec<f32>> {
     let n_rows = qkv.len() / shape.qkv_width();
     let width = shape.n_heads * shape.head_dim;
@@ -372,13 +441,13 @@ fn attended(
 }
 
 /// The rows are tokens of one prompt, of which earlier ones are in the cache.
-fn check_chunks_of_a_prompt(seed: u64, shape: HeadShape) {
+fn check_chunks_of_a_prompt(seed: u64, kind: CacheKind, shape: HeadShape) {
     let width = shape.qkv_width();
     let qkv = normal(seed, N_ROWS * width, 1.0).into_iter().map(bf16::from_f32);
     let qkv: Vec<bf16> = qkv.collect();
     let table: Vec<u32> = (0..(N_ROWS / KEY_BLOCK) as u32).rev().collect();
     check_rows_alone_and_among_others(seed, |compute, range| {
-        let mut blocks = vec![bf16::NAN; table.len() * shape.block_len::<bf16>()];
+        let mut blocks = used_blocks(kind, shape, table.len());
         let (before, chunk) = qkv[..range.end * width].split_at(range.start * width);
         let sequence = |first_position, n_rows| SequenceRows {
             first_row: 0,
@@ -394,11 +463,11 @@ fn check_chunks_of_a_prompt(seed: u64, shape: HeadShape) {
 }
 
 /// The rows are single tokens of as many sequences, with contexts of many lengths, as when many requests are served.
-fn check_tokens_of_sequences(seed: u64, shape: HeadShape) {
+fn check_tokens_of_sequences(seed: u64, kind: CacheKind, shape: HeadShape) {
     let width = shape.qkv_width();
     let lens: Vec<usize> = (0..N_ROWS).map(|i| 1 + i * 29 % 70).collect();
     let (tables, n_blocks) = tables(&lens);
-    let mut blocks = vec![bf16::NAN; n_blocks * shape.block_len::<bf16>()];
+    let mut blocks = used_blocks(kind, shape, n_blocks);
     let mut last_tokens = Vec::new();
     for (i, (&n_rows, block_table)) in lens.iter().zip(&tables).enumerate() {
         let qkv = normal(seed ^ i as u64, n_rows * width, 1.0).into_iter().map(bf16::from_f32);
@@ -446,9 +515,10 @@ proptest! {
         n_kv_heads in 1_usize..3,
         half_dim in 1_usize..20,
         window in prop::option::of(1_usize..200),
+        kind in prop::sample::select(&KINDS),
     ) {
         let shape = shape(3 * n_kv_heads, n_kv_heads, 2 * half_dim);
-        check_chunks_of_a_prompt(seed, HeadShape { window, ..shape });
+        check_chunks_of_a_prompt(seed, kind, HeadShape { window, ..shape });
     }
 
     #[test]
@@ -457,9 +527,10 @@ proptest! {
         n_kv_heads in 1_usize..3,
         half_dim in 1_usize..20,
         window in prop::option::of(1_usize..60),
+        kind in prop::sample::select(&KINDS),
     ) {
         let shape = shape(3 * n_kv_heads, n_kv_heads, 2 * half_dim);
-        check_tokens_of_sequences(seed, HeadShape { window, ..shape });
+        check_tokens_of_sequences(seed, kind, HeadShape { window, ..shape });
     }
 
     #[test]

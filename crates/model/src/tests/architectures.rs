@@ -123,8 +123,9 @@ fn a_cache_of_windows_holds_no_more_than_they_reach() {
         c.context_len = 4096;
         c.sliding_windows = vec![Some(40), None];
     });
-    let bytes = |n_tokens| KvBlocks::bytes_for(&config, DType::F32, n_tokens, 16);
-    let block = tensor::ops::key_block_len(config.head_shape(), DType::F32) * 4;
+    let bytes =
+        |n_tokens| KvBlocks::bytes_for(&config, DType::F32, CacheKind::Operands, n_tokens, 16);
+    let block = KvBlocks::block_bytes(&config, DType::F32, CacheKind::Operands);
     // Two blocks for 39 + 16 positions, and one because they may begin within a block.
     assert_eq!(bytes(4096), (3 + 128) * block);
     assert_eq!(bytes(32), 2 * block);
@@ -133,7 +134,7 @@ fn a_cache_of_windows_holds_no_more_than_they_reach() {
     let token_ids = random_ids(31, 300, config.vocab_size);
     let mut workspace = Workspace::new(&config, DType::F32, 300, Passes::Forward);
     let expected = decoder.logits(&device, &token_ids, &[0, 300], &mut workspace);
-    let mut cache = KvCache::new(&config, DType::F32, 1, 4096, 16);
+    let mut cache = KvCache::new(&config, DType::F32, CacheKind::Operands, 1, 4096, 16);
     let mut logits = Vec::new();
     let mut end = 0;
     // 57 tokens, five times: well past the window of 40 twice.

@@ -37,8 +37,14 @@ fn planned_bytes_are_those_taken() {
                 let planned = GradientWorkspace::bytes_for(&config, dtype, max_rows);
                 assert_eq!(workspace.n_bytes(), planned, "gradients of {max_rows} rows, {dtype:?}");
                 let n_blocks = KvBlocks::blocks_for(&config, 10 * max_rows, max_rows);
-                let blocks = KvBlocks::new(&config, dtype, n_blocks);
-                let planned = KvBlocks::bytes_for(&config, dtype, 10 * max_rows, max_rows);
+                let blocks = KvBlocks::new(&config, dtype, CacheKind::Operands, n_blocks);
+                let planned = KvBlocks::bytes_for(
+                    &config,
+                    dtype,
+                    CacheKind::Operands,
+                    10 * max_rows,
+                    max_rows,
+                );
                 assert_eq!(blocks.n_bytes(), planned, "blocks of {max_rows} rows, {dtype:?}");
             }
         }

@@ -240,37 +240,39 @@ fn a_norm_in_blocks_is_refused_as_one() {
 #[test]
 fn each_number_type_takes_its_own_kernels() {
     use kernels::KernelPath::{
-        self, Attention, Int8FewRows, Int8ManyRows, ProductBf16, ProductF32,
+        self, Attention, AttentionInt8, Int8FewRows, Int8ManyRows, ProductBf16, ProductF32,
     };
     let scratch = TestDir::new("paths");
     let original = wide_model(&scratch, |_| {});
     let config = ModelConfig::new(original.config().clone()).unwrap();
     // Queries, keys and values; what attention gives; gate and up; down. And the head.
     let n_products = 4 * config.n_layers as u64 + 1;
-    let all = [ProductF32, ProductBf16, Int8FewRows, Int8ManyRows, Attention];
+    let all = [ProductF32, ProductBf16, Int8FewRows, Int8ManyRows, Attention, AttentionInt8];
     for device in devices(2) {
         let family = device.compute().family();
         let calls = || all.map(|path: KernelPath| device.compute().n_calls(path));
-        for (dtype, quantisation, n_rows, expected) in [
-            (DType::F32, None, 1, ProductF32),
-            (DType::Bf16, None, 1, ProductBf16),
-            (DType::Bf16, None, 40, ProductBf16),
-            (DType::Bf16, Some(Quantisation::Q4_K), 1, Int8FewRows),
-            (DType::Bf16, Some(Quantisation::Q4_K), 8, Int8FewRows),
-            (DType::Bf16, Some(Quantisation::Q8_0), 40, Int8ManyRows),
+        use CacheKind::{Int8, Operands};
+        for (dtype, quantisation, kind, n_rows, expected) in [
+            (DType::F32, None, Operands, 1, ProductF32),
+            (DType::Bf16, None, Operands, 1, ProductBf16),
+            (DType::Bf16, None, Int8, 40, ProductBf16),
+            (DType::Bf16, Some(Quantisation::Q4_K), Int8, 1, Int8FewRows),
+            (DType::Bf16, Some(Quantisation::Q4_K), Operands, 8, Int8FewRows),
+            (DType::Bf16, Some(Quantisation::Q8_0), Operands, 40, Int8ManyRows),
         ] {
             let weights = original.weights();
             let decoder = Decoder::load(&device, &config, dtype, weights, quantisation).unwrap();
             let ids = random_ids(3, n_rows, config.vocab_size);
             let before = calls();
-            let mut cache = KvCache::new(&config, dtype, 1, n_rows, n_rows);
+            let mut cache = KvCache::new(&config, dtype, kind, 1, n_rows, n_rows);
             let mut workspace = Workspace::for_decoder(&decoder, n_rows);
             let mut logits = Vec::new();
             cache.append(&decoder, &device, &[(0, &ids)], &mut workspace, &mut logits);
             let after = calls();
             for (i, path) in all.into_iter().enumerate() {
                 let n_expected = match path {
-                    Attention => config.n_layers as u64,
+                    Attention if kind == Operands => config.n_layers as u64,
+                    AttentionInt8 if kind == Int8 => config.n_layers as u64,
                     // The head multiplies the last row alone.
                     Int8FewRows if expected == Int8ManyRows => 1,
                     Int8ManyRows if expected == Int8ManyRows => n_products - 1,
