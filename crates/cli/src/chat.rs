@@ -83,8 +83,8 @@ impl Talk {
             .template
             .clone()
             .ok_or_else(|| Failure::NoTemplate { model: model.name.clone() })?;
-        let limits = model.limits_of_one(args.engine, model.config.context_len);
-        let engine = model.start_engine(context.device()?, limits)?;
+        let limits = model.limits_of_one(&args.engine, model.config.context_len);
+        let engine = model.start_engine(&args.engine, limits, context)?;
         let sampling = args.sampling.resolve_for(&model);
         let mut talk =
             Self { model, engine, template, sampling, conversation: Conversation::default() };

@@ -1,7 +1,15 @@
 //! Settings of the engine, as arguments say them.
 
+use std::sync::Arc;
+
+use anyhow::Context as _;
 use clap::ValueEnum;
 use engine::{CacheKind, EngineLimits, Speculation};
+use model::Decoder;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::open_model::{LoadArgs, OpenModel};
 
 /// What keys and values are kept as.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -31,11 +39,16 @@ impl CacheArgs {
 }
 
 /// How the engine works.
-#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct EngineArgs {
+    /// A smaller model of the same tokenizer that guesses what the model says next; the guesses are checked together: the same answers,
+    /// sooner where they are often right
+    #[arg(long, value_name = "NAME|PATH")]
+    draft_model: Option<String>,
     #[command(flatten)]
     cache: CacheArgs,
-    /// Guess tokens that repeat what was there before, and check the guesses together: the same answers, sooner where they repeat
+    /// Guess tokens, those that repeat what was there before and those of --draft-model, and check the guesses together: the same answers,
+    /// sooner where they are right
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     speculation: When,
 }
@@ -53,7 +66,7 @@ enum When {
 
 impl EngineArgs {
     /// The usual limits with these settings.
-    pub(crate) fn limits(self) -> EngineLimits {
+    pub(crate) fn limits(&self) -> EngineLimits {
         let speculation = match self.speculation {
             When::Off => Speculation::Off,
             When::Auto => Speculation::WhenItPays,
@@ -61,5 +74,40 @@ impl EngineArgs {
         };
         let cache_kind = self.cache.kind();
         EngineLimits { speculation, cache_kind, ..EngineLimits::default() }
+    }
+
+    /// Whether there is to be a draft model.
+    pub(crate) fn has_draft_model(&self) -> bool {
+        self.draft_model.is_some()
+    }
+
+    /// Loads the draft model of a model.
+    ///
+    /// # Errors
+    /// When it cannot be used, or has another vocabulary.
+    pub(crate) fn open_draft_model(
+        &self,
+        of: &OpenModel,
+        context: &Context,
+    ) -> anyhow::Result<Option<Arc<Decoder>>> {
+        let Some(value) = &self.draft_model else { return Ok(None) };
+        if matches!(self.speculation, When::Off) {
+            let problem = "--draft-model guesses tokens: leave out --speculation off";
+            return Err(Failure::usage(problem).into());
+        }
+        let draft = OpenModel::open(value, &LoadArgs::default(), context)
+            .with_context(|| format!("cannot use draft model `{value}`"))?;
+        let has_other_tokens = match (&draft.tokenizer, &of.tokenizer) {
+            (Some(one), Some(other)) => {
+                let n = one.vocab_size().max(other.vocab_size()) as u32;
+                (0..n).any(|id| one.token_bytes(id) != other.token_bytes(id))
+            }
+            _ => draft.config.vocab_size != of.config.vocab_size,
+        };
+        if has_other_tokens {
+            let (draft, model) = (draft.name, of.name.clone());
+            return Err(Failure::OtherTokens { draft, model }.into());
+        }
+        Ok(Some(draft.decoder))
     }
 }

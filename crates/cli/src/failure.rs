@@ -66,6 +66,14 @@ pub(crate) enum Failure {
         /// The model.
         model: String,
     },
+    /// A draft model must have the tokens of its model.
+    #[error("draft model `{draft}` has other tokens than model `{model}`")]
+    OtherTokens {
+        /// The draft model.
+        draft: String,
+        /// The model.
+        model: String,
+    },
     /// What is to be made is there already.
     #[error("{} exists already and is not overwritten", path.display())]
     Exists {
@@ -150,6 +158,9 @@ impl Failure {
                     .to_owned(),
             ),
             Self::NoTemplate { .. } => Some("`galerne generate` continues a text".to_owned()),
+            Self::OtherTokens { .. } => {
+                Some("a draft model is a smaller model with the same tokenizer".to_owned())
+            }
             Self::Exists { hint, .. } => Some(hint.clone()),
             Self::DiskSpace { .. } => {
                 Some("free some space, or name a home on another disk with --home".to_owned())

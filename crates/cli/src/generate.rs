@@ -135,12 +135,12 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         write_logits(path, &prompt, &model, &device)?;
     }
     let new_tokens = args.max_tokens.min(model.config.context_len - prompt.len());
-    let limits = model.limits_of_one(args.engine, prompt.len() + new_tokens);
+    let limits = model.limits_of_one(&args.engine, prompt.len() + new_tokens);
     if !args.stop.is_empty() {
         // Stop strings are looked for in the text.
         model.tokenizer()?;
     }
-    let engine = model.start_engine(device, limits)?;
+    let engine = model.start_engine(&args.engine, limits, context)?;
     let text = model.tokenizer.clone().map(|tokenizer| {
         let stream = TextStream::after(&tokenizer, &prompt);
         (tokenizer, stream)

@@ -163,16 +163,24 @@ impl OpenModel {
     /// When the memory is too small, or the system refuses the thread.
     pub(crate) fn start_engine(
         &self,
-        device: Device,
+        args: &EngineArgs,
         limits: EngineLimits,
+        context: &Context,
     ) -> anyhow::Result<EngineHandle> {
-        let planned = Engine::planned_bytes(&self.config, self.decoder.dtype(), &limits) as u64;
-        machine::check_memory(&format!("answers of model `{}`", self.name), planned)?;
-        Ok(Engine::start(Arc::clone(&self.decoder), device, limits)?)
+        let draft = args.open_draft_model(self, context)?;
+        let dtype = self.decoder.dtype();
+        let mut planned = Engine::planned_bytes(&self.config, dtype, &limits);
+        if let Some(draft) = &draft {
+            let (configs, dtypes) = ([&self.config, draft.config()], [dtype, draft.dtype()]);
+            planned += Engine::planned_draft_bytes(configs, dtypes, &limits);
+        }
+        machine::check_memory(&format!("answers of model `{}`", self.name), planned as u64)?;
+        let decoder = Arc::clone(&self.decoder);
+        Ok(Engine::start_drafted(decoder, draft, context.device()?, limits)?)
     }
 
     /// Limits of an engine that answers one request of up to `n_tokens` tokens at a time.
-    pub(crate) fn limits_of_one(&self, args: EngineArgs, n_tokens: usize) -> EngineLimits {
+    pub(crate) fn limits_of_one(&self, args: &EngineArgs, n_tokens: usize) -> EngineLimits {
         let limits = args.limits();
         let dtype = self.decoder.dtype();
         let (kind, step_tokens) = (limits.cache_kind, limits.step_tokens);

@@ -72,9 +72,11 @@ impl FromStr for NamedAdapter {
 /// When there is no model, the port cannot be opened, or a model that was named cannot be loaded; [`Failure::Stopped`]
 /// after a signal.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    for (option, is_given) in
-        [("--adapter", args.load.adapter.is_some()), ("--adapters", !args.adapters.is_empty())]
-    {
+    for (option, is_given) in [
+        ("--adapter", args.load.adapter.is_some()),
+        ("--adapters", !args.adapters.is_empty()),
+        ("--draft-model", args.engine.has_draft_model()),
+    ] {
         if is_given && args.model.len() != 1 {
             let problem = format!("{option} is for one model: give one --model");
             return Err(Failure::usage(problem).into());
@@ -91,7 +93,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let registry = ModelRegistry::new();
     let server = server::bind(ServerConfig { address, ..ServerConfig::default() })?
         .start(registry.clone())?;
-    let settings = Settings { load: &args.load, engine: args.engine, adapters: &args.adapters };
+    let settings = Settings { load: &args.load, engine: &args.engine, adapters: &args.adapters };
     for (name, dir) in &models {
         if signals.requested().is_some() {
             break;
@@ -221,7 +223,7 @@ pub(crate) fn add(
     ));
     let model = OpenModel::load(name.to_owned(), dir, settings.load, context)?;
     let device = context.device()?;
-    let engine = model.start_engine(device.clone(), settings.engine.limits())?;
+    let engine = model.start_engine(settings.engine, settings.engine.limits(), context)?;
     registry.add(name, loaded(&model, &engine, model.adapter.clone())?)?;
     for NamedAdapter { name, path } in settings.adapters {
         let adapter = Adapter::open(path, &config, None)
@@ -238,7 +240,7 @@ pub(crate) fn add(
 #[derive(Debug)]
 pub(crate) struct Settings<'a> {
     pub(crate) load: &'a LoadArgs,
-    pub(crate) engine: EngineArgs,
+    pub(crate) engine: &'a EngineArgs,
     pub(crate) adapters: &'a [NamedAdapter],
 }
 

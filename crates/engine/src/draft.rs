@@ -1,4 +1,5 @@
-//! Draft tokens by prompt lookup: guesses of what comes next, read from what was there before, and whether they are worth their rows.
+//! Draft tokens: guesses of what comes next, read from what was there before or said by a draft model ([`crate::draft_model`]), and
+//! whether they are worth their rows.
 //!
 //! Text repeats itself: where the last few tokens stood before, what followed them then may follow now. A guess is one more row of
 //! the step that draws the token before it. Each token is drawn from the model's own logits as without guesses, and a guess is accepted
@@ -17,50 +18,97 @@ const MAX_MATCH: usize = 16;
 /// Weight of the newest guess in the share of guesses that come true.
 const NEWEST: f32 = 1.0 / 16.0;
 
-/// What one sequence is guessed to say, and how often such guesses came true.
+/// What one source guesses of a sequence, and how often that came true.
+#[derive(Debug)]
+struct Guesses {
+    /// What comes after the tokens that are known; the first is the next.
+    token_ids: Vec<u32>,
+    acceptance_rate: f32,
+}
+
+impl Guesses {
+    fn new() -> Self {
+        Self { token_ids: Vec::with_capacity(MAX_DRAFT), acceptance_rate: 0.5 }
+    }
+
+    fn observe(&mut self, token_id: u32) {
+        let Some(&guess) = self.token_ids.first() else { return };
+        let is_hit = guess == token_id;
+        self.acceptance_rate += NEWEST * (f32::from(u8::from(is_hit)) - self.acceptance_rate);
+        if is_hit {
+            self.token_ids.remove(0);
+        } else {
+            self.token_ids.clear();
+        }
+    }
+}
+
+/// What one sequence is guessed to say.
 #[derive(Debug)]
 pub(crate) struct Drafter {
-    /// What comes after the tokens that are known; the first is the next.
-    draft: Vec<u32>,
-    acceptance_rate: f32,
+    /// What followed when the last few tokens stood before.
+    lookup: Guesses,
+    /// What a draft model says.
+    model: Guesses,
 }
 
 impl Drafter {
     pub(crate) fn new() -> Self {
-        Self { draft: Vec::with_capacity(MAX_DRAFT), acceptance_rate: 0.5 }
+        Self { lookup: Guesses::new(), model: Guesses::new() }
+    }
+
+    /// The guesses of the source that does better, of those that guess.
+    fn best(&self) -> &Guesses {
+        let Self { lookup, model } = self;
+        let is_better = model.acceptance_rate > lookup.acceptance_rate;
+        if model.token_ids.is_empty() || !(is_better || lookup.token_ids.is_empty()) {
+            lookup
+        } else {
+            model
+        }
     }
 
     /// What is guessed to come after the known tokens, the next first. It stands until it fails or is used up.
     pub(crate) fn draft(&self) -> &[u32] {
-        &self.draft
+        &self.best().token_ids
     }
 
     /// Chance that the first `n` guesses come true.
     pub(crate) fn chance(&self, n: usize) -> f32 {
-        self.acceptance_rate.powi(i32::try_from(n).unwrap_or(i32::MAX))
+        self.best().acceptance_rate.powi(i32::try_from(n).unwrap_or(i32::MAX))
     }
 
-    /// Compares the token that came with the guess, whether or not that was given a row.
+    /// Compares the token that came with the guesses, whether or not they were given a row.
     pub(crate) fn observe(&mut self, token_id: u32) {
-        let Some(&guess) = self.draft.first() else { return };
-        let is_hit = guess == token_id;
-        self.acceptance_rate += NEWEST * (f32::from(u8::from(is_hit)) - self.acceptance_rate);
-        if is_hit {
-            self.draft.remove(0);
-        } else {
-            self.draft.clear();
-        }
+        self.lookup.observe(token_id);
+        self.model.observe(token_id);
     }
 
-    /// Guesses anew where no guess stands.
-    pub(crate) fn refill(&mut self, token_ids: &[u32]) {
-        if self.draft.is_empty()
+    /// Looks up anew where no such guess stands.
+    pub(crate) fn look_up(&mut self, token_ids: &[u32]) {
+        if self.lookup.token_ids.is_empty()
             && let Some(after) = after_longest_match(token_ids)
         {
             let period = token_ids.len() - after;
             // What ends with itself goes round and round.
-            self.draft.extend((0..MAX_DRAFT).map(|i| token_ids[after + i % period]));
+            let guesses = (0..MAX_DRAFT).map(|i| token_ids[after + i % period]);
+            self.lookup.token_ids.extend(guesses);
         }
+    }
+
+    /// How often guesses of a draft model come true, if one should be asked: no guess of it stands, and none of the other kind that does as
+    /// well.
+    pub(crate) fn rate_if_model_is_wanted(&self) -> Option<f32> {
+        let Self { lookup, model } = self;
+        let is_better = model.acceptance_rate > lookup.acceptance_rate;
+        let is_wanted = model.token_ids.is_empty() && (is_better || lookup.token_ids.is_empty());
+        is_wanted.then_some(model.acceptance_rate)
+    }
+
+    /// Takes what a draft model guesses.
+    pub(crate) fn take_guesses(&mut self, token_ids: &[u32]) {
+        self.model.token_ids.clear();
+        self.model.token_ids.extend_from_slice(token_ids);
     }
 }
 
@@ -107,6 +155,14 @@ impl RowCost {
         for (sum, term) in self.sums.iter_mut().zip(terms) {
             *sum = *sum * Self::FADING + term;
         }
+    }
+
+    /// Seconds of a step of one row; `None` before any is known.
+    pub(crate) fn seconds_of_first(&self) -> Option<f64> {
+        let [weight, rows, seconds, ..] = self.sums;
+        // As many rows as there are on average, each beyond the first at its cost.
+        let cost = 1.0 + f64::from(self.of_one_more()) * (rows / weight - 1.0);
+        (weight > 0.0).then(|| seconds / weight / cost)
     }
 
     /// Cost of one more row, the first row being 1: the slope of the line of least squares through rows and seconds.
@@ -162,15 +218,16 @@ mod tests {
     use super::*;
 
     fn drafter(draft: &[u32], acceptance_rate: f32) -> Drafter {
-        Drafter { draft: draft.to_vec(), acceptance_rate }
+        let lookup = Guesses { token_ids: draft.to_vec(), acceptance_rate };
+        Drafter { lookup, model: Guesses::new() }
     }
 
     #[test]
     fn the_guess_is_what_followed_the_longest_match() {
         let guess = |token_ids: &[u32]| {
             let mut drafter = Drafter::new();
-            drafter.refill(token_ids);
-            drafter.draft
+            drafter.look_up(token_ids);
+            drafter.lookup.token_ids
         };
         assert!(guess(&[]).is_empty() && guess(&[1, 2]).is_empty());
         assert!(guess(&[1, 2, 3, 4, 5, 6]).is_empty(), "nothing stood before");
@@ -192,14 +249,32 @@ mod tests {
         let mut drafter = drafter(&[4, 5, 6], 0.5);
         drafter.observe(4);
         assert_eq!(drafter.draft(), [5, 6]);
-        assert!(drafter.acceptance_rate > 0.5);
-        drafter.refill(&[1, 1, 1, 1]);
+        assert!(drafter.lookup.acceptance_rate > 0.5);
+        drafter.look_up(&[1, 1, 1, 1]);
         assert_eq!(drafter.draft(), [5, 6]);
         drafter.observe(9);
-        assert!(drafter.draft().is_empty() && drafter.acceptance_rate < 0.5);
-        let rate = drafter.acceptance_rate;
+        assert!(drafter.draft().is_empty() && drafter.lookup.acceptance_rate < 0.5);
+        let rate = drafter.lookup.acceptance_rate;
         drafter.observe(9);
-        assert_eq!(drafter.acceptance_rate, rate, "no guess, no fate");
+        assert_eq!(drafter.lookup.acceptance_rate, rate, "no guess, no fate");
+    }
+
+    #[test]
+    fn the_source_that_does_better_is_taken_and_both_are_counted() {
+        let mut drafter = drafter(&[4, 5], 0.5);
+        assert_eq!(drafter.rate_if_model_is_wanted(), None, "what is looked up does as well");
+        drafter.lookup.acceptance_rate = 0.4;
+        assert_eq!(drafter.rate_if_model_is_wanted(), Some(0.5));
+        drafter.take_guesses(&[4, 9, 9]);
+        assert_eq!((drafter.draft(), drafter.chance(2)), (&[4, 9, 9][..], 0.25));
+        assert_eq!(drafter.rate_if_model_is_wanted(), None, "its guess stands");
+        drafter.observe(4);
+        drafter.observe(5);
+        // The one was right twice and is used up, the other once.
+        assert!(drafter.lookup.acceptance_rate > 0.4 && drafter.lookup.token_ids.is_empty());
+        assert!(drafter.draft().is_empty() && drafter.model.acceptance_rate < 0.53);
+        drafter.take_guesses(&[7]);
+        assert_eq!(drafter.draft(), [7]);
     }
 
     #[test]
@@ -215,6 +290,8 @@ mod tests {
             cost.observe(5, 0.042);
         }
         assert!((cost.of_one_more() - 0.1).abs() < 0.01, "{}", cost.of_one_more());
+        let first = cost.seconds_of_first().unwrap();
+        assert!((first - 0.030).abs() < 0.001, "{first}");
         for _ in 0..300 {
             cost.observe(1, 0.010);
             cost.observe(3, 0.028);

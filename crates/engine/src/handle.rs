@@ -8,6 +8,7 @@ use tensor::{DType, Device};
 
 use crate::blocks::BlockPool;
 use crate::counters::Counters;
+use crate::draft_model::{DraftModel, DraftPlan};
 use crate::events::{Event, EventReceiver, channel};
 use crate::queue::{Pending, RequestQueue};
 use crate::request::GenerationRequest;
@@ -111,7 +112,7 @@ impl CachePlan {
     }
 
     /// Most tokens of prompt and answer, up to the context, that there are blocks for.
-    fn max_len(&self) -> usize {
+    pub(crate) fn max_len(&self) -> usize {
         // The first number of tokens that does not fit, found by halving: blocks never fall with tokens.
         let (mut fitting, mut too_many) = (0, self.config.context_len + 1);
         while fitting + 1 < too_many {
@@ -124,6 +125,10 @@ impl CachePlan {
         }
         fitting
     }
+}
+
+fn draft_plan(draft: &ModelConfig, plan: &CachePlan, limits: &EngineLimits) -> DraftPlan {
+    DraftPlan::new(draft, [limits.max_running, plan.max_len(), limits.step_tokens])
 }
 
 /// Starts engines.
@@ -148,6 +153,17 @@ impl Engine {
         workspace + logits + sampling + requests + cache
     }
 
+    /// Bytes that a draft model takes in an engine, beside its weights.
+    #[must_use]
+    pub fn planned_draft_bytes(
+        [config, draft]: [&ModelConfig; 2],
+        [dtype, draft_dtype]: [DType; 2],
+        limits: &EngineLimits,
+    ) -> usize {
+        let plan = CachePlan::new(config, dtype, limits);
+        draft_plan(draft, &plan, limits).bytes(draft, draft_dtype)
+    }
+
     /// Starts the thread that runs `decoder`. It sleeps while there is nothing to do and ends with the last handle.
     ///
     /// # Errors
@@ -158,21 +174,48 @@ impl Engine {
         device: Device,
         limits: EngineLimits,
     ) -> Result<EngineHandle, EngineError> {
+        Self::start_drafted(decoder, None, device, limits)
+    }
+
+    /// As [`Engine::start`], with a smaller model of the same vocabulary that guesses what `decoder` says next, where that pays and
+    /// [`EngineLimits::speculation`] allows it. It changes no token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::start`], and [`EngineError::ForeignDraftModel`] for one with another number of tokens.
+    pub fn start_drafted(
+        decoder: Arc<Decoder>,
+        draft: Option<Arc<Decoder>>,
+        device: Device,
+        limits: EngineLimits,
+    ) -> Result<EngineHandle, EngineError> {
         limits.check()?;
         let plan = CachePlan::new(decoder.config(), decoder.dtype(), &limits);
+        if let Some(draft) = &draft {
+            let (got, expected) = (draft.config().vocab_size, plan.config.vocab_size);
+            if got != expected {
+                return Err(EngineError::ForeignDraftModel { got, expected });
+            }
+        }
+        let is_used = limits.speculation != Speculation::Off;
+        let draft_model = draft.filter(|_| is_used).map(|draft| {
+            let of_draft = draft_plan(draft.config(), &plan, &limits);
+            DraftModel::new(draft, device.clone(), of_draft)
+        });
         let mut workspace = Workspace::for_decoder(&decoder, limits.step_tokens);
         let mut blocks = KvBlocks::new(&plan.config, plan.dtype, plan.kind, plan.n_blocks);
         let forward = move |rows: &[CachedRows<'_>],
                             on_logits: &mut dyn FnMut(LogitsRow, &[f32])| {
             decoder.forward_cached(&device, rows, &mut blocks, &mut workspace, on_logits);
         };
-        Self::start_with(plan, limits, forward)
+        Self::start_with(plan, limits, draft_model, forward)
     }
 
     /// Starts the thread around any forward pass, which tests replace.
     pub(crate) fn start_with<F>(
         plan: CachePlan,
         limits: EngineLimits,
+        draft_model: Option<DraftModel>,
         forward: F,
     ) -> Result<EngineHandle, EngineError>
     where
@@ -181,8 +224,8 @@ impl Engine {
         limits.check()?;
         let queue = Arc::new(RequestQueue::new(limits.max_waiting));
         let counters = Arc::new(Counters::default());
-        let mut scheduler =
-            Scheduler::new(&plan, limits, Arc::clone(&queue), Arc::clone(&counters), forward);
+        let shared = (Arc::clone(&queue), Arc::clone(&counters));
+        let mut scheduler = Scheduler::new(&plan, limits, shared, draft_model, forward);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || scheduler.run())

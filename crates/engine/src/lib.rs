@@ -11,7 +11,8 @@
 //!   in a queue of [`EngineLimits::max_waiting`], and beyond that are refused; where blocks run out, the latest request is preempted,
 //!   and computed again later, to the same tokens;
 //! * a prompt that begins as an earlier one did reads the blocks of that one, and gives the same tokens;
-//! * what repeats itself is guessed, and the guesses are checked in the rows of one step: the same tokens, sooner;
+//! * what repeats itself is guessed, or what a smaller model says, and the guesses are checked in the rows of one step: the same tokens,
+//!   sooner;
 //! * dropping the receiver cancels the request within one step;
 //! * a panic in the model fails the requests of that step, not the process; an idle engine sleeps.
 //!
@@ -55,6 +56,7 @@
 mod blocks;
 mod counters;
 mod draft;
+mod draft_model;
 mod error;
 mod events;
 mod handle;

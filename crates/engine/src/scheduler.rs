@@ -10,7 +10,8 @@ use tracing::{debug, error, warn};
 
 use crate::blocks::{Beginning, BlockPool, SequenceBlocks};
 use crate::counters::Counters;
-use crate::draft::{self, MAX_DRAFT_ROWS, RowCost};
+use crate::draft::{self, MAX_DRAFT, MAX_DRAFT_ROWS, RowCost};
+use crate::draft_model::DraftModel;
 use crate::events::Event;
 use crate::handle::{CachePlan, EngineLimits, Speculation};
 use crate::mask::Masked;
@@ -40,6 +41,9 @@ pub(crate) struct Scheduler<F> {
     /// After the last token of each sequence whose tokens are all computed, and after the guesses of what follows it, `[rows, vocab_size]`.
     logits: Vec<f32>,
     row_cost: RowCost,
+    draft_model: Option<DraftModel>,
+    /// Requests that were admitted.
+    n_admitted: u64,
     /// Tokens of prompts that this step scored, and the index of their sequences.
     scored: Vec<(usize, Option<ScoredToken>)>,
     scratch: SamplerScratch,
@@ -52,8 +56,8 @@ where
     pub(crate) fn new(
         plan: &CachePlan,
         limits: EngineLimits,
-        queue: Arc<RequestQueue>,
-        counters: Arc<Counters>,
+        (queue, counters): (Arc<RequestQueue>, Arc<Counters>),
+        draft_model: Option<DraftModel>,
         forward: F,
     ) -> Self {
         let vocab_size = plan.config.vocab_size;
@@ -68,6 +72,8 @@ where
             preempted: VecDeque::new(),
             logits: Vec::with_capacity(max_logits(&limits) * vocab_size),
             row_cost: RowCost::default(),
+            draft_model,
+            n_admitted: 0,
             scored: Vec::new(),
             scratch: SamplerScratch::new(vocab_size),
         }
@@ -150,7 +156,8 @@ where
         let (n_prompt_tokens, n_reused_tokens) = (pending.request.prompt.len(), claimed.1);
         debug!(n_prompt_tokens, n_reused_tokens, "generation admitted");
         self.counters.count_prompt(n_prompt_tokens, n_reused_tokens);
-        let sequence = Sequence::new(pending, claimed, self.vocab_size);
+        self.n_admitted += 1;
+        let sequence = Sequence::new(self.n_admitted, pending, claimed, self.vocab_size);
         if sequence.blocks.tables().is_empty() {
             sequence.finish(FinishReason::Length);
         } else {
@@ -208,8 +215,9 @@ where
         }
         let n_rows = self.running.iter().map(|sequence| sequence.n_step).sum();
         for sequence in self.running.iter_mut().filter(|sequence| sequence.draws()) {
-            sequence.drafter.refill(&sequence.token_ids);
+            sequence.drafter.look_up(&sequence.token_ids);
         }
+        self.ask_draft_model(n_rows);
         let drawing = || self.running.iter().filter(|sequence| sequence.draws());
         let drafters = drawing().map(|sequence| (&sequence.drafter, sequence.n_draftable()));
         let chosen = match speculation {
@@ -221,6 +229,48 @@ where
             let end = sequence.n_cached + sequence.n_step + n;
             if n > 0 && self.pool.extend_with_free(&mut sequence.blocks, end) {
                 sequence.set_draft(n);
+            }
+        }
+    }
+
+    /// Has the draft model guess for those who lack better guesses, where that pays in a step of `n_rows` rows.
+    fn ask_draft_model(&mut self, n_rows: usize) {
+        let Some(draft_model) = &mut self.draft_model else { return };
+        let running = &self.running;
+        draft_model.keep(|id| running.iter().any(|sequence| sequence.id == id));
+        let mut rates = 0.0;
+        let mut asking: Vec<&mut Sequence> = Vec::new();
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.n_draftable() > 0) {
+            if let Some(rate) = sequence.drafter.rate_if_model_is_wanted() {
+                rates += rate;
+                asking.push(sequence);
+            }
+        }
+        if asking.is_empty() {
+            return;
+        }
+        let n = match self.limits.speculation {
+            Speculation::Always => MAX_DRAFT,
+            _ => {
+                let (n, chance) = (asking.len(), rates / asking.len() as f32);
+                draft_model.n_worth(chance, n, n_rows, &self.row_cost)
+            }
+        };
+        if n == 0 {
+            return;
+        }
+        let sequences: Vec<(u64, &[u32])> =
+            asking.iter().map(|sequence| (sequence.id, &sequence.token_ids[..])).collect();
+        match catch_unwind(AssertUnwindSafe(|| draft_model.guess(&sequences, n))) {
+            Ok(guesses) => {
+                for (sequence, guesses) in asking.into_iter().zip(guesses) {
+                    sequence.drafter.take_guesses(&guesses);
+                }
+            }
+            Err(panic) => {
+                let detail = panic_message(panic.as_ref());
+                error!(detail, "the draft model panicked: it is not asked any more");
+                self.draft_model = None;
             }
         }
     }

@@ -17,6 +17,8 @@ use crate::sampler::{Sampler, SamplerScratch, score};
 
 /// A request, what was generated for it, and where its keys and values are.
 pub(crate) struct Sequence {
+    /// Which it is, of all that the engine had.
+    pub(crate) id: u64,
     /// The prompt, then what was generated.
     pub(crate) token_ids: Vec<u32>,
     /// Tokens of `token_ids` whose keys and values are in `blocks`.
@@ -57,6 +59,7 @@ pub(crate) enum Next {
 impl Sequence {
     /// A request whose first `n_reused_tokens` tokens are in `blocks`, to a model of `vocab_size` tokens.
     pub(crate) fn new(
+        id: u64,
         pending: Pending,
         (blocks, n_reused_tokens): (SequenceBlocks, usize),
         vocab_size: usize,
@@ -68,6 +71,7 @@ impl Sequence {
         let sampler = Sampler::new(sampling, &token_ids);
         token_ids.reserve_exact(max_tokens);
         Self {
+            id,
             token_ids,
             n_cached: n_reused_tokens,
             n_step: 0,

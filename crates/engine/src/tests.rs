@@ -54,14 +54,17 @@ fn decoder() -> Decoder {
 }
 
 fn decoder_with(windows: [Option<usize>; 2]) -> Decoder {
-    let config = config_with(windows);
-    let mut parameters = Parameters::random(&config, 3);
+    decoder_of(&config_with(windows), 3)
+}
+
+fn decoder_of(config: &ModelConfig, seed: u64) -> Decoder {
+    let mut parameters = Parameters::random(config, seed);
     for tensor in parameters.iter_mut() {
         for value in tensor.f32_mut() {
             *value *= 3.0;
         }
     }
-    let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+    let mut decoder = Decoder::zeroed(config, DType::F32, Passes::Forward);
     decoder.pack(&device(), &parameters);
     decoder
 }
@@ -371,7 +374,7 @@ impl Stepped {
         };
         let limits = EngineLimits { speculation, ..limits };
         let plan = CachePlan::new(&config, DType::F32, &limits);
-        Self { go, engine: Engine::start_with(plan, limits, forward).unwrap(), steps }
+        Self { go, engine: Engine::start_with(plan, limits, None, forward).unwrap(), steps }
     }
 
     /// Waits for a step and lets it go.

@@ -194,6 +194,18 @@ impl KvCache {
         self.sequences[sequence_idx].len
     }
 
+    /// Forgets the tokens of a sequence from `len` on.
+    ///
+    /// # Panics
+    /// When there are fewer, or, unless all are forgotten, so many that windows may have passed what comes into sight again: more than come
+    /// at a time.
+    pub fn truncate(&mut self, sequence_idx: usize, len: usize) {
+        let sequence = &mut self.sequences[sequence_idx];
+        let n = sequence.len.checked_sub(len).expect("there are as many tokens");
+        assert!(len == 0 || n <= self.max_rows, "{n} tokens forgotten, at most {}", self.max_rows);
+        sequence.len = len;
+    }
+
     /// Appends tokens to some sequences, each named by its index at most once, and gives the logits after the last token of each,
     /// `[sequences, vocab]`, overwritten.
     ///

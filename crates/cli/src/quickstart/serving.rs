@@ -51,7 +51,7 @@ impl Serving {
             let path = Path::new(&model.directory);
             let dir = ModelDir::open(path)
                 .with_context(|| format!("cannot open model {}", path.display()))?;
-            let (load, engine) = (&LoadArgs::default(), EngineArgs::default());
+            let (load, engine) = (&LoadArgs::default(), &EngineArgs::default());
             let settings = Settings { load, engine, adapters: &[] };
             serve::add(&self.registry, (&folder_name(path), &dir), &settings, context)?;
         }

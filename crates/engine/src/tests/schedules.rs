@@ -31,11 +31,10 @@ fn any_schedule_gives_the_bits_of_a_request_alone() {
         CacheKind::{Int8, Operands},
         Speculation::{Always, Off},
     };
-    for (seed, windows, cache_kind) in [
-        (1, [None, None], Operands),
-        (2, [Some(20), None], Int8),
-        (3, [Some(40), Some(7)], Operands),
-        (4, [None, None], Int8),
+    for (seed, windows, cache_kind, is_drafted) in [
+        (1, [None, None], Int8, false),
+        (2, [Some(20), None], Operands, false),
+        (3, [Some(40), Some(7)], Int8, true),
     ] {
         let decoder = Arc::new(decoder_with(windows));
         let config = decoder.config();
@@ -56,14 +55,20 @@ fn any_schedule_gives_the_bits_of_a_request_alone() {
                 ))
             })
             .collect();
-        for (max_running, step_tokens, room, speculation) in
-            [(6, 16, 200, Off), (3, 7, 160, Always), (8, 64, 320, Always)]
-        {
+        // One that is seldom right, and one that always is.
+        let [other, same] = [Arc::new(decoder_of(config, 4)), Arc::clone(&decoder)];
+        for (max_running, step_tokens, room, speculation, draft) in [
+            (6, 16, 200, Off, None),
+            (3, 7, 160, Always, Some(other)),
+            (8, 64, 320, Always, Some(same)),
+        ] {
             let cache_bytes =
                 KvBlocks::bytes_for(config, DType::F32, cache_kind, room, step_tokens);
             let limits = EngineLimits { max_running, step_tokens, ..EngineLimits::default() };
             let limits = EngineLimits { cache_bytes, cache_kind, speculation, ..limits };
-            let engine = Engine::start(Arc::clone(&decoder), device(), limits).unwrap();
+            let model = Arc::clone(&decoder);
+            let draft = draft.filter(|_| is_drafted);
+            let engine = Engine::start_drafted(model, draft, device(), limits).unwrap();
             let mut order: Vec<usize> = (0..requests.len()).collect();
             order.sort_by_cached_key(|_| rng.next_u64());
             let running: Vec<_> = order.iter().map(|&i| (i, submit(&engine, i))).collect();
@@ -129,7 +134,7 @@ fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
     };
     let counters = Arc::new(Counters::default());
     let mut scheduler =
-        Scheduler::new(&plan, limits, Arc::clone(&queue), Arc::clone(&counters), forward);
+        Scheduler::new(&plan, limits, (Arc::clone(&queue), Arc::clone(&counters)), None, forward);
     let run = move || {
         scheduler.run();
         scheduler
