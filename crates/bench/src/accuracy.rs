@@ -80,7 +80,7 @@ impl ReferenceLogits {
     /// As [`ReferenceLogits::divergence_of`], of the logits of what is measured.
     ///
     /// # Panics
-    /// When the vocabularies differ.
+    /// When the vocabularies differ, or an adapter changes the subject.
     #[must_use]
     pub fn divergence_of_subject(
         &self,
@@ -88,6 +88,7 @@ impl ReferenceLogits {
         subject: &Subject<'_>,
         how: Scored,
     ) -> f64 {
+        assert!(subject.adapter.is_none(), "the reference has no adapter");
         let n_tokens = self.n_tokens;
         self.divergence_of(&match (how, subject.cache_kind) {
             (Scored::Reading, CacheKind::Operands) => {

@@ -22,7 +22,7 @@ pub(crate) const CHUNK: usize = 512;
 /// Tokens that each user of a batch has read.
 pub const BATCH_PROMPT: usize = 128;
 
-/// What is measured: a decoder, and an adapter that changes it.
+/// What is measured: a decoder, an adapter that changes it, and its cache.
 #[derive(Clone, Debug)]
 pub struct Subject<'a> {
     /// The weights.

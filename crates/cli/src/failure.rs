@@ -68,7 +68,7 @@ pub(crate) enum Failure {
     },
     /// A draft model must have the tokens of its model.
     #[error("draft model `{draft}` has other tokens than model `{model}`")]
-    OtherTokens {
+    ForeignDraftModel {
         /// The draft model.
         draft: String,
         /// The model.
@@ -158,7 +158,7 @@ impl Failure {
                     .to_owned(),
             ),
             Self::NoTemplate { .. } => Some("`galerne generate` continues a text".to_owned()),
-            Self::OtherTokens { .. } => {
+            Self::ForeignDraftModel { .. } => {
                 Some("a draft model is a smaller model with the same tokenizer".to_owned())
             }
             Self::Exists { hint, .. } => Some(hint.clone()),

@@ -160,23 +160,40 @@ impl OpenModel {
     /// Starts the thread that computes answers.
     ///
     /// # Errors
-    /// When the memory is too small, or the system refuses the thread.
+    /// When the draft model cannot be used, the memory is too small, or the system refuses the thread.
     pub(crate) fn start_engine(
         &self,
         args: &EngineArgs,
         limits: EngineLimits,
         context: &Context,
     ) -> anyhow::Result<EngineHandle> {
-        let draft = args.open_draft_model(self, context)?;
-        let dtype = self.decoder.dtype();
-        let mut planned = Engine::planned_bytes(&self.config, dtype, &limits);
-        if let Some(draft) = &draft {
-            let (configs, dtypes) = ([&self.config, draft.config()], [dtype, draft.dtype()]);
-            planned += Engine::planned_draft_bytes(configs, dtypes, &limits);
+        let draft_model =
+            args.draft_model().map(|value| self.open_draft_model(value, context)).transpose()?;
+        let mut planned = Engine::planned_bytes(&self.config, self.decoder.dtype(), &limits);
+        if let Some(draft_model) = &draft_model {
+            planned += Engine::planned_draft_bytes(&self.decoder, draft_model, &limits);
         }
         machine::check_memory(&format!("answers of model `{}`", self.name), planned as u64)?;
         let decoder = Arc::clone(&self.decoder);
-        Ok(Engine::start_drafted(decoder, draft, context.device()?, limits)?)
+        Ok(Engine::start_with_draft_model(decoder, draft_model, context.device()?, limits)?)
+    }
+
+    /// Loads a model that guesses what this one says.
+    fn open_draft_model(&self, value: &str, context: &Context) -> anyhow::Result<Arc<Decoder>> {
+        let draft = Self::open(value, &LoadArgs::default(), context)
+            .with_context(|| format!("cannot use draft model `{value}`"))?;
+        let has_other_tokens = match (&draft.tokenizer, &self.tokenizer) {
+            (Some(one), Some(other)) => {
+                let n = one.vocab_size().max(other.vocab_size()) as u32;
+                (0..n).any(|id| one.token_bytes(id) != other.token_bytes(id))
+            }
+            _ => draft.config.vocab_size != self.config.vocab_size,
+        };
+        if has_other_tokens {
+            let model = self.name.clone();
+            return Err(Failure::ForeignDraftModel { draft: draft.name, model }.into());
+        }
+        Ok(draft.decoder)
     }
 
     /// Limits of an engine that answers one request of up to `n_tokens` tokens at a time.

@@ -75,13 +75,14 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     for (option, is_given) in [
         ("--adapter", args.load.adapter.is_some()),
         ("--adapters", !args.adapters.is_empty()),
-        ("--draft-model", args.engine.has_draft_model()),
+        ("--draft-model", args.engine.draft_model().is_some()),
     ] {
         if is_given && args.model.len() != 1 {
             let problem = format!("{option} is for one model: give one --model");
             return Err(Failure::usage(problem).into());
         }
     }
+    args.engine.check()?;
     let mut left_out = LeftOut::default();
     let models = if args.model.is_empty() {
         models_of_home(&args.load, &mut left_out, context)?

@@ -289,8 +289,14 @@ mod tests {
         config.context_len = MAX_LEN;
         config.sliding_windows = windows.to_vec();
         let config = ModelConfig::new(config).unwrap();
-        let kind = model::CacheKind::Operands;
-        BlockPool::new(CachePlan { config, dtype: DType::F32, kind, step_tokens: STEP, n_blocks })
+        let cache_kind = model::CacheKind::Operands;
+        BlockPool::new(CachePlan {
+            config,
+            dtype: DType::F32,
+            cache_kind,
+            step_tokens: STEP,
+            n_blocks,
+        })
     }
 
     /// Computes `token_ids` in pieces of the step.

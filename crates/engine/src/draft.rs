@@ -15,30 +15,33 @@ pub(crate) const MAX_DRAFT_ROWS: usize = 16;
 const MIN_MATCH: usize = 3;
 const MAX_MATCH: usize = 16;
 
+/// Share of guesses that come true, before any is known.
+pub(crate) const ASSUMED_RATE: f32 = 0.5;
+
 /// Weight of the newest guess in the share of guesses that come true.
 const NEWEST: f32 = 1.0 / 16.0;
 
 /// What one source guesses of a sequence, and how often that came true.
 #[derive(Debug)]
-struct Guesses {
+struct DraftSource {
     /// What comes after the tokens that are known; the first is the next.
-    token_ids: Vec<u32>,
+    draft: Vec<u32>,
     acceptance_rate: f32,
 }
 
-impl Guesses {
-    fn new() -> Self {
-        Self { token_ids: Vec::with_capacity(MAX_DRAFT), acceptance_rate: 0.5 }
+impl DraftSource {
+    fn new(acceptance_rate: f32) -> Self {
+        Self { draft: Vec::with_capacity(MAX_DRAFT), acceptance_rate }
     }
 
     fn observe(&mut self, token_id: u32) {
-        let Some(&guess) = self.token_ids.first() else { return };
+        let Some(&guess) = self.draft.first() else { return };
         let is_hit = guess == token_id;
         self.acceptance_rate += NEWEST * (f32::from(u8::from(is_hit)) - self.acceptance_rate);
         if is_hit {
-            self.token_ids.remove(0);
+            self.draft.remove(0);
         } else {
-            self.token_ids.clear();
+            self.draft.clear();
         }
     }
 }
@@ -47,30 +50,31 @@ impl Guesses {
 #[derive(Debug)]
 pub(crate) struct Drafter {
     /// What followed when the last few tokens stood before.
-    lookup: Guesses,
+    lookup: DraftSource,
     /// What a draft model says.
-    model: Guesses,
+    model: DraftSource,
 }
 
 impl Drafter {
-    pub(crate) fn new() -> Self {
-        Self { lookup: Guesses::new(), model: Guesses::new() }
+    /// `model_rate` is how often guesses of the draft model come true, before it is known of this sequence.
+    pub(crate) fn new(model_rate: f32) -> Self {
+        Self { lookup: DraftSource::new(ASSUMED_RATE), model: DraftSource::new(model_rate) }
     }
 
-    /// The guesses of the source that does better, of those that guess.
-    fn best(&self) -> &Guesses {
-        let Self { lookup, model } = self;
-        let is_better = model.acceptance_rate > lookup.acceptance_rate;
-        if model.token_ids.is_empty() || !(is_better || lookup.token_ids.is_empty()) {
-            lookup
-        } else {
-            model
-        }
+    /// Whether a guess of the draft model would be taken.
+    fn prefers_model(&self) -> bool {
+        self.lookup.draft.is_empty() || self.model.acceptance_rate > self.lookup.acceptance_rate
+    }
+
+    /// The source that does better, of those that guess.
+    fn best(&self) -> &DraftSource {
+        let has_model_draft = !self.model.draft.is_empty();
+        if has_model_draft && self.prefers_model() { &self.model } else { &self.lookup }
     }
 
     /// What is guessed to come after the known tokens, the next first. It stands until it fails or is used up.
     pub(crate) fn draft(&self) -> &[u32] {
-        &self.best().token_ids
+        &self.best().draft
     }
 
     /// Chance that the first `n` guesses come true.
@@ -86,29 +90,27 @@ impl Drafter {
 
     /// Looks up anew where no such guess stands.
     pub(crate) fn look_up(&mut self, token_ids: &[u32]) {
-        if self.lookup.token_ids.is_empty()
+        if self.lookup.draft.is_empty()
             && let Some(after) = after_longest_match(token_ids)
         {
             let period = token_ids.len() - after;
             // What ends with itself goes round and round.
             let guesses = (0..MAX_DRAFT).map(|i| token_ids[after + i % period]);
-            self.lookup.token_ids.extend(guesses);
+            self.lookup.draft.extend(guesses);
         }
     }
 
     /// How often guesses of a draft model come true, if one should be asked: no guess of it stands, and none of the other kind that does as
     /// well.
-    pub(crate) fn rate_if_model_is_wanted(&self) -> Option<f32> {
-        let Self { lookup, model } = self;
-        let is_better = model.acceptance_rate > lookup.acceptance_rate;
-        let is_wanted = model.token_ids.is_empty() && (is_better || lookup.token_ids.is_empty());
-        is_wanted.then_some(model.acceptance_rate)
+    pub(crate) fn wanted_model_rate(&self) -> Option<f32> {
+        let is_wanted = self.model.draft.is_empty() && self.prefers_model();
+        is_wanted.then_some(self.model.acceptance_rate)
     }
 
     /// Takes what a draft model guesses.
-    pub(crate) fn take_guesses(&mut self, token_ids: &[u32]) {
-        self.model.token_ids.clear();
-        self.model.token_ids.extend_from_slice(token_ids);
+    pub(crate) fn set_model_draft(&mut self, token_ids: &[u32]) {
+        self.model.draft.clear();
+        self.model.draft.extend_from_slice(token_ids);
     }
 }
 
@@ -218,16 +220,16 @@ mod tests {
     use super::*;
 
     fn drafter(draft: &[u32], acceptance_rate: f32) -> Drafter {
-        let lookup = Guesses { token_ids: draft.to_vec(), acceptance_rate };
-        Drafter { lookup, model: Guesses::new() }
+        let lookup = DraftSource { draft: draft.to_vec(), acceptance_rate };
+        Drafter { lookup, model: DraftSource::new(ASSUMED_RATE) }
     }
 
     #[test]
     fn the_guess_is_what_followed_the_longest_match() {
         let guess = |token_ids: &[u32]| {
-            let mut drafter = Drafter::new();
+            let mut drafter = Drafter::new(ASSUMED_RATE);
             drafter.look_up(token_ids);
-            drafter.lookup.token_ids
+            drafter.lookup.draft
         };
         assert!(guess(&[]).is_empty() && guess(&[1, 2]).is_empty());
         assert!(guess(&[1, 2, 3, 4, 5, 6]).is_empty(), "nothing stood before");
@@ -262,18 +264,18 @@ mod tests {
     #[test]
     fn the_source_that_does_better_is_taken_and_both_are_counted() {
         let mut drafter = drafter(&[4, 5], 0.5);
-        assert_eq!(drafter.rate_if_model_is_wanted(), None, "what is looked up does as well");
+        assert_eq!(drafter.wanted_model_rate(), None, "what is looked up does as well");
         drafter.lookup.acceptance_rate = 0.4;
-        assert_eq!(drafter.rate_if_model_is_wanted(), Some(0.5));
-        drafter.take_guesses(&[4, 9, 9]);
+        assert_eq!(drafter.wanted_model_rate(), Some(0.5));
+        drafter.set_model_draft(&[4, 9, 9]);
         assert_eq!((drafter.draft(), drafter.chance(2)), (&[4, 9, 9][..], 0.25));
-        assert_eq!(drafter.rate_if_model_is_wanted(), None, "its guess stands");
+        assert_eq!(drafter.wanted_model_rate(), None, "its guess stands");
         drafter.observe(4);
         drafter.observe(5);
         // The one was right twice and is used up, the other once.
-        assert!(drafter.lookup.acceptance_rate > 0.4 && drafter.lookup.token_ids.is_empty());
+        assert!(drafter.lookup.acceptance_rate > 0.4 && drafter.lookup.draft.is_empty());
         assert!(drafter.draft().is_empty() && drafter.model.acceptance_rate < 0.53);
-        drafter.take_guesses(&[7]);
+        drafter.set_model_draft(&[7]);
         assert_eq!(drafter.draft(), [7]);
     }
 

@@ -50,14 +50,6 @@ pub enum EngineError {
     /// An adapter for decoders of another shape or number type.
     #[error("the adapter was made for another model")]
     ForeignAdapter,
-    /// A draft model with another number of tokens.
-    #[error("the draft model has {got} tokens, expected the {expected} of the model")]
-    ForeignDraftModel {
-        /// Tokens of the draft model.
-        got: usize,
-        /// Tokens of the model.
-        expected: usize,
-    },
     /// More likeliest tokens are asked for than are handed over.
     #[error("{n_top} likeliest tokens are asked for at each place, expected at most {limit}")]
     TooManyTop {

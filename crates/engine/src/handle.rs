@@ -23,7 +23,8 @@ pub struct EngineLimits {
     pub max_running: usize,
     /// Most requests that wait; further ones are refused.
     pub max_waiting: usize,
-    /// Most bytes of blocks of keys and values, taken at the start: of running requests, and of beginnings that are kept.
+    /// Most bytes of blocks of keys and values, taken at the start: of running requests, and of beginnings that are kept. A draft model
+    /// has as many for itself at most.
     pub cache_bytes: usize,
     /// What keys and values are kept as.
     pub cache_kind: CacheKind,
@@ -78,7 +79,7 @@ impl EngineLimits {
 pub(crate) struct CachePlan {
     pub(crate) config: ModelConfig,
     pub(crate) dtype: DType,
-    pub(crate) kind: CacheKind,
+    pub(crate) cache_kind: CacheKind,
     /// Most tokens of a step.
     pub(crate) step_tokens: usize,
     pub(crate) n_blocks: usize,
@@ -90,14 +91,14 @@ impl CachePlan {
         let step_tokens = limits.step_tokens;
         let for_all =
             limits.max_running * KvBlocks::blocks_for(config, config.context_len, step_tokens);
-        let kind = limits.cache_kind;
-        let block_bytes = KvBlocks::block_bytes(config, dtype, kind);
+        let cache_kind = limits.cache_kind;
+        let block_bytes = KvBlocks::block_bytes(config, dtype, cache_kind);
         let n_blocks = for_all.min(limits.cache_bytes / block_bytes);
-        Self { config: config.clone(), dtype, kind, step_tokens, n_blocks }
+        Self { config: config.clone(), dtype, cache_kind, step_tokens, n_blocks }
     }
 
     fn block_bytes(&self) -> usize {
-        KvBlocks::block_bytes(&self.config, self.dtype, self.kind)
+        KvBlocks::block_bytes(&self.config, self.dtype, self.cache_kind)
     }
 
     /// Blocks, and the lists of who owns them.
@@ -127,10 +128,6 @@ impl CachePlan {
     }
 }
 
-fn draft_plan(draft: &ModelConfig, plan: &CachePlan, limits: &EngineLimits) -> DraftPlan {
-    DraftPlan::new(draft, [limits.max_running, plan.max_len(), limits.step_tokens])
-}
-
 /// Starts engines.
 pub struct Engine;
 
@@ -156,12 +153,13 @@ impl Engine {
     /// Bytes that a draft model takes in an engine, beside its weights.
     #[must_use]
     pub fn planned_draft_bytes(
-        [config, draft]: [&ModelConfig; 2],
-        [dtype, draft_dtype]: [DType; 2],
+        decoder: &Decoder,
+        draft_model: &Decoder,
         limits: &EngineLimits,
     ) -> usize {
-        let plan = CachePlan::new(config, dtype, limits);
-        draft_plan(draft, &plan, limits).bytes(draft, draft_dtype)
+        let plan = CachePlan::new(decoder.config(), decoder.dtype(), limits);
+        let (draft, dtype) = (draft_model.config(), draft_model.dtype());
+        DraftPlan::new(draft, dtype, limits, plan.max_len()).bytes(draft, dtype)
     }
 
     /// Starts the thread that runs `decoder`. It sleeps while there is nothing to do and ends with the last handle.
@@ -174,36 +172,31 @@ impl Engine {
         device: Device,
         limits: EngineLimits,
     ) -> Result<EngineHandle, EngineError> {
-        Self::start_drafted(decoder, None, device, limits)
+        Self::start_with_draft_model(decoder, None, device, limits)
     }
 
-    /// As [`Engine::start`], with a smaller model of the same vocabulary that guesses what `decoder` says next, where that pays and
-    /// [`EngineLimits::speculation`] allows it. It changes no token.
+    /// As [`Engine::start`], with a smaller model that guesses what `decoder` says next, where that pays and
+    /// [`EngineLimits::speculation`] allows it. It changes no token, and is of use where its token ids mean the same.
     ///
     /// # Errors
     ///
-    /// As [`Engine::start`], and [`EngineError::ForeignDraftModel`] for one with another number of tokens.
-    pub fn start_drafted(
+    /// As [`Engine::start`].
+    pub fn start_with_draft_model(
         decoder: Arc<Decoder>,
-        draft: Option<Arc<Decoder>>,
+        draft_model: Option<Arc<Decoder>>,
         device: Device,
         limits: EngineLimits,
     ) -> Result<EngineHandle, EngineError> {
         limits.check()?;
         let plan = CachePlan::new(decoder.config(), decoder.dtype(), &limits);
-        if let Some(draft) = &draft {
-            let (got, expected) = (draft.config().vocab_size, plan.config.vocab_size);
-            if got != expected {
-                return Err(EngineError::ForeignDraftModel { got, expected });
-            }
-        }
         let is_used = limits.speculation != Speculation::Off;
-        let draft_model = draft.filter(|_| is_used).map(|draft| {
-            let of_draft = draft_plan(draft.config(), &plan, &limits);
-            DraftModel::new(draft, device.clone(), of_draft)
+        let draft_model = draft_model.filter(|_| is_used).map(|draft_model| {
+            let (draft, dtype) = (draft_model.config(), draft_model.dtype());
+            let of_draft = DraftPlan::new(draft, dtype, &limits, plan.max_len());
+            DraftModel::new(draft_model, device.clone(), of_draft, plan.config.vocab_size)
         });
         let mut workspace = Workspace::for_decoder(&decoder, limits.step_tokens);
-        let mut blocks = KvBlocks::new(&plan.config, plan.dtype, plan.kind, plan.n_blocks);
+        let mut blocks = KvBlocks::new(&plan.config, plan.dtype, plan.cache_kind, plan.n_blocks);
         let forward = move |rows: &[CachedRows<'_>],
                             on_logits: &mut dyn FnMut(LogitsRow, &[f32])| {
             decoder.forward_cached(&device, rows, &mut blocks, &mut workspace, on_logits);
@@ -224,8 +217,9 @@ impl Engine {
         limits.check()?;
         let queue = Arc::new(RequestQueue::new(limits.max_waiting));
         let counters = Arc::new(Counters::default());
-        let shared = (Arc::clone(&queue), Arc::clone(&counters));
-        let mut scheduler = Scheduler::new(&plan, limits, shared, draft_model, forward);
+        let (for_queue, for_counters) = (Arc::clone(&queue), Arc::clone(&counters));
+        let mut scheduler =
+            Scheduler::new(&plan, limits, for_queue, for_counters, draft_model, forward);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || scheduler.run())

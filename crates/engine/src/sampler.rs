@@ -171,7 +171,7 @@ pub(crate) fn score(
 }
 
 /// The largest logit, of equals the first; none if it is not finite.
-fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
+pub(crate) fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
     let mut best = (0_u32, f32::NEG_INFINITY);
     for (&logit, token_id) in logits.iter().zip(0_u32..) {
         if logit.is_nan() {

@@ -10,7 +10,7 @@ use tracing::{debug, error, warn};
 
 use crate::blocks::{Beginning, BlockPool, SequenceBlocks};
 use crate::counters::Counters;
-use crate::draft::{self, MAX_DRAFT, MAX_DRAFT_ROWS, RowCost};
+use crate::draft::{self, ASSUMED_RATE, Drafter, MAX_DRAFT, MAX_DRAFT_ROWS, RowCost};
 use crate::draft_model::DraftModel;
 use crate::events::Event;
 use crate::handle::{CachePlan, EngineLimits, Speculation};
@@ -56,7 +56,8 @@ where
     pub(crate) fn new(
         plan: &CachePlan,
         limits: EngineLimits,
-        (queue, counters): (Arc<RequestQueue>, Arc<Counters>),
+        queue: Arc<RequestQueue>,
+        counters: Arc<Counters>,
         draft_model: Option<DraftModel>,
         forward: F,
     ) -> Self {
@@ -157,7 +158,11 @@ where
         debug!(n_prompt_tokens, n_reused_tokens, "generation admitted");
         self.counters.count_prompt(n_prompt_tokens, n_reused_tokens);
         self.n_admitted += 1;
-        let sequence = Sequence::new(self.n_admitted, pending, claimed, self.vocab_size);
+        let drafter = Drafter::new(match &self.draft_model {
+            Some(draft_model) => draft_model.acceptance_rate(),
+            None => ASSUMED_RATE,
+        });
+        let sequence = Sequence::new(self.n_admitted, pending, drafter, claimed, self.vocab_size);
         if sequence.blocks.tables().is_empty() {
             sequence.finish(FinishReason::Length);
         } else {
@@ -217,7 +222,7 @@ where
         for sequence in self.running.iter_mut().filter(|sequence| sequence.draws()) {
             sequence.drafter.look_up(&sequence.token_ids);
         }
-        self.ask_draft_model(n_rows);
+        self.ask_draft_model(n_rows, budget);
         let drawing = || self.running.iter().filter(|sequence| sequence.draws());
         let drafters = drawing().map(|sequence| (&sequence.drafter, sequence.n_draftable()));
         let chosen = match speculation {
@@ -226,45 +231,53 @@ where
         };
         let drawing = self.running.iter_mut().filter(|sequence| sequence.draws());
         for (sequence, n) in drawing.zip(chosen) {
-            let end = sequence.n_cached + sequence.n_step + n;
-            if n > 0 && self.pool.extend_with_free(&mut sequence.blocks, end) {
-                sequence.set_draft(n);
+            let end = sequence.n_cached + sequence.n_step;
+            let within_block = n.min(end.next_multiple_of(KEY_BLOCK) - end);
+            for n in [n, within_block] {
+                if n > 0 && self.pool.extend_with_free(&mut sequence.blocks, end + n) {
+                    sequence.set_draft(n);
+                    break;
+                }
             }
         }
     }
 
-    /// Has the draft model guess for those who lack better guesses, where that pays in a step of `n_rows` rows.
-    fn ask_draft_model(&mut self, n_rows: usize) {
+    /// Has the draft model guess for those who lack better guesses, where that pays in a step of `n_rows` rows and room for `budget` more.
+    fn ask_draft_model(&mut self, n_rows: usize, budget: usize) {
         let Some(draft_model) = &mut self.draft_model else { return };
-        let running = &self.running;
+        let (running, always) = (&self.running, self.limits.speculation == Speculation::Always);
         draft_model.keep(|id| running.iter().any(|sequence| sequence.id == id));
-        let mut rates = 0.0;
+        let (mut rates, mut most) = (0.0, 0);
         let mut asking: Vec<&mut Sequence> = Vec::new();
         for sequence in self.running.iter_mut().filter(|sequence| sequence.n_draftable() > 0) {
-            if let Some(rate) = sequence.drafter.rate_if_model_is_wanted() {
+            let Some(rate) = sequence.drafter.wanted_model_rate() else { continue };
+            let n_generated = (!always).then(|| sequence.n_generated());
+            if draft_model.follows(sequence.id, &sequence.token_ids, n_generated) {
                 rates += rate;
+                most = most.max(sequence.n_draftable());
                 asking.push(sequence);
             }
         }
-        if asking.is_empty() {
+        let n_asking = asking.len();
+        let most = most.min(MAX_DRAFT).min(budget.min(MAX_DRAFT_ROWS) / n_asking.max(1));
+        if most == 0 {
             return;
         }
-        let n = match self.limits.speculation {
-            Speculation::Always => MAX_DRAFT,
-            _ => {
-                let (n, chance) = (asking.len(), rates / asking.len() as f32);
-                draft_model.n_worth(chance, n, n_rows, &self.row_cost)
-            }
+        let n = if always {
+            most
+        } else {
+            let rate = rates / n_asking as f32;
+            draft_model.n_worth(rate, n_asking, n_rows, &self.row_cost).min(most)
         };
         if n == 0 {
             return;
         }
         let sequences: Vec<(u64, &[u32])> =
             asking.iter().map(|sequence| (sequence.id, &sequence.token_ids[..])).collect();
-        match catch_unwind(AssertUnwindSafe(|| draft_model.guess(&sequences, n))) {
-            Ok(guesses) => {
-                for (sequence, guesses) in asking.into_iter().zip(guesses) {
-                    sequence.drafter.take_guesses(&guesses);
+        match catch_unwind(AssertUnwindSafe(|| draft_model.draft(&sequences, n))) {
+            Ok(drafts) => {
+                for (sequence, draft) in asking.into_iter().zip(drafts) {
+                    sequence.drafter.set_model_draft(&draft);
                 }
             }
             Err(panic) => {

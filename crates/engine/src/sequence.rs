@@ -61,6 +61,7 @@ impl Sequence {
     pub(crate) fn new(
         id: u64,
         pending: Pending,
+        drafter: Drafter,
         (blocks, n_reused_tokens): (SequenceBlocks, usize),
         vocab_size: usize,
     ) -> Self {
@@ -76,7 +77,7 @@ impl Sequence {
             n_cached: n_reused_tokens,
             n_step: 0,
             n_drafted: 0,
-            drafter: Drafter::new(),
+            drafter,
             with_draft: Vec::with_capacity(1 + MAX_DRAFT),
             n_reused_tokens,
             n_preemptions: 0,
@@ -97,6 +98,11 @@ impl Sequence {
     /// Tokens that are to be computed before the next one can be drawn.
     pub(crate) fn n_uncached(&self) -> usize {
         self.token_ids.len() - self.n_cached
+    }
+
+    /// Tokens that were generated.
+    pub(crate) fn n_generated(&self) -> usize {
+        self.token_ids.len() - self.n_prompt_tokens
     }
 
     /// Tokens of prompt and answer at most.
@@ -279,7 +285,7 @@ impl Sequence {
             reason,
             n_prompt_tokens: self.n_prompt_tokens,
             n_reused_tokens: self.n_reused_tokens,
-            n_generated: self.token_ids.len() - self.n_prompt_tokens,
+            n_generated: self.n_generated(),
         });
     }
 }

@@ -253,9 +253,9 @@ fn drain_bits(mut events: EventReceiver) -> Vec<(u32, u32)> {
     }
 }
 
-/// The rows of a step whose logits are wanted.
 type OnLogits<'a> = dyn FnMut(LogitsRow, &[f32]) + 'a;
 
+/// Calls `each` with the rows of a step whose logits are wanted.
 fn for_wanted(rows: &[CachedRows<'_>], mut each: impl FnMut(&CachedRows<'_>, LogitsRow)) {
     for (sequence_idx, row) in rows.iter().enumerate() {
         let n = row.token_ids.len();

@@ -7,7 +7,8 @@
 //! in ascending order with a running maximum `m`, sum `l` and output `o` per query row, all f32:
 //! `m' = max(m, max_k s_k)`, `p_k = exp(s_k - m')`, `l' = l exp(m - m') + sum_k p_k`,
 //! `o' = o exp(m - m') + sum_k round(p_k) v_k`, where `s_k = scale * (q . k)` and masked keys give p = 0; p is rounded
-//! to the operand type for the product with the values. A row sees the keys up to its own position, or the last `window` of them, its
+//! to the operand type for the product with the values. Where keys and values are kept in 8 bits, `q . k` is multiplied by the scale of
+//! the key first, and `p_k` by that of the value after it was summed and before it is rounded. A row sees the keys up to its own position, or the last `window` of them, its
 //! own included. A block is visited by the rows that see at least one of its keys. The products follow [`crate::matmul`]. So a query row
 //! has the same bits whatever rows share its tile, and whether its keys were computed now or read from a cache; this holds for finite
 //! values, for a value that is not reaches every row of its sequence that sees a key of its block, as `0 * inf` where it is
@@ -162,7 +163,7 @@ struct Tile {
     n_tokens: usize,
 }
 
-/// The tiles of all sequences, the costliest (latest) of each first, so that threads end together.
+/// The tiles of all sequences, the costliest (latest) of each first.
 fn tiles_of(sequences: &[SequenceRows<'_>], tile_tokens: usize) -> Vec<Tile> {
     let mut tiles = Vec::new();
     for (sequence, rows) in sequences.iter().enumerate() {

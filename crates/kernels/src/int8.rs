@@ -220,7 +220,7 @@ pub struct PackedColumns<'a> {
     /// The matrix.
     pub weight: PackedBlocks<'a>,
     /// The column of its first row.
-    pub first: usize,
+    pub first_column: usize,
 }
 
 /// Product of quantised rows with a packed weight on all threads: `out[t, n] (+)= sum_k rows[t, k] * weight[n, k]`.
@@ -239,12 +239,14 @@ pub fn matmul(
     write: Write,
 ) {
     assert_eq!(Some(out.len()), rows.m.checked_mul(weight.n), "out is [{}, {}]", rows.m, weight.n);
-    let weights = std::iter::once(PackedColumns { weight, first: 0 });
+    let weights = std::iter::once(PackedColumns { weight, first_column: 0 });
     matmul_columns(compute, rows, weights, out, weight.n, write);
 }
 
 /// As [`matmul`] with several weights at once, each into its own columns of an output whose rows are `out_stride` apart; other
 /// columns are not touched.
+///
+/// Shapes: rows `[m, k]`; weight i `[n_i, k]`; out `[m, out_stride]`, which may end with the last column.
 ///
 /// # Panics
 /// As [`matmul`], and when columns overlap or do not ascend.
@@ -259,10 +261,10 @@ pub fn matmul_columns<'a>(
 ) {
     let m = rows.m;
     let (mut n_panels, mut end) = (0, 0);
-    for PackedColumns { weight, first } in weights.clone() {
+    for PackedColumns { weight, first_column } in weights.clone() {
         assert_eq!(rows.k, weight.k, "k of the rows and of the weight");
-        assert!(first >= end, "columns from {first} on overlap those before {end}");
-        end = first.checked_add(weight.n).expect("the number of columns fits usize");
+        assert!(first_column >= end, "columns from {first_column} on overlap those before {end}");
+        end = first_column.checked_add(weight.n).expect("the number of columns fits usize");
         n_panels += weight.n_panels();
     }
     if m == 0 || n_panels == 0 {
@@ -280,17 +282,17 @@ pub fn matmul_columns<'a>(
     let most_panels = if is_few { TASK_PANELS_OF_FEW_ROWS } else { TASK_PANELS };
     let wanted_tasks = TASKS_PER_THREAD * compute.n_threads();
     let task_panels = (n_panels / wanted_tasks).clamp(1, most_panels).next_multiple_of(2);
-    let n_panel_tasks = |weight: PackedBlocks<'_>| weight.n_panels().div_ceil(task_panels);
+    let panel_tasks_of = |weight: PackedBlocks<'_>| weight.n_panels().div_ceil(task_panels);
     let n_row_tasks = m.div_ceil(TASK_ROWS);
-    let n_tasks = weights.clone().map(|columns| n_panel_tasks(columns.weight)).sum::<usize>();
+    let n_panel_tasks: usize = weights.clone().map(|columns| panel_tasks_of(columns.weight)).sum();
     let parts = SliceParts::new(out);
-    compute.pool().run(n_row_tasks * n_tasks, |task_idx, scratch| {
+    compute.pool().run(n_row_tasks * n_panel_tasks, |task_idx, scratch| {
         let row = task_idx % n_row_tasks * TASK_ROWS;
         let mut panel_task = task_idx / n_row_tasks;
         let mut weights = weights.clone();
-        let PackedColumns { weight, first } = loop {
+        let PackedColumns { weight, first_column } = loop {
             let columns = weights.next().expect("every task is of a weight");
-            match panel_task.checked_sub(n_panel_tasks(columns.weight)) {
+            match panel_task.checked_sub(panel_tasks_of(columns.weight)) {
                 Some(left) => panel_task = left,
                 None => break columns,
             }
@@ -303,7 +305,7 @@ pub fn matmul_columns<'a>(
             n_rows: TASK_ROWS.min(m - row),
             panel,
             n_panels: task_panels.min(weight.n_panels() - panel),
-            out: parts.pointer(first),
+            out: parts.pointer(first_column),
             out_stride,
             write,
         };

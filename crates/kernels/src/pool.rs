@@ -151,12 +151,13 @@ impl Shared {
         let n_threads = self.next_tasks.len();
         for owner_idx in (thread_idx..n_threads).chain(0..thread_idx) {
             let end = self.share_start(owner_idx + 1, n_tasks);
-            loop {
-                let task_idx = self.next_tasks[owner_idx].0.fetch_add(1, Ordering::Relaxed);
-                if task_idx >= end {
-                    break;
+            let next = &self.next_tasks[owner_idx].0;
+            // To look first costs less than to count where nothing is left, which is so for most shares of many threads.
+            while next.load(Ordering::Relaxed) < end {
+                let task_idx = next.fetch_add(1, Ordering::Relaxed);
+                if task_idx < end {
+                    task(task_idx, scratch);
                 }
-                task(task_idx, scratch);
             }
         }
     }
@@ -261,6 +262,10 @@ impl Pool {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.shared.claim_tasks(0, n_tasks, task, &mut scratch);
         }));
+        if outcome.is_err() {
+            // This thread leaves tasks unclaimed: nobody shall begin them.
+            self.shared.drop_tasks();
+        }
         self.close();
         let workers_panic = self.shared.panic().take();
         if let Some(panic) = outcome.err().or(workers_panic) {
@@ -288,8 +293,6 @@ impl Pool {
     /// Ends the job: nobody may join any more, and those inside are waited for.
     fn close(&self) {
         let shared = &self.shared;
-        // A task that panicked on this thread leaves unclaimed tasks: nobody shall begin them.
-        shared.drop_tasks();
         shared.open_epoch.store(0, Ordering::SeqCst);
         let mut spins = 0_u32;
         while shared.n_active.load(Ordering::SeqCst) > 0 {

@@ -1,6 +1,6 @@
 //! Asking for memory ahead of its use.
 
-/// Bytes between what is in use and what is asked for, for one consecutive stream; `examples/int8_speed.rs` measures it. A multiple of
+/// Bytes between what is in use and what is asked for, for one consecutive stream: the best of 5 to 128 KiB (`docs/experiments.md`). A multiple of
 /// 4 KiB would stand in the same places of the caches as what is in use.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const DISTANCE: usize = 17 << 10;

@@ -51,7 +51,6 @@ impl KvBlocks {
     }
 
     /// Bytes that they take.
-    #[cfg(test)]
     pub(crate) fn n_bytes(&self) -> usize {
         self.blocks.n_bytes()
     }
@@ -131,8 +130,8 @@ impl AttentionContext for CachedContext<'_> {
     }
 }
 
-/// Keys and values of a fixed number of sequences, each with room for a fixed number of tokens, for one caller that knows both, as benches
-/// and tests do; an engine shares blocks among requests that come and go. A layer with a sliding window keeps the blocks that its window
+/// Keys and values of a fixed number of sequences, each with room for a fixed number of tokens, for one caller that knows both, as a draft
+/// model, benches and tests do; an engine shares blocks among requests that come and go. A layer with a sliding window keeps the blocks that its window
 /// reaches, and writes over the oldest.
 #[derive(Debug)]
 pub struct KvCache {
@@ -147,6 +146,8 @@ struct CachedSequence {
     /// Per layer the blocks by position / 32.
     block_tables: Vec<Vec<u32>>,
     len: usize,
+    /// The largest `len` since it was 0.
+    most: usize,
 }
 
 impl KvCache {
@@ -172,6 +173,7 @@ impl KvCache {
             .map(|_| CachedSequence {
                 block_tables: (0..config.n_layers).map(&mut table).collect(),
                 len: 0,
+                most: 0,
             })
             .collect();
         let blocks = KvBlocks::new(config, dtype, kind, n_blocks);
@@ -185,6 +187,13 @@ impl KvCache {
         self
     }
 
+    /// Bytes that it takes, with its tables.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        let tables = self.sequences.iter().flat_map(|sequence| &sequence.block_tables);
+        self.blocks.n_bytes() + tables.map(|table| size_of_val(&table[..])).sum::<usize>()
+    }
+
     /// Tokens of a sequence.
     ///
     /// # Panics
@@ -194,16 +203,18 @@ impl KvCache {
         self.sequences[sequence_idx].len
     }
 
-    /// Forgets the tokens of a sequence from `len` on.
+    /// Forgets the tokens of a sequence from `len` on; all, where a window that sees again what it had passed would find it written over.
+    /// Gives how many are left.
     ///
     /// # Panics
-    /// When there are fewer, or, unless all are forgotten, so many that windows may have passed what comes into sight again: more than come
-    /// at a time.
-    pub fn truncate(&mut self, sequence_idx: usize, len: usize) {
+    /// When there are not so many sequences.
+    pub fn truncate(&mut self, sequence_idx: usize, len: usize) -> usize {
         let sequence = &mut self.sequences[sequence_idx];
-        let n = sequence.len.checked_sub(len).expect("there are as many tokens");
-        assert!(len == 0 || n <= self.max_rows, "{n} tokens forgotten, at most {}", self.max_rows);
-        sequence.len = len;
+        if sequence.most - len.min(sequence.len) > self.max_rows {
+            (sequence.len, sequence.most) = (0, 0);
+        }
+        sequence.len = sequence.len.min(len);
+        sequence.len
     }
 
     /// Appends tokens to some sequences, each named by its index at most once, and gives the logits after the last token of each,
@@ -223,7 +234,7 @@ impl KvCache {
         let rows: Vec<CachedRows<'_>> = new_tokens
             .iter()
             .map(|&(sequence_idx, token_ids)| {
-                let CachedSequence { block_tables, len } = &self.sequences[sequence_idx];
+                let CachedSequence { block_tables, len, .. } = &self.sequences[sequence_idx];
                 let (n, at_a_time) = (token_ids.len(), self.max_rows);
                 assert!(n <= at_a_time, "{n} tokens at a time, at most {at_a_time}");
                 CachedRows { token_ids, n_logits: 1, adapter, first_position: *len, block_tables }
@@ -233,7 +244,9 @@ impl KvCache {
         let mut on_logits = |_, row: &[f32]| logits.extend_from_slice(row);
         decoder.forward_cached(device, &rows, &mut self.blocks, workspace, &mut on_logits);
         for &(sequence_idx, token_ids) in new_tokens {
-            self.sequences[sequence_idx].len += token_ids.len();
+            let sequence = &mut self.sequences[sequence_idx];
+            sequence.len += token_ids.len();
+            sequence.most = sequence.most.max(sequence.len);
         }
     }
 }

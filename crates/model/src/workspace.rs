@@ -144,7 +144,7 @@ pub struct Workspace {
     pub(crate) low_rank: Option<LowRankScratch>,
     /// For a decoder with packed blocks.
     pub(crate) operands: OperandScratch,
-    /// Keys and values of packed documents, T `[blocks, key block]`, for one layer at a time.
+    /// Of packed documents, for one layer at a time.
     pub(crate) key_blocks: KeyBlocks,
 }
 

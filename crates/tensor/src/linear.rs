@@ -442,10 +442,11 @@ impl Columns<'_> {
     ) {
         if parts.iter().any(|part| part.order == BlockOrder::Packed) {
             let quantised = scratch.quantised(self.device, x);
-            let weights = columns_of(parts, x.width()).filter_map(|(weight, first)| match weight {
-                BlockNumbers::Packed(weight) => Some(PackedColumns { weight, first }),
-                BlockNumbers::Rows(_) => None,
-            });
+            let weights =
+                columns_of(parts, x.width()).filter_map(|(weight, first_column)| match weight {
+                    BlockNumbers::Packed(weight) => Some(PackedColumns { weight, first_column }),
+                    BlockNumbers::Rows(_) => None,
+                });
             let out = y.get_mut(self.first..).unwrap_or_default();
             let compute = self.device.compute();
             int8::matmul_columns(compute, quantised, weights, out, self.stride, self.write);

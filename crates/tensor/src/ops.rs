@@ -176,7 +176,7 @@ pub fn append_keys_values(
 /// [`attention::attention`].
 ///
 /// # Panics
-/// As [`append_keys_values`].
+/// When queries, blocks and output do not fit in number type.
 pub fn attention(
     device: &Device,
     shape: HeadShape,

@@ -9,7 +9,7 @@ use bench::{
 };
 use eval::figures::bytes;
 use formats::model_dir::ModelDir;
-use model::KvBlocks;
+use model::{CacheKind, KvBlocks};
 use tensor::Device;
 
 use super::{Args, What};
@@ -154,7 +154,11 @@ impl Run<'_> {
             }
         }
         let (speed, detail) = (median(&mut speeds), measured.detail.to_string());
-        let mut result = BenchResult::new(measured.work, self.name, detail, speed);
+        let name = match subject.cache_kind {
+            CacheKind::Operands => self.name.to_owned(),
+            CacheKind::Int8 => format!("{} with an int8 cache", self.name),
+        };
+        let mut result = BenchResult::new(measured.work, &name, detail, speed);
         result.roofline_fraction = Some(speed / measured.limit(subject, machine));
         if let Some(reference) = &self.reference {
             let scored = measured.scored();

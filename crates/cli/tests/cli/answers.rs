@@ -1,6 +1,7 @@
 //! `generate` and `chat`.
 
 use formats::WeightFiles;
+use testkit::golden::workspace_root;
 
 use crate::home::Home;
 
@@ -54,6 +55,29 @@ fn generate_refuses_prompts_that_do_not_fit() {
     let arguments =
         ["generate", "--model", "tiny-1", "--token-ids", "1", "--max-tokens", "3", "--json"];
     assert!(home.run(&arguments).expect(0).json()["text"].is_null());
+}
+
+#[test]
+fn draft_models_and_caches_are_chosen() {
+    let home = Home::new("drafts");
+    home.make_model();
+    let fixed = ["generate", "--model", "tiny-1", "--prompt", "vent mer", "--max-tokens", "30"];
+    let with =
+        |more: &[&str]| home.run(&[&fixed[..], &["--temperature", "0", "--json"], more].concat());
+    let said = with(&["--speculation", "off"]).expect(0).json();
+    let drafted = with(&["--draft-model", "tiny-1", "--speculation", "always"]).expect(0).json();
+    assert_eq!(drafted, said);
+    assert_eq!(with(&["--draft-model", "home/models/tiny-1"]).expect(0).json(), said);
+    let in_8_bits = with(&["--kv-cache-dtype", "int8"]).expect(0).json();
+    let n = in_8_bits["token_ids"].as_array().unwrap().len();
+    assert!((1..=30).contains(&n), "{in_8_bits}");
+    let error = with(&["--draft-model", "tiny-1", "--speculation", "off"]).expect(2).json_error();
+    assert!(error["message"].as_str().unwrap().contains("--speculation off"), "{error}");
+    let other = workspace_root().join("golden/architectures/mistral/hf").display().to_string();
+    let error = with(&["--draft-model", &other]).expect(1).json_error();
+    assert_eq!(error["message"], "draft model `hf` has other tokens than model `tiny-1`");
+    let several = ["serve", "--model", "tiny-1", "tiny-1", "--draft-model", "tiny-1"];
+    assert!(home.run(&several).expect(2).stderr.contains("one --model"));
 }
 
 #[test]

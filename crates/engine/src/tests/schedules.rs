@@ -68,7 +68,7 @@ fn any_schedule_gives_the_bits_of_a_request_alone() {
             let limits = EngineLimits { cache_bytes, cache_kind, speculation, ..limits };
             let model = Arc::clone(&decoder);
             let draft = draft.filter(|_| is_drafted);
-            let engine = Engine::start_drafted(model, draft, device(), limits).unwrap();
+            let engine = Engine::start_with_draft_model(model, draft, device(), limits).unwrap();
             let mut order: Vec<usize> = (0..requests.len()).collect();
             order.sort_by_cached_key(|_| rng.next_u64());
             let running: Vec<_> = order.iter().map(|&i| (i, submit(&engine, i))).collect();
@@ -134,7 +134,7 @@ fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
     };
     let counters = Arc::new(Counters::default());
     let mut scheduler =
-        Scheduler::new(&plan, limits, (Arc::clone(&queue), Arc::clone(&counters)), None, forward);
+        Scheduler::new(&plan, limits, Arc::clone(&queue), Arc::clone(&counters), None, forward);
     let run = move || {
         scheduler.run();
         scheduler

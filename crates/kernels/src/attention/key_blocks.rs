@@ -1,7 +1,7 @@
 //! Where keys and values are kept: blocks of [`KEY_BLOCK`] positions, as products take them or in 8 bits.
 //!
-//! In 8 bits the key of a position and head is a scale, `max|k| / 127`, and codes `round(k / scale)`; values likewise. Codes are whole
-//! numbers that every operand type holds exactly, so products take the codes themselves. A score is multiplied by the scale of its key, a
+//! In 8 bits the key of a position and head is a scale, `max|k| / 127`, and codes `round(k * (1 / scale))`, in f32, ties to even; values
+//! likewise. Codes are whole numbers that every operand type holds exactly, so products take the codes themselves. A score is multiplied by the scale of its key, a
 //! probability by that of its value before it is rounded. A key or value with a number that is not finite has the scale NaN; one whose
 //! scale would be subnormal is zero.
 

@@ -326,7 +326,7 @@ fn columns_of_a_wider_matrix_are_replaced_or_added_to_and_no_others_touched() {
     let weights = [0, 1].map(|i| {
         let (kind, columns) = &columns[i];
         let weight = PackedBlocks::new(*kind, &packed[i], [columns.len(), k]);
-        PackedColumns { weight, first: columns.start }
+        PackedColumns { weight, first_column: columns.start }
     });
     for m in [1, 20] {
         let x = quantised(&reference, &normal(4, m * k, 1.0), [m, k]);
@@ -334,7 +334,7 @@ fn columns_of_a_wider_matrix_are_replaced_or_added_to_and_no_others_touched() {
         let before = normal(5, m * stride, 1.0);
         for write in [Write::Overwrite, Write::Accumulate] {
             let mut expected = before.clone();
-            for PackedColumns { weight, first } in weights {
+            for PackedColumns { weight, first_column: first } in weights {
                 let of_row = |t: usize| t * stride + first..t * stride + first + weight.n;
                 let mut out: Vec<f32> = (0..m).flat_map(|t| before[of_row(t)].to_vec()).collect();
                 matmul(&reference, x, weight, &mut out, write);
@@ -359,7 +359,7 @@ fn columns_that_overlap_are_refused() {
     let (compute, kind, shape) = (reference_compute(), BlockKind::Q8_0, [2, 32]);
     let packed = packed(&compute, kind, &random_blocks(kind, shape, 1), shape);
     let weight = PackedBlocks::new(kind, &packed, shape);
-    let weights = [0, 1].map(|first| PackedColumns { weight, first });
+    let weights = [0, 1].map(|first_column| PackedColumns { weight, first_column });
     let x = quantised(&compute, &[1.0; 32], [1, 32]);
     let (rows, out) = (Rows::new(&x, [1, 32]), &mut [0.0; 4]);
     matmul_columns(&compute, rows, weights.into_iter(), out, 4, Write::Overwrite);

@@ -145,3 +145,34 @@ fn a_cache_of_windows_holds_no_more_than_they_reach() {
         assert_eq!(logits, expected[(end - 1) * 32..end * 32], "after {end} tokens");
     }
 }
+
+/// What is said after tokens were forgotten is what is said without them, also where windows see again what they had passed.
+#[test]
+fn forgotten_tokens_leave_no_trace() {
+    let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
+    let mut config = ModelConfig::example();
+    (config.context_len, config.sliding_windows) = (400, vec![Some(40), None]);
+    let config = ModelConfig::new(config).unwrap();
+    let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+    decoder.pack(&device, &Parameters::random(&config, 5));
+    let ids = random_ids(6, 300, config.vocab_size);
+    let others = random_ids(7, 16, config.vocab_size);
+    let mut workspace = Workspace::for_decoder(&decoder, 16);
+    let mut said = |forgotten: bool| {
+        let mut cache = KvCache::new(&config, DType::F32, CacheKind::Operands, 1, 400, 16);
+        let (mut logits, mut all) = (Vec::new(), Vec::new());
+        for chunk in ids.chunks(5) {
+            cache.append(&decoder, &device, &[(0, chunk)], &mut workspace, &mut logits);
+            all.extend_from_slice(&logits);
+            if forgotten {
+                let len = cache.len(0);
+                cache.append(&decoder, &device, &[(0, &others)], &mut workspace, &mut logits);
+                assert_eq!(cache.truncate(0, len), len);
+            }
+        }
+        (all, cache.truncate(0, 290), cache.truncate(0, 283))
+    };
+    let (plain, kept, begun_again) = said(false);
+    assert_eq!((kept, begun_again), (290, 0), "17 are more than come at a time");
+    assert_eq!(said(true).0, plain);
+}
