@@ -1,7 +1,7 @@
 //! Measured work: the machine's limits, and how near training, prefill and decode come to them.
 //!
-//! `bench`, `doctor` and `plan` print what is measured here. A figure is the median of several runs; the
-//! limit of reading memory is the fastest of some.
+//! `bench`, `doctor` and `plan` print what is measured here. A figure is the median of several runs; a
+//! limit of the machine is the fastest of some.
 //!
 //! ```
 //! use bench::median;
