@@ -10,7 +10,6 @@ use kernels::panels::panels_len;
 use kernels::{Buffer, Compute, CpuFeatures, Operand, detect_features};
 use serde::Serialize;
 
-
 /// The machine and the kernels in use.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
