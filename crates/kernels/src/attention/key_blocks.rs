@@ -262,23 +262,17 @@ pub fn append_keys_values<T: Operand>(
     let rows = NewRows { compute, shape, qkv, sequences };
     match blocks {
         KeyBlocks::Operands(values) => {
-            rows.append(values, head_len::<T>(shape), |head, slot, x| {
-                if slot == 0 {
-                    head.fill(T::from_f32(0.0));
+            let head_len = head_len::<T>(shape);
+            rows.append(values, head_len, T::from_f32(0.0), |head, slot, part, x| {
+                for (i, x) in x.iter().enumerate() {
+                    head[place::<T>(shape, part, slot, i)] = *x;
                 }
-                for (part, x) in x.into_iter().enumerate() {
-                    x.iter()
-                        .enumerate()
-                        .for_each(|(i, x)| head[place::<T>(shape, part, slot, i)] = *x);
-                }
-            })
+            });
         }
-        KeyBlocks::Int8(bytes) => rows.append(bytes, int8_head_len::<T>(shape), |head, slot, x| {
-            if slot == 0 {
-                head.fill(0);
-            }
-            let (codes, scales) = head.split_at_mut(head_len::<T>(shape));
-            for (part, x) in x.into_iter().enumerate() {
+        KeyBlocks::Int8(bytes) => {
+            let codes_len = head_len::<T>(shape);
+            rows.append(bytes, int8_head_len::<T>(shape), 0, |head, slot, part, x| {
+                let (codes, scales) = head.split_at_mut(codes_len);
                 let [scale, inverse] = scale_of(x);
                 let scale_idx = part * KEY_BLOCK + slot;
                 scales[4 * scale_idx..][..4].copy_from_slice(&scale.to_ne_bytes());
@@ -287,8 +281,8 @@ pub fn append_keys_values<T: Operand>(
                     let code = (x.to_f32() * inverse).round_ties_even() as i8;
                     codes[place::<T>(shape, part, slot, i)] = code.cast_unsigned();
                 }
-            }
-        }),
+            });
+        }
     }
 }
 
@@ -303,7 +297,7 @@ fn place<T: Operand>(shape: HeadShape, part: usize, slot: usize, i: usize) -> us
     }
 }
 
-/// Scale of a key or value, and what its numbers are multiplied by.
+/// Scale of a key or value, and its inverse: what its numbers are multiplied by, zero where they get no codes.
 fn scale_of<T: Operand>(x: &[T]) -> [f32; 2] {
     let numbers = x.iter().map(|x| x.to_f32().abs());
     let scale = numbers.clone().fold(0.0, f32::max) / MAX_CODE;
@@ -325,13 +319,15 @@ struct NewRows<'a, T> {
 }
 
 impl<T: Operand> NewRows<'_, T> {
-    /// Calls `write(head's block, place of the position in it, [key, value])` for each new row and KV head, in order.
+    /// Calls `write(head's block, place of the position in it, part, numbers)` for each new row and KV head, in order, with the key as part 0
+    /// and the value as part 1; a block is filled with `zero` before its first position is written.
     #[expect(unsafe_code, reason = "tasks write blocks of different sequences and heads")]
     fn append<E: Element>(
         &self,
         blocks: &mut [E],
         head_len: usize,
-        write: impl Fn(&mut [E], usize, [&[T]; 2]) + Sync,
+        zero: E,
+        write: impl Fn(&mut [E], usize, usize, &[T]) + Sync,
     ) {
         let Self { compute, shape, qkv, sequences } = *self;
         let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
@@ -346,8 +342,12 @@ impl<T: Operand> NewRows<'_, T> {
                 let block = unsafe { parts.range(start, head_len) };
                 let token = &qkv[(sequence.first_row + row) * shape.qkv_width()..];
                 let of_head = |head: usize| &token[head * head_dim..][..head_dim];
-                let key_value = [of_head(n_heads + head), of_head(n_heads + n_kv_heads + head)];
-                write(block, position % KEY_BLOCK, key_value);
+                let slot = position % KEY_BLOCK;
+                if slot == 0 {
+                    block.fill(zero);
+                }
+                write(block, slot, 0, of_head(n_heads + head));
+                write(block, slot, 1, of_head(n_heads + n_kv_heads + head));
             }
         });
     }
