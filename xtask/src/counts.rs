@@ -72,7 +72,7 @@ impl fmt::Display for Counts {
 }
 
 /// The number that stands just before `word`; 0 if there is none.
-fn number_before(line: &str, word: &str) -> u64 {
+pub(crate) fn number_before(line: &str, word: &str) -> u64 {
     let Some(end) = line.find(word) else { return 0 };
     let digits = line[..end].rsplit(|c: char| !c.is_ascii_digit()).next();
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)

@@ -2,17 +2,19 @@
 //! problems, with a test that sees it fail.
 
 mod boundaries;
+mod kernels;
 mod manifests;
 mod papers;
 mod source;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
 use crate::counts::Counts;
+use crate::kernel_files::{digest, is_listed};
 use crate::run;
 use crate::workspace::Workspace;
 use boundaries::Crate;
@@ -32,6 +34,8 @@ struct Tree {
     files: Vec<SourceFile>,
     /// Every path of the tree, text or not, with its size in bytes.
     sizes: Vec<(String, u64)>,
+    /// Digests of the GPU kernels and of what is compiled of them.
+    kernel_digests: BTreeMap<String, String>,
     crates: Vec<Crate>,
 }
 
@@ -62,6 +66,10 @@ const CHECKS: &[Check] = &[
         problems: |tree| source::module_names(&tree.sizes),
     },
     Check { name: "no file is over 1 MiB", problems: |tree| source::sizes(&tree.sizes) },
+    Check {
+        name: "compiled GPU kernels are those of their sources",
+        problems: |tree| kernels::stale(&tree.files, &tree.kernel_digests),
+    },
     Check { name: "papers keep their length", problems: |tree| papers::lengths(&tree.files) },
     Check {
         name: "paths named in papers exist",
@@ -113,19 +121,23 @@ impl Tree {
         let arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
         let listing = run::captured(&mut workspace.command("git", &arguments))?;
         let (mut files, mut sizes) = (Vec::new(), Vec::new());
+        let mut kernel_digests = BTreeMap::new();
         for path in listing.split('\0').filter(|path| !path.is_empty()) {
             let full = workspace.path(path);
             // A file deleted but not yet committed is still listed.
             let Ok(metadata) = fs::metadata(&full) else { continue };
             sizes.push((path.to_owned(), metadata.len()));
             let bytes = fs::read(&full).with_context(|| format!("reading {path}"))?;
+            if is_listed(path) {
+                kernel_digests.insert(path.to_owned(), digest(&bytes));
+            }
             if let Ok(text) = String::from_utf8(bytes) {
                 files.push(SourceFile { path: path.to_owned(), text });
             }
         }
         let metadata = ["metadata", "--locked", "--no-deps", "--format-version", "1"];
         let crates = Crate::from_metadata(&run::captured(&mut workspace.cargo(&metadata))?)?;
-        Ok(Self { files, sizes, crates })
+        Ok(Self { files, sizes, kernel_digests, crates })
     }
 }
 

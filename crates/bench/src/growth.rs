@@ -130,8 +130,7 @@ fn context_growth(
     let most = config.context_len.saturating_sub(WRITTEN_TOKENS);
     let token_ids = prompt(config.context_len, config.vocab_size);
     let mut workspace = Workspace::for_decoder(decoder, CHUNK);
-    let mut cache =
-        KvCache::new(config, decoder.dtype(), CacheKind::Operands, 1, config.context_len, CHUNK);
+    let mut cache = KvCache::new(decoder, CacheKind::Operands, 1, config.context_len, CHUNK);
     let (mut logits, mut read_s) = (Vec::new(), 0.0);
     let (mut read, mut written) = (Vec::new(), Vec::new());
     for wanted in std::iter::successors(Some(first), |length| Some(2 * length)) {
@@ -227,7 +226,7 @@ mod tests {
         let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
         let config = DecoderConfig { context_len: 128, ..ModelConfig::example() };
         let config = ModelConfig::new(config).unwrap();
-        let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+        let mut decoder = Decoder::zeroed(&device, &config, DType::F32, Passes::Forward);
         decoder.pack(&device, &Parameters::random(&config, 1));
         let (read, written) = context_growth(&device, &decoder, 32, &mut |_: &str| ());
         let lengths = |points: &Points| points.iter().map(|point| point.0).collect::<Vec<_>>();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use cuda::KernelTime;
 use model::{CacheKind, Decoder, KvCache, LoadedAdapter, Workspace};
 use tensor::Device;
 
@@ -35,8 +36,7 @@ pub struct Subject<'a> {
 
 impl Subject<'_> {
     pub(crate) fn cache(&self, n_sequences: usize, max_tokens: usize) -> KvCache {
-        let (config, dtype) = (self.decoder.config(), self.decoder.dtype());
-        let cache = KvCache::new(config, dtype, self.cache_kind, n_sequences, max_tokens, CHUNK);
+        let cache = KvCache::new(self.decoder, self.cache_kind, n_sequences, max_tokens, CHUNK);
         cache.with_adapter(self.adapter.clone())
     }
 }
@@ -89,6 +89,30 @@ fn write(device: &Device, subject: &Subject<'_>, context_len: usize, n_users: us
         }
     }
     n_users as f64 / median(&mut seconds)
+}
+
+/// What a GPU spends its time on in one step of `n_users` users that write after `context_len` tokens.
+///
+/// # Panics
+/// Where the device is none.
+#[must_use]
+pub fn writing_profile(
+    device: &Device,
+    subject: &Subject<'_>,
+    context_len: usize,
+    n_users: usize,
+) -> Vec<KernelTime> {
+    let Device::Cuda { gpu, .. } = device else { panic!("a profile of the processors") };
+    let decoder = subject.decoder;
+    let mut workspace = Workspace::for_decoder(decoder, CHUNK.max(n_users));
+    let mut cache = subject.cache(n_users, context_len + 2);
+    for user in 0..n_users {
+        fill(device, decoder, &mut cache, user, &mut workspace, context_len);
+    }
+    let rows: Vec<(usize, &[u32])> = (0..n_users).map(|user| (user, &[3][..])).collect();
+    let mut logits = Vec::new();
+    cache.append(decoder, device, &rows, &mut workspace, &mut logits);
+    gpu.profiled(|| cache.append(decoder, device, &rows, &mut workspace, &mut logits))
 }
 
 fn fill(

@@ -10,6 +10,8 @@ use kernels::panels::panels_len;
 use kernels::{Buffer, Compute, CpuFeatures, Operand, detect_features};
 use serde::Serialize;
 
+use crate::gpu::GpuMachine;
+
 /// The machine and the kernels in use.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
@@ -23,6 +25,8 @@ pub struct Machine {
     pub features: Vec<&'static str>,
     /// Measured limits.
     pub roofline: Roofline,
+    /// The GPU, where models are computed there.
+    pub gpu: Option<GpuMachine>,
 }
 
 /// Measured limits of the machine.
@@ -50,6 +54,7 @@ impl Machine {
             kernel_family: compute.family().name(),
             features: feature_names(detect_features()),
             roofline: Roofline::measure(compute),
+            gpu: None,
         }
     }
 }

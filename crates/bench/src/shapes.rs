@@ -19,8 +19,13 @@ pub const TRAIN_STEP_SHAPE: Shape =
 
 impl Shape {
     /// Every named shape.
-    pub const ALL: [Self; 3] = [
+    pub const ALL: [Self; 4] = [
         TRAIN_STEP_SHAPE,
+        Self {
+            name: "124m",
+            dims: [768, 12, 12, 12, 64, 2048, 32768, 1024],
+            tied_embeddings: true,
+        },
         Self {
             name: "1b",
             dims: [2048, 16, 32, 8, 64, 8192, 32768, 32768],

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use cuda::KernelTime;
 use data::packing::PackedBatch;
 use model::{ModelConfig, Parameters};
 use tensor::{DType, Device};
@@ -32,16 +33,8 @@ pub fn train_step(
     batch: BatchSettings,
     n_steps: usize,
 ) -> Result<Vec<f64>, TrainError> {
-    let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch } = batch;
-    assert!(rows_per_step.is_multiple_of(rows_per_micro_batch), "{batch:?}");
-    let max_tokens = seq_len * rows_per_micro_batch;
-    let settings = OptimizerSettings::default();
-    let parameters = Parameters::random(config, 1);
-    let mut trainer = Trainer::new(device.clone(), parameters, DType::Bf16, settings, max_tokens);
-    let batches: Vec<PackedBatch> = (0..rows_per_step)
-        .step_by(rows_per_micro_batch)
-        .map(|row| random_batch(config.vocab_size, seq_len, rows_per_micro_batch, row))
-        .collect();
+    let BatchSettings { seq_len, rows_per_step, .. } = batch;
+    let (mut trainer, batches) = prepared(device, config, batch);
     let mut speeds = Vec::with_capacity(n_steps);
     for step in 0..=n_steps {
         let start = Instant::now();
@@ -51,6 +44,44 @@ pub fn train_step(
         }
     }
     Ok(speeds)
+}
+
+/// What a GPU spends its time on in a training step.
+///
+/// # Errors
+/// When a step fails.
+///
+/// # Panics
+/// Where the device is none.
+pub fn train_step_profile(
+    device: &Device,
+    config: &ModelConfig,
+    batch: BatchSettings,
+) -> Result<Vec<KernelTime>, TrainError> {
+    let Device::Cuda { gpu, .. } = device else { panic!("a profile of the processors") };
+    let (mut trainer, batches) = prepared(device, config, batch);
+    trainer.step(&batches, 1e-3)?;
+    let mut outcome = Ok(());
+    let times = gpu.profiled(|| outcome = trainer.step(&batches, 1e-3).map(|_| ()));
+    outcome.map(|()| times)
+}
+
+/// A trainer of random weights, and the micro-batches of a step.
+fn prepared(
+    device: &Device,
+    config: &ModelConfig,
+    batch: BatchSettings,
+) -> (Trainer, Vec<PackedBatch>) {
+    let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch } = batch;
+    assert!(rows_per_step.is_multiple_of(rows_per_micro_batch), "{batch:?}");
+    let max_tokens = seq_len * rows_per_micro_batch;
+    let settings = OptimizerSettings::default();
+    let parameters = Parameters::random(config, 1);
+    let trainer = Trainer::new(device.clone(), parameters, DType::Bf16, settings, max_tokens);
+    let batches = (0..rows_per_step)
+        .step_by(rows_per_micro_batch)
+        .map(|row| random_batch(config.vocab_size, seq_len, rows_per_micro_batch, row));
+    (trainer, batches.collect())
 }
 
 /// Median tokens per second of a few steps, for plans.

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use kernels::Family;
 
 use crate::context::Form;
@@ -43,6 +43,24 @@ pub(crate) struct CommonArgs {
     /// Compute threads [default: one per processor]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
+    /// Where models are computed: on the processors, on an NVIDIA GPU, or on a GPU where there is one
+    #[arg(long, global = true, value_enum, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+    /// Folder with NVIDIA's libraries, looked into before the places of the system and of Python's packages
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) cuda_libs: Option<PathBuf>,
+}
+
+/// Where models are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    /// On a GPU where there is one, else on the processors
+    #[default]
+    Auto,
+    /// On the processors
+    Cpu,
+    /// On an NVIDIA GPU
+    Cuda,
 }
 
 impl CommonArgs {

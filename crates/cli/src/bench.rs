@@ -2,6 +2,7 @@
 
 mod growth;
 mod inference;
+mod throughput;
 mod tokenization;
 mod training;
 
@@ -10,11 +11,13 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use bench::{
-    BENCH_VOCAB_SIZE, BenchReport, BenchResult, Machine, Peer, RandomWeights, Shape,
+    BENCH_VOCAB_SIZE, BenchReport, BenchResult, GpuMachine, Machine, Peer, RandomWeights, Shape,
     TRAIN_STEP_SHAPE,
 };
 use clap::ValueEnum;
+use cuda::KernelTime;
 use model::{CacheKind, ModelConfig};
+use tensor::Device;
 
 use crate::context::{Context, Form};
 use crate::engine_args::CacheArgs;
@@ -36,7 +39,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     cache: CacheArgs,
     /// Shape with random weights [default: 15.7m]
-    #[arg(long, value_name = "SHAPE", value_parser = ["15.7m", "1b", "7b"])]
+    #[arg(long, value_name = "SHAPE", value_parser = ["15.7m", "124m", "1b", "7b"])]
     shape: Option<String>,
     /// Random weights of a shape: q4km, q8 or bf16, a GGUF file that is made once in the home's cache [default: bf16]
     #[arg(long, value_name = "TYPE", value_parser = parse_weights, conflicts_with = "model")]
@@ -57,6 +60,9 @@ pub(crate) struct Args {
     /// Compare the logits with those of the file's numbers in f32; with --peer they always are, and the peer's too
     #[arg(long)]
     divergence: bool,
+    /// Say on stderr what a GPU spends its time on (train, and decode and batch of a shape)
+    #[arg(long)]
+    profile: bool,
     /// Document whose figures and plots are rewritten (growth)
     #[arg(long, value_name = "FILE.md")]
     document: Option<PathBuf>,
@@ -70,7 +76,9 @@ enum What {
     Decode,
     /// Writing answers to several users at once
     Batch,
-    /// A training step of 16 rows of 512 tokens
+    /// Many requests through the engine, and how soon their first tokens come (a shape)
+    Throughput,
+    /// A training step: of 16 rows of 512 tokens, on a GPU of as many as keep it busy
     Train,
     /// Training a tokenizer, and encoding on one thread, in megabytes of --text a second
     Tokenizer,
@@ -89,13 +97,15 @@ impl What {
             Self::Prefill | Self::Decode | Self::Batch => peer.infers(),
             Self::Train => peer == Peer::PyTorch,
             Self::Tokenizer => peer == Peer::Gigatoken,
-            Self::Growth => false,
+            Self::Growth | Self::Throughput => false,
         }
     }
 
     fn default_peer(self) -> Peer {
         match self {
-            Self::Prefill | Self::Decode | Self::Batch | Self::Growth => Peer::LlamaCpp,
+            Self::Prefill | Self::Decode | Self::Batch | Self::Growth | Self::Throughput => {
+                Peer::LlamaCpp
+            }
             Self::Train => Peer::PyTorch,
             Self::Tokenizer => Peer::Gigatoken,
         }
@@ -163,11 +173,16 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         peer.check_installed()?;
     }
     context.say("measuring the machine");
-    let machine = Machine::measure(context.compute()?);
+    let mut machine = Machine::measure(context.compute()?);
+    let device = context.device()?;
+    if let Device::Cuda { gpu, .. } = &device {
+        machine.gpu = Some(GpuMachine::measure(gpu));
+    }
     let results = match args.what {
         What::Growth => return growth::measure(&args, machine, context),
         What::Train => vec![training::measure(&args, &machine, context)?],
         What::Prefill | What::Decode | What::Batch => inference::measure(&args, &machine, context)?,
+        What::Throughput => throughput::measure(&args, &device, context)?,
         What::Tokenizer => tokenization::measure(&args, context)?,
     };
     let report = BenchReport { machine, results };
@@ -181,6 +196,9 @@ fn check(args: &Args) -> Result<(), Failure> {
     let (what, is_inference) = (args.what, args.what.is_inference());
     let problem = match args.peer() {
         Some(_) if what == What::Growth => "bench growth has no peer: leave out --peer",
+        _ if what == What::Throughput && (args.model.is_some() || args.weights.is_some()) => {
+            "bench throughput measures shapes of bf16: give --shape"
+        }
         Some(peer) if !what.is_done_by(peer) => {
             let names = Peer::ALL.into_iter().filter(|&peer| what.is_done_by(peer));
             let names: Vec<&str> = names.map(Peer::name).collect();
@@ -229,6 +247,9 @@ fn check(args: &Args) -> Result<(), Failure> {
         _ if args.load.adapter.is_some() && args.divergence => {
             "--divergence compares with the file alone: leave out --adapter"
         }
+        _ if args.profile && !matches!(what, What::Train | What::Decode | What::Batch) => {
+            "--profile is for train, decode and batch: leave it out"
+        }
         _ if args.load.quantize.is_some() && args.model.is_none() => {
             "--quantize is for models: give --model"
         }
@@ -240,10 +261,29 @@ fn check(args: &Args) -> Result<(), Failure> {
     Err(Failure::usage(problem))
 }
 
+/// What a GPU spent its time on, kernels of less than half a percent in one line.
+fn say_profile(profile: &[KernelTime], context: &Context) {
+    let total: f64 = profile.iter().map(|kernel| kernel.seconds).sum();
+    context.say(&format!("{:.2} ms on the GPU", total * 1e3));
+    let (shown, small): (Vec<_>, Vec<_>) =
+        profile.iter().partition(|kernel| kernel.seconds >= 0.005 * total);
+    for KernelTime { name, n_calls, seconds } in shown {
+        let (ms, share) = (seconds * 1e3, 100.0 * seconds / total);
+        context.say(&format!("{ms:10.3} ms {share:5.1} % {n_calls:6} x {name}"));
+    }
+    let ms = small.iter().map(|kernel| kernel.seconds).sum::<f64>() * 1e3;
+    context.say(&format!("{ms:10.3} ms of others"));
+}
+
 fn as_text(report: &BenchReport) -> String {
     let machine = &report.machine;
     let mut text =
         format!("{}, {} threads, {}\n", machine.cpu, machine.n_threads, machine.kernel_family);
+    if let Some(gpu) = &machine.gpu {
+        let (flops, copies) = (gpu.bf16_flops / 1e12, gpu.copy_bytes_per_s / 1e12);
+        text +=
+            &format!("{}: bf16 products {flops:.0} TFLOP/s, copies {copies:.2} TB/s\n", gpu.name);
+    }
     let name = |result: &BenchResult| format!("{} {} {}", result.work, result.model, result.detail);
     let lines: Vec<(String, String)> =
         report.results.iter().map(|result| (name(result), value_text(result))).collect();

@@ -8,16 +8,18 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use cuda::{CudaError, DRIVER, Gpu, LibraryPath};
 use kernels::{Compute, Family, detect_features};
 use serde::Serialize;
 use tensor::Device;
 use tracing::field::Field;
+use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
-use crate::args::CommonArgs;
+use crate::args::{CommonArgs, DeviceChoice};
 use crate::failure::Failure;
 
 /// What the answer looks like.
@@ -37,6 +39,9 @@ pub(crate) struct Context {
     family: Option<Family>,
     n_threads: usize,
     compute: OnceCell<Compute>,
+    choice: DeviceChoice,
+    libraries: LibraryPath,
+    device: OnceCell<Device>,
 }
 
 impl Context {
@@ -56,6 +61,9 @@ impl Context {
             family,
             n_threads: common.threads.map_or(n_processors, std::num::NonZero::get),
             compute: OnceCell::new(),
+            choice: common.device,
+            libraries: LibraryPath::new(common.cuda_libs.clone()),
+            device: OnceCell::new(),
         })
     }
 
@@ -101,12 +109,45 @@ impl Context {
         Ok(self.compute.get_or_init(|| compute))
     }
 
-    /// The processors as a device.
+    /// Where models are computed, opened at the first call.
     ///
     /// # Errors
-    /// As [`Context::compute`].
+    /// As [`Context::compute`], and when a GPU was asked for and cannot be used.
     pub(crate) fn device(&self) -> anyhow::Result<Device> {
-        Ok(Device::Cpu(self.compute()?.clone()))
+        if let Some(device) = self.device.get() {
+            return Ok(device.clone());
+        }
+        let host = self.compute()?.clone();
+        let device = match self.choice {
+            DeviceChoice::Cpu => Device::Cpu(host),
+            DeviceChoice::Cuda => Device::Cuda { gpu: self.open_gpu()?, host },
+            DeviceChoice::Auto => match self.open_gpu() {
+                Ok(gpu) => Device::Cuda { gpu, host },
+                Err(error) => {
+                    // A machine without a driver is the usual case; one whose GPU cannot be used is worth a word.
+                    match error.downcast_ref() {
+                        Some(CudaError::NoLibrary { name: DRIVER, .. }) => {
+                            debug!(%error, "no GPU");
+                        }
+                        _ => warn!("computing on the processors: {error:#}"),
+                    }
+                    Device::Cpu(host)
+                }
+            },
+        };
+        Ok(self.device.get_or_init(|| device).clone())
+    }
+
+    /// The GPU.
+    ///
+    /// # Errors
+    /// When there is none that can be used.
+    pub(crate) fn open_gpu(&self) -> anyhow::Result<Gpu> {
+        let gpu = Gpu::open(&self.libraries).context("cannot use a GPU")?;
+        let about = gpu.description();
+        let memory = eval::figures::bytes(about.memory_bytes as u64);
+        info!(gpu = about.name, memory, "computing on a GPU");
+        Ok(gpu)
     }
 
     /// The kernel family that was asked for, else the fastest of this machine.

@@ -1,6 +1,7 @@
 //! `galerne doctor`: what this machine offers.
 
-use bench::Machine;
+use bench::{GpuMachine, Machine};
+use cuda::conformance::Size;
 use eval::figures::bytes;
 use formats::free_disk_bytes;
 use kernels::{Family, detect_features};
@@ -12,14 +13,26 @@ use crate::table::table;
 
 /// Arguments of `galerne doctor`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Compare every operation of the GPU with that of the processors
+    #[arg(long)]
+    conformance: bool,
+    /// Compare only operations whose names hold this text
+    #[arg(long, value_name = "TEXT", requires = "conformance")]
+    only: Option<String>,
+}
 
 /// Runs the command.
 ///
 /// # Errors
-/// When this machine cannot run the kernel family that was asked for.
-pub(crate) fn run(Args {}: Args, context: &Context) -> anyhow::Result<()> {
+/// When this machine cannot run the kernel family that was asked for, or the GPU computes something else than the
+/// processors.
+pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    if args.conformance {
+        return conformance(args.only.as_deref().unwrap_or_default(), context);
+    }
     let machine = Machine::measure(context.compute()?);
+    let gpu = context.open_gpu().map(|gpu| GpuMachine::measure(&gpu));
     let roofline = machine.roofline;
     let features = detect_features();
     let families = Family::ALL.into_iter().filter(|family| family.runs_on(features));
@@ -39,7 +52,8 @@ pub(crate) fn run(Args {}: Args, context: &Context) -> anyhow::Result<()> {
             "huge_pages": huge_pages,
             "home": context.home().display().to_string(),
             "home_free_bytes": free_disk,
-            "gpu": null,
+            "gpu": gpu.as_ref().ok(),
+            "gpu_missing": gpu.as_ref().err().map(|error| format!("{error:#}")),
         })),
         Form::Text => {
             let unknown = || "unknown".to_owned();
@@ -68,8 +82,43 @@ pub(crate) fn run(Args {}: Args, context: &Context) -> anyhow::Result<()> {
                 ("bf16 products", gigaflops(roofline.bf16_flops)),
                 ("f32 products", gigaflops(roofline.f32_flops)),
                 ("8-bit products", gigaflops(roofline.int8_ops)),
-                ("GPU", "not supported yet".to_owned()),
+                ("GPU", gpu.map_or_else(|error| format!("{error:#}"), |gpu| gpu_text(&gpu))),
             ]))
         }
     }
+}
+
+fn gpu_text(gpu: &GpuMachine) -> String {
+    let GpuMachine { name, driver, blas_version, .. } = gpu;
+    let (memory, flops, copies) =
+        (bytes(gpu.memory_bytes as u64), gpu.bf16_flops / 1e12, gpu.copy_bytes_per_s / 1e12);
+    format!(
+        "{name}, {memory}, CUDA {driver}, cuBLASLt {blas_version}, bf16 products {flops:.0} TFLOP/s, copies {copies:.2} TB/s"
+    )
+}
+
+/// Each operation on the GPU and on the processors.
+fn conformance(only: &str, context: &Context) -> anyhow::Result<()> {
+    let gpu = context.open_gpu()?;
+    let mut n_failed = 0;
+    let cases = cuda::conformance::cases();
+    for case in cases.iter().filter(|case| case.name.contains(only)) {
+        let deviation = (case.run)(&gpu, Size::Large);
+        let verdict = if deviation.is_within() { "as on the processors" } else { "DIFFERS" };
+        n_failed += usize::from(!deviation.is_within());
+        let (name, value, limit) = (case.name, deviation.value, deviation.limit);
+        match context.form() {
+            Form::Text => {
+                context.print(&format!("{name:36} {value:8.1e} of {limit:.1e}  {verdict}\n"))?;
+            }
+            Form::Json => context.print_json(&json!({
+                "operation": name,
+                "deviation": value,
+                "limit": limit,
+                "is_within": deviation.is_within(),
+            }))?,
+        }
+    }
+    anyhow::ensure!(n_failed == 0, "{n_failed} operations of the GPU differ from the processors'");
+    Ok(())
 }

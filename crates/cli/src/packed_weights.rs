@@ -10,6 +10,7 @@ use formats::model_dir::ModelDir;
 use formats::packed_copy::{OpenCopy, PackedCopy};
 use kernels::Buffer;
 use model::{Decoder, ModelConfig, PackedBytes, PackedPlan, Quantisation, compute_dtype};
+use tensor::Device;
 use tracing::warn;
 
 use crate::context::{Context, one_line};
@@ -44,6 +45,9 @@ impl WeightsOfModel<'_> {
         let Self { config, quantisation, .. } = *self;
         let (device, weights) = (self.context.device()?, self.dir.weights());
         let dtype = compute_dtype(config.dtype);
+        if let Device::Cuda { .. } = device {
+            return Ok(Decoder::load(&device, config, dtype, weights, quantisation)?);
+        }
         let plan = PackedPlan::new(config, dtype, weights, quantisation)?;
         if plan.n_bytes() > 0
             && plan.n_bytes() >= kept_bytes

@@ -181,7 +181,7 @@ fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
         template: has_conversations.then(|| template_of(recipe, &tokenizer)).transpose()?,
         name,
     };
-    write_model(&dir, run.parameters(), recipe.dtype, &tokenizer, &notes)
+    write_model(&dir, &run.parameters(), recipe.dtype, &tokenizer, &notes)
         .with_context(|| format!("cannot write the model of run {}", run.dir().display()))?;
     Ok(dir)
 }

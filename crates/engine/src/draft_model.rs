@@ -132,11 +132,11 @@ impl DraftModel {
         vocab_size: usize,
     ) -> Self {
         let DraftPlan { cache_kind, n_followed, max_tokens, max_rows } = plan;
-        let (config, dtype) = (decoder.config(), decoder.dtype());
+        let config = decoder.config();
         let place = |_| Followed { sequence_id: None, token_ids: Vec::with_capacity(max_tokens) };
         Self {
             n_ids: vocab_size.min(config.vocab_size),
-            cache: KvCache::new(config, dtype, cache_kind, n_followed, max_tokens, max_rows),
+            cache: KvCache::new(&decoder, cache_kind, n_followed, max_tokens, max_rows),
             workspace: Workspace::for_decoder(&decoder, max_rows),
             logits: Vec::with_capacity(n_followed * config.vocab_size),
             followed: (0..n_followed).map(place).collect(),
@@ -364,7 +364,7 @@ mod tests {
         let config = ModelConfig::new(config).unwrap();
         let compute = kernels::Compute::forced(kernels::Family::Reference, 1).unwrap();
         let device = Device::Cpu(compute);
-        let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+        let mut decoder = Decoder::zeroed(&device, &config, DType::F32, Passes::Forward);
         decoder.pack(&device, &Parameters::random(&config, 3));
         let mut limits = EngineLimits::default();
         change(&mut limits);

@@ -196,7 +196,8 @@ impl Engine {
             DraftModel::new(draft_model, device.clone(), of_draft, plan.config.vocab_size)
         });
         let mut workspace = Workspace::for_decoder(&decoder, limits.step_tokens);
-        let mut blocks = KvBlocks::new(&plan.config, plan.dtype, plan.cache_kind, plan.n_blocks);
+        let mut blocks =
+            KvBlocks::new(&device, &plan.config, plan.dtype, plan.cache_kind, plan.n_blocks);
         let forward = move |rows: &[CachedRows<'_>],
                             on_logits: &mut dyn FnMut(LogitsRow, &[f32])| {
             decoder.forward_cached(&device, rows, &mut blocks, &mut workspace, on_logits);

@@ -30,7 +30,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Device::Cpu(Compute::detect()?);
 //! let config = ModelConfig::new(ModelConfig::example())?;
-//! let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+//! let mut decoder = Decoder::zeroed(&device, &config, DType::F32, Passes::Forward);
 //! decoder.pack(&device, &Parameters::random(&config, 1));
 //! let engine = Engine::start(Arc::new(decoder), device, EngineLimits::default())?;
 //! let mut events = engine.submit(GenerationRequest {

@@ -64,7 +64,7 @@ fn decoder_of(config: &ModelConfig, seed: u64) -> Decoder {
             *value *= 3.0;
         }
     }
-    let mut decoder = Decoder::zeroed(config, DType::F32, Passes::Forward);
+    let mut decoder = Decoder::zeroed(&device(), config, DType::F32, Passes::Forward);
     decoder.pack(&device(), &parameters);
     decoder
 }
@@ -107,8 +107,8 @@ fn plain_decoding(
     n_tokens: usize,
 ) -> Vec<u32> {
     let (config, device) = (decoder.config(), device());
-    let mut workspace = Workspace::new(config, DType::F32, CONTEXT_LEN, Passes::Forward);
-    let mut cache = KvCache::new(config, DType::F32, cache_kind, 1, CONTEXT_LEN, CONTEXT_LEN);
+    let mut workspace = Workspace::new(&device(), config, DType::F32, CONTEXT_LEN, Passes::Forward);
+    let mut cache = KvCache::new(decoder, cache_kind, 1, CONTEXT_LEN, CONTEXT_LEN);
     let mut logits = Vec::new();
     let mut input = prompt.to_vec();
     let mut generated = Vec::new();
@@ -274,7 +274,7 @@ fn prompts_are_scored_as_one_pass_scores_them() {
         .collect();
     let scores = |prompt: &[u32]| -> Vec<(u32, Vec<u32>)> {
         let mut workspace =
-            Workspace::new(decoder.config(), DType::F32, CONTEXT_LEN, Passes::Forward);
+            Workspace::new(&device(), decoder.config(), DType::F32, CONTEXT_LEN, Passes::Forward);
         let ends = [0, prompt.len() as u32];
         let logits = decoder.logits(&device(), prompt, &ends, &mut workspace);
         let mut scratch = SamplerScratch::new(32);

@@ -139,7 +139,7 @@ mod tests {
 
     fn decoder(device: &Device, seed: u64) -> Decoder {
         let config = ModelConfig::new(ModelConfig::example()).unwrap();
-        let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+        let mut decoder = Decoder::zeroed(device, &config, DType::F32, Passes::Forward);
         decoder.pack(device, &Parameters::random(&config, seed));
         decoder
     }
@@ -160,7 +160,7 @@ mod tests {
         assert!(apart.same_likeliest < 1.0);
         assert_eq!(apart.original_loss_nats, same.original_loss_nats);
         // The losses are those of the scoring pass, piece by piece.
-        let mut workspace = Workspace::new(one.config(), DType::F32, 8, Passes::Forward);
+        let mut workspace = Workspace::new(&device, one.config(), DType::F32, 8, Passes::Forward);
         let inputs = [1, 5, 9, 2, 1, 7, 3];
         let losses = one.token_losses(&device, &inputs, &ids, &[0, 4, 7], &mut workspace);
         let mean = f64::from(losses.iter().sum::<f32>()) / 7.0;

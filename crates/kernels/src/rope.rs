@@ -134,6 +134,24 @@ impl RopeTable {
         self.entries.len()
     }
 
+    /// Cosines and sines of each entry, `[entries, 2, head_dim / 2]`.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Factor of the queries of each entry, `[entries]`.
+    #[must_use]
+    pub fn query_factors(&self) -> &[f32] {
+        &self.query_factors
+    }
+
+    /// The entry of each row of the batch.
+    #[must_use]
+    pub fn entries(&self) -> &[u32] {
+        &self.entries
+    }
+
     /// What rotates a row of the batch.
     ///
     /// # Panics

@@ -167,8 +167,8 @@ impl LoadedAdapter {
     }
 
     /// Working memory of adapters for up to `max_rows` tokens.
-    pub(crate) fn scratch(dtype: DType, max_rows: usize) -> LowRankScratch {
-        LowRankScratch::new(dtype, max_rows, MAX_RANK)
+    pub(crate) fn scratch(device: &Device, dtype: DType, max_rows: usize) -> LowRankScratch {
+        LowRankScratch::new(device, dtype, max_rows, MAX_RANK)
     }
 
     /// Bytes of [`LoadedAdapter::scratch`].

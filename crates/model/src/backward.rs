@@ -1,8 +1,8 @@
 //! The backward pass, written out by hand.
 
 use kernels::rope::Direction;
-use tensor::ops::AttentionSaved;
-use tensor::{DType, Device, LinearScratch, Tensor, ops};
+use tensor::ops::{AttentionSaved, NormSaved};
+use tensor::{DType, Device, LinearScratch, PackedRows, Tensor, ops};
 
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
@@ -29,14 +29,15 @@ pub struct GradientWorkspace {
     d_residual: Tensor,
     /// The same rounded, T.
     d_rounded: Tensor,
-    /// Gradient of a norm's output, f32 `[tokens, hidden]`.
+    /// Gradient of a norm's output, as products give it, `[tokens, hidden]`.
     d_normed: Tensor,
-    /// f32 `[tokens, n_heads head_dim]`.
+    /// As products give it, `[tokens, n_heads head_dim]`.
     d_attention_out: Tensor,
-    /// f32 and T `[tokens, (n_heads + 2 n_kv_heads) head_dim]`.
-    d_qkv: Tensor,
+    /// f32 `[tokens, (n_heads + 2 n_kv_heads) head_dim]`; none where the device works in the place of the next.
+    d_qkv: Option<Tensor>,
+    /// T `[tokens, (n_heads + 2 n_kv_heads) head_dim]`.
     d_qkv_rounded: Tensor,
-    /// f32 `[tokens, ffn]`.
+    /// As products give it, `[tokens, ffn]`.
     d_activated: Tensor,
     /// T `[tokens, 2 ffn]`.
     d_gate_up: Tensor,
@@ -49,28 +50,32 @@ pub struct GradientWorkspace {
 impl GradientWorkspace {
     /// Room for up to `max_rows` tokens.
     #[must_use]
-    pub fn new(config: &ModelConfig, dtype: DType, max_rows: usize) -> Self {
+    pub fn new(device: &Device, config: &ModelConfig, dtype: DType, max_rows: usize) -> Self {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
-        let f32_rows = |width| Tensor::zeroed(DType::F32, max_rows, width);
-        let operand = |width| Tensor::zeroed(dtype, max_rows, width);
-        let logit_rows = max_rows.min(LOGIT_ROWS);
+        let zeroed = |dtype, n_rows, width| Tensor::zeroed_on(device, dtype, n_rows, width);
+        let f32_rows = |width| zeroed(DType::F32, max_rows, width);
+        let product = |width| zeroed(device.product_dtype(dtype), max_rows, width);
+        let operand = |width| zeroed(dtype, max_rows, width);
+        let logit_rows = max_rows.min(device.logit_rows());
         let max_in = Self::largest_input(config);
         let workspace = Self {
             d_residual: f32_rows(hidden),
             d_rounded: operand(hidden),
-            d_normed: f32_rows(hidden),
-            d_attention_out: f32_rows(attention),
-            d_qkv: f32_rows(qkv),
+            d_normed: product(hidden),
+            d_attention_out: product(attention),
+            d_qkv: (!device.works_in_place()).then(|| f32_rows(qkv)),
             d_qkv_rounded: operand(qkv),
-            d_activated: f32_rows(ffn),
+            d_activated: product(ffn),
             d_gate_up: operand(2 * ffn),
-            d_logits: Tensor::zeroed(dtype, logit_rows, config.vocab_size),
-            layer_scratch: LinearScratch::new(dtype, max_rows, max_in),
-            head_scratch: LinearScratch::new(dtype, logit_rows, hidden),
+            d_logits: zeroed(dtype, logit_rows, config.vocab_size),
+            layer_scratch: LinearScratch::new(device, dtype, max_rows, max_in),
+            head_scratch: LinearScratch::new(device, dtype, logit_rows, hidden),
         };
-        let planned = Self::bytes_for(config, dtype, max_rows);
-        debug_assert_eq!(workspace.n_bytes(), planned, "bytes of a workspace against the plan");
+        if let Device::Cpu(_) = device {
+            let planned = Self::bytes_for(config, dtype, max_rows);
+            debug_assert_eq!(workspace.n_bytes(), planned, "bytes of a workspace against the plan");
+        }
         workspace
     }
 
@@ -80,7 +85,7 @@ impl GradientWorkspace {
         config.hidden_dim.max(config.ffn_dim).max(shape.n_heads * shape.head_dim)
     }
 
-    /// Bytes of [`GradientWorkspace::new`].
+    /// Bytes of [`GradientWorkspace::new`] where the processors compute.
     #[must_use]
     pub fn bytes_for(config: &ModelConfig, dtype: DType, max_rows: usize) -> usize {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
@@ -114,13 +119,12 @@ impl GradientWorkspace {
             d_rounded,
             d_normed,
             d_attention_out,
-            d_qkv,
             d_qkv_rounded,
             d_activated,
             d_gate_up,
             d_logits,
         ];
-        tensors.map(Tensor::n_bytes).into_iter().sum::<usize>()
+        tensors.into_iter().chain(d_qkv).map(Tensor::n_bytes).sum::<usize>()
             + layer_scratch.n_bytes()
             + head_scratch.n_bytes()
     }
@@ -131,11 +135,13 @@ impl GradientWorkspace {
             &mut self.d_rounded,
             &mut self.d_normed,
             &mut self.d_attention_out,
-            &mut self.d_qkv,
             &mut self.d_qkv_rounded,
             &mut self.d_activated,
             &mut self.d_gate_up,
-        ] {
+        ]
+        .into_iter()
+        .chain(&mut self.d_qkv)
+        {
             tensor.set_rows(n_rows);
         }
     }
@@ -160,25 +166,25 @@ impl Decoder {
         let (w, g) = (workspace, gradient_workspace);
         g.set_rows(rows.token_ids.len());
         self.forward_packed(device, rows.token_ids, rows.segment_starts, None, w);
-        let losses = self.head_backward(device, rows, w, g, gradients);
-        let input = w.final_input.as_ref().expect("a workspace for training");
-        g.d_residual.f32_mut().fill(0.0);
-        ops::rms_norm_backward(
-            device,
-            input.view(),
-            &self.final_norm,
-            w.final_scales.view(),
-            g.d_normed.view(),
-            g.d_residual.view_mut(),
-            gradients.final_norm.view_mut(),
-        );
+        self.head_backward(device, rows, w, g, gradients);
+        let saved = NormSaved {
+            x: w.final_input.as_ref().expect("a workspace for training").view(),
+            weight: &self.final_norm,
+            inverse_rms: w.final_scales.view(),
+            d_out: g.d_normed.view(),
+        };
+        let (d_residual, d_rounded) = (&mut g.d_residual, &mut g.d_rounded);
+        d_residual.clear();
+        let d_weight = gradients.final_norm.view_mut();
+        ops::rms_norm_backward(device, saved, d_residual, d_rounded, d_weight);
+        let packed = w.packed.take().expect("the forward pass was one of packed documents");
         for layer_idx in (0..self.layers.len()).rev() {
             self.ffn_backward(device, layer_idx, w, g, gradients);
-            self.attention_backward(device, layer_idx, rows.segment_starts, w, g, gradients);
+            self.attention_backward(device, layer_idx, &packed, w, g, gradients);
         }
         let d_table = gradients.embedding.view_mut();
         ops::gather_backward(device, rows.token_ids, g.d_residual.view(), d_table);
-        losses
+        w.losses.to_f32()
     }
 
     /// Logits, loss and the gradients of the head and of the final norm's output, a chunk of tokens at a time.
@@ -189,11 +195,10 @@ impl Decoder {
         w: &mut Workspace,
         g: &mut GradientWorkspace,
         gradients: &mut Parameters,
-    ) -> Vec<f32> {
+    ) {
         let n_tokens = rows.token_ids.len();
-        let mut losses = vec![0.0; n_tokens];
-        for first in (0..n_tokens).step_by(LOGIT_ROWS) {
-            let range = first..n_tokens.min(first + LOGIT_ROWS);
+        for first in (0..n_tokens).step_by(device.logit_rows()) {
+            let range = first..n_tokens.min(first + device.logit_rows());
             self.logits_of(device, range.clone(), w);
             g.d_logits.set_rows(range.len());
             ops::cross_entropy(
@@ -201,8 +206,8 @@ impl Decoder {
                 w.logits.view(),
                 &rows.targets[range.clone()],
                 &rows.target_weights[range.clone()],
-                &mut losses[range.clone()],
-                g.d_logits.view_mut(),
+                w.losses.rows_mut(range.clone()),
+                Some(g.d_logits.view_mut()),
             );
             let d_logits = g.d_logits.view();
             self.head().backward_input(device, d_logits, g.d_normed.rows_mut(range.clone()));
@@ -210,7 +215,6 @@ impl Decoder {
             let hidden = w.final_normed.rows(range);
             g.head_scratch.backward_weight(device, d_logits, hidden, d_head.view_mut());
         }
-        losses
     }
 
     fn ffn_backward(
@@ -223,7 +227,6 @@ impl Decoder {
     ) {
         let (layer, a) = (&self.layers[layer_idx], &w.layers[layer_idx]);
         let d_layer = &mut gradients.layers[layer_idx];
-        ops::convert(device, g.d_residual.view(), g.d_rounded.view_mut());
         layer.ffn.dense().down.backward_input(device, g.d_rounded.view(), g.d_activated.view_mut());
         ops::swiglu_backward(
             device,
@@ -238,30 +241,28 @@ impl Decoder {
         let (d_gate_up, normed) = (g.d_gate_up.view(), a.ffn_normed.view());
         scratch.backward_weight(device, d_gate_up, normed, d_layer.gate_up.view_mut());
         layer.ffn.dense().gate_up.backward_input(device, d_gate_up, g.d_normed.view_mut());
-        let input = a.ffn_input.as_ref().expect("a workspace for training");
-        ops::rms_norm_backward(
-            device,
-            input.view(),
-            &layer.ffn_norm,
-            a.ffn_scales.view(),
-            g.d_normed.view(),
-            g.d_residual.view_mut(),
-            d_layer.ffn_norm.view_mut(),
-        );
+        let saved = NormSaved {
+            x: a.ffn_input.as_ref().expect("a workspace for training").view(),
+            weight: &layer.ffn_norm,
+            inverse_rms: a.ffn_scales.view(),
+            d_out: g.d_normed.view(),
+        };
+        let (d_residual, d_rounded) = (&mut g.d_residual, &mut g.d_rounded);
+        let d_weight = d_layer.ffn_norm.view_mut();
+        ops::rms_norm_backward(device, saved, d_residual, d_rounded, d_weight);
     }
 
     fn attention_backward(
         &self,
         device: &Device,
         layer_idx: usize,
-        segment_starts: &[u32],
+        packed: &PackedRows,
         w: &mut Workspace,
         g: &mut GradientWorkspace,
         gradients: &mut Parameters,
     ) {
         let (layer, a) = (&self.layers[layer_idx], &w.layers[layer_idx]);
         let d_layer = &mut gradients.layers[layer_idx];
-        ops::convert(device, g.d_residual.view(), g.d_rounded.view_mut());
         let d_out = g.d_rounded.view();
         layer.attention_out.backward_input(device, d_out, g.d_attention_out.view_mut());
         let (scratch, out) = (&mut g.layer_scratch, a.attention_out.view());
@@ -271,25 +272,28 @@ impl Decoder {
             out,
             log_sum_exp: a.log_sum_exp.view(),
             d_out: g.d_attention_out.view(),
-            segment_starts,
+            rows: packed,
         };
         let heads = self.config.layer_heads(layer_idx);
-        ops::attention_backward(device, heads, saved, g.d_qkv.view_mut());
-        let (d_qkv, rounded) = (g.d_qkv.view(), g.d_qkv_rounded.view_mut());
-        let heads = self.config.rotated_heads();
-        ops::rotate(device, d_qkv, &w.rope, heads, Direction::Backward, rounded);
+        let d_qkv = g.d_qkv.as_mut().unwrap_or(&mut g.d_qkv_rounded);
+        ops::attention_backward(device, heads, saved, d_qkv.view_mut());
+        let (heads, rounded) = (self.config.rotated_heads(), g.d_qkv_rounded.view_mut());
+        let direction = Direction::Backward;
+        match &g.d_qkv {
+            Some(d_qkv) => ops::rotate(device, d_qkv.view(), &w.rope, heads, direction, rounded),
+            None => ops::rotate_in_place(device, rounded, &w.rope, heads, direction),
+        }
         let (d_qkv, normed) = (g.d_qkv_rounded.view(), a.attention_normed.view());
         scratch.backward_weight(device, d_qkv, normed, d_layer.qkv.view_mut());
         layer.qkv.backward_input(device, d_qkv, g.d_normed.view_mut());
-        let input = a.attention_input.as_ref().expect("a workspace for training");
-        ops::rms_norm_backward(
-            device,
-            input.view(),
-            &layer.attention_norm,
-            a.attention_scales.view(),
-            g.d_normed.view(),
-            g.d_residual.view_mut(),
-            d_layer.attention_norm.view_mut(),
-        );
+        let saved = NormSaved {
+            x: a.attention_input.as_ref().expect("a workspace for training").view(),
+            weight: &layer.attention_norm,
+            inverse_rms: a.attention_scales.view(),
+            d_out: g.d_normed.view(),
+        };
+        let (d_residual, d_rounded) = (&mut g.d_residual, &mut g.d_rounded);
+        let d_weight = d_layer.attention_norm.view_mut();
+        ops::rms_norm_backward(device, saved, d_residual, d_rounded, d_weight);
     }
 }

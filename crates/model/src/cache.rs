@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kernels::attention::{CacheKind, KEY_BLOCK, SequenceRows};
-use tensor::{DType, Device, KeyBlocks, Tensor, ops};
+use kernels::attention::{CacheKind, KEY_BLOCK};
+use tensor::{CachedBatch, CachedSequence, DType, Device, KeyBlocks, Tensor, ops};
 
 use crate::adapted::LoadedAdapter;
 use crate::config::ModelConfig;
@@ -21,8 +21,14 @@ pub struct KvBlocks {
 impl KvBlocks {
     /// `n_blocks` blocks for a model of this shape.
     #[must_use]
-    pub fn new(config: &ModelConfig, dtype: DType, kind: CacheKind, n_blocks: usize) -> Self {
-        Self { blocks: KeyBlocks::zeroed(dtype, kind, config.head_shape(), n_blocks) }
+    pub fn new(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        kind: CacheKind,
+        n_blocks: usize,
+    ) -> Self {
+        Self { blocks: KeyBlocks::zeroed(device, dtype, kind, config.head_shape(), n_blocks) }
     }
 
     /// Bytes of one block.
@@ -91,9 +97,25 @@ pub struct LogitsRow {
     pub row_idx: usize,
 }
 
+/// Where the rows of each sequence stand in the batch.
+pub(crate) fn cached_sequences<'a>(sequences: &[CachedRows<'a>]) -> Vec<CachedSequence<'a>> {
+    let mut end = 0;
+    let rows = sequences.iter().map(|sequence| {
+        let n_rows = sequence.token_ids.len();
+        end += n_rows;
+        CachedSequence {
+            first_row: end - n_rows,
+            n_rows,
+            first_position: sequence.first_position,
+            block_tables: sequence.block_tables,
+        }
+    });
+    rows.collect()
+}
+
 /// Attention of sequences that read their earlier tokens from blocks.
 pub(crate) struct CachedContext<'a> {
-    pub(crate) sequences: &'a [CachedRows<'a>],
+    pub(crate) batch: CachedBatch<'a>,
     pub(crate) blocks: &'a mut KvBlocks,
 }
 
@@ -107,26 +129,10 @@ impl AttentionContext for CachedContext<'_> {
         out: &mut Tensor,
         log_sum_exp: &mut Tensor,
     ) {
-        let shape = config.layer_heads(layer_idx);
-        let mut end = 0;
-        let sequences: Vec<SequenceRows<'_>> = self
-            .sequences
-            .iter()
-            .map(|sequence| {
-                let n_rows = sequence.token_ids.len();
-                end += n_rows;
-                SequenceRows {
-                    first_row: end - n_rows,
-                    n_rows,
-                    first_position: sequence.first_position,
-                    block_table: &sequence.block_tables[layer_idx],
-                }
-            })
-            .collect();
-        let blocks = &mut self.blocks.blocks;
-        ops::append_keys_values(device, shape, qkv.view(), &sequences, blocks);
+        let (shape, blocks) = (config.layer_heads(layer_idx), &mut self.blocks.blocks);
         let (out, lse) = (out.view_mut(), log_sum_exp.view_mut());
-        ops::attention(device, shape, qkv.view(), &sequences, blocks, out, lse);
+        let layer = (&self.batch, layer_idx);
+        ops::cached_attention(device, shape, qkv.view(), layer, blocks, out, lse);
     }
 }
 
@@ -136,13 +142,13 @@ impl AttentionContext for CachedContext<'_> {
 #[derive(Debug)]
 pub struct KvCache {
     blocks: KvBlocks,
-    sequences: Vec<CachedSequence>,
+    sequences: Vec<KnownSequence>,
     adapter: Option<Arc<LoadedAdapter>>,
     max_rows: usize,
 }
 
 #[derive(Debug)]
-struct CachedSequence {
+struct KnownSequence {
     /// Per layer the blocks by position / 32.
     block_tables: Vec<Vec<u32>>,
     len: usize,
@@ -154,13 +160,13 @@ impl KvCache {
     /// An empty cache for `n_sequences` sequences of up to `max_tokens` tokens, of which up to `max_rows` come at a time.
     #[must_use]
     pub fn new(
-        config: &ModelConfig,
-        dtype: DType,
+        decoder: &Decoder,
         kind: CacheKind,
         n_sequences: usize,
         max_tokens: usize,
         max_rows: usize,
     ) -> Self {
+        let config = decoder.config();
         let n_positions = max_tokens.div_ceil(KEY_BLOCK);
         let mut n_blocks = 0;
         let mut table = |layer_idx| -> Vec<u32> {
@@ -170,13 +176,13 @@ impl KvCache {
             ids.map(|id| id.expect("fewer than 2^32 blocks")).collect()
         };
         let sequences = (0..n_sequences)
-            .map(|_| CachedSequence {
+            .map(|_| KnownSequence {
                 block_tables: (0..config.n_layers).map(&mut table).collect(),
                 len: 0,
                 most: 0,
             })
             .collect();
-        let blocks = KvBlocks::new(config, dtype, kind, n_blocks);
+        let blocks = KvBlocks::new(&decoder.device, config, decoder.dtype(), kind, n_blocks);
         Self { blocks, sequences, adapter: None, max_rows }
     }
 
@@ -234,7 +240,7 @@ impl KvCache {
         let rows: Vec<CachedRows<'_>> = new_tokens
             .iter()
             .map(|&(sequence_idx, token_ids)| {
-                let CachedSequence { block_tables, len, .. } = &self.sequences[sequence_idx];
+                let KnownSequence { block_tables, len, .. } = &self.sequences[sequence_idx];
                 let (n, at_a_time) = (token_ids.len(), self.max_rows);
                 assert!(n <= at_a_time, "{n} tokens at a time, at most {at_a_time}");
                 CachedRows { token_ids, n_logits: 1, adapter, first_position: *len, block_tables }

@@ -1,8 +1,7 @@
 //! The weights of a decoder, packed for the kernels.
 
-use half::bf16;
 use kernels::rope::RopeFrequencies;
-use tensor::{DType, Device, Linear, Passes, Tensor};
+use tensor::{DType, Device, Linear, Passes, Tensor, ops};
 
 use crate::config::ModelConfig;
 use crate::feed_forward::FeedForward;
@@ -11,6 +10,8 @@ use crate::parameters::{LayerParameters, Parameters};
 /// A decoder, ready to compute.
 #[derive(Clone, Debug)]
 pub struct Decoder {
+    /// Where its weights are.
+    pub(crate) device: Device,
     pub(crate) config: ModelConfig,
     pub(crate) dtype: DType,
     /// `[vocab, hidden]`; the head too when tied.
@@ -34,23 +35,25 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    fn zeroed(config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
+    fn zeroed(device: &Device, config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
         let hidden = config.hidden_dim;
         let shape = config.head_shape();
+        let norm = || Tensor::zeroed_on(device, DType::F32, 1, hidden);
+        let linear = |n_out, n_in| Linear::zeroed(device, dtype, n_out, n_in, passes);
         Self {
-            attention_norm: Tensor::zeroed(DType::F32, 1, hidden),
-            qkv: Linear::zeroed(dtype, shape.qkv_width(), hidden, passes),
-            attention_out: Linear::zeroed(dtype, hidden, shape.n_heads * shape.head_dim, passes),
-            ffn_norm: Tensor::zeroed(DType::F32, 1, hidden),
-            ffn: FeedForward::zeroed(config, dtype, passes),
+            attention_norm: norm(),
+            qkv: linear(shape.qkv_width(), hidden),
+            attention_out: linear(hidden, shape.n_heads * shape.head_dim),
+            ffn_norm: norm(),
+            ffn: FeedForward::zeroed(device, config, dtype, passes),
         }
     }
 
     fn pack(&mut self, device: &Device, dtype: DType, parameters: &LayerParameters) {
-        pack_norm(&mut self.attention_norm, &parameters.attention_norm, dtype);
+        pack_norm(device, &mut self.attention_norm, &parameters.attention_norm, dtype);
         self.qkv.pack(device, parameters.qkv.view());
         self.attention_out.pack(device, parameters.attention_out.view());
-        pack_norm(&mut self.ffn_norm, &parameters.ffn_norm, dtype);
+        pack_norm(device, &mut self.ffn_norm, &parameters.ffn_norm, dtype);
         let ffn = self.ffn.dense_mut();
         ffn.gate_up.pack(device, parameters.gate_up.view());
         ffn.down.pack(device, parameters.down.view());
@@ -58,32 +61,64 @@ impl Layer {
 }
 
 /// Norm weights are f32, but hold what the model's number type can hold: a bf16 model is written with bf16 norm weights.
-fn pack_norm(norm: &mut Tensor, parameter: &Tensor, dtype: DType) {
-    for (out, &value) in norm.f32_mut().iter_mut().zip(parameter.f32()) {
-        *out = match dtype {
-            DType::F32 => value,
-            DType::Bf16 => bf16::from_f32(value).to_f32(),
-        };
-    }
+fn pack_norm(device: &Device, norm: &mut Tensor, parameter: &Tensor, dtype: DType) {
+    ops::round_to(device, dtype, parameter.view(), norm.view_mut());
 }
 
 impl Decoder {
     /// A decoder of zeros: matrices in `dtype`, packed for the passes wanted.
     #[must_use]
-    pub fn zeroed(config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
-        let vocabulary = || Linear::zeroed(dtype, config.vocab_size, config.hidden_dim, passes);
+    pub fn zeroed(device: &Device, config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
+        let vocabulary =
+            || Linear::zeroed(device, dtype, config.vocab_size, config.hidden_dim, passes);
+        let layer = |_| Layer::zeroed(device, config, dtype, passes);
         Self {
+            device: device.clone(),
             config: config.clone(),
             dtype,
             embedding: vocabulary(),
-            layers: (0..config.n_layers).map(|_| Layer::zeroed(config, dtype, passes)).collect(),
-            final_norm: Tensor::zeroed(DType::F32, 1, config.hidden_dim),
+            layers: (0..config.n_layers).map(layer).collect(),
+            final_norm: Tensor::zeroed_on(device, DType::F32, 1, config.hidden_dim),
             head: (!config.tied_embeddings).then(vocabulary),
             rope: crate::rope::frequencies(config),
         }
     }
 
-    /// Takes over the parameters, rounding matrices and norms to the decoder's number type.
+    /// A decoder of random weights for measurements: on a GPU they are made there, in seconds whatever the size.
+    ///
+    /// # Panics
+    /// When it has experts and is to be in this machine's memory: their parameters are not made.
+    #[must_use]
+    pub fn random(device: &Device, config: &ModelConfig, dtype: DType, seed: u64) -> Self {
+        let mut decoder = Self::zeroed(device, config, dtype, Passes::Forward);
+        if let Device::Cpu(_) = device {
+            decoder.pack(device, &Parameters::random(config, seed));
+            return decoder;
+        }
+        let mut seeds = seed..;
+        let mut fill = |linear: &mut Linear, std: f32| {
+            let seed = seeds.next().expect("there is always a next number");
+            linear.fill_uniform(device, seed, std);
+        };
+        fill(&mut decoder.embedding, 0.02);
+        decoder.head.iter_mut().for_each(|head| fill(head, 0.02));
+        for layer in &mut decoder.layers {
+            let ffn = layer.ffn.linears_mut();
+            for linear in [&mut layer.qkv, &mut layer.attention_out].into_iter().chain(ffn) {
+                let std = 1.0 / (linear.n_in() as f32).sqrt();
+                fill(linear, std);
+            }
+        }
+        let norms = decoder
+            .layers
+            .iter_mut()
+            .flat_map(|layer| [&mut layer.attention_norm, &mut layer.ffn_norm]);
+        let ones = vec![1.0; config.hidden_dim];
+        norms.chain([&mut decoder.final_norm]).for_each(|norm| norm.write_f32(&ones));
+        decoder
+    }
+
+    /// Takes over the parameters, which are on its device, rounding matrices and norms to the decoder's number type.
     ///
     /// # Panics
     /// When the parameters are those of another configuration.
@@ -91,7 +126,7 @@ impl Decoder {
         assert_eq!(parameters.layers.len(), self.layers.len(), "layers of the parameters");
         let dtype = self.dtype;
         self.embedding.pack(device, parameters.embedding.view());
-        pack_norm(&mut self.final_norm, &parameters.final_norm, dtype);
+        pack_norm(device, &mut self.final_norm, &parameters.final_norm, dtype);
         if let (Some(head), Some(parameter)) = (&mut self.head, &parameters.head) {
             head.pack(device, parameter.view());
         }

@@ -16,10 +16,16 @@ pub(crate) struct FfnBlock {
 }
 
 impl FfnBlock {
-    pub(crate) fn zeroed(config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
+    pub(crate) fn zeroed(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        passes: Passes,
+    ) -> Self {
+        let linear = |n_out, n_in| Linear::zeroed(device, dtype, n_out, n_in, passes);
         Self {
-            gate_up: Linear::zeroed(dtype, 2 * config.ffn_dim, config.hidden_dim, passes),
-            down: Linear::zeroed(dtype, config.hidden_dim, config.ffn_dim, passes),
+            gate_up: linear(2 * config.ffn_dim, config.hidden_dim),
+            down: linear(config.hidden_dim, config.ffn_dim),
         }
     }
 
@@ -43,12 +49,17 @@ pub(crate) enum FeedForward {
 }
 
 impl FeedForward {
-    pub(crate) fn zeroed(config: &ModelConfig, dtype: DType, passes: Passes) -> Self {
-        let block = || FfnBlock::zeroed(config, dtype, passes);
+    pub(crate) fn zeroed(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        passes: Passes,
+    ) -> Self {
+        let block = || FfnBlock::zeroed(device, config, dtype, passes);
         match config.experts {
             None => Self::Dense(block()),
             Some(experts) => Self::Experts {
-                router: Linear::zeroed(dtype, experts.n_experts, config.hidden_dim, passes),
+                router: Linear::zeroed(device, dtype, experts.n_experts, config.hidden_dim, passes),
                 experts: (0..experts.n_experts).map(|_| block()).collect(),
             },
         }
@@ -74,6 +85,16 @@ impl FeedForward {
                 router.n_bytes() + experts.iter().map(of).sum::<usize>()
             }
         }
+    }
+
+    /// Every matrix.
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let (router, blocks) = match self {
+            Self::Dense(block) => (None, std::slice::from_mut(block)),
+            Self::Experts { router, experts } => (Some(router), experts.as_mut_slice()),
+        };
+        let blocks = blocks.iter_mut().flat_map(|block| [&mut block.gate_up, &mut block.down]);
+        router.into_iter().chain(blocks).collect()
     }
 
     /// Whether some of its weights are packed blocks.
@@ -113,6 +134,8 @@ impl FeedForward {
 pub(crate) struct ExpertWorkspace {
     /// f32 `[tokens, n_experts]`.
     router_logits: Tensor,
+    /// The same, where they were computed on a GPU: experts are chosen beside it.
+    host_logits: Vec<f32>,
     routes: Routes,
     /// A `[rows of an expert, hidden]`.
     input: Tensor,
@@ -122,13 +145,20 @@ pub(crate) struct ExpertWorkspace {
 
 impl ExpertWorkspace {
     /// `None` for a model without experts.
-    pub(crate) fn new(config: &ModelConfig, dtype: DType, max_rows: usize) -> Option<Self> {
+    pub(crate) fn new(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        max_rows: usize,
+    ) -> Option<Self> {
         let n_experts = config.experts?.n_experts;
+        let zeroed = |dtype, width| Tensor::zeroed_on(device, dtype, max_rows, width);
         Some(Self {
-            router_logits: Tensor::zeroed(DType::F32, max_rows, n_experts),
+            router_logits: zeroed(DType::F32, n_experts),
+            host_logits: Vec::new(),
             routes: Routes::with_capacity(n_experts, max_rows),
-            input: Tensor::zeroed(dtype, max_rows, config.hidden_dim),
-            output: Tensor::zeroed(DType::F32, max_rows, config.hidden_dim),
+            input: zeroed(dtype, config.hidden_dim),
+            output: zeroed(DType::F32, config.hidden_dim),
         })
     }
 
@@ -139,9 +169,11 @@ impl ExpertWorkspace {
     }
 
     pub(crate) fn n_bytes(&self) -> usize {
-        let Self { router_logits, routes, input, output } = self;
+        let Self { router_logits, host_logits, routes, input, output } = self;
         let tensors = [router_logits, input, output];
-        tensors.map(Tensor::n_bytes).into_iter().sum::<usize>() + routes.n_bytes()
+        tensors.map(Tensor::n_bytes).into_iter().sum::<usize>()
+            + host_logits.capacity() * size_of::<f32>()
+            + routes.n_bytes()
     }
 }
 
@@ -158,7 +190,7 @@ pub(crate) fn run(
     let LayerActivations { ffn_normed, gate_up: rounded, .. } = &mut w.layers[slot];
     let mut run = BlockRun {
         device,
-        gate_up: &mut w.gate_up,
+        gate_up: w.gate_up.as_mut(),
         rounded,
         activated: &mut w.activated,
         adapted: (adapted, layer_idx),
@@ -176,7 +208,7 @@ pub(crate) fn run(
             let logits = e.router_logits.view_mut();
             let scratch = &mut *run.operands;
             router.forward(device, ffn_normed.view(), logits, Write::Overwrite, scratch);
-            e.routes.set(e.router_logits.f32(), n_active);
+            e.routes.set(e.router_logits.read_f32(&mut e.host_logits), n_active);
             for (expert_idx, block) in experts.iter().enumerate() {
                 let route = e.routes.expert(expert_idx);
                 if route.rows.is_empty() {
@@ -195,7 +227,8 @@ pub(crate) fn run(
 /// What a block writes between its two products.
 struct BlockRun<'a> {
     device: &'a Device,
-    gate_up: &'a mut Tensor,
+    /// None where the product goes to `rounded`.
+    gate_up: Option<&'a mut Tensor>,
     rounded: &'a mut Tensor,
     activated: &'a mut Tensor,
     /// Adapters and the layer, for a dense block; none changes an expert.
@@ -206,23 +239,21 @@ struct BlockRun<'a> {
 
 impl BlockRun<'_> {
     fn block(&mut self, block: &FfnBlock, x: &Tensor, out: &mut Tensor, write: Write) {
-        for tensor in [&mut *self.gate_up, self.rounded, self.activated] {
+        let gate_up = self.gate_up.as_deref_mut();
+        for tensor in [&mut *self.rounded, self.activated].into_iter().chain(gate_up) {
             tensor.set_rows(x.n_rows());
         }
         let device = self.device;
-        block.gate_up.forward(
-            device,
-            x.view(),
-            self.gate_up.view_mut(),
-            Write::Overwrite,
-            self.operands,
-        );
+        let product = self.gate_up.as_deref_mut().unwrap_or(self.rounded);
+        let (operands, write_product) = (&mut *self.operands, Write::Overwrite);
+        block.gate_up.forward(device, x.view(), product.view_mut(), write_product, operands);
         let (adapted, layer_idx) = self.adapted;
         let changes = (adapted, layer_idx, LayerChanges::gate_up as adapted::Product);
         let scratch = (&mut *self.low_rank, &mut *self.operands);
-        adapted::add(device, changes, x, self.gate_up, scratch);
+        adapted::add(device, changes, x, product, scratch);
         let (rounded, activated) = (self.rounded.view_mut(), self.activated.view_mut());
-        ops::swiglu(device, self.gate_up.view(), rounded, activated);
+        let gate_up = self.gate_up.as_deref().map(Tensor::view);
+        ops::swiglu(device, gate_up, rounded, activated);
         block.down.forward(device, self.activated.view(), out.view_mut(), write, self.operands);
         let changes = (adapted, layer_idx, LayerChanges::down as adapted::Product);
         let scratch = (&mut *self.low_rank, &mut *self.operands);

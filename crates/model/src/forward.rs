@@ -1,16 +1,16 @@
 //! The forward pass: one for training, scoring and serving.
 
-use kernels::attention::{CacheKind, HeadShape, KEY_BLOCK, SequenceRows};
+use kernels::attention::CacheKind;
 use kernels::matmul::Write;
 use kernels::rope::Direction;
-use tensor::{DType, Device, KeyBlocks, Tensor, ops};
+use tensor::{CachedBatch, Device, KeyBlocks, PackedRows, Tensor, ops};
 
 use crate::adapted::{self, AdaptedRows, LayerChanges, LoadedAdapter};
-use crate::cache::{CachedContext, CachedRows, KvBlocks, LogitsRow};
+use crate::cache::{self, CachedContext, CachedRows, KvBlocks, LogitsRow};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::feed_forward;
-use crate::workspace::{LOGIT_ROWS, Workspace};
+use crate::workspace::Workspace;
 
 /// Where a layer's attention finds the keys and values of earlier tokens.
 pub(crate) trait AttentionContext {
@@ -31,39 +31,8 @@ pub(crate) trait AttentionContext {
 
 /// Attention within packed documents, which do not see one another.
 struct PackedContext<'a> {
-    segment_starts: &'a [u32],
-    /// Blocks of each document, one document after the other.
-    block_tables: Vec<Vec<u32>>,
-    key_blocks: KeyBlocks,
-}
-
-impl<'a> PackedContext<'a> {
-    /// Takes `key_blocks` over, making it larger when the documents need more blocks than any batch before.
-    fn new(
-        segment_starts: &'a [u32],
-        dtype: DType,
-        shape: HeadShape,
-        key_blocks: KeyBlocks,
-    ) -> Self {
-        let mut n_blocks = 0;
-        let block_tables: Vec<Vec<u32>> = segment_starts
-            .windows(2)
-            .map(|ends| {
-                let n = (ends[1] - ends[0]).div_ceil(KEY_BLOCK as u32);
-                n_blocks += n;
-                (n_blocks - n..n_blocks).collect()
-            })
-            .collect();
-        let n_blocks = n_blocks as usize;
-        let key_blocks = if n_blocks > key_blocks.n_blocks(shape) {
-            // The old ones go first, or both would be in memory for a moment.
-            drop(key_blocks);
-            KeyBlocks::zeroed(dtype, CacheKind::Operands, shape, n_blocks)
-        } else {
-            key_blocks
-        };
-        Self { segment_starts, block_tables, key_blocks }
-    }
+    rows: &'a PackedRows,
+    key_blocks: &'a mut KeyBlocks,
 }
 
 impl AttentionContext for PackedContext<'_> {
@@ -77,20 +46,8 @@ impl AttentionContext for PackedContext<'_> {
         log_sum_exp: &mut Tensor,
     ) {
         let shape = config.layer_heads(layer_idx);
-        let sequences: Vec<SequenceRows<'_>> = self
-            .segment_starts
-            .windows(2)
-            .zip(&self.block_tables)
-            .map(|(ends, block_table)| SequenceRows {
-                first_row: ends[0] as usize,
-                n_rows: (ends[1] - ends[0]) as usize,
-                first_position: 0,
-                block_table,
-            })
-            .collect();
-        ops::append_keys_values(device, shape, qkv.view(), &sequences, &mut self.key_blocks);
-        let (blocks, out, lse) = (&self.key_blocks, out.view_mut(), log_sum_exp.view_mut());
-        ops::attention(device, shape, qkv.view(), &sequences, blocks, out, lse);
+        let (out, lse) = (out.view_mut(), log_sum_exp.view_mut());
+        ops::packed_attention(device, shape, qkv.view(), self.rows, self.key_blocks, out, lse);
     }
 }
 
@@ -138,15 +95,23 @@ impl Decoder {
             );
             workspace.positions.extend(0..len);
         }
+        let packed = PackedRows::new(device, segment_starts);
         let shape = self.config.head_shape();
-        let empty = KeyBlocks::zeroed(self.dtype, CacheKind::Operands, shape, 0);
-        let key_blocks = std::mem::replace(&mut workspace.key_blocks, empty);
-        let mut context = PackedContext::new(segment_starts, self.dtype, shape, key_blocks);
+        if packed.n_blocks() > workspace.key_blocks.n_blocks(shape) {
+            // The old ones go first, or both would be in memory for a moment.
+            let zeroed = |n| KeyBlocks::zeroed(device, self.dtype, CacheKind::Operands, shape, n);
+            workspace.key_blocks = zeroed(0);
+            workspace.key_blocks = zeroed(packed.n_blocks());
+        }
+        let empty = KeyBlocks::zeroed(device, self.dtype, CacheKind::Operands, shape, 0);
+        let mut key_blocks = std::mem::replace(&mut workspace.key_blocks, empty);
+        let mut context = PackedContext { rows: &packed, key_blocks: &mut key_blocks };
         let rows = 0..token_ids.len();
         let adapted: Vec<_> =
             adapter.map(|adapter| AdaptedRows { adapter, rows }).into_iter().collect();
         self.forward(device, token_ids, &adapted, &mut context, workspace);
-        workspace.key_blocks = context.key_blocks;
+        workspace.key_blocks = key_blocks;
+        workspace.packed = Some(packed);
     }
 
     /// Writes the keys and values of new tokens into their sequences' blocks and hands the logits of the rows that are wanted to
@@ -181,7 +146,9 @@ impl Decoder {
             workspace.positions.extend((first..end).map(|position| position as u32));
         }
         let adapted = adapted_rows(sequences);
-        let mut context = CachedContext { sequences, blocks };
+        let heads = (0..self.config.n_layers).map(|layer_idx| self.config.layer_heads(layer_idx));
+        let cached = cache::cached_sequences(sequences);
+        let mut context = CachedContext { batch: CachedBatch::new(device, heads, &cached), blocks };
         self.forward(device, &token_ids, &adapted, &mut context, workspace);
         self.wanted_logits(device, sequences, workspace, on_logits);
     }
@@ -193,22 +160,24 @@ impl Decoder {
         workspace: &mut Workspace,
         on_logits: &mut dyn FnMut(LogitsRow, &[f32]),
     ) {
-        let mut wanted = Vec::new();
+        let (mut wanted, mut kept) = (Vec::new(), Vec::new());
         let mut first_row = 0;
         for (sequence_idx, sequence) in sequences.iter().enumerate() {
             let (n, n_logits) = (sequence.token_ids.len(), sequence.n_logits);
             assert!(n_logits <= n, "logits of {n_logits} rows of {n}");
             for row_idx in n - n_logits..n {
-                // Not behind the row where it goes: no row is overwritten before it moved.
-                workspace.final_normed.copy_row(first_row + row_idx, wanted.len());
+                kept.push((first_row + row_idx) as u32);
                 wanted.push(LogitsRow { sequence_idx, row_idx });
             }
             first_row += n;
         }
-        for (chunk_idx, rows) in wanted.chunks(LOGIT_ROWS).enumerate() {
-            let first = chunk_idx * LOGIT_ROWS;
+        workspace.final_normed.keep_rows(device, &kept);
+        let logit_rows = device.logit_rows();
+        for (chunk_idx, rows) in wanted.chunks(logit_rows).enumerate() {
+            let first = chunk_idx * logit_rows;
             self.logits_of(device, first..first + rows.len(), workspace);
-            let logits = workspace.logits.f32().chunks_exact(self.config.vocab_size);
+            let logits = workspace.logits.read_f32(&mut workspace.host_logits);
+            let logits = logits.chunks_exact(self.config.vocab_size);
             rows.iter().zip(logits).for_each(|(&row, logits)| on_logits(row, logits));
         }
     }
@@ -227,18 +196,16 @@ impl Decoder {
         }
         assert_eq!(workspace.positions.len(), token_ids.len(), "one position per token");
         workspace.set_rows(token_ids.len());
-        workspace.rope.set(device.compute(), &self.rope, &workspace.positions);
+        workspace.rope.set(device, &self.rope, &workspace.positions);
         self.embedding.gather(device, token_ids, workspace.residual.view_mut());
         for layer_idx in 0..self.layers.len() {
             self.attention_part(device, layer_idx, adapted, context, workspace);
             self.ffn_part(device, layer_idx, adapted, workspace);
         }
         let w = workspace;
-        if let Some(input) = &mut w.final_input {
-            ops::convert(device, w.residual.view(), input.view_mut());
-        }
         let (out, scales) = (w.final_normed.view_mut(), w.final_scales.view_mut());
-        ops::rms_norm(device, w.residual.view(), &self.final_norm, self.eps(), out, scales);
+        let kept = w.final_input.as_mut().map(Tensor::view_mut);
+        ops::rms_norm(device, w.residual.view(), &self.final_norm, self.eps(), out, scales, kept);
     }
 
     /// `residual += attention(norm(residual)) W_out`
@@ -254,18 +221,20 @@ impl Decoder {
         let w = workspace;
         let slot = layer_idx % w.layers.len();
         let a = &mut w.layers[slot];
-        if let Some(input) = &mut a.attention_input {
-            ops::convert(device, w.residual.view(), input.view_mut());
-        }
+        let (x, eps, kept) =
+            (w.residual.view(), self.eps(), a.attention_input.as_mut().map(Tensor::view_mut));
         let (normed, scales) = (a.attention_normed.view_mut(), a.attention_scales.view_mut());
-        ops::rms_norm(device, w.residual.view(), &layer.attention_norm, self.eps(), normed, scales);
-        let (normed, out) = (&a.attention_normed, w.qkv.view_mut());
-        layer.qkv.forward(device, normed.view(), out, Write::Overwrite, &mut w.operands);
+        ops::rms_norm(device, x, &layer.attention_norm, eps, normed, scales, kept);
+        let (normed, out) = (&a.attention_normed, w.qkv.as_mut().unwrap_or(&mut a.qkv));
+        layer.qkv.forward(device, normed.view(), out.view_mut(), Write::Overwrite, &mut w.operands);
         let changes = (adapted, layer_idx, LayerChanges::qkv as adapted::Product);
         let scratch = (&mut w.low_rank, &mut w.operands);
-        adapted::add(device, changes, normed, &mut w.qkv, scratch);
+        adapted::add(device, changes, normed, out, scratch);
         let (heads, rotated) = (self.config.rotated_heads(), a.qkv.view_mut());
-        ops::rotate(device, w.qkv.view(), &w.rope, heads, Direction::Forward, rotated);
+        match &w.qkv {
+            Some(x) => ops::rotate(device, x.view(), &w.rope, heads, Direction::Forward, rotated),
+            None => ops::rotate_in_place(device, rotated, &w.rope, heads, Direction::Forward),
+        }
         let (out, lse) = (&mut a.attention_out, &mut a.log_sum_exp);
         context.attend(device, &self.config, layer_idx, &a.qkv, out, lse);
         let (x, residual, scratch) =
@@ -288,11 +257,10 @@ impl Decoder {
         let w = workspace;
         let slot = layer_idx % w.layers.len();
         let a = &mut w.layers[slot];
-        if let Some(input) = &mut a.ffn_input {
-            ops::convert(device, w.residual.view(), input.view_mut());
-        }
+        let (x, eps, kept) =
+            (w.residual.view(), self.eps(), a.ffn_input.as_mut().map(Tensor::view_mut));
         let (normed, scales) = (a.ffn_normed.view_mut(), a.ffn_scales.view_mut());
-        ops::rms_norm(device, w.residual.view(), &layer.ffn_norm, self.eps(), normed, scales);
+        ops::rms_norm(device, x, &layer.ffn_norm, eps, normed, scales, kept);
         feed_forward::run(device, &layer.ffn, (adapted, layer_idx), slot, w);
     }
 
@@ -317,15 +285,16 @@ impl Decoder {
     ) -> Vec<f32> {
         assert_eq!(token_ids.len(), targets.len(), "one target per token");
         self.forward_packed(device, token_ids, segment_starts, None, workspace);
-        let mut losses = vec![0.0; targets.len()];
-        for first in (0..targets.len()).step_by(LOGIT_ROWS) {
-            let rows = first..targets.len().min(first + LOGIT_ROWS);
+        let logit_rows = device.logit_rows();
+        for first in (0..targets.len()).step_by(logit_rows) {
+            let rows = first..targets.len().min(first + logit_rows);
             self.logits_of(device, rows.clone(), workspace);
             let weights = vec![1.0; rows.len()];
-            let logits = workspace.logits.view();
-            ops::token_losses(device, logits, &targets[rows.clone()], &weights, &mut losses[rows]);
+            let (logits, targets) = (workspace.logits.view(), &targets[rows.clone()]);
+            let losses = workspace.losses.rows_mut(rows);
+            ops::cross_entropy(device, logits, targets, &weights, losses, None);
         }
-        losses
+        workspace.losses.to_f32()
     }
 
     /// Logits of every token of packed documents, f32 `[tokens, vocab]`.
@@ -358,9 +327,10 @@ impl Decoder {
     ) -> Vec<f32> {
         self.forward_packed(device, token_ids, segment_starts, adapter, workspace);
         let mut logits = Vec::with_capacity(token_ids.len() * self.config.vocab_size);
-        for first in (0..token_ids.len()).step_by(LOGIT_ROWS) {
-            self.logits_of(device, first..token_ids.len().min(first + LOGIT_ROWS), workspace);
-            logits.extend_from_slice(workspace.logits.f32());
+        let logit_rows = device.logit_rows();
+        for first in (0..token_ids.len()).step_by(logit_rows) {
+            self.logits_of(device, first..token_ids.len().min(first + logit_rows), workspace);
+            logits.extend_from_slice(workspace.logits.read_f32(&mut workspace.host_logits));
         }
         logits
     }

@@ -11,9 +11,9 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Device::Cpu(Compute::forced(Family::Reference, 1)?);
 //! let config = ModelConfig::new(ModelConfig::example())?;
-//! let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+//! let mut decoder = Decoder::zeroed(&device, &config, DType::F32, Passes::Forward);
 //! decoder.pack(&device, &Parameters::random(&config, 1));
-//! let mut workspace = Workspace::new(&config, DType::F32, 8, Passes::Forward);
+//! let mut workspace = Workspace::new(&device, &config, DType::F32, 8, Passes::Forward);
 //! let losses = decoder.token_losses(&device, &[1, 5, 9], &[5, 9, 2], &[0, 3], &mut workspace);
 //! assert_eq!(losses.len(), 3);
 //! # Ok(())

@@ -105,6 +105,7 @@ impl Loader<'_> {
             false => Some(self.matrix(&[WeightName::Head])?),
         };
         Ok(Decoder {
+            device: self.device.clone(),
             config: self.config.clone(),
             dtype: self.dtype,
             embedding,
@@ -151,7 +152,7 @@ impl Loader<'_> {
             return Err(self.weights.norm_in_blocks(name, weight.dtype()));
         }
         weight.read_f32(norm.f32_mut());
-        Ok(norm)
+        Ok(norm.on(self.device))
     }
 
     /// A matrix made of the rows of one or several weights, one after the other.
@@ -165,14 +166,24 @@ impl Loader<'_> {
             .iter()
             .zip(&weights)
             .map(|(&name, weight)| Form::of(name, weight, self.dtype, self.quantisation))
+            .map(|form| match (form, self.device) {
+                // A GPU multiplies blocks as files hold them.
+                (Form::Packed(kind), Device::Cuda { .. }) => Form::Rows(kind),
+                (form, _) => form,
+            })
             .collect();
         if forms.iter().any(|&form| form != Form::Panels) {
             let parts = names.iter().zip(weights).zip(forms);
             let parts = parts.map(|((&name, weight), form)| self.block_rows(name, weight, form));
-            return Ok(Linear::of_blocks(self.dtype, n_in, parts.collect::<Result<_, _>>()?));
+            return Ok(Linear::of_blocks(
+                self.device,
+                self.dtype,
+                n_in,
+                parts.collect::<Result<_, _>>()?,
+            ));
         }
         let n_out = weights.iter().map(|weight| weight.shape()[0]).sum();
-        let mut linear = Linear::zeroed(self.dtype, n_out, n_in, Passes::Forward);
+        let mut linear = Linear::zeroed(self.device, self.dtype, n_out, n_in, Passes::Forward);
         for first in (0..n_out).step_by(ROWS_AT_A_TIME) {
             let n_rows = ROWS_AT_A_TIME.min(n_out - first);
             self.rows.resize(n_rows * n_in, 0.0);

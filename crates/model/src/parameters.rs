@@ -1,7 +1,9 @@
 //! One f32 tensor per parameter: masters, gradients and optimiser moments have this shape.
 
+use std::borrow::Cow;
+
 use formats::{FfnMatrix, LayerPart, WeightName};
-use tensor::{DType, Tensor};
+use tensor::{DType, Device, Tensor};
 
 use crate::config::ModelConfig;
 
@@ -34,10 +36,9 @@ pub(crate) struct LayerParameters {
 }
 
 impl LayerParameters {
-    fn zeroed(config: &ModelConfig) -> Self {
+    fn made_of(config: &ModelConfig, zeroed: impl Fn(usize, usize) -> Tensor) -> Self {
         let (hidden, ffn) = (config.hidden_dim, config.ffn_dim);
         let shape = config.head_shape();
-        let zeroed = |n_out, n_in| Tensor::zeroed(DType::F32, n_out, n_in);
         Self {
             attention_norm: zeroed(1, hidden),
             qkv: zeroed(shape.qkv_width(), hidden),
@@ -63,19 +64,33 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Zeros.
+    /// Zeros in this machine's memory.
     ///
     /// # Panics
     /// When the model cannot be trained ([`ModelConfig::check_trainable`]).
     #[must_use]
     pub fn zeroed(config: &ModelConfig) -> Self {
+        Self::made_of(config, &|n_out, n_in| Tensor::zeroed(DType::F32, n_out, n_in))
+    }
+
+    /// Zeros on a device.
+    ///
+    /// # Panics
+    /// As [`Parameters::zeroed`].
+    #[must_use]
+    pub fn zeroed_on(device: &Device, config: &ModelConfig) -> Self {
+        Self::made_of(config, &|n_out, n_in| Tensor::zeroed_on(device, DType::F32, n_out, n_in))
+    }
+
+    fn made_of(config: &ModelConfig, zeroed: &dyn Fn(usize, usize) -> Tensor) -> Self {
         assert_eq!(config.check_trainable(), Ok(()));
-        let vocabulary = || Tensor::zeroed(DType::F32, config.vocab_size, config.hidden_dim);
+        let vocabulary = || zeroed(config.vocab_size, config.hidden_dim);
+        let layer = |_| LayerParameters::made_of(config, zeroed);
         Self {
             config: config.clone(),
             embedding: vocabulary(),
-            layers: (0..config.n_layers).map(|_| LayerParameters::zeroed(config)).collect(),
-            final_norm: Tensor::zeroed(DType::F32, 1, config.hidden_dim),
+            layers: (0..config.n_layers).map(layer).collect(),
+            final_norm: zeroed(1, config.hidden_dim),
             head: (!config.tied_embeddings).then(vocabulary),
         }
     }
@@ -104,6 +119,28 @@ impl Parameters {
             }
         }
         parameters
+    }
+
+    /// The parameters on a device: themselves where they are there already, else a copy.
+    #[must_use]
+    pub fn on(mut self, device: &Device) -> Self {
+        for tensor in self.iter_mut() {
+            let empty = Tensor::zeroed(DType::F32, 0, 0);
+            *tensor = std::mem::replace(tensor, empty).on(device);
+        }
+        self
+    }
+
+    /// The parameters in this machine's memory: themselves, or a copy of those on a GPU.
+    #[must_use]
+    pub fn in_memory(&self) -> Cow<'_, Self> {
+        if self.embedding.is_in_memory() {
+            return Cow::Borrowed(self);
+        }
+        let mut copy = Self::zeroed(&self.config);
+        let tensors = copy.iter_mut().zip(self.iter());
+        tensors.for_each(|(copy, (_, tensor))| tensor.read_into(copy.f32_mut()));
+        Cow::Owned(copy)
     }
 
     /// The configuration.
@@ -152,7 +189,7 @@ impl Parameters {
 
     /// Sets every value to zero.
     pub fn clear(&mut self) {
-        self.iter_mut().for_each(|tensor| tensor.f32_mut().fill(0.0));
+        self.iter_mut().for_each(Tensor::clear);
     }
 
     /// The values of one weight as files name them, row-major.

@@ -17,6 +17,7 @@ use crate::{
 mod adapters;
 mod architectures;
 mod f64_decoder;
+mod gpu;
 mod memory;
 mod quantise;
 
@@ -60,7 +61,8 @@ fn parameters(config: &ModelConfig, seed: u64) -> Parameters {
 }
 
 fn decoder(device: &Device, parameters: &Parameters, dtype: DType) -> Decoder {
-    let mut decoder = Decoder::zeroed(parameters.config(), dtype, Passes::ForwardAndBackward);
+    let mut decoder =
+        Decoder::zeroed(device, parameters.config(), dtype, Passes::ForwardAndBackward);
     decoder.pack(device, parameters);
     decoder
 }
@@ -93,7 +95,7 @@ fn logits_equal_those_of_transformers() {
             ] {
                 let decoder = load(&device, &model, dtype);
                 let mut workspace =
-                    Workspace::new(&config, dtype, token_ids.len(), Passes::Forward);
+                    Workspace::new(&device, &config, dtype, token_ids.len(), Passes::Forward);
                 let logits = decoder.logits(&device, &token_ids, &starts, &mut workspace);
                 assert_close(
                     &logits,
@@ -112,14 +114,7 @@ fn cached_logits(
     token_ids: &[u32],
     chunk_len: usize,
 ) -> Vec<f32> {
-    let cache = KvCache::new(
-        decoder.config(),
-        decoder.dtype(),
-        CacheKind::Operands,
-        1,
-        token_ids.len(),
-        chunk_len,
-    );
+    let cache = KvCache::new(decoder, CacheKind::Operands, 1, token_ids.len(), chunk_len);
     cached_logits_in(cache, decoder, device, token_ids, chunk_len)
 }
 
@@ -146,7 +141,7 @@ fn decode_with_cache_equals_decode_without() {
     for device in devices(2) {
         for dtype in [DType::F32, DType::Bf16] {
             let decoder = decoder(&device, &parameters(&config, 3), dtype);
-            let mut workspace = Workspace::new(&config, dtype, 60, Passes::Forward);
+            let mut workspace = Workspace::new(&device, &config, dtype, 60, Passes::Forward);
             let expected = decoder.logits(&device, &token_ids, &[0, 60], &mut workspace);
             assert_eq!(cached_logits(&decoder, &device, &token_ids, 1), expected);
             let vocab_size = config.vocab_size;
@@ -171,8 +166,8 @@ fn a_sequence_has_the_same_logits_whatever_stands_beside_it() {
     let device = fastest(2);
     let decoder = decoder(&device, &parameters(&config, 4), DType::Bf16);
     let prompts = [random_ids(5, 9, 32), random_ids(6, 33, 32), random_ids(7, 1, 32)];
-    let mut workspace = Workspace::new(&config, DType::Bf16, 43, Passes::Forward);
-    let mut cache = KvCache::new(&config, DType::Bf16, CacheKind::Operands, prompts.len(), 40, 40);
+    let mut workspace = Workspace::new(&device, &config, DType::Bf16, 43, Passes::Forward);
+    let mut cache = KvCache::new(&decoder, CacheKind::Operands, prompts.len(), 40, 40);
     let rows: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
     let mut together = Vec::new();
     cache.append(&decoder, &device, &rows, &mut workspace, &mut together);
@@ -188,7 +183,7 @@ fn each_row_that_is_wanted_gives_its_logits() {
     let device = fastest(2);
     let decoder = decoder(&device, &parameters(&config, 4), DType::Bf16);
     let prompts = [random_ids(5, 9, 32), random_ids(6, 33, 32), random_ids(7, 4, 32)];
-    let mut workspace = Workspace::new(&config, DType::Bf16, 46, Passes::Forward);
+    let mut workspace = Workspace::new(&device, &config, DType::Bf16, 46, Passes::Forward);
     let tables: Vec<Vec<Vec<u32>>> = [vec![0, 1], vec![2, 3, 4, 5], vec![6, 7]]
         .map(|ids| {
             let n = ids.len() / config.n_layers;
@@ -205,7 +200,7 @@ fn each_row_that_is_wanted_gives_its_logits() {
             block_tables: &tables[i],
         })
         .collect();
-    let mut blocks = KvBlocks::new(&config, DType::Bf16, CacheKind::Operands, 8);
+    let mut blocks = KvBlocks::new(&device, &config, DType::Bf16, CacheKind::Operands, 8);
     let mut seen = Vec::new();
     let mut on_logits = |of: LogitsRow, row: &[f32]| seen.push((of, row.to_vec()));
     decoder.forward_cached(&device, &rows, &mut blocks, &mut workspace, &mut on_logits);
@@ -226,7 +221,7 @@ fn packed_documents_do_not_see_one_another() {
     let device = fastest(2);
     for dtype in [DType::F32, DType::Bf16] {
         let decoder = decoder(&device, &parameters(&config, 8), dtype);
-        let mut workspace = Workspace::new(&config, dtype, 80, Passes::Forward);
+        let mut workspace = Workspace::new(&device, &config, dtype, 80, Passes::Forward);
         let (first, second) = (random_ids(9, 37, 32), random_ids(10, 43, 32));
         let mut run = |first: &[u32]| {
             let ids: Vec<u32> = first.iter().chain(&second).copied().collect();
@@ -285,9 +280,9 @@ fn gradients_equal_finite_differences() {
 
 fn gradients(decoder: &Decoder, device: &Device, rows: TrainingRows<'_>) -> Parameters {
     let (config, dtype, n) = (decoder.config(), decoder.dtype(), rows.token_ids.len());
-    let mut gradients = Parameters::zeroed(config);
-    let mut workspace = Workspace::new(config, dtype, n, Passes::ForwardAndBackward);
-    let mut gradient_workspace = GradientWorkspace::new(config, dtype, n);
+    let mut gradients = Parameters::zeroed_on(device, config);
+    let mut workspace = Workspace::new(device, config, dtype, n, Passes::ForwardAndBackward);
+    let mut gradient_workspace = GradientWorkspace::new(device, config, dtype, n);
     let losses = decoder.loss_and_gradients(
         device,
         rows,
@@ -341,8 +336,9 @@ fn one_batch_is_overfitted() {
     let device = fastest(2);
     let mut parameters = Parameters::random(&config, 18);
     let mut decoder = decoder(&device, &parameters, DType::Bf16);
-    let mut workspace = Workspace::new(&config, DType::Bf16, 40, Passes::ForwardAndBackward);
-    let mut gradient_workspace = GradientWorkspace::new(&config, DType::Bf16, 40);
+    let mut workspace =
+        Workspace::new(&device, &config, DType::Bf16, 40, Passes::ForwardAndBackward);
+    let mut gradient_workspace = GradientWorkspace::new(&device, &config, DType::Bf16, 40);
     let (token_ids, targets) = (random_ids(19, 40, 32), random_ids(20, 40, 32));
     let rows = TrainingRows {
         token_ids: &token_ids,
@@ -420,7 +416,7 @@ proptest! {
         let config = config(|_| {});
         for device in devices(2) {
             let decoder = decoder(&device, &parameters(&config, 21), DType::Bf16);
-            let mut workspace = Workspace::new(&config, DType::Bf16, 120, Passes::Forward);
+            let mut workspace = Workspace::new(&device, &config, DType::Bf16, 120, Passes::Forward);
             let (ids, targets) = (random_ids(seed, len, 32), random_ids(seed + 1, len, 32));
             let alone = decoder.token_losses(&device, &ids, &targets, &[0, len as u32], &mut workspace);
             let packed = |v: &[u32]| [vec![3; before], v.to_vec()].concat();

@@ -1,15 +1,16 @@
 //! The planned memory of a forward pass.
 
 use kernels::attention::CacheKind;
-use kernels::rope::RopeTable;
-use tensor::{DType, KeyBlocks, LowRankScratch, OperandScratch, Passes, Tensor};
+use tensor::{
+    DType, Device, KeyBlocks, LowRankScratch, OperandScratch, PackedRows, Passes, RopeTable, Tensor,
+};
 
 use crate::adapted::LoadedAdapter;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::feed_forward::ExpertWorkspace;
 
-/// Rows of logits that are in memory at a time.
+/// Rows of logits that are in memory at a time where the processors compute.
 pub(crate) const LOGIT_ROWS: usize = 512;
 
 /// What one layer leaves behind. `T` stands for the decoder's number type, `A` for that of the inputs of products: the same, but f32
@@ -39,19 +40,20 @@ pub(crate) struct LayerActivations {
 }
 
 impl LayerActivations {
-    fn new(room: Room<'_>) -> Self {
+    fn new(device: &Device, room: Room<'_>) -> Self {
         let Room { config, dtype, activations, max_rows, .. } = room;
         let (hidden, shape) = (config.hidden_dim, config.head_shape());
         let keeps_inputs = room.passes == Passes::ForwardAndBackward;
-        let operand = |width| Tensor::zeroed(activations, max_rows, width);
-        let scales = || Tensor::zeroed(DType::F32, max_rows, 1);
+        let zeroed = |dtype, width| Tensor::zeroed_on(device, dtype, max_rows, width);
+        let operand = |width| zeroed(activations, width);
+        let scales = || zeroed(DType::F32, 1);
         Self {
             attention_input: keeps_inputs.then(|| operand(hidden)),
             attention_scales: scales(),
             attention_normed: operand(hidden),
-            qkv: Tensor::zeroed(dtype, max_rows, shape.qkv_width()),
+            qkv: zeroed(dtype, shape.qkv_width()),
             attention_out: operand(shape.n_heads * shape.head_dim),
-            log_sum_exp: Tensor::zeroed(DType::F32, max_rows, shape.n_heads),
+            log_sum_exp: zeroed(DType::F32, shape.n_heads),
             ffn_input: keeps_inputs.then(|| operand(hidden)),
             ffn_scales: scales(),
             ffn_normed: operand(hidden),
@@ -118,10 +120,10 @@ pub struct Workspace {
     max_rows: usize,
     /// The residual stream, f32 `[tokens, hidden]`.
     pub(crate) residual: Tensor,
-    /// Output of the query, key and value product, f32.
-    pub(crate) qkv: Tensor,
-    /// Output of the gate and up product, f32 `[tokens, 2 ffn]`.
-    pub(crate) gate_up: Tensor,
+    /// Output of the query, key and value product, f32; none where the device works in its place.
+    pub(crate) qkv: Option<Tensor>,
+    /// Output of the gate and up product, f32 `[tokens, 2 ffn]`; none where the device works in its place.
+    pub(crate) gate_up: Option<Tensor>,
     /// A `[tokens, ffn]`.
     pub(crate) activated: Tensor,
     /// One for all layers, or one for each when a backward pass follows.
@@ -134,6 +136,10 @@ pub struct Workspace {
     pub(crate) final_normed: Tensor,
     /// f32 `[rows, vocab]`, a chunk of the tokens.
     pub(crate) logits: Tensor,
+    /// The same in this machine's memory, where a GPU computed them.
+    pub(crate) host_logits: Vec<f32>,
+    /// `[tokens, 1]`.
+    pub(crate) losses: Tensor,
     /// Position of each token in its sequence, and what rotates it.
     pub(crate) positions: Vec<u32>,
     pub(crate) rope: RopeTable,
@@ -146,6 +152,8 @@ pub struct Workspace {
     pub(crate) operands: OperandScratch,
     /// Of packed documents, for one layer at a time.
     pub(crate) key_blocks: KeyBlocks,
+    /// The documents of the last batch of packed documents, for its backward pass.
+    pub(crate) packed: Option<PackedRows>,
 }
 
 /// What a workspace has room for.
@@ -168,36 +176,50 @@ impl Room<'_> {
         }
     }
 
-    fn workspace(self) -> Workspace {
+    fn workspace(self, device: &Device) -> Workspace {
         let Self { config, dtype, activations, max_rows, passes } = self;
         let keeps_inputs = passes == Passes::ForwardAndBackward;
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
-        let f32_rows = |width| Tensor::zeroed(DType::F32, max_rows, width);
-        let input = |width| Tensor::zeroed(activations, max_rows, width);
-        let key_blocks = planned_key_blocks(max_rows);
+        let zeroed = |dtype, n_rows, width| Tensor::zeroed_on(device, dtype, n_rows, width);
+        let f32_rows = |width| zeroed(DType::F32, max_rows, width);
+        let product = |width| (!device.works_in_place()).then(|| f32_rows(width));
+        let input = |width| zeroed(activations, max_rows, width);
+        // Attention on a GPU reads the keys and values of documents from their rows.
+        let key_blocks = if device.works_in_place() { 0 } else { planned_key_blocks(max_rows) };
+        let kind = CacheKind::Operands;
         let workspace = Workspace {
             max_rows,
             residual: f32_rows(hidden),
-            qkv: f32_rows(shape.qkv_width()),
-            gate_up: f32_rows(2 * ffn),
+            qkv: product(shape.qkv_width()),
+            gate_up: product(2 * ffn),
             activated: input(ffn),
-            layers: (0..self.n_layers()).map(|_| LayerActivations::new(self)).collect(),
+            layers: (0..self.n_layers()).map(|_| LayerActivations::new(device, self)).collect(),
             final_input: keeps_inputs.then(|| input(hidden)),
             final_scales: f32_rows(1),
             final_normed: input(hidden),
-            logits: Tensor::zeroed(DType::F32, max_rows.min(LOGIT_ROWS), config.vocab_size),
+            logits: zeroed(DType::F32, max_rows.min(device.logit_rows()), config.vocab_size),
+            host_logits: Vec::new(),
+            losses: f32_rows(1),
             positions: Vec::with_capacity(max_rows),
             rope: RopeTable::with_capacity(max_rows, config.head_dim),
-            experts: ExpertWorkspace::new(config, activations, max_rows),
+            experts: ExpertWorkspace::new(device, config, activations, max_rows),
             n_active_experts: config.experts.map_or(0, |experts| experts.n_active),
             low_rank: None,
             operands: OperandScratch::none(),
-            key_blocks: KeyBlocks::zeroed(dtype, CacheKind::Operands, shape, key_blocks),
+            key_blocks: KeyBlocks::zeroed(device, dtype, kind, shape, key_blocks),
+            packed: None,
         };
-        debug_assert_eq!(workspace.n_bytes(), self.n_bytes(), "bytes of a workspace as planned");
+        if let Device::Cpu(_) = device {
+            debug_assert_eq!(
+                workspace.n_bytes(),
+                self.n_bytes(),
+                "bytes of a workspace as planned"
+            );
+        }
         workspace
     }
 
+    /// Bytes of it where the processors compute.
     fn n_bytes(self) -> usize {
         let Self { config, dtype, activations, max_rows, passes } = self;
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
@@ -205,7 +227,7 @@ impl Room<'_> {
         let kept = if passes == Passes::ForwardAndBackward { hidden } else { 0 };
         let n_layers = self.n_layers();
         let inputs = n_layers * (2 * kept + 2 * hidden + out + 2 * ffn) + ffn + kept + hidden;
-        let f32s = n_layers * (2 + shape.n_heads) + hidden + qkv + 2 * ffn + 1;
+        let f32s = n_layers * (2 + shape.n_heads) + hidden + qkv + 2 * ffn + 2;
         let block_bytes = KeyBlocks::block_bytes(dtype, CacheKind::Operands, shape);
         max_rows * (inputs * activations.bytes() + n_layers * qkv * dtype.bytes() + f32s * 4)
             + max_rows.min(LOGIT_ROWS) * config.vocab_size * 4
@@ -220,8 +242,14 @@ impl Workspace {
     /// Room for up to `max_rows` tokens, for decoders without packed blocks. For a backward pass the activations of every layer are
     /// kept, else those of one at a time.
     #[must_use]
-    pub fn new(config: &ModelConfig, dtype: DType, max_rows: usize, passes: Passes) -> Self {
-        Room { config, dtype, activations: dtype, max_rows, passes }.workspace()
+    pub fn new(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        max_rows: usize,
+        passes: Passes,
+    ) -> Self {
+        Room { config, dtype, activations: dtype, max_rows, passes }.workspace(device)
     }
 
     /// Bytes of [`Workspace::new`].
@@ -238,8 +266,9 @@ impl Workspace {
             true => (DType::F32, OperandScratch::new(max_rows, widest_input(config))),
             false => (dtype, OperandScratch::none()),
         };
-        let low_rank = Some(LoadedAdapter::scratch(dtype, max_rows));
-        let workspace = Room { config, dtype, activations, max_rows, passes }.workspace();
+        let low_rank = Some(LoadedAdapter::scratch(&decoder.device, dtype, max_rows));
+        let workspace = Room { config, dtype, activations, max_rows, passes };
+        let workspace = workspace.workspace(&decoder.device);
         Self { low_rank, operands, ..workspace }
     }
 
@@ -265,6 +294,8 @@ impl Workspace {
             final_scales,
             final_normed,
             logits,
+            host_logits,
+            losses,
             positions,
             rope,
             experts,
@@ -272,10 +303,13 @@ impl Workspace {
             low_rank,
             operands,
             key_blocks,
+            packed: _,
         } = self;
-        let tensors = [residual, qkv, gate_up, activated, final_scales, final_normed, logits];
-        tensors.into_iter().chain(final_input).map(Tensor::n_bytes).sum::<usize>()
+        let tensors = [residual, activated, final_scales, final_normed, logits, losses];
+        let some = [qkv, gate_up, final_input].into_iter().flatten();
+        tensors.into_iter().chain(some).map(Tensor::n_bytes).sum::<usize>()
             + layers.iter().map(LayerActivations::n_bytes).sum::<usize>()
+            + host_logits.capacity() * size_of::<f32>()
             + positions.capacity() * size_of::<u32>()
             + rope.n_bytes()
             + experts.as_ref().map_or(0, ExpertWorkspace::n_bytes)
@@ -301,12 +335,12 @@ impl Workspace {
         }
         let own = [
             &mut self.residual,
-            &mut self.qkv,
-            &mut self.gate_up,
             &mut self.activated,
             &mut self.final_scales,
             &mut self.final_normed,
+            &mut self.losses,
         ];
-        own.into_iter().chain(&mut self.final_input).for_each(|tensor| tensor.set_rows(n_rows));
+        let some = [&mut self.qkv, &mut self.gate_up, &mut self.final_input].into_iter().flatten();
+        own.into_iter().chain(some).for_each(|tensor| tensor.set_rows(n_rows));
     }
 }

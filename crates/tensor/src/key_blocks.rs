@@ -1,8 +1,10 @@
 //! Memory for keys and values.
 
+use cuda::ops::attention_paged::DeviceKeyBlocks;
 use half::bf16;
 use kernels::attention::{self, CacheKind, HeadShape};
 
+use crate::Device;
 use crate::tensor::DType;
 
 /// Blocks of keys and values ([`attention::KeyBlocks`]), by the number type of the products that take them.
@@ -12,16 +14,41 @@ pub enum KeyBlocks {
     F32(attention::KeyBlocks<f32>),
     /// For products of bf16.
     Bf16(attention::KeyBlocks<bf16>),
+    /// On a GPU, in the number type of the products.
+    Cuda(DeviceKeyBlocks),
 }
 
 impl KeyBlocks {
     /// Blocks of zeros.
+    ///
+    /// # Panics
+    /// When they are to be of 8 bits on a GPU, which [`KeyBlocks::supports`] says.
     #[must_use]
-    pub fn zeroed(dtype: DType, kind: CacheKind, shape: HeadShape, n_blocks: usize) -> Self {
-        match dtype {
-            DType::F32 => Self::F32(attention::KeyBlocks::zeroed(kind, shape, n_blocks)),
-            DType::Bf16 => Self::Bf16(attention::KeyBlocks::zeroed(kind, shape, n_blocks)),
+    pub fn zeroed(
+        device: &Device,
+        dtype: DType,
+        kind: CacheKind,
+        shape: HeadShape,
+        n_blocks: usize,
+    ) -> Self {
+        assert!(Self::supports(device, kind), "a cache of 8 bits on a GPU");
+        match (device, dtype) {
+            (Device::Cuda { gpu, .. }, dtype) => {
+                Self::Cuda(DeviceKeyBlocks::zeroed(gpu, dtype.on_gpu(), shape, n_blocks))
+            }
+            (Device::Cpu(_), DType::F32) => {
+                Self::F32(attention::KeyBlocks::zeroed(kind, shape, n_blocks))
+            }
+            (Device::Cpu(_), DType::Bf16) => {
+                Self::Bf16(attention::KeyBlocks::zeroed(kind, shape, n_blocks))
+            }
         }
+    }
+
+    /// Whether a device has blocks of this kind.
+    #[must_use]
+    pub fn supports(device: &Device, kind: CacheKind) -> bool {
+        kind == CacheKind::Operands || matches!(device, Device::Cpu(_))
     }
 
     /// Bytes of one block.
@@ -39,6 +66,7 @@ impl KeyBlocks {
         match self {
             Self::F32(blocks) => blocks.n_bytes(),
             Self::Bf16(blocks) => blocks.n_bytes(),
+            Self::Cuda(blocks) => blocks.n_bytes(),
         }
     }
 
@@ -48,6 +76,7 @@ impl KeyBlocks {
         match self {
             Self::F32(blocks) => blocks.n_blocks(shape),
             Self::Bf16(blocks) => blocks.n_blocks(shape),
+            Self::Cuda(blocks) => blocks.n_blocks(),
         }
     }
 }

@@ -17,12 +17,15 @@
 //! # }
 //! ```
 
+mod batch;
 mod key_blocks;
 mod linear;
 mod low_rank;
 pub mod ops;
 mod tensor;
 
+pub use batch::{CachedBatch, PackedRows, RopeTable};
+pub use cuda::ops::attention_paged::CachedSequence;
 pub use key_blocks::KeyBlocks;
 pub use linear::{
     BlockBytes, BlockOrder, BlockRows, Linear, LinearScratch, OperandScratch, Passes,
@@ -30,6 +33,7 @@ pub use linear::{
 pub use low_rank::{LowRank, LowRankScratch};
 pub use tensor::{DType, Tensor, View, ViewMut};
 
+use cuda::Gpu;
 use kernels::Compute;
 
 /// Where operations run.
@@ -38,14 +42,66 @@ use kernels::Compute;
 pub enum Device {
     /// This machine's processors.
     Cpu(Compute),
+    /// An NVIDIA GPU.
+    Cuda {
+        /// The GPU.
+        gpu: Gpu,
+        /// What is computed beside it: angles of positions, the numbers of files.
+        host: Compute,
+    },
 }
 
 impl Device {
-    /// The processors behind the device.
+    /// This machine's processors: the device, or those beside it.
     #[must_use]
     pub fn compute(&self) -> &Compute {
         match self {
-            Self::Cpu(compute) => compute,
+            Self::Cpu(compute) | Self::Cuda { host: compute, .. } => compute,
+        }
+    }
+
+    /// What rounds: the kernel family of the processors, or `cuda`.
+    #[must_use]
+    pub fn family_name(&self) -> &'static str {
+        match self {
+            Self::Cpu(compute) => compute.family().name(),
+            Self::Cuda { .. } => Self::CUDA,
+        }
+    }
+
+    /// [`Device::family_name`] of a GPU.
+    pub const CUDA: &str = "cuda";
+
+    /// Number type of what products give whose operands are of `dtype`, where it is not to be f32: on a GPU their own, which
+    /// halves what moves through memory (`docs/decisions/0015-gpu.md`).
+    #[must_use]
+    pub fn product_dtype(&self, dtype: DType) -> DType {
+        match self {
+            Self::Cpu(_) => DType::F32,
+            Self::Cuda { .. } => dtype,
+        }
+    }
+
+    /// Whether products give what the next operation takes, so that it works in their place.
+    #[must_use]
+    pub fn works_in_place(&self) -> bool {
+        matches!(self, Self::Cuda { .. })
+    }
+
+    /// Rows of logits to have in memory at a time: enough to keep the device busy.
+    #[must_use]
+    pub fn logit_rows(&self) -> usize {
+        match self {
+            Self::Cpu(_) => 512,
+            Self::Cuda { .. } => 8192,
+        }
+    }
+
+    /// The GPU.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        match self {
+            Self::Cuda { gpu, .. } => gpu,
+            Self::Cpu(_) => panic!("a tensor on a GPU, computed on the processors"),
         }
     }
 }

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use cuda::ops::blocks::{DeviceBlocks, unpack_blocks};
+use cuda::ops::row_numbers::RowNumbers;
+use cuda::{DeviceMatrix, Gpu};
 use half::bf16;
 use kernels::blocks::{BlockKind, BlockMatrix};
 use kernels::int8::{self, PackedBlocks, PackedColumns};
@@ -10,7 +13,7 @@ use kernels::panels::{self, Panels, Source, panels_len};
 use kernels::{Buffer, Operand, elementwise, embedding};
 
 use crate::Device;
-use crate::tensor::{DType, NumberType, View, ViewMut};
+use crate::tensor::{DType, HostNumber, View, ViewMut};
 
 /// Which passes a weight is packed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,10 @@ enum Packed {
     Bf16(PackedWeight<bf16>),
     /// Quantised rows, for serving and scoring; those that are not packed are rounded to the number type.
     Blocks(DType, Vec<BlockRows>),
+    /// On a GPU, as it is: its products take either operand in either direction.
+    Cuda(DeviceMatrix),
+    /// Quantised rows on a GPU, for serving and scoring.
+    CudaBlocks(DType, Vec<DeviceBlocks>),
 }
 
 /// Some rows of a weight, quantised in blocks of one kind.
@@ -149,7 +156,7 @@ impl OperandScratch {
         let bytes = &mut self.quantised[..n_bytes];
         match x {
             View::F32 { values, .. } => int8::quantise_rows(compute, values, shape, bytes),
-            View::Bf16 { values, .. } => int8::quantise_rows(compute, values, shape, bytes),
+            x => int8::quantise_rows(compute, x.of::<bf16>(), shape, bytes),
         }
         int8::Rows::new(bytes, shape)
     }
@@ -157,13 +164,13 @@ impl OperandScratch {
     /// The input as bf16.
     fn bf16<'a>(&'a mut self, device: &Device, x: View<'a>) -> &'a [bf16] {
         match x {
-            View::Bf16 { values, .. } => values,
             View::F32 { values, .. } => {
                 assert!(values.len() <= self.rounded.len(), "no room for {} in bf16", values.len());
                 let rounded = &mut self.rounded[..values.len()];
                 elementwise::convert(device.compute(), values, rounded);
                 rounded
             }
+            x => x.of::<bf16>(),
         }
     }
 }
@@ -176,7 +183,7 @@ struct PackedWeight<T: Operand> {
     backward: Option<Panels<T>>,
 }
 
-impl<T: NumberType> PackedWeight<T> {
+impl<T: HostNumber> PackedWeight<T> {
     fn zeroed(n_out: usize, n_in: usize, passes: Passes) -> Self {
         let backward = (passes == Passes::ForwardAndBackward).then(|| Panels::zeroed(n_in, n_out));
         Self { forward: Panels::zeroed(n_out, n_in), backward }
@@ -209,10 +216,21 @@ impl<T: NumberType> PackedWeight<T> {
 impl Linear {
     /// A weight of zeros.
     #[must_use]
-    pub fn zeroed(dtype: DType, n_out: usize, n_in: usize, passes: Passes) -> Self {
-        let packed = match dtype {
-            DType::F32 => Packed::F32(PackedWeight::zeroed(n_out, n_in, passes)),
-            DType::Bf16 => Packed::Bf16(PackedWeight::zeroed(n_out, n_in, passes)),
+    pub fn zeroed(
+        device: &Device,
+        dtype: DType,
+        n_out: usize,
+        n_in: usize,
+        passes: Passes,
+    ) -> Self {
+        let packed = match (device, dtype) {
+            (Device::Cuda { gpu, .. }, dtype) => {
+                Packed::Cuda(DeviceMatrix::zeroed(gpu, dtype.on_gpu(), n_out, n_in))
+            }
+            (Device::Cpu(_), DType::F32) => Packed::F32(PackedWeight::zeroed(n_out, n_in, passes)),
+            (Device::Cpu(_), DType::Bf16) => {
+                Packed::Bf16(PackedWeight::zeroed(n_out, n_in, passes))
+            }
         };
         Self { n_out, n_in, packed }
     }
@@ -222,12 +240,30 @@ impl Linear {
     /// # Panics
     /// When rows are not of `n_in` numbers.
     #[must_use]
-    pub fn of_blocks(dtype: DType, n_in: usize, parts: Vec<BlockRows>) -> Self {
+    pub fn of_blocks(device: &Device, dtype: DType, n_in: usize, parts: Vec<BlockRows>) -> Self {
         for part in &parts {
             let _checked = part.numbers(n_in);
         }
         let n_out = parts.iter().map(|part| part.n_rows).sum();
+        if let Device::Cuda { gpu, .. } = device {
+            let parts = parts.iter().map(|part| {
+                assert_eq!(part.order, BlockOrder::Rows, "packed blocks on a GPU");
+                DeviceBlocks::new(gpu, part.kind, part.bytes.as_slice(), [part.n_rows, n_in])
+            });
+            return Self { n_out, n_in, packed: Packed::CudaBlocks(dtype, parts.collect()) };
+        }
         Self { n_out, n_in, packed: Packed::Blocks(dtype, parts) }
+    }
+
+    /// Fills a weight on a GPU with uniform numbers of this standard deviation, which are made there.
+    ///
+    /// # Panics
+    /// When the weight is in this machine's memory.
+    pub fn fill_uniform(&mut self, device: &Device, seed: u64, std: f32) {
+        let Packed::Cuda(weight) = &mut self.packed else { panic!("a weight in memory") };
+        // The standard deviation of a uniform number in -1..1 is 1 / sqrt(3).
+        let half_width = 3.0_f32.sqrt() * std;
+        cuda::ops::elementwise::fill_uniform(device.gpu(), weight.view_mut(), seed, half_width);
     }
 
     /// Inputs.
@@ -263,6 +299,8 @@ impl Linear {
             Packed::F32(weight) => weight.n_bytes(),
             Packed::Bf16(weight) => weight.n_bytes(),
             Packed::Blocks(_, parts) => parts.iter().map(|part| part.bytes.as_slice().len()).sum(),
+            Packed::Cuda(weight) => weight.n_bytes(),
+            Packed::CudaBlocks(_, parts) => parts.iter().map(DeviceBlocks::n_bytes).sum(),
         }
     }
 
@@ -281,7 +319,14 @@ impl Linear {
             (Packed::F32(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
             (Packed::Bf16(packed), View::F32 { values, .. }) => packed.pack(device, values),
             (Packed::Bf16(packed), View::Bf16 { values, .. }) => packed.pack(device, values),
-            (Packed::Blocks(..), _) => panic!("quantised rows are not packed from numbers"),
+            (Packed::Cuda(weight), View::Cuda(values)) => {
+                cuda::ops::elementwise::convert(device.gpu(), values, weight.view_mut());
+            }
+            (Packed::Cuda(_), values) => self.pack_rows(device, 0, values),
+            (Packed::Blocks(..) | Packed::CudaBlocks(..), _) => {
+                panic!("quantised rows are not packed from numbers")
+            }
+            (_, View::Cuda(_)) => panic!("numbers on a GPU for a weight in memory"),
         }
     }
 
@@ -307,7 +352,17 @@ impl Linear {
             (Packed::Bf16(packed), View::Bf16 { values, .. }) => {
                 packed.pack_rows(device, first_row, values);
             }
-            (Packed::Blocks(..), _) => panic!("quantised rows are not packed from numbers"),
+            (Packed::Cuda(weight), View::F32 { values, .. }) => {
+                weight.rows_mut(first_row..end, self.n_in).write_f32(values);
+            }
+            (Packed::Cuda(weight), View::Bf16 { values, .. }) => {
+                let values: Vec<f32> = values.iter().map(|x| x.to_f32()).collect();
+                weight.rows_mut(first_row..end, self.n_in).write_f32(&values);
+            }
+            (Packed::Blocks(..) | Packed::CudaBlocks(..), _) => {
+                panic!("quantised rows are not packed from numbers")
+            }
+            (_, View::Cuda(_)) => panic!("numbers on a GPU for a weight in memory"),
         }
     }
 
@@ -354,6 +409,19 @@ impl Linear {
             Packed::Blocks(dtype, parts) => {
                 columns.block_products(*dtype, parts, x, y.f32(), scratch)
             }
+            Packed::Cuda(weight) => {
+                let (x, y) = (x.on_gpu(), y.on_gpu());
+                product_on_gpu(device.gpu(), x, weight.view(), y, first_column, write);
+            }
+            Packed::CudaBlocks(dtype, parts) => {
+                let (gpu, x, mut y) = (device.gpu(), x.on_gpu(), y.on_gpu());
+                let mut first_column = first_column;
+                for part in parts {
+                    let y = y.reborrow();
+                    product_of_blocks_on_gpu(gpu, x, (*dtype, part), y, first_column, write);
+                    first_column += part.shape()[0];
+                }
+            }
         }
     }
 
@@ -369,7 +437,13 @@ impl Linear {
         match &self.packed {
             Packed::F32(weight) => columns.product(d_y.f32(), weight.backward(), d_x.f32()),
             Packed::Bf16(weight) => columns.product(d_y.of::<bf16>(), weight.backward(), d_x.f32()),
-            Packed::Blocks(..) => panic!("quantised rows have no backward pass"),
+            Packed::Blocks(..) | Packed::CudaBlocks(..) => {
+                panic!("quantised rows have no backward pass")
+            }
+            Packed::Cuda(weight) => {
+                let (gpu, d_y, d_x) = (device.gpu(), d_y.on_gpu(), d_x.on_gpu());
+                cuda::ops::product_backward_input(gpu, d_y, weight.view(), d_x);
+            }
         }
     }
 
@@ -387,6 +461,21 @@ impl Linear {
             Packed::Bf16(weight) => {
                 embedding::gather(compute, token_ids, weight.forward.values(), shape, out.f32());
             }
+            Packed::Cuda(weight) => {
+                let (gpu, table) = (device.gpu(), weight.view());
+                let token_ids = RowNumbers::new(gpu, token_ids);
+                cuda::ops::embedding::gather(gpu, table, &token_ids, out.on_gpu());
+            }
+            Packed::CudaBlocks(_, parts) => {
+                let [table] = parts.as_slice() else {
+                    panic!("an embedding of {} parts", parts.len())
+                };
+                let mut out = out.on_gpu();
+                for (row, &token_id) in token_ids.iter().enumerate() {
+                    let id = token_id as usize;
+                    unpack_blocks(device.gpu(), table, id..id + 1, out.row_mut(row));
+                }
+            }
             Packed::Blocks(_, parts) => match parts.as_slice() {
                 [rows] => match rows.numbers(self.n_in) {
                     BlockNumbers::Rows(table) => {
@@ -400,6 +489,44 @@ impl Linear {
             },
         }
     }
+}
+
+/// A product on a GPU: of few rows by a kernel that reads the weight once at the speed of memory, of many by cuBLASLt.
+fn product_on_gpu(
+    gpu: &Gpu,
+    x: cuda::Matrix<'_>,
+    weight: cuda::Matrix<'_>,
+    y: cuda::MatrixMut<'_>,
+    first_column: usize,
+    write: Write,
+) {
+    use cuda::ops::few_rows::{MAX_FEW_ROWS, product_few_rows};
+    match x.n_rows() <= MAX_FEW_ROWS {
+        true => product_few_rows(gpu, x, weight, y, first_column, write),
+        false => cuda::ops::product(gpu, x, weight, y, first_column, write),
+    }
+}
+
+/// As [`product_on_gpu`], with quantised rows: of many rows of x the numbers are unpacked first.
+fn product_of_blocks_on_gpu(
+    gpu: &Gpu,
+    x: cuda::Matrix<'_>,
+    (dtype, blocks): (DType, &DeviceBlocks),
+    y: cuda::MatrixMut<'_>,
+    first_column: usize,
+    write: Write,
+) {
+    use cuda::ops::blocks::{
+        MAX_FEW_ROWS_OF_BLOCKS, has_product_of_few_rows, product_few_rows_of_blocks,
+    };
+    let is_few = x.n_rows() <= MAX_FEW_ROWS_OF_BLOCKS && dtype == DType::Bf16;
+    if is_few && has_product_of_few_rows(blocks.kind()) {
+        return product_few_rows_of_blocks(gpu, x, blocks, y, first_column, write);
+    }
+    let [n_out, n_in] = blocks.shape();
+    let mut weight = DeviceMatrix::uninitialised(gpu, dtype.on_gpu(), n_out, n_in);
+    unpack_blocks(gpu, blocks, 0..n_out, weight.view_mut());
+    product_on_gpu(gpu, x, weight.view(), y, first_column, write);
 }
 
 /// Each part and the column where its outputs begin.
@@ -494,15 +621,20 @@ pub struct LinearScratch {
 enum ScratchPanels {
     F32(Buffer<f32>),
     Bf16(Buffer<bf16>),
+    /// On a GPU, where products take operands in either direction.
+    None,
 }
 
 impl LinearScratch {
     /// Room for weights of up to `max_in` inputs and up to `max_rows` tokens.
     #[must_use]
-    pub fn new(dtype: DType, max_rows: usize, max_in: usize) -> Self {
-        let packed = match dtype {
-            DType::F32 => ScratchPanels::F32(Buffer::zeroed(panels_len::<f32>(max_in, max_rows))),
-            DType::Bf16 => {
+    pub fn new(device: &Device, dtype: DType, max_rows: usize, max_in: usize) -> Self {
+        let packed = match (device, dtype) {
+            (Device::Cuda { .. }, _) => ScratchPanels::None,
+            (Device::Cpu(_), DType::F32) => {
+                ScratchPanels::F32(Buffer::zeroed(panels_len::<f32>(max_in, max_rows)))
+            }
+            (Device::Cpu(_), DType::Bf16) => {
                 ScratchPanels::Bf16(Buffer::zeroed(panels_len::<bf16>(max_in, max_rows)))
             }
         };
@@ -521,6 +653,7 @@ impl LinearScratch {
         match &self.packed {
             ScratchPanels::F32(values) => size_of_val::<[f32]>(values),
             ScratchPanels::Bf16(values) => size_of_val::<[bf16]>(values),
+            ScratchPanels::None => 0,
         }
     }
 
@@ -546,11 +679,15 @@ impl LinearScratch {
             ScratchPanels::Bf16(right) => {
                 outer_product::<bf16>(device, d_y, x, right, d_weight.f32());
             }
+            ScratchPanels::None => {
+                let (gpu, d_y, x) = (device.gpu(), d_y.on_gpu(), x.on_gpu());
+                cuda::ops::product_backward_weight(gpu, d_y, x, d_weight.on_gpu());
+            }
         }
     }
 }
 
-fn outer_product<T: NumberType>(
+fn outer_product<T: HostNumber>(
     device: &Device,
     d_y: View<'_>,
     x: View<'_>,

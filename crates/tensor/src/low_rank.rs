@@ -31,7 +31,7 @@ impl LowRank {
         assert_eq!(a.n_rows(), b.width(), "ranks of a and b");
         let packed = |factor: &Tensor| {
             let mut linear =
-                Linear::zeroed(dtype, factor.n_rows(), factor.width(), Passes::Forward);
+                Linear::zeroed(device, dtype, factor.n_rows(), factor.width(), Passes::Forward);
             linear.pack(device, factor.view());
             linear
         };
@@ -78,7 +78,7 @@ impl LowRank {
 /// Working memory of changes.
 #[derive(Debug)]
 pub struct LowRankScratch {
-    /// f32 `[tokens, rank]`.
+    /// As products give it, `[tokens, rank]`.
     sums: Tensor,
     /// In the number type of the changes.
     rounded: Tensor,
@@ -87,10 +87,10 @@ pub struct LowRankScratch {
 impl LowRankScratch {
     /// Room for up to `max_rows` tokens and changes of up to `max_rank`.
     #[must_use]
-    pub fn new(dtype: DType, max_rows: usize, max_rank: usize) -> Self {
+    pub fn new(device: &Device, dtype: DType, max_rows: usize, max_rank: usize) -> Self {
         Self {
-            sums: Tensor::zeroed(DType::F32, max_rows, max_rank),
-            rounded: Tensor::zeroed(dtype, max_rows, max_rank),
+            sums: Tensor::zeroed_on(device, device.product_dtype(dtype), max_rows, max_rank),
+            rounded: Tensor::zeroed_on(device, dtype, max_rows, max_rank),
         }
     }
 
@@ -124,7 +124,7 @@ mod tests {
             let mut operand = Tensor::zeroed(dtype, 2, 4);
             ops::convert(&device, x.view(), operand.view_mut());
             let change = LowRank::new(&device, dtype, 2, &a, &b);
-            let mut scratch = LowRankScratch::new(dtype, 4, 6);
+            let mut scratch = LowRankScratch::new(&device, dtype, 4, 6);
             y.f32_mut().fill(10.0);
             let none = &mut OperandScratch::none();
             change.add(&device, operand.view(), y.view_mut(), &mut scratch, none);

@@ -2,18 +2,27 @@
 //!
 //! Each function panics when a shape or number type does not fit: the model is built so that they do.
 
+use cuda::ops::embedding::TokenGroups;
+use cuda::ops::norm::NormGradients;
+use cuda::ops::row_numbers::RowNumbers;
+use cuda::{DeviceMatrix, NumberType};
 use half::bf16;
+use kernels::adamw::{self, AdamW};
 use kernels::attention::{self, AttentionBackward, HeadShape, SequenceRows};
 use kernels::experts::{self, Route};
-use kernels::rope::{self, Direction, RopeTable, RotatedHeads};
+use kernels::rope::{self, Direction, RotatedHeads};
 use kernels::{cross_entropy as loss, elementwise, embedding, norm, swiglu as gated};
 
 use crate::Device;
+use crate::batch::{CachedBatch, PackedRows, RopeTable};
 use crate::key_blocks::KeyBlocks;
-use crate::tensor::{DType, NumberType, Tensor, View, ViewMut};
+use crate::tensor::{DType, HostNumber, Tensor, View, ViewMut};
 
 /// Rounds or widens `x` into `out`.
 pub fn convert(device: &Device, x: View<'_>, out: ViewMut<'_>) {
+    if let Device::Cuda { gpu, .. } = device {
+        return cuda::ops::elementwise::convert(gpu, x.on_gpu(), out.on_gpu());
+    }
     let compute = device.compute();
     match (x, out) {
         (View::F32 { values, .. }, ViewMut::F32 { values: out, .. }) => out.copy_from_slice(values),
@@ -26,10 +35,25 @@ pub fn convert(device: &Device, x: View<'_>, out: ViewMut<'_>) {
         (View::Bf16 { values, .. }, ViewMut::Bf16 { values: out, .. }) => {
             out.copy_from_slice(values)
         }
+        _ => panic!("tensors on different devices"),
     }
 }
 
-/// [`norm::rms_norm`].
+/// What a number type holds of f32 numbers, as f32: `out[i] = round(x[i])`.
+pub fn round_to(device: &Device, dtype: DType, x: View<'_>, out: ViewMut<'_>) {
+    match (device, dtype) {
+        (_, DType::F32) => convert(device, x, out),
+        (Device::Cuda { gpu, .. }, DType::Bf16) => {
+            cuda::ops::elementwise::round_to_bf16(gpu, x.on_gpu(), out.on_gpu());
+        }
+        (Device::Cpu(_), DType::Bf16) => {
+            let numbers = out.f32().iter_mut().zip(x.f32());
+            numbers.for_each(|(out, &x)| *out = bf16::from_f32(x).to_f32());
+        }
+    }
+}
+
+/// [`norm::rms_norm`]; x rounded is kept where backward will need it.
 pub fn rms_norm(
     device: &Device,
     x: View<'_>,
@@ -37,38 +61,72 @@ pub fn rms_norm(
     eps: f32,
     out: ViewMut<'_>,
     inverse_rms: ViewMut<'_>,
+    kept: Option<ViewMut<'_>>,
 ) {
+    if let Device::Cuda { gpu, .. } = device {
+        let (x, weight, out) = (x.on_gpu(), weight.view().on_gpu(), out.on_gpu());
+        let kept = kept.map(ViewMut::on_gpu);
+        return cuda::ops::norm::rms_norm(gpu, x, weight, eps, out, inverse_rms.on_gpu(), kept);
+    }
+    if let Some(kept) = kept {
+        convert(device, x, kept);
+    }
     let (compute, x, scales) = (device.compute(), x.f32(), inverse_rms.f32());
-    match out {
-        ViewMut::F32 { values, .. } => {
-            norm::rms_norm(compute, x, weight.f32(), eps, values, scales)
-        }
-        ViewMut::Bf16 { values, .. } => {
-            norm::rms_norm(compute, x, weight.f32(), eps, values, scales)
-        }
+    match out.dtype() {
+        DType::F32 => norm::rms_norm(compute, x, weight.f32(), eps, out.f32(), scales),
+        DType::Bf16 => norm::rms_norm(compute, x, weight.f32(), eps, out.of::<bf16>(), scales),
     }
 }
 
-/// [`norm::rms_norm_backward`].
+/// What [`rms_norm_backward`] reads: input and inverse root mean square of the forward pass, the weight, and the gradient of
+/// the output.
+#[derive(Clone, Copy, Debug)]
+pub struct NormSaved<'a> {
+    /// `[tokens, hidden]`.
+    pub x: View<'a>,
+    /// `[1, hidden]`.
+    pub weight: &'a Tensor,
+    /// `[tokens, 1]`.
+    pub inverse_rms: View<'a>,
+    /// `[tokens, hidden]`.
+    pub d_out: View<'a>,
+}
+
+/// [`norm::rms_norm_backward`]; the new `d_x` goes to `rounded` too.
 pub fn rms_norm_backward(
     device: &Device,
-    x: View<'_>,
-    weight: &Tensor,
-    inverse_rms: View<'_>,
-    d_out: View<'_>,
-    d_x: ViewMut<'_>,
+    saved: NormSaved<'_>,
+    d_x: &mut Tensor,
+    rounded: &mut Tensor,
     d_weight: ViewMut<'_>,
 ) {
-    let (compute, weight, scales) = (device.compute(), weight.f32(), inverse_rms.f32());
-    let (d_out, d_x, d_weight) = (d_out.f32(), d_x.f32(), d_weight.f32());
-    match x {
-        View::F32 { values, .. } => {
-            norm::rms_norm_backward(compute, values, weight, scales, d_out, d_x, d_weight);
-        }
-        View::Bf16 { values, .. } => {
-            norm::rms_norm_backward(compute, values, weight, scales, d_out, d_x, d_weight);
-        }
+    let NormSaved { x, weight, inverse_rms, d_out } = saved;
+    if let Device::Cuda { gpu, .. } = device {
+        let gradients = NormGradients {
+            d_x: d_x.view_mut().on_gpu(),
+            rounded: Some(rounded.view_mut().on_gpu()),
+            d_weight: d_weight.on_gpu(),
+        };
+        let (x, weight, scales) = (x.on_gpu(), weight.view().on_gpu(), inverse_rms.on_gpu());
+        let d_out = d_out.on_gpu();
+        return cuda::ops::norm::rms_norm_backward(gpu, x, weight, scales, d_out, gradients);
     }
+    fn run<T: HostNumber>(
+        device: &Device,
+        saved: NormSaved<'_>,
+        d_x: ViewMut<'_>,
+        d_weight: ViewMut<'_>,
+    ) {
+        let (compute, weight, scales) =
+            (device.compute(), saved.weight.f32(), saved.inverse_rms.f32());
+        let (x, d_out) = (saved.x.of::<T>(), saved.d_out.f32());
+        norm::rms_norm_backward(compute, x, weight, scales, d_out, d_x.f32(), d_weight.f32());
+    }
+    match x {
+        View::Bf16 { .. } => run::<bf16>(device, saved, d_x.view_mut(), d_weight),
+        _ => run::<f32>(device, saved, d_x.view_mut(), d_weight),
+    }
+    convert(device, d_x.view(), rounded.view_mut());
 }
 
 /// [`rope::rotate`].
@@ -80,15 +138,22 @@ pub fn rotate(
     direction: Direction,
     out: ViewMut<'_>,
 ) {
-    let (compute, x) = (device.compute(), x.f32());
-    match out {
-        ViewMut::F32 { values, .. } => {
-            rope::rotate(compute, x, table, heads, direction, values);
-        }
-        ViewMut::Bf16 { values, .. } => {
-            rope::rotate(compute, x, table, heads, direction, values);
-        }
+    let (compute, x, table) = (device.compute(), x.f32(), table.host());
+    match out.dtype() {
+        DType::F32 => rope::rotate(compute, x, table, heads, direction, out.f32()),
+        DType::Bf16 => rope::rotate(compute, x, table, heads, direction, out.of::<bf16>()),
     }
+}
+
+/// As [`rotate`], in the place of x, on a device where products give the type that attention takes.
+pub fn rotate_in_place(
+    device: &Device,
+    x: ViewMut<'_>,
+    table: &RopeTable,
+    heads: RotatedHeads,
+    direction: Direction,
+) {
+    cuda::ops::rope::rotate_in_place(device.gpu(), x.on_gpu(), table.on_gpu(), heads, direction);
 }
 
 /// [`experts::gather_rows`].
@@ -101,23 +166,37 @@ pub fn gather_rows(device: &Device, x: View<'_>, rows: &[u32], out: ViewMut<'_>)
         View::Bf16 { values, .. } => {
             experts::gather_rows(compute, values, rows, width, out.of::<bf16>());
         }
+        View::Cuda(x) => {
+            let (gpu, out) = (device.gpu(), out.on_gpu());
+            cuda::ops::elementwise::gather_rows(gpu, x, &RowNumbers::new(gpu, rows), out);
+        }
     }
 }
 
 /// [`experts::add_weighted_rows`].
 pub fn add_weighted_rows(device: &Device, x: View<'_>, route: &Route, out: ViewMut<'_>) {
+    if let Device::Cuda { gpu, .. } = device {
+        let (x, out) = (x.on_gpu(), out.on_gpu());
+        let rows = RowNumbers::new(gpu, &route.rows);
+        let weights = DeviceMatrix::of_f32(gpu, NumberType::F32, &route.weights, 1);
+        let weights = weights.view();
+        return cuda::ops::elementwise::add_weighted_rows(gpu, x, &rows, weights, out);
+    }
     let width = x.width();
     experts::add_weighted_rows(device.compute(), x.f32(), route, width, out.f32());
 }
 
-/// [`gated::swiglu`].
-pub fn swiglu(device: &Device, gate_up: View<'_>, rounded: ViewMut<'_>, out: ViewMut<'_>) {
+/// [`gated::swiglu`] of the product `gate_up`, or, where there is none, of `rounded`, which is then the product itself.
+pub fn swiglu(device: &Device, gate_up: Option<View<'_>>, rounded: ViewMut<'_>, out: ViewMut<'_>) {
+    let Some(gate_up) = gate_up else {
+        return cuda::ops::swiglu::swiglu(device.gpu(), rounded.on_gpu().as_ref(), out.on_gpu());
+    };
     let ffn_dim = out.width();
     match out.dtype() {
         DType::F32 => forward::<f32>(device, gate_up, ffn_dim, rounded, out),
         DType::Bf16 => forward::<bf16>(device, gate_up, ffn_dim, rounded, out),
     }
-    fn forward<T: NumberType>(
+    fn forward<T: HostNumber>(
         device: &Device,
         gate_up: View<'_>,
         ffn_dim: usize,
@@ -137,72 +216,99 @@ pub fn swiglu_backward(
     d_gate_up: ViewMut<'_>,
     out: ViewMut<'_>,
 ) {
-    let (compute, d_out, ffn_dim) = (device.compute(), d_out.f32(), out.width());
+    let (compute, ffn_dim) = (device.compute(), out.width());
     match rounded {
         View::F32 { values, .. } => {
             let (d_gate_up, out) = (d_gate_up.of::<f32>(), out.of::<f32>());
-            gated::swiglu_backward(compute, values, ffn_dim, d_out, d_gate_up, out);
+            gated::swiglu_backward(compute, values, ffn_dim, d_out.f32(), d_gate_up, out);
         }
         View::Bf16 { values, .. } => {
             let (d_gate_up, out) = (d_gate_up.of::<bf16>(), out.of::<bf16>());
-            gated::swiglu_backward(compute, values, ffn_dim, d_out, d_gate_up, out);
+            gated::swiglu_backward(compute, values, ffn_dim, d_out.f32(), d_gate_up, out);
+        }
+        View::Cuda(rounded) => {
+            let (d_out, d_gate_up, out) = (d_out.on_gpu(), d_gate_up.on_gpu(), out.on_gpu());
+            cuda::ops::swiglu::swiglu_backward(device.gpu(), rounded, d_out, d_gate_up, out);
         }
     }
 }
 
-/// [`attention::append_keys_values`].
+/// [`attention::append_keys_values`], then [`attention::attention`], within packed documents; the blocks are memory for one layer.
 ///
 /// # Panics
-/// When the blocks are for another number type.
-pub fn append_keys_values(
+/// When queries, blocks and output do not fit in number type.
+pub fn packed_attention(
+    device: &Device,
+    shape: HeadShape,
+    qkv: View<'_>,
+    rows: &PackedRows,
+    blocks: &mut KeyBlocks,
+    out: ViewMut<'_>,
+    log_sum_exp: ViewMut<'_>,
+) {
+    if let Device::Cuda { gpu, .. } = device {
+        let (qkv, out, lse) = (qkv.on_gpu(), out.on_gpu(), log_sum_exp.on_gpu());
+        return cuda::ops::attention_packed::attention(gpu, shape, qkv, rows.on_gpu(), out, lse);
+    }
+    attend(device, shape, qkv, &rows.sequences(), blocks, out, log_sum_exp);
+}
+
+/// [`attention::append_keys_values`], then [`attention::attention`], of one layer of sequences in a cache.
+///
+/// # Panics
+/// When queries, blocks and output do not fit in number type.
+pub fn cached_attention(
+    device: &Device,
+    shape: HeadShape,
+    qkv: View<'_>,
+    (batch, layer_idx): (&CachedBatch<'_>, usize),
+    blocks: &mut KeyBlocks,
+    out: ViewMut<'_>,
+    log_sum_exp: ViewMut<'_>,
+) {
+    if let (Device::Cuda { gpu, .. }, KeyBlocks::Cuda(blocks)) = (device, &mut *blocks) {
+        use cuda::ops::attention_paged;
+        let (qkv, batch) = (qkv.on_gpu(), batch.on_gpu(shape));
+        attention_paged::append_keys_values(gpu, shape, qkv, batch, layer_idx, blocks);
+        return attention_paged::attention(gpu, shape, qkv, batch, layer_idx, blocks, out.on_gpu());
+    }
+    attend(device, shape, qkv, &batch.sequences(layer_idx), blocks, out, log_sum_exp);
+}
+
+/// On the processors.
+fn attend(
     device: &Device,
     shape: HeadShape,
     qkv: View<'_>,
     sequences: &[SequenceRows<'_>],
     blocks: &mut KeyBlocks,
-) {
-    let compute = device.compute();
-    match (qkv, blocks) {
-        (View::F32 { values, .. }, KeyBlocks::F32(blocks)) => {
-            attention::append_keys_values(compute, shape, values, sequences, blocks);
-        }
-        (View::Bf16 { values, .. }, KeyBlocks::Bf16(blocks)) => {
-            attention::append_keys_values(compute, shape, values, sequences, blocks);
-        }
-        _ => panic!("keys and values of one number type, blocks for another"),
-    }
-}
-
-/// [`attention::attention`].
-///
-/// # Panics
-/// When queries, blocks and output do not fit in number type.
-pub fn attention(
-    device: &Device,
-    shape: HeadShape,
-    qkv: View<'_>,
-    sequences: &[SequenceRows<'_>],
-    blocks: &KeyBlocks,
     out: ViewMut<'_>,
     log_sum_exp: ViewMut<'_>,
 ) {
     let (compute, lse) = (device.compute(), log_sum_exp.f32());
-    match (qkv, blocks, out) {
-        (View::F32 { values, .. }, KeyBlocks::F32(blocks), ViewMut::F32 { values: out, .. }) => {
-            attention::attention(compute, shape, values, sequences, blocks, out, lse);
+    match (qkv, &mut *blocks) {
+        (View::F32 { values, .. }, KeyBlocks::F32(blocks)) => {
+            attention::append_keys_values(compute, shape, values, sequences, blocks);
+            attention::attention(compute, shape, values, sequences, blocks, out.f32(), lse);
         }
-        (View::Bf16 { values, .. }, KeyBlocks::Bf16(blocks), ViewMut::F32 { values: out, .. }) => {
-            attention::attention(compute, shape, values, sequences, blocks, out, lse);
+        (View::Bf16 { values, .. }, KeyBlocks::Bf16(blocks)) => {
+            attention::append_keys_values(compute, shape, values, sequences, blocks);
+            match out {
+                ViewMut::F32 { values: out, .. } => {
+                    attention::attention(compute, shape, values, sequences, blocks, out, lse);
+                }
+                out => {
+                    let out = out.of::<bf16>();
+                    attention::attention(compute, shape, values, sequences, blocks, out, lse);
+                }
+            }
         }
-        (View::Bf16 { values, .. }, KeyBlocks::Bf16(blocks), ViewMut::Bf16 { values: out, .. }) => {
-            attention::attention(compute, shape, values, sequences, blocks, out, lse);
-        }
-        _ => panic!("queries, blocks and output of different number types"),
+        _ => panic!("queries of one number type or device, blocks of another"),
     }
 }
 
 /// What [`attention_backward`] reads: queries, keys and values, output and log-sum-exp of the forward pass, the gradient of
-/// the output, and the rows where documents begin.
+/// the output, and the documents.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSaved<'a> {
     /// `[tokens, n_heads + 2 n_kv_heads, head_dim]`.
@@ -213,8 +319,8 @@ pub struct AttentionSaved<'a> {
     pub log_sum_exp: View<'a>,
     /// `[tokens, n_heads, head_dim]`.
     pub d_out: View<'a>,
-    /// Ascending from 0 to the number of tokens.
-    pub segment_starts: &'a [u32],
+    /// The documents of the batch.
+    pub rows: &'a PackedRows,
 }
 
 /// [`attention::attention_backward`].
@@ -224,7 +330,7 @@ pub fn attention_backward(
     saved: AttentionSaved<'_>,
     d_qkv: ViewMut<'_>,
 ) {
-    fn run<T: NumberType>(
+    fn run<T: HostNumber>(
         device: &Device,
         shape: HeadShape,
         saved: AttentionSaved<'_>,
@@ -235,49 +341,108 @@ pub fn attention_backward(
             out: saved.out.of::<T>(),
             log_sum_exp: saved.log_sum_exp.f32(),
             d_out: saved.d_out.f32(),
-            segment_starts: saved.segment_starts,
+            segment_starts: saved.rows.segment_starts(),
         };
         attention::attention_backward(device.compute(), shape, inputs, d_qkv.f32());
     }
     match saved.qkv {
         View::F32 { .. } => run::<f32>(device, shape, saved, d_qkv),
         View::Bf16 { .. } => run::<bf16>(device, shape, saved, d_qkv),
+        View::Cuda(qkv) => {
+            let inputs = cuda::ops::attention_packed::AttentionBackward {
+                qkv,
+                out: saved.out.on_gpu(),
+                log_sum_exp: saved.log_sum_exp.on_gpu(),
+                d_out: saved.d_out.on_gpu(),
+            };
+            let (gpu, rows) = (device.gpu(), saved.rows.on_gpu());
+            cuda::ops::attention_packed::attention_backward(
+                gpu,
+                shape,
+                inputs,
+                rows,
+                d_qkv.on_gpu(),
+            );
+        }
     }
 }
 
-/// [`loss::cross_entropy`] with the gradient.
+/// [`loss::cross_entropy`]; without `d_logits` the losses alone.
 pub fn cross_entropy(
     device: &Device,
     logits: View<'_>,
     targets: &[u32],
     weights: &[f32],
-    losses: &mut [f32],
-    d_logits: ViewMut<'_>,
+    losses: ViewMut<'_>,
+    d_logits: Option<ViewMut<'_>>,
 ) {
-    let (compute, logits) = (device.compute(), logits.f32());
+    if let Device::Cuda { gpu, .. } = device {
+        let (logits, losses) = (logits.on_gpu(), losses.on_gpu());
+        let d_logits = d_logits.map(ViewMut::on_gpu);
+        let targets = RowNumbers::new(gpu, targets);
+        let weights = DeviceMatrix::of_f32(gpu, NumberType::F32, weights, 1);
+        let weights = weights.view();
+        return cuda::ops::loss::cross_entropy(gpu, logits, &targets, weights, losses, d_logits);
+    }
+    let (compute, logits, losses) = (device.compute(), logits.f32(), losses.f32());
     match d_logits {
-        ViewMut::F32 { values, .. } => {
+        None => loss::cross_entropy::<f32>(compute, logits, targets, weights, losses, &mut []),
+        Some(ViewMut::F32 { values, .. }) => {
             loss::cross_entropy(compute, logits, targets, weights, losses, values);
         }
-        ViewMut::Bf16 { values, .. } => {
-            loss::cross_entropy(compute, logits, targets, weights, losses, values);
+        Some(d_logits) => {
+            let d_logits = d_logits.of::<bf16>();
+            loss::cross_entropy(compute, logits, targets, weights, losses, d_logits);
         }
     }
 }
 
-/// [`loss::cross_entropy`] without the gradient.
-pub fn token_losses(
-    device: &Device,
-    logits: View<'_>,
-    targets: &[u32],
-    weights: &[f32],
-    losses: &mut [f32],
-) {
-    loss::cross_entropy::<f32>(device.compute(), logits.f32(), targets, weights, losses, &mut []);
-}
-
 /// [`embedding::gather_backward`].
 pub fn gather_backward(device: &Device, token_ids: &[u32], d_out: View<'_>, d_table: ViewMut<'_>) {
+    if let Device::Cuda { gpu, .. } = device {
+        let (d_out, d_table) = (d_out.on_gpu(), d_table.on_gpu());
+        let groups = TokenGroups::new(gpu, token_ids);
+        return cuda::ops::embedding::gather_backward(gpu, d_out, &groups, d_table);
+    }
     let hidden = d_out.width();
     embedding::gather_backward(device.compute(), token_ids, d_out.f32(), hidden, d_table.f32());
+}
+
+/// Euclidean norm of all values of f32 tensors, summed in f64 in a fixed order ([`elementwise::sum_of_squares`]).
+#[must_use]
+pub fn norm<'a>(device: &Device, tensors: impl Iterator<Item = View<'a>>) -> f64 {
+    let squares: f64 = match device {
+        Device::Cpu(compute) => {
+            tensors.map(|tensor| elementwise::sum_of_squares(compute, tensor.f32())).sum()
+        }
+        Device::Cuda { gpu, .. } => {
+            let tensors: Vec<_> = tensors.map(View::on_gpu).collect();
+            cuda::ops::elementwise::sum_of_squares(gpu, &tensors)
+        }
+    };
+    squares.sqrt()
+}
+
+/// [`adamw::adamw_step`].
+pub fn adamw_step(
+    device: &Device,
+    rule: AdamW,
+    weights: ViewMut<'_>,
+    gradient: View<'_>,
+    m: ViewMut<'_>,
+    v: ViewMut<'_>,
+) {
+    if let Device::Cuda { gpu, .. } = device {
+        let (weights, gradient) = (weights.on_gpu(), gradient.on_gpu());
+        return cuda::ops::elementwise::adamw_step(
+            gpu,
+            rule,
+            weights,
+            gradient,
+            m.on_gpu(),
+            v.on_gpu(),
+        );
+    }
+    let (weights, gradient) = (weights.f32(), gradient.f32());
+    adamw::adamw_step(device.compute(), rule, weights, gradient, m.f32(), v.f32());
 }

@@ -2,8 +2,13 @@
 
 use std::ops::Range;
 
+use cuda::ops::elementwise::gather_rows;
+use cuda::ops::row_numbers::RowNumbers;
+use cuda::{DeviceMatrix, Matrix, MatrixMut, NumberType};
 use half::bf16;
 use kernels::{Buffer, Operand};
+
+use crate::Device;
 
 /// Type of a tensor's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,12 +28,28 @@ impl DType {
             Self::Bf16 => 2,
         }
     }
+
+    /// The type on a GPU.
+    pub(crate) fn on_gpu(self) -> NumberType {
+        match self {
+            Self::F32 => NumberType::F32,
+            Self::Bf16 => NumberType::Bf16,
+        }
+    }
+
+    fn from_gpu(number: NumberType) -> Self {
+        match number {
+            NumberType::F32 => Self::F32,
+            NumberType::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Storage {
     F32(Buffer<f32>),
     Bf16(Buffer<bf16>),
+    Cuda(DeviceMatrix),
 }
 
 /// A matrix `[rows, width]` with room for a fixed number of rows, of which the first some are in use.
@@ -40,7 +61,19 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A tensor of zeros, all of its `max_rows` rows in use.
+    /// A tensor of zeros on a device, all of its `max_rows` rows in use.
+    #[must_use]
+    pub fn zeroed_on(device: &Device, dtype: DType, max_rows: usize, width: usize) -> Self {
+        match device {
+            Device::Cpu(_) => Self::zeroed(dtype, max_rows, width),
+            Device::Cuda { gpu, .. } => {
+                let matrix = DeviceMatrix::zeroed(gpu, dtype.on_gpu(), max_rows, width);
+                Self { n_rows: max_rows, width, storage: Storage::Cuda(matrix) }
+            }
+        }
+    }
+
+    /// A tensor of zeros in this machine's memory, all of its `max_rows` rows in use.
     #[must_use]
     pub fn zeroed(dtype: DType, max_rows: usize, width: usize) -> Self {
         let len = max_rows.checked_mul(width).expect("the number of values fits usize");
@@ -51,7 +84,42 @@ impl Tensor {
         Self { n_rows: max_rows, width, storage }
     }
 
-    /// An f32 tensor holding `values`, `[rows, width]`.
+    /// Whether it is in this machine's memory.
+    #[must_use]
+    pub fn is_in_memory(&self) -> bool {
+        !matches!(self.storage, Storage::Cuda(_))
+    }
+
+    /// Copies the numbers of an f32 tensor's rows in use.
+    ///
+    /// # Panics
+    /// When the tensor is not f32, or there are not as many.
+    pub fn read_into(&self, out: &mut [f32]) {
+        match self.view() {
+            View::Cuda(rows) => rows.read_f32(out),
+            here => out.copy_from_slice(here.f32()),
+        }
+    }
+
+    /// The rows in use on a device: itself where it is there already, else a copy. From memory to a GPU or back.
+    #[must_use]
+    pub fn on(self, device: &Device) -> Self {
+        match (device, &self.storage) {
+            (Device::Cuda { .. }, Storage::F32(_) | Storage::Bf16(_)) => {
+                let mut there = Self::zeroed_on(device, self.dtype(), self.n_rows, self.width);
+                there.write_f32(&self.to_f32());
+                there
+            }
+            (Device::Cpu(_), Storage::Cuda(_)) => {
+                let mut here = Self::zeroed(self.dtype(), self.n_rows, self.width);
+                here.write_f32(&self.to_f32());
+                here
+            }
+            _ => self,
+        }
+    }
+
+    /// An f32 tensor holding `values`, `[rows, width]`, in this machine's memory.
     ///
     /// # Panics
     /// When the values do not make whole rows.
@@ -68,6 +136,7 @@ impl Tensor {
         match self.storage {
             Storage::F32(_) => DType::F32,
             Storage::Bf16(_) => DType::Bf16,
+            Storage::Cuda(ref matrix) => DType::from_gpu(matrix.number_type()),
         }
     }
 
@@ -89,6 +158,7 @@ impl Tensor {
         let len = match &self.storage {
             Storage::F32(values) => values.len(),
             Storage::Bf16(values) => values.len(),
+            Storage::Cuda(matrix) => matrix.n_bytes() / matrix.number_type().bytes(),
         };
         len / self.width.max(1)
     }
@@ -99,6 +169,7 @@ impl Tensor {
         match &self.storage {
             Storage::F32(values) => size_of_val::<[f32]>(values),
             Storage::Bf16(values) => size_of_val::<[bf16]>(values),
+            Storage::Cuda(matrix) => matrix.n_bytes(),
         }
     }
 
@@ -135,6 +206,7 @@ impl Tensor {
         match &self.storage {
             Storage::F32(values) => View::F32 { values: &values[range], width },
             Storage::Bf16(values) => View::Bf16 { values: &values[range], width },
+            Storage::Cuda(matrix) => View::Cuda(matrix.rows(rows, width)),
         }
     }
 
@@ -151,20 +223,77 @@ impl Tensor {
         match &mut self.storage {
             Storage::F32(values) => ViewMut::F32 { values: &mut values[range], width },
             Storage::Bf16(values) => ViewMut::Bf16 { values: &mut values[range], width },
+            Storage::Cuda(matrix) => ViewMut::Cuda(matrix.rows_mut(rows, width)),
         }
     }
 
-    /// Overwrites row `to` with row `from`.
+    /// Sets the rows in use to zero.
+    pub fn clear(&mut self) {
+        match self.view_mut() {
+            ViewMut::F32 { values, .. } => values.fill(0.0),
+            ViewMut::Bf16 { values, .. } => values.fill(bf16::ZERO),
+            ViewMut::Cuda(mut rows) => rows.clear(),
+        }
+    }
+
+    /// Overwrites the rows in use with f32 numbers, rounded to the tensor's type.
     ///
     /// # Panics
-    /// When one of them is not in use.
-    pub fn copy_row(&mut self, from: usize, to: usize) {
-        let n_rows = self.n_rows;
-        assert!(from < n_rows && to < n_rows, "rows {from} and {to} of {n_rows}");
-        let (range, to) = (from * self.width..(from + 1) * self.width, to * self.width);
+    /// When they are not as many.
+    pub fn write_f32(&mut self, numbers: &[f32]) {
+        match self.view_mut() {
+            ViewMut::F32 { values, .. } => values.copy_from_slice(numbers),
+            ViewMut::Bf16 { values, .. } => {
+                assert_eq!(values.len(), numbers.len(), "numbers to be written");
+                values.iter_mut().zip(numbers).for_each(|(x, &value)| *x = bf16::from_f32(value));
+            }
+            ViewMut::Cuda(mut rows) => rows.write_f32(numbers),
+        }
+    }
+
+    /// Moves some of the rows in use to the front; ascending ones, so that none is overwritten before it moved.
+    ///
+    /// # Panics
+    /// When one is not in use, or they do not ascend.
+    pub fn keep_rows(&mut self, device: &Device, rows: &[u32]) {
+        assert!(rows.is_sorted_by(|a, b| a < b), "rows ascend");
+        assert!(rows.last().is_none_or(|&row| (row as usize) < self.n_rows), "rows in use");
+        if rows.last().is_none_or(|&row| row as usize + 1 == rows.len()) {
+            return;
+        }
+        let width = self.width;
+        let range = |row: u32| row as usize * width..(row as usize + 1) * width;
         match &mut self.storage {
-            Storage::F32(values) => values.copy_within(range, to),
-            Storage::Bf16(values) => values.copy_within(range, to),
+            Storage::F32(values) => {
+                (0..).zip(rows).for_each(|(to, &row)| values.copy_within(range(row), to * width));
+            }
+            Storage::Bf16(values) => {
+                (0..).zip(rows).for_each(|(to, &row)| values.copy_within(range(row), to * width));
+            }
+            Storage::Cuda(matrix) => {
+                let all = 0..self.n_rows;
+                let (gpu, number) = (device.gpu(), matrix.number_type());
+                let mut kept = DeviceMatrix::uninitialised(gpu, number, rows.len(), width);
+                let rows_there = matrix.rows(all, width);
+                let rows = RowNumbers::new(gpu, rows);
+                gather_rows(gpu, rows_there, &rows, kept.view_mut());
+                kept.view().copy_to(matrix.rows_mut(0..rows.n(), width));
+            }
+        }
+    }
+
+    /// The numbers of an f32 tensor's rows in use: themselves where they are in this machine's memory, else a copy in `scratch`.
+    ///
+    /// # Panics
+    /// When the tensor is not f32.
+    pub fn read_f32<'a>(&'a self, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        match self.view() {
+            View::Cuda(rows) => {
+                scratch.resize(rows.n_values(), 0.0);
+                rows.read_f32(scratch);
+                scratch
+            }
+            here => here.f32(),
         }
     }
 
@@ -191,6 +320,7 @@ impl Tensor {
         match self.view() {
             View::F32 { values, .. } => values.to_vec(),
             View::Bf16 { values, .. } => values.iter().map(|x| x.to_f32()).collect(),
+            View::Cuda(rows) => rows.to_f32(),
         }
     }
 }
@@ -212,6 +342,8 @@ pub enum View<'a> {
         /// Numbers in a row.
         width: usize,
     },
+    /// Rows on a GPU.
+    Cuda(Matrix<'a>),
 }
 
 impl<'a> View<'a> {
@@ -220,6 +352,7 @@ impl<'a> View<'a> {
     pub fn width(self) -> usize {
         match self {
             Self::F32 { width, .. } | Self::Bf16 { width, .. } => width,
+            Self::Cuda(rows) => rows.width(),
         }
     }
 
@@ -229,11 +362,12 @@ impl<'a> View<'a> {
         let len = match self {
             Self::F32 { values, .. } => values.len(),
             Self::Bf16 { values, .. } => values.len(),
+            Self::Cuda(rows) => return rows.n_rows(),
         };
         len / self.width().max(1)
     }
 
-    /// The numbers, which must be f32.
+    /// The numbers, which must be f32 in this machine's memory.
     ///
     /// # Panics
     /// When they are not.
@@ -242,11 +376,23 @@ impl<'a> View<'a> {
         match self {
             Self::F32 { values, .. } => values,
             Self::Bf16 { .. } => panic!("expected an f32 tensor, got bf16"),
+            Self::Cuda(_) => panic!("expected a tensor in memory, got one on a GPU"),
+        }
+    }
+
+    /// The rows, which must be on a GPU.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub(crate) fn on_gpu(self) -> Matrix<'a> {
+        match self {
+            Self::Cuda(rows) => rows,
+            Self::F32 { .. } | Self::Bf16 { .. } => panic!("expected a tensor on the GPU"),
         }
     }
 
     /// The numbers, which must be of type `T`.
-    pub(crate) fn of<T: NumberType>(self) -> &'a [T] {
+    pub(crate) fn of<T: HostNumber>(self) -> &'a [T] {
         T::from_view(self)
     }
 }
@@ -268,6 +414,8 @@ pub enum ViewMut<'a> {
         /// Numbers in a row.
         width: usize,
     },
+    /// Rows on a GPU.
+    Cuda(MatrixMut<'a>),
 }
 
 impl<'a> ViewMut<'a> {
@@ -276,6 +424,7 @@ impl<'a> ViewMut<'a> {
     pub fn width(&self) -> usize {
         match self {
             Self::F32 { width, .. } | Self::Bf16 { width, .. } => *width,
+            Self::Cuda(rows) => rows.width(),
         }
     }
 
@@ -285,10 +434,11 @@ impl<'a> ViewMut<'a> {
         match self {
             Self::F32 { .. } => DType::F32,
             Self::Bf16 { .. } => DType::Bf16,
+            Self::Cuda(rows) => DType::from_gpu(rows.number_type()),
         }
     }
 
-    /// The numbers, which must be f32.
+    /// The numbers, which must be f32 in this machine's memory.
     ///
     /// # Panics
     /// When they are not.
@@ -297,22 +447,34 @@ impl<'a> ViewMut<'a> {
         match self {
             Self::F32 { values, .. } => values,
             Self::Bf16 { .. } => panic!("expected an f32 tensor, got bf16"),
+            Self::Cuda(_) => panic!("expected a tensor in memory, got one on a GPU"),
+        }
+    }
+
+    /// The rows, which must be on a GPU.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub(crate) fn on_gpu(self) -> MatrixMut<'a> {
+        match self {
+            Self::Cuda(rows) => rows,
+            Self::F32 { .. } | Self::Bf16 { .. } => panic!("expected a tensor on the GPU"),
         }
     }
 
     /// The numbers, which must be of type `T`.
-    pub(crate) fn of<T: NumberType>(self) -> &'a mut [T] {
+    pub(crate) fn of<T: HostNumber>(self) -> &'a mut [T] {
         T::from_view_mut(self)
     }
 }
 
 /// The kernels' operand types and where they are found in a view.
-pub(crate) trait NumberType: Operand {
+pub(crate) trait HostNumber: Operand {
     fn from_view(view: View<'_>) -> &[Self];
     fn from_view_mut(view: ViewMut<'_>) -> &mut [Self];
 }
 
-impl NumberType for f32 {
+impl HostNumber for f32 {
     fn from_view(view: View<'_>) -> &[Self] {
         view.f32()
     }
@@ -322,11 +484,12 @@ impl NumberType for f32 {
     }
 }
 
-impl NumberType for bf16 {
+impl HostNumber for bf16 {
     fn from_view(view: View<'_>) -> &[Self] {
         match view {
             View::Bf16 { values, .. } => values,
             View::F32 { .. } => panic!("expected a bf16 tensor, got f32"),
+            View::Cuda(_) => panic!("expected a tensor in memory, got one on a GPU"),
         }
     }
 
@@ -334,6 +497,7 @@ impl NumberType for bf16 {
         match view {
             ViewMut::Bf16 { values, .. } => values,
             ViewMut::F32 { .. } => panic!("expected a bf16 tensor, got f32"),
+            ViewMut::Cuda(_) => panic!("expected a tensor in memory, got one on a GPU"),
         }
     }
 }

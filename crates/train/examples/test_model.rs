@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         template: None,
     };
     let dir = home.join("models/test-model");
-    write_model(&dir, run.parameters(), WeightDtype::Bf16, &tokenizer, &notes)?;
+    write_model(&dir, &run.parameters(), WeightDtype::Bf16, &tokenizer, &notes)?;
     Ok(())
 }
 

@@ -1,10 +1,9 @@
 //! AdamW over all parameters, with clipping by the norm of the whole gradient.
 
-use kernels::adamw::{AdamW, adamw_step};
-use kernels::elementwise::sum_of_squares;
+use kernels::adamw::AdamW;
 use model::{ModelConfig, ParameterKind, Parameters};
 use serde::{Deserialize, Serialize};
-use tensor::Device;
+use tensor::{Device, ops};
 
 /// The constants of the optimiser.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,16 +42,15 @@ pub struct Optimizer {
 impl Optimizer {
     /// Zero moments.
     #[must_use]
-    pub fn new(config: &ModelConfig, settings: OptimizerSettings) -> Self {
-        Self { settings, n_steps: 0, m: Parameters::zeroed(config), v: Parameters::zeroed(config) }
+    pub fn new(device: &Device, config: &ModelConfig, settings: OptimizerSettings) -> Self {
+        let moments = || Parameters::zeroed_on(device, config);
+        Self { settings, n_steps: 0, m: moments(), v: moments() }
     }
 
     /// Euclidean norm of all values, of the whole gradient for one, summed in f64 in a fixed order.
     #[must_use]
     pub fn norm(device: &Device, values: &Parameters) -> f64 {
-        let tensors = values.iter();
-        let squares = tensors.map(|(_, tensor)| sum_of_squares(device.compute(), tensor.f32()));
-        squares.sum::<f64>().sqrt()
+        ops::norm(device, values.iter().map(|(_, tensor)| tensor.view()))
     }
 
     /// One step. `grad_norm` is the norm of `gradients`, for clipping as PyTorch's `clip_grad_norm_` does it.
@@ -86,8 +84,8 @@ impl Optimizer {
                 ParameterKind::Embedding | ParameterKind::Norm => 0.0,
             };
             let rule = AdamW { weight_decay, ..rule };
-            let (w, m, v) = (parameter.f32_mut(), m.f32_mut(), v.f32_mut());
-            adamw_step(device.compute(), rule, w, gradient.f32(), m, v);
+            let (w, m, v) = (parameter.view_mut(), m.view_mut(), v.view_mut());
+            ops::adamw_step(device, rule, w, gradient.view(), m, v);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The training step.
 
+use std::borrow::Cow;
+
 use data::packing::PackedBatch;
 use model::{Decoder, GradientWorkspace, ModelConfig, Parameters, TrainingRows, Workspace};
 use tensor::{DType, Device, Passes};
@@ -43,14 +45,16 @@ impl Trainer {
         max_tokens: usize,
     ) -> Self {
         let config = parameters.config().clone();
-        let mut decoder = Decoder::zeroed(&config, dtype, Passes::ForwardAndBackward);
+        let passes = Passes::ForwardAndBackward;
+        let mut decoder = Decoder::zeroed(&device, &config, dtype, passes);
+        let parameters = parameters.on(&device);
         decoder.pack(&device, &parameters);
         Self {
             decoder,
-            optimizer: Optimizer::new(&config, settings),
-            gradients: Parameters::zeroed(&config),
-            workspace: Workspace::new(&config, dtype, max_tokens, Passes::ForwardAndBackward),
-            gradient_workspace: GradientWorkspace::new(&config, dtype, max_tokens),
+            optimizer: Optimizer::new(&device, &config, settings),
+            gradients: Parameters::zeroed_on(&device, &config),
+            workspace: Workspace::new(&device, &config, dtype, max_tokens, passes),
+            gradient_workspace: GradientWorkspace::new(&device, &config, dtype, max_tokens),
             parameters,
             device,
         }
@@ -68,10 +72,10 @@ impl Trainer {
         self.parameters.config()
     }
 
-    /// The f32 masters.
+    /// The f32 masters, in this machine's memory.
     #[must_use]
-    pub fn parameters(&self) -> &Parameters {
-        &self.parameters
+    pub fn parameters(&self) -> Cow<'_, Parameters> {
+        self.parameters.in_memory()
     }
 
     /// The decoder as it stands, for scoring with the trainer's own memory.
@@ -91,8 +95,8 @@ impl Trainer {
 
     /// The gradient of the last step, before clipping.
     #[must_use]
-    pub fn gradients(&self) -> &Parameters {
-        &self.gradients
+    pub fn gradients(&self) -> Cow<'_, Parameters> {
+        self.gradients.in_memory()
     }
 
     /// One optimiser step over micro-batches. The loss is normalised per trained token of the whole step, so that the
@@ -147,6 +151,7 @@ impl Trainer {
 
 #[cfg(test)]
 mod tests {
+    use cuda::{Gpu, LibraryPath};
     use formats::WeightName;
     use formats::model_dir::ModelDir;
     use kernels::{Compute, Family, detect_features};
@@ -233,6 +238,27 @@ mod tests {
                 expected.f32("losses"),
                 Tolerance { absolute: 0.01, relative: 0.0 },
             );
+        }
+    }
+
+    #[test]
+    fn ten_steps_on_a_gpu_equal_those_of_pytorch() {
+        let Some(directory) = testkit::cuda_emulator::directory() else { return };
+        let gpu = Gpu::open(&LibraryPath::new(Some(directory))).unwrap();
+        let host = Compute::forced(Family::Reference, 1).unwrap();
+        let device = Device::Cuda { gpu, host };
+        let expected = golden::load("golden/train_steps/expected.safetensors");
+        for (dtype, absolute) in [(DType::F32, 1e-5), (DType::Bf16, 0.01)] {
+            let (trainer, reports) = golden_run(device.clone(), dtype, 2);
+            let losses: Vec<f32> = reports.iter().map(|report| report.loss as f32).collect();
+            assert_close(&losses, expected.f32("losses"), Tolerance { absolute, relative: 0.0 });
+            if dtype == DType::F32 {
+                for name in WeightName::all(trainer.config()) {
+                    let golden = expected.f32(&format!("final.{}", name.hf_name()));
+                    let tolerance = Tolerance { absolute: 1.5e-4, relative: 0.0 };
+                    assert_close(trainer.parameters().weight(name), golden, tolerance);
+                }
+            }
         }
     }
 

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use bench::{
     BATCH_PROMPT, BenchResult, Machine, Peer, PeerFigure, PeerInference, RANDOM_MODEL_VERSION,
     RandomWeights, ReferenceLogits, Roofline, Scored, Subject, batched_decode, decode, median,
-    prefill, write_random_model,
+    prefill, write_random_model, writing_profile,
 };
 use eval::figures::bytes;
 use formats::model_dir::ModelDir;
-use model::{CacheKind, KvBlocks};
-use tensor::Device;
+use model::{CacheKind, Decoder, KvBlocks};
+use tensor::{DType, Device};
 
 use super::{Args, What};
 use crate::context::Context;
@@ -24,6 +24,8 @@ const PROMPT_LENS: [usize; 2] = [512, 2048];
 const CONTEXTS: [usize; 3] = [0, 2048, 8192];
 /// Users of `batch`.
 const USERS: [usize; 4] = [1, 4, 8, 16];
+/// Users of `batch` on a GPU.
+const GPU_USERS: [usize; 6] = [1, 4, 16, 32, 64, 256];
 /// Room that a measured decode takes after its context.
 const DECODE_ROOM: usize = 128;
 
@@ -36,34 +38,27 @@ pub(super) fn measure(
     machine: &Machine,
     context: &Context,
 ) -> anyhow::Result<Vec<BenchResult>> {
+    let device = &context.device()?;
+    if let (Device::Cuda { .. }, None, None) = (device, &args.model, args.peer()) {
+        // Weights made on the GPU: a file of them would take longer to write and read than all measurements.
+        let (shape, config) = args.shape()?;
+        let decoder = Decoder::random(device, &config, DType::Bf16, 1);
+        let subject = Subject { decoder: &decoder, adapter: None, cache_kind: args.cache.kind() };
+        let name = shape.name;
+        let run = Run { args, machine, context, device, name, subject, reference: None };
+        return run.measure_all(None);
+    }
     let value = model_value(args, context)?;
     let (name, dir) = open_dir(&value, context)?;
     let peer = match args.peer() {
         Some(peer) => Some((peer, gguf_file(peer, &dir)?)),
         None => None,
     };
-    let device = &context.device()?;
     let reference = reference(args, &name, &dir, context)?;
     let OpenModel { name, decoder, adapter, .. } = OpenModel::open(&value, &args.load, context)?;
     let subject = Subject { decoder: &decoder, adapter, cache_kind: args.cache.kind() };
     let run = Run { args, machine, context, device, name: &name, subject, reference };
-    let details: &[usize] = match args.what {
-        What::Prefill => &PROMPT_LENS,
-        What::Decode => &CONTEXTS,
-        _ => &USERS,
-    };
-    let mut results = Vec::new();
-    for &detail in details {
-        let measured = Inference::new(args.what, detail);
-        let (work, limit) = (measured.work, decoder.config().context_len);
-        if measured.n_positions() > limit {
-            context.say(&format!("{work} {detail} is left out: the context has {limit}"));
-            continue;
-        }
-        results.push(run.measure(&measured, peer.as_ref())?);
-    }
-    anyhow::ensure!(!results.is_empty(), "the context of model `{name}` is too short to measure");
-    Ok(results)
+    run.measure_all(peer.as_ref())
 }
 
 /// The `--model` value that is measured: for a shape the file of its random weights, which is made where it is not there.
@@ -134,6 +129,39 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// One figure for each detail that the context has room for.
+    fn measure_all(&self, peer: Option<&(Peer, PathBuf)>) -> anyhow::Result<Vec<BenchResult>> {
+        let Self { args, context, device, .. } = *self;
+        let details: &[usize] = match (args.what, device) {
+            (What::Prefill, _) => &PROMPT_LENS,
+            (What::Decode, _) => &CONTEXTS,
+            (_, Device::Cuda { .. }) => &GPU_USERS,
+            _ => &USERS,
+        };
+        let limit = self.subject.decoder.config().context_len;
+        let mut results = Vec::new();
+        for &detail in details {
+            let measured = Inference::new(args.what, detail);
+            if measured.n_positions() > limit {
+                let work = measured.work;
+                context.say(&format!("{work} {detail} is left out: the context has {limit}"));
+                continue;
+            }
+            if args.profile && args.what != What::Prefill {
+                let (n_users, context_len) = measured.users_and_context();
+                let profile = writing_profile(device, &self.subject, context_len, n_users);
+                super::say_profile(&profile, context);
+            }
+            results.push(self.measure(&measured, peer)?);
+        }
+        let name = self.name;
+        anyhow::ensure!(
+            !results.is_empty(),
+            "the context of model `{name}` is too short to measure"
+        );
+        Ok(results)
+    }
+
     /// One figure: ours and the peer's alternately, and how far each is from the reference.
     fn measure(
         &self,
@@ -229,6 +257,14 @@ impl Inference {
         }
     }
 
+    /// Who writes, and after how many tokens.
+    fn users_and_context(&self) -> (usize, usize) {
+        match self.what {
+            What::Decode => (1, self.detail),
+            _ => (self.detail, BATCH_PROMPT),
+        }
+    }
+
     /// How logits are computed that are compared.
     fn scored(&self) -> Scored {
         match self.what {
@@ -243,19 +279,23 @@ impl Inference {
     fn limit(&self, subject: &Subject<'_>, machine: &Machine) -> f64 {
         let decoder = subject.decoder;
         let config = decoder.config();
-        let (n_users, context_len) = match self.what {
-            What::Prefill => {
-                let flops = config.forward_flops_per_token(self.detail);
-                let Roofline { int8_ops, bf16_flops, .. } = machine.roofline;
-                return if decoder.has_packed_blocks() { int8_ops } else { bf16_flops } / flops;
-            }
-            What::Decode => (1, self.detail),
-            _ => (self.detail, BATCH_PROMPT),
-        };
+        if self.what == What::Prefill {
+            let flops = config.forward_flops_per_token(self.detail);
+            let Roofline { int8_ops, bf16_flops, .. } = machine.roofline;
+            let limit = match &machine.gpu {
+                Some(gpu) => gpu.bf16_flops,
+                None if decoder.has_packed_blocks() => int8_ops,
+                None => bf16_flops,
+            };
+            return limit / flops;
+        }
+        let (n_users, context_len) = self.users_and_context();
         let cache =
             KvBlocks::bytes_for(config, decoder.dtype(), subject.cache_kind, context_len, 1);
         let changes = subject.adapter.as_ref().map_or(0, |adapter| adapter.n_bytes());
         let bytes = decoder.n_bytes_of_step() + changes + n_users * cache;
-        n_users as f64 * machine.roofline.read_bytes_per_s / bytes as f64
+        let read = machine.roofline.read_bytes_per_s;
+        let read = machine.gpu.as_ref().map_or(read, |gpu| gpu.copy_bytes_per_s);
+        n_users as f64 * read / bytes as f64
     }
 }

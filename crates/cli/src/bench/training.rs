@@ -1,8 +1,11 @@
 //! `galerne bench train`.
 
-use bench::{BenchResult, Machine, TRAIN_STEP_BATCH, median, train_step, train_step_peer};
-use tensor::DType;
+use bench::{
+    BenchResult, Machine, TRAIN_STEP_BATCH, median, train_step, train_step_peer, train_step_profile,
+};
+use tensor::{DType, Device};
 use train::plan::TrainingMemory;
+use train::recipe::BatchSettings;
 
 use super::Args;
 use crate::context::Context;
@@ -22,27 +25,44 @@ pub(super) fn measure(
 ) -> anyhow::Result<BenchResult> {
     let (shape, config) = args.shape()?;
     let device = context.device()?;
-    let (rows, seq_len) = (TRAIN_STEP_BATCH.rows_per_micro_batch, TRAIN_STEP_BATCH.seq_len);
-    let memory = TrainingMemory::of(&config, DType::Bf16, rows, seq_len, 0);
-    machine::check_memory("the training step", memory.total_bytes())?;
+    let batch = batch_of(&device, shape.name);
+    let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch: rows } = batch;
+    if let Device::Cpu(_) = device {
+        let memory = TrainingMemory::of(&config, DType::Bf16, rows, seq_len, 0);
+        machine::check_memory("the training step", memory.total_bytes())?;
+    }
+    if args.profile {
+        super::say_profile(&train_step_profile(&device, &config, batch)?, context);
+    }
     let mut speeds = Vec::new();
     let mut figures = Vec::new();
     // Alternately, so that a busy moment of the machine hits both.
     for round in 1..=args.n_rounds() {
         context.say(&format!("measuring the training step, round {round}"));
-        speeds.extend(train_step(&device, &config, TRAIN_STEP_BATCH, N_STEPS)?);
+        speeds.extend(train_step(&device, &config, batch, N_STEPS)?);
         if let Some(peer) = args.peer() {
             context.say(&format!("measuring {}", peer.name()));
             figures.push(train_step_peer(context.n_threads())?);
         }
     }
     let speed = median(&mut speeds);
-    let tokens = (TRAIN_STEP_BATCH.rows_per_step * TRAIN_STEP_BATCH.seq_len).to_string();
-    let mut result = BenchResult::new("train_step", shape.name, tokens, speed);
-    let flops = speed * config.train_flops_per_token(TRAIN_STEP_BATCH.seq_len);
-    result.roofline_fraction = Some(flops / machine.roofline.bf16_flops);
+    let mut result =
+        BenchResult::new("train_step", shape.name, (rows_per_step * seq_len).to_string(), speed);
+    let flops = speed * config.train_flops_per_token(seq_len);
+    let limit = machine.gpu.as_ref().map_or(machine.roofline.bf16_flops, |gpu| gpu.bf16_flops);
+    result.roofline_fraction = Some(flops / limit);
     Ok(match args.peer() {
         Some(peer) => result.with_peer(peer, &figures),
         None => result,
     })
+}
+
+/// The rows of a step: those that PyTorch is compared on where the processors compute; more on a GPU.
+fn batch_of(device: &Device, shape: &str) -> BatchSettings {
+    let [seq_len, rows_per_step, rows_per_micro_batch] = match (device, shape) {
+        (Device::Cuda { .. }, "124m") => [1024, 512, 64],
+        (Device::Cuda { .. }, "1b") => [2048, 64, 8],
+        _ => return TRAIN_STEP_BATCH,
+    };
+    BatchSettings { seq_len, rows_per_step, rows_per_micro_batch }
 }

@@ -48,7 +48,7 @@ pub(crate) fn measure(
     let device = context.device()?;
     let tokenizer = Tokenizer::open(&files.tokenizer())?;
     let parameters = latest_parameters(&stage.run_dir(dir))?;
-    let mut decoder = Decoder::zeroed(parameters.config(), DType::Bf16, Passes::Forward);
+    let mut decoder = Decoder::zeroed(&device, parameters.config(), DType::Bf16, Passes::Forward);
     decoder.pack(&device, &parameters);
     let bits_per_byte = bits_per_byte(&files, &device, &decoder, &tokenizer)?;
     let limits = engine_limits(decoder.config(), decoder.dtype());

@@ -28,7 +28,7 @@ impl Tiny {
         let tokenizer = trainer.train().unwrap();
         let config = model::ModelConfig::new(formats_config(&tokenizer)).unwrap();
         let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
-        let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+        let mut decoder = Decoder::zeroed(&device, &config, DType::F32, Passes::Forward);
         decoder.pack(&device, &Parameters::random(&config, 5));
         Self { tokenizer, template: ChatTemplate::default(), decoder: Arc::new(decoder), device }
     }
@@ -51,7 +51,7 @@ impl Tiny {
         let head = parameters.weight_mut(WeightName::Head);
         head[row(said_id)] = 1.0;
         head[row(self.tokenizer.eos_id()) + 1] = 2.0;
-        let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+        let mut decoder = Decoder::zeroed(&self.device, &config, DType::F32, Passes::Forward);
         decoder.pack(&self.device, &parameters);
         self.decoder = Arc::new(decoder);
         self
@@ -84,14 +84,14 @@ impl Tiny {
     fn naive(&self, question: &str, max_tokens: usize) -> Vec<u32> {
         let config = self.decoder.config();
         let mut cache = KvCache::new(
-            config,
-            DType::F32,
+            &self.decoder,
             CacheKind::Operands,
             1,
             config.context_len,
             config.context_len,
         );
-        let mut workspace = Workspace::new(config, DType::F32, config.context_len, Passes::Forward);
+        let mut workspace =
+            Workspace::new(&self.device, config, DType::F32, config.context_len, Passes::Forward);
         let mut input = render(&self.tokenizer, &ChatTemplate::default(), question).unwrap();
         let (mut logits, mut generated) = (Vec::new(), Vec::new());
         while generated.len() < max_tokens && generated.last() != Some(&self.tokenizer.eos_id()) {

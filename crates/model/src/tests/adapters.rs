@@ -59,14 +59,7 @@ fn an_adapter_gives_the_logits_of_peft_in_every_layout() {
             let after = largest_difference(&got, logits);
             // As without an adapter: sums in another order.
             assert!(after < 5e-5 && before > 0.1, "{layout}: {after}, without it {before}");
-            let cache = KvCache::new(
-                decoder.config(),
-                DType::F32,
-                CacheKind::Operands,
-                1,
-                token_ids.len(),
-                1,
-            );
+            let cache = KvCache::new(&decoder, CacheKind::Operands, 1, token_ids.len(), 1);
             let cache = cache.with_adapter(Some(Arc::new(adapter)));
             let cached = cached_logits_in(cache, &decoder, &device, &token_ids, 1);
             assert_eq!(cached, got, "{layout}, cached");
@@ -170,7 +163,7 @@ fn rows_of_different_adapters_share_a_batch() {
                 })
                 .collect();
             let mut blocks =
-                KvBlocks::new(&config, dtype, CacheKind::Operands, 5 * config.n_layers);
+                KvBlocks::new(&device, &config, dtype, CacheKind::Operands, 5 * config.n_layers);
             let mut workspace = Workspace::for_decoder(&decoder, 40);
             let mut got = vec![Vec::new(); 5];
             let mut on_logits =

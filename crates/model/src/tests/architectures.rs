@@ -62,6 +62,17 @@ fn every_architecture_gives_the_logits_of_transformers() {
     }
 }
 
+#[test]
+fn every_architecture_on_a_gpu_gives_the_logits_of_transformers() {
+    let Some(device) = gpu::gpu() else { return };
+    for golden in Golden::all() {
+        let dirs: Vec<ModelDir> =
+            golden.dirs.iter().map(|dir| ModelDir::open(dir).unwrap()).collect();
+        check_f32(&golden, &device, &dirs);
+        check_bf16(&golden, &device, &dirs[0]);
+    }
+}
+
 fn one_pass(golden: &Golden, device: &Device, decoder: &Decoder) -> Vec<f32> {
     let n = golden.token_ids.len();
     let mut workspace = Workspace::for_decoder(decoder, n);
@@ -74,7 +85,7 @@ fn check_f32(golden: &Golden, device: &Device, dirs: &[ModelDir]) -> Vec<f32> {
     let logits = of_layout(&dirs[0]);
     let vocab_size = dirs[0].config().vocab_size;
     let differences = row_differences(&logits, &golden.logits, vocab_size);
-    let (name, family) = (&golden.name, device.compute().family());
+    let (name, family) = (&golden.name, device.family_name());
     assert!(differences.last().unwrap() < &2e-5, "{name} {family}: {differences:?}");
     for dir in &dirs[1..] {
         assert_eq!(of_layout(dir), logits, "{name} {family} from {}", dir.dir().display());
@@ -91,7 +102,7 @@ fn check_bf16(golden: &Golden, device: &Device, dir: &ModelDir) {
     let n = golden.token_ids.len();
     let ours = row_differences(&logits, &golden.logits, dir.config().vocab_size);
     let theirs = row_differences(&golden.logits_bf16, &golden.logits, dir.config().vocab_size);
-    let (name, family) = (&golden.name, device.compute().family());
+    let (name, family) = (&golden.name, device.family_name());
     let factor = if name.starts_with("quantised") { 1.5 } else { 1.0 };
     for i in [n / 2, n - 1] {
         assert!(
@@ -132,9 +143,9 @@ fn a_cache_of_windows_holds_no_more_than_they_reach() {
     let device = fastest(1);
     let decoder = decoder(&device, &parameters(&config, 30), DType::F32);
     let token_ids = random_ids(31, 300, config.vocab_size);
-    let mut workspace = Workspace::new(&config, DType::F32, 300, Passes::Forward);
+    let mut workspace = Workspace::new(&device, &config, DType::F32, 300, Passes::Forward);
     let expected = decoder.logits(&device, &token_ids, &[0, 300], &mut workspace);
-    let mut cache = KvCache::new(&config, DType::F32, CacheKind::Operands, 1, 4096, 16);
+    let mut cache = KvCache::new(&decoder, CacheKind::Operands, 1, 4096, 16);
     let mut logits = Vec::new();
     let mut end = 0;
     // 57 tokens, five times: well past the window of 40 twice.
@@ -153,13 +164,13 @@ fn forgotten_tokens_leave_no_trace() {
     let mut config = ModelConfig::example();
     (config.context_len, config.sliding_windows) = (400, vec![Some(40), None]);
     let config = ModelConfig::new(config).unwrap();
-    let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+    let mut decoder = Decoder::zeroed(&device, &config, DType::F32, Passes::Forward);
     decoder.pack(&device, &Parameters::random(&config, 5));
     let ids = random_ids(6, 300, config.vocab_size);
     let others = random_ids(7, 16, config.vocab_size);
     let mut workspace = Workspace::for_decoder(&decoder, 16);
     let mut said = |forgotten: bool| {
-        let mut cache = KvCache::new(&config, DType::F32, CacheKind::Operands, 1, 400, 16);
+        let mut cache = KvCache::new(&decoder, CacheKind::Operands, 1, 400, 16);
         let (mut logits, mut all) = (Vec::new(), Vec::new());
         for chunk in ids.chunks(5) {
             cache.append(&decoder, &device, &[(0, chunk)], &mut workspace, &mut logits);

@@ -18,26 +18,27 @@ fn shapes() -> [ModelConfig; 2] {
 
 #[test]
 fn planned_bytes_are_those_taken() {
+    let device = fastest(1);
     for config in shapes() {
         for dtype in [DType::F32, DType::Bf16] {
             for passes in [Passes::Forward, Passes::ForwardAndBackward] {
                 let shown = format!("{dtype:?} {passes:?} {:?}", config.experts);
-                let decoder = Decoder::zeroed(&config, dtype, passes);
+                let decoder = Decoder::zeroed(&device, &config, dtype, passes);
                 let planned = Decoder::bytes_for(&config, dtype, passes);
                 assert_eq!(decoder.n_bytes(), planned, "decoder {shown}");
                 // Fewer rows than a chunk of logits, and more.
                 for max_rows in [1, 33, 700] {
-                    let workspace = Workspace::new(&config, dtype, max_rows, passes);
+                    let workspace = Workspace::new(&device, &config, dtype, max_rows, passes);
                     let planned = Workspace::bytes_for(&config, dtype, max_rows, passes);
                     assert_eq!(workspace.n_bytes(), planned, "{max_rows} rows, {shown}");
                 }
             }
             for max_rows in [1, 33, 700] {
-                let workspace = GradientWorkspace::new(&config, dtype, max_rows);
+                let workspace = GradientWorkspace::new(&device, &config, dtype, max_rows);
                 let planned = GradientWorkspace::bytes_for(&config, dtype, max_rows);
                 assert_eq!(workspace.n_bytes(), planned, "gradients of {max_rows} rows, {dtype:?}");
                 let n_blocks = KvBlocks::blocks_for(&config, 10 * max_rows, max_rows);
-                let blocks = KvBlocks::new(&config, dtype, CacheKind::Operands, n_blocks);
+                let blocks = KvBlocks::new(&device, &config, dtype, CacheKind::Operands, n_blocks);
                 let planned = KvBlocks::bytes_for(
                     &config,
                     dtype,
@@ -57,7 +58,7 @@ fn a_pass_takes_no_more_than_was_planned() {
     let device = fastest(1);
     let (dtype, n) = (DType::Bf16, 64);
     let decoder = decoder(&device, &parameters(&config, 40), dtype);
-    let mut workspace = Workspace::new(&config, dtype, n, Passes::Forward);
+    let mut workspace = Workspace::new(&device, &config, dtype, n, Passes::Forward);
     let token_ids = random_ids(41, n, config.vocab_size);
     let _ = decoder.logits(&device, &token_ids, &[0, 20, 40, 64], &mut workspace);
     assert_eq!(workspace.n_bytes(), Workspace::bytes_for(&config, dtype, n, Passes::Forward));

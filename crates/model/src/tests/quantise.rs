@@ -264,7 +264,7 @@ fn each_number_type_takes_its_own_kernels() {
             let decoder = Decoder::load(&device, &config, dtype, weights, quantisation).unwrap();
             let ids = random_ids(3, n_rows, config.vocab_size);
             let before = calls();
-            let mut cache = KvCache::new(&config, dtype, kind, 1, n_rows, n_rows);
+            let mut cache = KvCache::new(&decoder, kind, 1, n_rows, n_rows);
             let mut workspace = Workspace::for_decoder(&decoder, n_rows);
             let mut logits = Vec::new();
             cache.append(&decoder, &device, &[(0, &ids)], &mut workspace, &mut logits);

@@ -39,7 +39,7 @@ pub(crate) fn model(context_len: usize, limits: EngineLimits) -> LoadedModel {
         }
     }
     let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
-    let mut decoder = Decoder::zeroed(&config, DType::F32, Passes::Forward);
+    let mut decoder = Decoder::zeroed(&device, &config, DType::F32, Passes::Forward);
     decoder.pack(&device, &parameters);
     LoadedModel {
         engine: Engine::start(Arc::new(decoder), device, limits).unwrap(),

@@ -14,9 +14,9 @@ pub(super) fn write_tensors(
     writer: &mut CheckpointWriter,
     trainer: &Trainer,
 ) -> Result<(), FormatError> {
-    writer.tensors(MODEL_FILE, sources(trainer.parameters(), ""))?;
-    let (m, v) = (&trainer.optimizer.m, &trainer.optimizer.v);
-    let moments = sources(m, MOMENTS[0]).chain(sources(v, MOMENTS[1]));
+    writer.tensors(MODEL_FILE, sources(&trainer.parameters(), ""))?;
+    let (m, v) = (trainer.optimizer.m.in_memory(), trainer.optimizer.v.in_memory());
+    let moments = sources(&m, MOMENTS[0]).chain(sources(&v, MOMENTS[1]));
     writer.tensors(OPTIMIZER_FILE, moments)
 }
 
@@ -40,8 +40,13 @@ pub(super) fn read_moments(
 ) -> Result<(), TrainError> {
     let config = trainer.config().clone();
     let files = checkpoint.optimizer()?;
-    read(checkpoint, &config, &files, MOMENTS[0], &mut trainer.optimizer.m)?;
-    read(checkpoint, &config, &files, MOMENTS[1], &mut trainer.optimizer.v)?;
+    let moments = |prefix| -> Result<Parameters, TrainError> {
+        let mut moments = Parameters::zeroed(&config);
+        read(checkpoint, &config, &files, prefix, &mut moments)?;
+        Ok(moments.on(trainer.device()))
+    };
+    let (m, v) = (moments(MOMENTS[0])?, moments(MOMENTS[1])?);
+    (trainer.optimizer.m, trainer.optimizer.v) = (m, v);
     trainer.optimizer.n_steps = checkpoint.step();
     Ok(())
 }

@@ -1,0 +1,237 @@
+// Root-mean-square norm and its gradient.
+//
+// A row belongs to a group of neighbouring warps, which is 16 numbers wide for each thread and so keeps the row in registers:
+// it is read once. The groups of a block work on different rows at the same time. The kernels called `any` take the other rows,
+// too wide or not in fours: a block has one row and reads it twice. Which kernel runs depends on the width alone, and so
+// does the order of a row's sum.
+#include "rows.cuh"
+
+// Fours of a thread: 16 numbers.
+constexpr int N = 4;
+// Of a row, and of a block where its groups have fewer: rows of up to 8192 numbers, backward of up to 4096.
+constexpr int MAX_THREADS = 512;
+constexpr int MAX_BACKWARD_THREADS = 256;
+
+// x is [rows, width]; out[row] = x[row] * inverse_rms[row] * weight, inverse_rms = 1 / sqrt(mean(x^2) + eps), and `kept`, unless
+// it is null, gets x rounded.
+template <typename T>
+DEVICE void rms_norm(const float* x, const float* weight, float eps, T* out, float* inverse_rms, T* kept, int n_rows, int width,
+                     int threads_per_row, float* partials) {
+    int thread = threadIdx.x % threads_per_row;
+    int64_t row = int64_t(blockIdx.x) * (blockDim.x / threads_per_row) + threadIdx.x / threads_per_row;
+    // Groups behind the last row have rows of width 0.
+    int n = row < n_rows ? width : 0;
+    float values[4 * N], weights[4 * N];
+    load_row<N, true>(values, x + row * width, n, thread, threads_per_row);
+    load_row<N, true>(weights, weight, n, thread, threads_per_row);
+    if (kept) store_row<N, true>(kept + row * width, values, n, thread, threads_per_row);
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4 * N; i++) sum += values[i] * values[i];
+    float scale = 1.0f / sqrtf(group_sum(sum, partials, threads_per_row / 32) / float(width) + eps);
+#pragma unroll
+    for (int i = 0; i < 4 * N; i++) values[i] = values[i] * scale * weights[i];
+    store_row<N, true>(out + row * width, values, n, thread, threads_per_row);
+    if (n > 0 && thread == 0) inverse_rms[row] = scale;
+}
+
+// As rms_norm, a block for each row, in pieces of 4 N numbers for each thread.
+template <typename T, bool IN_FOURS>
+DEVICE void rms_norm_any(const float* x, const float* weight, float eps, T* out, float* inverse_rms, T* kept, int width,
+                          float* partials) {
+    constexpr int PIECE = 4 * N * MAX_THREADS;
+    int64_t row = blockIdx.x;
+    float sum = 0.0f;
+    for (int start = 0; start < width; start += PIECE) {
+        float values[4 * N];
+        load_row<N, IN_FOURS>(values, x + row * width + start, width - start, threadIdx.x, MAX_THREADS);
+        if (kept) store_row<N, IN_FOURS>(kept + row * width + start, values, width - start, threadIdx.x, MAX_THREADS);
+#pragma unroll
+        for (int i = 0; i < 4 * N; i++) sum += values[i] * values[i];
+    }
+    float scale = 1.0f / sqrtf(block_sum<MAX_THREADS / 32>(sum, partials) / float(width) + eps);
+    for (int start = 0; start < width; start += PIECE) {
+        float values[4 * N], weights[4 * N];
+        load_row<N, IN_FOURS>(values, x + row * width + start, width - start, threadIdx.x, MAX_THREADS);
+        load_row<N, IN_FOURS>(weights, weight + start, width - start, threadIdx.x, MAX_THREADS);
+#pragma unroll
+        for (int i = 0; i < 4 * N; i++) values[i] = values[i] * scale * weights[i];
+        store_row<N, IN_FOURS>(out + row * width + start, values, width - start, threadIdx.x, MAX_THREADS);
+    }
+    if (threadIdx.x == 0) inverse_rms[row] = scale;
+}
+
+#define RMS_NORM(suffix, T)                                                                                                      \
+    KERNEL_BOUNDS(rms_norm_##suffix, MAX_THREADS, 2)(const float* x, const float* weight, float eps, T* out,                     \
+                                                     float* inverse_rms, T* kept, int n_rows, int width, int threads_per_row) {  \
+        __shared__ float partials[MAX_THREADS / 32];                                                                             \
+        rms_norm<T>(x, weight, eps, out, inverse_rms, kept, n_rows, width, threads_per_row, partials);                           \
+    }                                                                                                                            \
+    EXPORT(rms_norm_##suffix)                                                                                                    \
+    KERNEL_BOUNDS(rms_norm_any_##suffix, MAX_THREADS, 2)(const float* x, const float* weight, float eps, T* out,                \
+                                                          float* inverse_rms, T* kept, int width) {                              \
+        __shared__ float partials[MAX_THREADS / 32];                                                                             \
+        if (width % 4 == 0) {                                                                                                    \
+            rms_norm_any<T, true>(x, weight, eps, out, inverse_rms, kept, width, partials);                                     \
+        } else {                                                                                                                 \
+            rms_norm_any<T, false>(x, weight, eps, out, inverse_rms, kept, width, partials);                                    \
+        }                                                                                                                        \
+    }                                                                                                                            \
+    EXPORT(rms_norm_any_##suffix)
+RMS_NORM(f32, float)
+RMS_NORM(bf16, bf16)
+
+// With n = x * inverse_rms and g = d_out * weight: d_x += inverse_rms (g - n mean(g n)), and `rounded`, unless it is null, gets
+// the new d_x rounded; partials[chunk] = the sum over the chunk's rows of d_out * n, each group's rows ascending, then over the
+// groups. A block handles a chunk of rows_per_chunk rows, a multiple of its groups.
+template <typename T>
+DEVICE void rms_norm_backward(const T* x, const float* weight, const float* inverse_rms, const T* d_out, float* d_x, T* rounded,
+                              float* partials, int n_rows, int width, int rows_per_chunk, int threads_per_row, float* sums,
+                              float (*warp_sums)[MAX_THREADS / 32]) {
+    int thread = threadIdx.x % threads_per_row, group = threadIdx.x / threads_per_row;
+    int n_groups = blockDim.x / threads_per_row;
+    int64_t first = int64_t(blockIdx.x) * rows_per_chunk;
+    float d_weights[4 * N] = {};
+    for (int i = 0; i < rows_per_chunk; i += n_groups) {
+        int64_t row = first + i + group;
+        int n = row < n_rows ? width : 0;
+        float scale = n > 0 ? inverse_rms[row] : 0.0f;
+        float normed[4 * N], grads[4 * N], d_xs[4 * N];
+        load_row<N, true>(normed, x + row * width, n, thread, threads_per_row);
+        load_row<N, true>(grads, d_out + row * width, n, thread, threads_per_row);
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 4 * N; j++) {
+            normed[j] *= scale;
+            d_weights[j] += grads[j] * normed[j];
+        }
+        load_row<N, true>(d_xs, weight, n, thread, threads_per_row);
+#pragma unroll
+        for (int j = 0; j < 4 * N; j++) {
+            grads[j] *= d_xs[j];
+            sum += grads[j] * normed[j];
+        }
+        load_row<N, true>(d_xs, d_x + row * width, n, thread, threads_per_row);
+        // Two sets of partial sums in turn: one is written while a slow warp may still read the other.
+        float mean = group_sum(sum, warp_sums[i / n_groups % 2], threads_per_row / 32) / float(width);
+#pragma unroll
+        for (int j = 0; j < 4 * N; j++) d_xs[j] += scale * (grads[j] - normed[j] * mean);
+        store_row<N, true>(d_x + row * width, d_xs, n, thread, threads_per_row);
+        if (rounded) store_row<N, true>(rounded + row * width, d_xs, n, thread, threads_per_row);
+    }
+    // The groups in turn; each thread finds its own columns again.
+    for (int turn = 0; turn < n_groups; turn++) {
+        if (turn == group) {
+            if (turn > 0) {
+                float before[4 * N];
+                load_row<N, true>(before, sums, width, thread, threads_per_row);
+#pragma unroll
+                for (int j = 0; j < 4 * N; j++) d_weights[j] = before[j] + d_weights[j];
+            }
+            float* to = turn + 1 < n_groups ? sums : partials + int64_t(blockIdx.x) * width;
+            store_row<N, true>(to, d_weights, width, thread, threads_per_row);
+        }
+        if (turn + 1 < n_groups) sync_block();
+    }
+}
+
+// As rms_norm_backward, for any width: a block has one row at a time, in pieces of 4 N numbers for each thread, and keeps the
+// sums of its chunk in `partials`.
+template <typename T, bool IN_FOURS>
+DEVICE void rms_norm_backward_any(const T* x, const float* weight, const float* inverse_rms, const T* d_out, float* d_x,
+                                   T* rounded, float* partials, int n_rows, int width, int rows_per_chunk,
+                                   float (*warp_sums)[MAX_THREADS / 32]) {
+    constexpr int PIECE = 4 * N * MAX_THREADS;
+    int64_t first = int64_t(blockIdx.x) * rows_per_chunk;
+    partials += int64_t(blockIdx.x) * width;
+    for (int i = 0; i < rows_per_chunk && first + i < n_rows; i++) {
+        int64_t row = first + i;
+        float scale = inverse_rms[row], sum = 0.0f;
+        for (int start = 0; start < width; start += PIECE) {
+            float normed[4 * N], grads[4 * N], weights[4 * N], d_weights[4 * N];
+            int n = width - start;
+            load_row<N, IN_FOURS>(normed, x + row * width + start, n, threadIdx.x, MAX_THREADS);
+            load_row<N, IN_FOURS>(grads, d_out + row * width + start, n, threadIdx.x, MAX_THREADS);
+            load_row<N, IN_FOURS>(weights, weight + start, n, threadIdx.x, MAX_THREADS);
+            load_row<N, IN_FOURS>(d_weights, partials + start, i > 0 ? n : 0, threadIdx.x, MAX_THREADS);
+#pragma unroll
+            for (int j = 0; j < 4 * N; j++) {
+                normed[j] *= scale;
+                d_weights[j] += grads[j] * normed[j];
+                sum += grads[j] * weights[j] * normed[j];
+            }
+            store_row<N, IN_FOURS>(partials + start, d_weights, n, threadIdx.x, MAX_THREADS);
+        }
+        float mean = block_sum<MAX_THREADS / 32>(sum, warp_sums[i % 2]) / float(width);
+        for (int start = 0; start < width; start += PIECE) {
+            float normed[4 * N], grads[4 * N], weights[4 * N], d_xs[4 * N];
+            int n = width - start;
+            load_row<N, IN_FOURS>(normed, x + row * width + start, n, threadIdx.x, MAX_THREADS);
+            load_row<N, IN_FOURS>(grads, d_out + row * width + start, n, threadIdx.x, MAX_THREADS);
+            load_row<N, IN_FOURS>(weights, weight + start, n, threadIdx.x, MAX_THREADS);
+            load_row<N, IN_FOURS>(d_xs, d_x + row * width + start, n, threadIdx.x, MAX_THREADS);
+#pragma unroll
+            for (int j = 0; j < 4 * N; j++) d_xs[j] += scale * (grads[j] * weights[j] - normed[j] * scale * mean);
+            store_row<N, IN_FOURS>(d_x + row * width + start, d_xs, n, threadIdx.x, MAX_THREADS);
+            if (rounded) store_row<N, IN_FOURS>(rounded + row * width + start, d_xs, n, threadIdx.x, MAX_THREADS);
+        }
+    }
+}
+
+#define RMS_NORM_BACKWARD(suffix, T)                                                                                             \
+    KERNEL_BOUNDS(rms_norm_backward_##suffix, MAX_BACKWARD_THREADS, 2)(                                                          \
+        const T* x, const float* weight, const float* inverse_rms, const T* d_out, float* d_x, T* rounded, float* partials,      \
+        int n_rows, int width, int rows_per_chunk, int threads_per_row) {                                                        \
+        DYNAMIC_SHARED(shared);                                                                                                  \
+        __shared__ float warp_sums[2][MAX_THREADS / 32];                                                                         \
+        float* sums = reinterpret_cast<float*>(shared);                                                                          \
+        rms_norm_backward<T>(x, weight, inverse_rms, d_out, d_x, rounded, partials, n_rows, width, rows_per_chunk,               \
+                             threads_per_row, sums, warp_sums);                                                                  \
+    }                                                                                                                            \
+    EXPORT(rms_norm_backward_##suffix)                                                                                           \
+    KERNEL_BOUNDS(rms_norm_backward_any_##suffix, MAX_THREADS, 1)(const T* x, const float* weight, const float* inverse_rms,    \
+                                                                   const T* d_out, float* d_x, T* rounded, float* partials,      \
+                                                                   int n_rows, int width, int rows_per_chunk) {                  \
+        __shared__ float warp_sums[2][MAX_THREADS / 32];                                                                         \
+        if (width % 4 == 0) {                                                                                                    \
+            rms_norm_backward_any<T, true>(x, weight, inverse_rms, d_out, d_x, rounded, partials, n_rows, width,                \
+                                            rows_per_chunk, warp_sums);                                                          \
+        } else {                                                                                                                 \
+            rms_norm_backward_any<T, false>(x, weight, inverse_rms, d_out, d_x, rounded, partials, n_rows, width,               \
+                                             rows_per_chunk, warp_sums);                                                         \
+        }                                                                                                                        \
+    }                                                                                                                            \
+    EXPORT(rms_norm_backward_any_##suffix)
+RMS_NORM_BACKWARD(f32, float)
+RMS_NORM_BACKWARD(bf16, bf16)
+
+// Columns of a block of add_partials, and the parts into which it cuts the chunks.
+constexpr int COLUMNS = 32;
+constexpr int PARTS = 32;
+
+// d_weight[i] += sum_chunk partials[chunk, i]: the chunks congruent modulo PARTS ascending, then over the parts.
+KERNEL_BOUNDS(add_partials, COLUMNS * PARTS, 1)(const float* partials, float* d_weight, int n_chunks, int width) {
+    __shared__ float sums[PARTS][COLUMNS];
+    int column = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, part = threadIdx.x / COLUMNS;
+    float sum = 0.0f;
+    if (column < width) {
+        int chunk = part;
+        for (; chunk + 7 * PARTS < n_chunks; chunk += 8 * PARTS) {
+            float values[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) values[i] = partials[int64_t(chunk + i * PARTS) * width + column];
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum += values[i];
+        }
+        for (; chunk < n_chunks; chunk += PARTS) sum += partials[int64_t(chunk) * width + column];
+    }
+    sums[part][threadIdx.x % COLUMNS] = sum;
+    sync_block();
+    if (part == 0 && column < width) {
+        float total = sums[0][threadIdx.x];
+#pragma unroll
+        for (int i = 1; i < PARTS; i++) total += sums[i][threadIdx.x];
+        d_weight[column] += total;
+    }
+}
+EXPORT(add_partials)

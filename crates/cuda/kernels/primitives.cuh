@@ -1,0 +1,159 @@
+// What the kernels are made of: number types, loads of 16 bytes, sums within a warp and a block, tensor cores, copies that
+// run while others compute. Each has two versions: instructions of the GPU, and plain C++ in `emulator.h`, by which tests run
+// the kernels where there is no GPU.
+//
+// A kernel is written as
+//
+//     KERNEL(name)(const float* x, float* out, int64_t n) { ... }
+//     EXPORT(name)
+//
+// and is found by its name. Its arguments are pointers and numbers.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef GALERNE_EMULATOR
+#include "emulator.h"
+#else
+#include <cuda_bf16.h>
+
+#define KERNEL(name) extern "C" __global__ void name
+// A kernel of `threads` threads of which at least `blocks` blocks are to fit a multiprocessor.
+#define KERNEL_BOUNDS(name, threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) name
+#define EXPORT(name)
+#define DEVICE __device__ __forceinline__
+// The memory that the launch asked for, shared by the threads of a block; aligned to 128 bytes.
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) uint8_t name[]
+
+using bf16 = __nv_bfloat16;
+
+DEVICE float to_f32(float x) { return x; }
+DEVICE float to_f32(bf16 x) { return __bfloat162float(x); }
+template <typename T>
+DEVICE T from_f32(float x);
+template <>
+DEVICE float from_f32<float>(float x) { return x; }
+// Rounds to nearest, ties to even.
+template <>
+DEVICE bf16 from_f32<bf16>(float x) { return __float2bfloat16_rn(x); }
+
+// Two numbers as the register that tensor cores take: `low` in the lower half.
+DEVICE uint32_t pack_bf16(float low, float high) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+// 2^x within 2 units in the last place; results below 2^-126 are 0.
+DEVICE float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// 1 / x within 1 unit in the last place; results below 2^-126 are 0.
+DEVICE float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Differences of two pairs, rounded.
+DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
+    __nv_bfloat162 pair = __hsub2(*reinterpret_cast<__nv_bfloat162*>(&a), *reinterpret_cast<__nv_bfloat162*>(&b));
+    return *reinterpret_cast<uint32_t*>(&pair);
+}
+
+template <typename T>
+DEVICE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+template <typename T>
+DEVICE T shuffle(T x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+DEVICE void sync_warp() { __syncwarp(); }
+DEVICE void sync_block() { __syncthreads(); }
+
+// d += a b, with a [16, 16] and b [16, 8] of bf16, d [16, 8] of f32; registers as PTX defines them for
+// mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32.
+DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Four 8 x 8 matrices of 16-bit numbers: lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, in shared memory),
+// and gets of each matrix the pair at row lane / 4, columns 2 (lane % 4) and the next.
+DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+    uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+// As ldmatrix_x4, each matrix transposed.
+DEVICE void ldmatrix_x4_transposed(uint32_t (&r)[4], const void* row) {
+    uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// Begins to copy 16 bytes to shared memory; zeros where `valid` is false (nothing is read then).
+DEVICE void copy_16_async(void* shared, const void* global, bool valid) {
+    uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(global), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+// Closes a group of copies.
+DEVICE void copies_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+// Waits until at most the last N groups of this thread are still on their way.
+template <int N>
+DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory"); }
+
+// A read past the first cache, for numbers that are read once.
+DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
+#endif
+
+// 16 bytes as numbers of type T.
+template <typename T>
+struct alignas(16) Pack {
+    static constexpr int N = 16 / sizeof(T);
+    T values[N];
+};
+template <typename T>
+DEVICE Pack<T> load_pack(const T* address) { return *reinterpret_cast<const Pack<T>*>(address); }
+template <typename T>
+DEVICE void store_pack(T* address, Pack<T> pack) { *reinterpret_cast<Pack<T>*>(address) = pack; }
+
+// Sums and maxima within a warp; every lane gets the result, the same bits in all.
+template <typename T>
+DEVICE T warp_sum(T x) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+    return x;
+}
+DEVICE float warp_max(float x) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) x = fmaxf(x, shuffle_xor(x, mask));
+    return x;
+}
+// Within a block of N_WARPS warps, through `partials` (shared memory); all threads must call it, and none may use `partials`
+// again before the next sync_block().
+template <int N_WARPS, typename T>
+DEVICE T block_sum(T x, T* partials) {
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = x;
+    sync_block();
+    T sum = partials[0];
+#pragma unroll
+    for (int i = 1; i < N_WARPS; i++) sum += partials[i];
+    return sum;
+}
+template <int N_WARPS>
+DEVICE float block_max(float x, float* partials) {
+    x = warp_max(x);
+    if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = x;
+    sync_block();
+    float max = partials[0];
+#pragma unroll
+    for (int i = 1; i < N_WARPS; i++) max = fmaxf(max, partials[i]);
+    return max;
+}

@@ -1,0 +1,242 @@
+//! Attention over the paged cache: ragged mixes of single rows and chunks, on shuffled blocks.
+
+use half::bf16;
+use kernels::attention::{
+    CacheKind, HeadShape, KEY_BLOCK, KeyBlocks, SequenceRows, append_keys_values, attention,
+};
+use kernels::{Compute, Family, Operand};
+
+use super::{Case, Deviation, Numbers, Size};
+use crate::gpu::Gpu;
+use crate::memory::{DeviceMatrix, NumberType};
+use crate::ops::attention_paged::{self as ops, CachedBatch, CachedSequence, DeviceKeyBlocks};
+
+pub(super) const CASES: &[Case] = &[
+    Case { name: "attention_paged_bf16", run: folded },
+    Case { name: "attention_paged_window", run: windows },
+    Case { name: "attention_paged_any_head", run: plain },
+    Case { name: "attention_paged_row_alone", run: rows_alone },
+];
+
+/// First position and rows of each sequence.
+type Rows = [usize; 2];
+
+/// One row each, at the ends of blocks, steps and partitions.
+const SINGLE: [Rows; 8] =
+    [[0, 1], [30, 1], [31, 1], [32, 1], [510, 1], [511, 1], [512, 1], [1099, 1]];
+
+fn shape(n_heads: usize, n_kv_heads: usize, head_dim: usize, window: Option<usize>) -> HeadShape {
+    HeadShape { n_heads, n_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window }
+}
+
+fn folded(gpu: &Gpu, size: Size) -> Deviation {
+    let ragged = [&SINGLE[..], &[[0, 70], [500, 17], [1090, 5], [2, 2]]].concat();
+    let mut worst = vec![
+        compared::<bf16>(gpu, shape(8, 2, 64, None), &ragged),
+        compared::<bf16>(gpu, shape(4, 4, 64, None), &[[3, 40], [127, 1], [128, 1], [1020, 3]]),
+        compared::<bf16>(gpu, shape(6, 2, 128, None), &[[0, 40], [32, 1], [513, 1], [500, 24]]),
+        compared::<bf16>(gpu, shape(32, 8, 128, None), &[[31, 1], [0, 1], [130, 1], [20, 5]]),
+    ];
+    if size == Size::Large {
+        let many = [&SINGLE[..], &[[0, 700], [1500, 300], [4095, 1], [4000, 17]]].concat();
+        worst.push(compared::<bf16>(gpu, shape(32, 8, 128, None), &many));
+    }
+    worst.into_iter().reduce(Deviation::worst).expect("there are shapes")
+}
+
+fn windows(gpu: &Gpu, _size: Size) -> Deviation {
+    let rows = [[1099, 1], [600, 1], [5, 1], [500, 24], [1023, 2]];
+    [1, 33, 600]
+        .map(|window| {
+            let folded = compared::<bf16>(gpu, shape(4, 2, 64, Some(window)), &rows);
+            folded.worst(compared::<f32>(gpu, shape(2, 2, 8, Some(window)), &rows))
+        })
+        .into_iter()
+        .reduce(Deviation::worst)
+        .expect("there are windows")
+}
+
+fn plain(gpu: &Gpu, _size: Size) -> Deviation {
+    let rows = [[0, 1], [31, 1], [30, 5], [300, 1]];
+    compared::<f32>(gpu, shape(4, 2, 64, None), &rows)
+        .worst(compared::<f32>(gpu, shape(6, 2, 10, None), &rows))
+        .worst(compared::<bf16>(gpu, shape(4, 4, 8, None), &rows))
+        .worst(compared::<bf16>(gpu, shape(2, 1, 34, None), &rows))
+}
+
+/// A row of a batch has the bits that it has alone, however the work is shared out.
+fn rows_alone(gpu: &Gpu, _size: Size) -> Deviation {
+    let rows = [[1030, 1], [400, 70], [1099, 3], [3, 1]];
+    [shape(8, 2, 64, None), shape(4, 1, 64, Some(520)), shape(4, 2, 128, None)]
+        .map(|shape| {
+            let run = Run::<bf16>::new(gpu, shape, &rows);
+            let together = run.on_gpu(gpu, &run.sequences(&rows), 0);
+            let split = run.on_gpu(gpu, &run.sequences(&rows), usize::MAX);
+            let mut worst = Deviation::equal(&together, &split);
+            for (idx, [position, n_rows]) in rows.into_iter().enumerate() {
+                let all = run.sequences(&rows);
+                for row in (0..n_rows).step_by(23).chain([n_rows - 1]) {
+                    let sequence = CachedSequence {
+                        first_row: all[idx].first_row + row,
+                        n_rows: 1,
+                        first_position: position + row,
+                        ..all[idx]
+                    };
+                    let alone = run.on_gpu(gpu, &[sequence], 0);
+                    let width = shape.n_heads * shape.head_dim;
+                    let at = sequence.first_row * width..(sequence.first_row + 1) * width;
+                    worst = worst.worst(Deviation::equal(&alone[at.clone()], &together[at]));
+                }
+            }
+            worst
+        })
+        .into_iter()
+        .reduce(Deviation::worst)
+        .expect("there are shapes")
+}
+
+fn compared<T: Number>(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Deviation {
+    let run = Run::<T>::new(gpu, shape, rows);
+    let expected = run.on_cpu(rows);
+    let limit = if T::TYPE == NumberType::F32 { 1e-5 } else { 3e-3 };
+    let compared = |n_parallel| {
+        let got = run.on_gpu(gpu, &run.sequences(rows), n_parallel);
+        Deviation::between(&got, &expected, limit)
+    };
+    compared(0).worst(compared(usize::MAX))
+}
+
+/// A number type and its name on the GPU.
+trait Number: Operand {
+    const TYPE: NumberType;
+}
+impl Number for f32 {
+    const TYPE: NumberType = NumberType::F32;
+}
+impl Number for bf16 {
+    const TYPE: NumberType = NumberType::Bf16;
+}
+
+/// Earlier positions of some sequences in a cache on the GPU and in one on the CPU, and new rows of both.
+struct Run<T: Number> {
+    shape: HeadShape,
+    /// New rows, with one that belongs to no sequence after each sequence.
+    qkv: Vec<T>,
+    blocks: DeviceKeyBlocks,
+    cpu_blocks: KeyBlocks<T>,
+    /// For each sequence the ids of one layer, as they are and with nonsense before the window.
+    tables: Vec<[Vec<u32>; 1]>,
+    hidden_tables: Vec<[Vec<u32>; 2]>,
+}
+
+impl<T: Number> Run<T> {
+    fn new(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Self {
+        let mut numbers = Numbers::new(11);
+        let lens = rows.iter().map(|[position, n_rows]| (position + n_rows).div_ceil(KEY_BLOCK));
+        let n_blocks: usize = lens.clone().sum();
+        let mut ids: Vec<u32> = (0..n_blocks as u32).collect();
+        for i in (1..n_blocks).rev() {
+            ids.swap(i, numbers.ids(1, i as u32 + 1)[0] as usize);
+        }
+        let mut ids = ids.into_iter();
+        let tables: Vec<[Vec<u32>; 1]> =
+            lens.map(|len| [ids.by_ref().take(len).collect()]).collect();
+        let hidden_tables = tables.iter().zip(rows).map(|([table], [position, _])| {
+            let mut hidden = table.clone();
+            hidden[..shape.first_visible(*position) / KEY_BLOCK].fill(u32::MAX);
+            // The layer is the second: the tables of the first are not to be read.
+            [vec![0; table.len()], hidden]
+        });
+        let hidden_tables = hidden_tables.collect();
+        let compute = Compute::forced(Family::Reference, 1).expect("it runs everywhere");
+        let mut run = Self {
+            shape,
+            qkv: Vec::new(),
+            // Memory that an earlier owner left: nothing of it may be seen.
+            blocks: DeviceKeyBlocks::filled(gpu, T::TYPE, shape, n_blocks, 0xff),
+            cpu_blocks: KeyBlocks::zeroed(CacheKind::Operands, shape, n_blocks),
+            tables,
+            hidden_tables,
+        };
+        for part in 0..2 {
+            // Earlier positions first, then the new ones, which stay as `qkv`.
+            let part: Vec<Rows> =
+                rows.iter().map(|&[position, n]| [[0, position], [position, n]][part]).collect();
+            let n_rows: usize = part.iter().map(|[_, n]| n + 1).sum();
+            let qkv = numbers.normal(n_rows * shape.qkv_width());
+            run.qkv = qkv.into_iter().map(T::from_f32).collect();
+            run.append(gpu, &compute, &part);
+        }
+        run
+    }
+
+    fn append(&mut self, gpu: &Gpu, compute: &Compute, rows: &[Rows]) {
+        let Self { shape, qkv, cpu_blocks, tables, .. } = self;
+        let sequences = sequence_rows(rows, tables);
+        append_keys_values(compute, *shape, qkv, &sequences, cpu_blocks);
+        let cached = sequences.iter().zip(&*tables).map(|(sequence, tables)| CachedSequence {
+            first_row: sequence.first_row,
+            n_rows: sequence.n_rows,
+            first_position: sequence.first_position,
+            block_tables: tables,
+        });
+        let batch = CachedBatch::new(gpu, &cached.collect::<Vec<_>>(), *shape);
+        let qkv = device(gpu, *shape, qkv);
+        ops::append_keys_values(gpu, *shape, qkv.view(), &batch, 0, &mut self.blocks);
+    }
+
+    fn sequences(&self, rows: &[Rows]) -> Vec<CachedSequence<'_>> {
+        let mut first_row = 0;
+        let sequences =
+            rows.iter().zip(&self.hidden_tables).map(|(&[first_position, n_rows], tables)| {
+                let sequence =
+                    CachedSequence { first_row, n_rows, first_position, block_tables: tables };
+                first_row += n_rows + 1;
+                sequence
+            });
+        sequences.collect()
+    }
+
+    fn on_gpu(&self, gpu: &Gpu, sequences: &[CachedSequence<'_>], n_parallel: usize) -> Vec<f32> {
+        let qkv = device(gpu, self.shape, &self.qkv);
+        let batch = CachedBatch::with_parallel(gpu, sequences, self.shape, n_parallel);
+        let width = self.shape.n_heads * self.shape.head_dim;
+        let mut out = DeviceMatrix::poisoned(gpu, T::TYPE, qkv.view().n_rows(), width);
+        ops::attention(gpu, self.shape, qkv.view(), &batch, 1, &self.blocks, out.view_mut());
+        out.to_f32()
+    }
+
+    fn on_cpu(&self, rows: &[Rows]) -> Vec<f32> {
+        let compute = Compute::forced(Family::Reference, 1).expect("it runs everywhere");
+        let n_heads = self.qkv.len() / self.shape.qkv_width() * self.shape.n_heads;
+        // Rows of no sequence are not written.
+        let mut out = vec![T::from_f32(f32::NAN); n_heads * self.shape.head_dim];
+        let mut log_sum_exp = vec![0.0; n_heads];
+        let sequences = sequence_rows(rows, &self.tables);
+        attention(
+            &compute,
+            self.shape,
+            &self.qkv,
+            &sequences,
+            &self.cpu_blocks,
+            &mut out,
+            &mut log_sum_exp,
+        );
+        out.iter().map(|x| x.to_f32()).collect()
+    }
+}
+
+fn sequence_rows<'a>(rows: &[Rows], tables: &'a [[Vec<u32>; 1]]) -> Vec<SequenceRows<'a>> {
+    let mut first_row = 0;
+    let sequences = rows.iter().zip(tables).map(|(&[first_position, n_rows], [block_table])| {
+        let sequence = SequenceRows { first_row, n_rows, first_position, block_table };
+        first_row += n_rows + 1;
+        sequence
+    });
+    sequences.collect()
+}
+
+fn device<T: Number>(gpu: &Gpu, shape: HeadShape, values: &[T]) -> DeviceMatrix {
+    let values: Vec<f32> = values.iter().map(|x| x.to_f32()).collect();
+    DeviceMatrix::of_f32(gpu, T::TYPE, &values, shape.qkv_width())
+}

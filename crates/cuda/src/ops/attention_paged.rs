@@ -1,0 +1,567 @@
+//! Attention of new rows over a cache in blocks of [`KEY_BLOCK`] positions, many sequences at once.
+
+use kernels::attention::{HeadShape, KEY_BLOCK};
+
+use crate::gpu::{Argument, Gpu, Grid};
+use crate::memory::{Matrix, MatrixMut, Memory, NumberType};
+
+/// Positions of a partition: part of the arithmetic (`attention_paged.cu`).
+const PARTITION: usize = 512;
+/// Positions between two updates of a running maximum.
+const STEP: usize = 128;
+/// Query heads times rows of a tile, where there are few and where there are many.
+const FEW_ROWS: usize = 16;
+const MANY_ROWS: usize = 64;
+/// Blocks of threads that a multiprocessor runs at a time.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
+/// What single partitions of tiles of many rows may take for their results, in numbers.
+const MAX_SCRATCH_NUMBERS: usize = 64 << 20;
+/// In the place of a sequence where a row has none, and of a slot where a tile needs none.
+const NONE: u32 = u32::MAX;
+
+/// Memory for the keys and values of one layer: `[n_blocks, 2 (keys, values), n_kv_heads, KEY_BLOCK, head_dim]`.
+#[derive(Debug)]
+pub struct DeviceKeyBlocks {
+    memory: Memory,
+    number_type: NumberType,
+    n_kv_heads: usize,
+    head_dim: usize,
+    n_blocks: usize,
+}
+
+impl DeviceKeyBlocks {
+    /// Blocks of zeros.
+    #[must_use]
+    pub fn zeroed(gpu: &Gpu, number_type: NumberType, shape: HeadShape, n_blocks: usize) -> Self {
+        Self::filled(gpu, number_type, shape, n_blocks, 0)
+    }
+
+    /// Blocks whose bytes are all the same.
+    pub(crate) fn filled(
+        gpu: &Gpu,
+        number_type: NumberType,
+        shape: HeadShape,
+        n_blocks: usize,
+        byte: u8,
+    ) -> Self {
+        let n_bytes = Self::block_bytes(number_type, shape).checked_mul(n_blocks);
+        let memory = gpu.memory(n_bytes.expect("the number of bytes fits usize"));
+        memory.fill(byte);
+        let HeadShape { n_kv_heads, head_dim, .. } = shape;
+        Self { memory, number_type, n_kv_heads, head_dim, n_blocks }
+    }
+
+    /// Bytes of one block.
+    #[must_use]
+    pub fn block_bytes(number_type: NumberType, shape: HeadShape) -> usize {
+        2 * shape.n_kv_heads * KEY_BLOCK * shape.head_dim * number_type.bytes()
+    }
+
+    /// Blocks that there are.
+    #[must_use]
+    pub fn n_blocks(&self) -> usize {
+        self.n_blocks
+    }
+
+    /// Bytes that they take.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        self.memory.n_bytes()
+    }
+}
+
+/// New rows of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedSequence<'a> {
+    /// First row of the sequence in the batch.
+    pub first_row: usize,
+    /// Its rows in the batch.
+    pub n_rows: usize,
+    /// Position of its first row; positions before it are in the blocks already.
+    pub first_position: usize,
+    /// For each layer the block ids by position / [`KEY_BLOCK`], covering `first_position + n_rows` positions. Blocks before the
+    /// window of the first row are not looked at.
+    pub block_tables: &'a [Vec<u32>],
+}
+
+/// What the rows of a forward pass see, for all of its layers: block ids, and the work that is shared out. Made once per pass and
+/// uploaded at once.
+#[derive(Debug)]
+pub struct CachedBatch {
+    shape: HeadShape,
+    n_rows: usize,
+    n_layers: usize,
+    /// Largest block id of each layer.
+    max_ids: Vec<u32>,
+    /// Numbers of 32 bits; offsets in numbers.
+    memory: Memory,
+    tables_at: usize,
+    table_stride: usize,
+    n_sequences: usize,
+    rows_at: usize,
+    tiles: Tiles,
+}
+
+/// Work that is shared out, as the kernels read it.
+#[derive(Debug, Default)]
+struct Tiles {
+    /// `[sequence, first row, tokens, first position, first partition, partitions, slot, 0]`.
+    few: Vec<[u32; 8]>,
+    many: Vec<[u32; 8]>,
+    /// `[first row, tokens, first slot, partitions]`.
+    merges: Vec<[u32; 4]>,
+    /// Folded rows of which a single partition is kept, over all KV heads.
+    n_slots: usize,
+}
+
+/// Some tokens of one sequence and the partitions that they see.
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    sequence: usize,
+    first_row: usize,
+    n_tokens: usize,
+    first_position: usize,
+    first_partition: usize,
+    n_partitions: usize,
+}
+
+impl CachedBatch {
+    /// The rows of some sequences, in ascending order of rows.
+    ///
+    /// # Panics
+    /// When rows overlap or a table is too short.
+    #[must_use]
+    pub fn new(gpu: &Gpu, sequences: &[CachedSequence<'_>], shape: HeadShape) -> Self {
+        Self::with_parallel(
+            gpu,
+            sequences,
+            shape,
+            BLOCKS_PER_MULTIPROCESSOR * gpu.multiprocessors(),
+        )
+    }
+
+    /// As [`CachedBatch::new`], with work shared out for so many blocks of threads at a time. Results have the same bits.
+    pub(crate) fn with_parallel(
+        gpu: &Gpu,
+        sequences: &[CachedSequence<'_>],
+        shape: HeadShape,
+        n_parallel: usize,
+    ) -> Self {
+        check_shape(shape);
+        let n_rows = check_rows(sequences);
+        let n_layers = sequences.first().map_or(0, |sequence| sequence.block_tables.len());
+        let tiles = if is_folded(shape) {
+            Tiles::new(sequences, shape, n_parallel)
+        } else {
+            Tiles::default()
+        };
+        let mut numbers: Vec<u32> = Vec::new();
+        numbers.extend(tiles.few.iter().chain(&tiles.many).flatten());
+        numbers.extend(tiles.merges.iter().flatten());
+        let rows_at = numbers.len();
+        push_rows(sequences, n_rows, &mut numbers);
+        let tables_at = numbers.len();
+        let table_stride = sequences.iter().map(n_blocks_of).max().unwrap_or(0);
+        let max_ids = (0..n_layers)
+            .map(|layer| push_tables(sequences, shape, layer, table_stride, &mut numbers));
+        let max_ids = max_ids.collect();
+        Self {
+            shape,
+            n_rows,
+            n_layers,
+            max_ids,
+            memory: gpu.upload(&numbers),
+            tables_at,
+            table_stride,
+            n_sequences: sequences.len(),
+            rows_at,
+            tiles,
+        }
+    }
+
+    /// Rows of the batch, up to the last of a sequence.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    fn pointer(&self, at: usize) -> Argument {
+        Argument::Pointer(self.memory.address() + 4 * at as u64)
+    }
+
+    /// The tables of a layer.
+    fn tables(&self, layer_idx: usize) -> Argument {
+        self.pointer(self.tables_at + layer_idx * self.n_sequences * self.table_stride)
+    }
+
+    /// The sequences of rows, and their positions.
+    fn rows(&self) -> [Argument; 2] {
+        [self.pointer(self.rows_at), self.pointer(self.rows_at + self.n_rows)]
+    }
+
+    fn check(&self, shape: HeadShape, qkv: Matrix<'_>, layer_idx: usize, blocks: &DeviceKeyBlocks) {
+        assert_eq!(shape, self.shape, "shape of the batch");
+        assert_eq!(qkv.width(), shape.qkv_width(), "width of qkv");
+        assert!(qkv.n_rows() >= self.n_rows, "{} rows of {}", qkv.n_rows(), self.n_rows);
+        assert!(layer_idx < self.n_layers, "layer {layer_idx} of {}", self.n_layers);
+        assert_eq!(qkv.number_type(), blocks.number_type, "types of qkv and of the cache");
+        assert_eq!(
+            [shape.n_kv_heads, shape.head_dim],
+            [blocks.n_kv_heads, blocks.head_dim],
+            "shapes of qkv and of the cache"
+        );
+        let max_id = self.max_ids[layer_idx] as usize;
+        assert!(max_id < blocks.n_blocks, "block {max_id} of {}", blocks.n_blocks);
+    }
+}
+
+/// Whether heads are folded into tiles for tensor cores, where numbers are bf16.
+fn is_folded(shape: HeadShape) -> bool {
+    matches!(shape.head_dim, 64 | 128) && shape.group_len() <= FEW_ROWS
+}
+
+fn check_shape(shape: HeadShape) {
+    let HeadShape { n_heads, n_kv_heads, head_dim, scale, window } = shape;
+    assert!(n_kv_heads > 0 && head_dim > 0, "{n_kv_heads} KV heads of {head_dim}");
+    assert!(n_heads.is_multiple_of(n_kv_heads), "{n_heads} heads on {n_kv_heads} KV heads");
+    assert!(scale > 0.0 && scale.is_finite(), "the scale {scale} is not positive");
+    assert!(window != Some(0), "a row sees itself");
+}
+
+/// Rows up to the last.
+fn check_rows(sequences: &[CachedSequence<'_>]) -> usize {
+    let mut next_row = 0;
+    for sequence in sequences {
+        let CachedSequence { first_row, n_rows, block_tables, .. } = *sequence;
+        assert!(first_row >= next_row, "sequences overlap at row {first_row}");
+        next_row = first_row + n_rows;
+        assert_eq!(block_tables.len(), sequences[0].block_tables.len(), "tables of a sequence");
+        for table in block_tables {
+            assert!(table.len() >= n_blocks_of(sequence), "a table of {} blocks", table.len());
+        }
+        let end = sequence.first_position + n_rows;
+        // Kernels count positions as 32-bit numbers, some steps past the last.
+        assert!(end < (1 << 31) - 2 * PARTITION, "position {end}");
+    }
+    next_row
+}
+
+fn n_blocks_of(sequence: &CachedSequence<'_>) -> usize {
+    (sequence.first_position + sequence.n_rows).div_ceil(KEY_BLOCK)
+}
+
+/// Sequence of each row, then its position.
+fn push_rows(sequences: &[CachedSequence<'_>], n_rows: usize, numbers: &mut Vec<u32>) {
+    let start = numbers.len();
+    numbers.resize(start + 2 * n_rows, NONE);
+    let (of_rows, positions) = numbers[start..].split_at_mut(n_rows);
+    for (sequence_idx, sequence) in sequences.iter().enumerate() {
+        let rows = sequence.first_row..sequence.first_row + sequence.n_rows;
+        of_rows[rows.clone()].fill(sequence_idx as u32);
+        for (position, out) in (sequence.first_position..).zip(&mut positions[rows]) {
+            *out = position as u32;
+        }
+    }
+}
+
+/// Block ids of a layer, `[sequences, table_stride]`, zero for blocks that no row sees; gives the largest.
+fn push_tables(
+    sequences: &[CachedSequence<'_>],
+    shape: HeadShape,
+    layer_idx: usize,
+    table_stride: usize,
+    numbers: &mut Vec<u32>,
+) -> u32 {
+    let mut max_id = 0;
+    for sequence in sequences {
+        let first = shape.first_visible(sequence.first_position) / KEY_BLOCK;
+        let end = n_blocks_of(sequence);
+        let start = numbers.len();
+        numbers.resize(start + table_stride, 0);
+        // A sequence without rows sees no block, and its window may begin after all of them.
+        if let Some(ids) = sequence.block_tables[layer_idx].get(first..end) {
+            numbers[start + first..start + end].copy_from_slice(ids);
+            max_id = ids.iter().fold(max_id, |max, id| max.max(*id));
+        }
+    }
+    max_id
+}
+
+impl Tiles {
+    fn new(sequences: &[CachedSequence<'_>], shape: HeadShape, n_parallel: usize) -> Self {
+        let group_len = shape.group_len();
+        let (mut few, mut many) = (Vec::new(), Vec::new());
+        for (sequence_idx, sequence) in sequences.iter().enumerate() {
+            let (tiles, tokens) = if sequence.n_rows <= FEW_ROWS / group_len {
+                (&mut few, FEW_ROWS / group_len)
+            } else {
+                (&mut many, MANY_ROWS / group_len)
+            };
+            for first in (0..sequence.n_rows).step_by(tokens) {
+                let n_tokens = tokens.min(sequence.n_rows - first);
+                let first_position = sequence.first_position + first;
+                let first_partition = shape.first_visible(first_position) / PARTITION;
+                tiles.push(Tile {
+                    sequence: sequence_idx,
+                    first_row: sequence.first_row + first,
+                    n_tokens,
+                    first_position,
+                    first_partition,
+                    n_partitions: (first_position + n_tokens).div_ceil(PARTITION) - first_partition,
+                });
+            }
+        }
+        let mut tiles = Self::default();
+        few.iter().for_each(|tile| tiles.push_split(tile, shape, Self::few_of));
+        // The longest first; those that would be at work when all others are done are split, while there is room for their results.
+        many.sort_by_key(|tile: &Tile| std::cmp::Reverse(tile.n_partitions));
+        let n_partitions: usize = many.iter().map(|tile| tile.n_partitions).sum();
+        let fair = (n_partitions * shape.n_kv_heads).checked_div(n_parallel).unwrap_or(usize::MAX);
+        for tile in &many {
+            let n_slots = tile.n_partitions * tile.n_tokens * shape.n_heads;
+            let has_room = (tiles.n_slots + n_slots) * (shape.head_dim + 2) <= MAX_SCRATCH_NUMBERS;
+            if tile.n_partitions > fair && has_room {
+                tiles.push_split(tile, shape, Self::many_of);
+            } else {
+                tiles.many.push(tile.numbers(0, tile.n_partitions, NONE));
+            }
+        }
+        tiles
+    }
+
+    fn few_of(&mut self) -> &mut Vec<[u32; 8]> {
+        &mut self.few
+    }
+
+    fn many_of(&mut self) -> &mut Vec<[u32; 8]> {
+        &mut self.many
+    }
+
+    /// Adds a tile for each of the partitions, and the merge of several.
+    fn push_split(
+        &mut self,
+        tile: &Tile,
+        shape: HeadShape,
+        list: fn(&mut Self) -> &mut Vec<[u32; 8]>,
+    ) {
+        if tile.n_partitions == 1 {
+            list(self).push(tile.numbers(0, 1, NONE));
+            return;
+        }
+        let partition_slots = tile.n_tokens * shape.n_heads;
+        let first_slot = self.n_slots;
+        self.n_slots += tile.n_partitions * partition_slots;
+        assert!(self.n_slots < NONE as usize, "{} results of partitions", self.n_slots);
+        for partition in 0..tile.n_partitions {
+            let slot = first_slot + partition * partition_slots;
+            list(self).push(tile.numbers(partition, 1, slot as u32));
+        }
+        let merge = [tile.first_row, tile.n_tokens, first_slot, tile.n_partitions];
+        self.merges.push(merge.map(|x| x as u32));
+    }
+}
+
+impl Tile {
+    /// Some of its partitions, as the kernels read them.
+    fn numbers(&self, partition: usize, n_partitions: usize, slot: u32) -> [u32; 8] {
+        let Self { sequence, first_row, n_tokens, first_position, first_partition, .. } = *self;
+        let first = first_partition + partition;
+        let [sequence, first_row, n_tokens, first_position, first, n] =
+            [sequence, first_row, n_tokens, first_position, first, n_partitions].map(|x| x as u32);
+        [sequence, first_row, n_tokens, first_position, first, n, slot, 0]
+    }
+}
+
+/// Writes the keys and values of new rows into their sequences' blocks. Nothing is cleared: attention reads no position that was
+/// not written.
+///
+/// Shapes: qkv as on the CPU.
+///
+/// # Panics
+/// When a shape does not fit or a block id is out of range.
+pub fn append_keys_values(
+    gpu: &Gpu,
+    shape: HeadShape,
+    qkv: Matrix<'_>,
+    batch: &CachedBatch,
+    layer_idx: usize,
+    blocks: &mut DeviceKeyBlocks,
+) {
+    if batch.n_rows == 0 {
+        return;
+    }
+    batch.check(shape, qkv, layer_idx, blocks);
+    let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
+    let suffix = qkv.number_type().suffix();
+    let n_of_pack = 16 / qkv.number_type().bytes();
+    let (name, n_of_thread) = if head_dim.is_multiple_of(n_of_pack) {
+        (format!("append_keys_values_{suffix}"), n_of_pack)
+    } else {
+        (format!("append_keys_values_narrow_{suffix}"), 1)
+    };
+    let n_threads = batch.n_rows * 2 * n_kv_heads * head_dim / n_of_thread;
+    let [sequences, positions] = batch.rows();
+    gpu.launch(
+        &name,
+        Grid { blocks: [n_threads.div_ceil(256), 1, 1], threads: 256, shared_bytes: 0 },
+        &[
+            Argument::Pointer(qkv.address()),
+            Argument::Pointer(blocks.memory.address()),
+            batch.tables(layer_idx),
+            sequences,
+            positions,
+            Argument::count(batch.n_rows),
+            Argument::count(n_heads),
+            Argument::count(n_kv_heads),
+            Argument::count(head_dim),
+            Argument::count(batch.table_stride),
+        ],
+    );
+}
+
+/// Causal attention of new rows over the blocks of their sequences, in which [`append_keys_values`] has put these rows' own.
+/// Overwrites the rows of the sequences.
+///
+/// Shapes: qkv as on the CPU; out `[tokens, n_heads * head_dim]` of the same number type. Numerics: sums, maxima and exponentials in f32;
+/// probabilities are rounded to the number type. A row has the same bits whatever rows stand beside it (`attention_paged.cu`).
+///
+/// # Panics
+/// When a shape does not fit or a block id is out of range.
+pub fn attention(
+    gpu: &Gpu,
+    shape: HeadShape,
+    qkv: Matrix<'_>,
+    batch: &CachedBatch,
+    layer_idx: usize,
+    blocks: &DeviceKeyBlocks,
+    out: MatrixMut<'_>,
+) {
+    if batch.n_rows == 0 {
+        return;
+    }
+    batch.check(shape, qkv, layer_idx, blocks);
+    assert_eq!(out.width(), shape.n_heads * shape.head_dim, "width of the output");
+    assert_eq!(out.n_rows(), qkv.n_rows(), "one output row per token");
+    assert_eq!(out.number_type(), qkv.number_type(), "types of qkv and of the output");
+    let call = Call { gpu, shape, qkv, batch, layer_idx, blocks, out: out.as_ref() };
+    if qkv.number_type() == NumberType::Bf16 && is_folded(shape) {
+        call.folded();
+    } else {
+        call.plain();
+    }
+}
+
+struct Call<'a> {
+    gpu: &'a Gpu,
+    shape: HeadShape,
+    qkv: Matrix<'a>,
+    batch: &'a CachedBatch,
+    layer_idx: usize,
+    blocks: &'a DeviceKeyBlocks,
+    out: Matrix<'a>,
+}
+
+impl Call<'_> {
+    fn window(&self) -> Argument {
+        // A window that no position fills is none.
+        let window = self.shape.window.filter(|window| *window < 1 << 30);
+        Argument::count(window.unwrap_or(0))
+    }
+
+    fn folded(&self) {
+        let Tiles { few, many, merges, n_slots } = &self.batch.tiles;
+        let head_dim = self.shape.head_dim;
+        let sums_bytes = n_slots * head_dim * size_of::<f32>();
+        // Sums, then maxima and divisors, of single partitions.
+        let scratch = self.gpu.memory(sums_bytes + n_slots * 2 * size_of::<f32>());
+        let scratch = [0, sums_bytes].map(|at| Argument::Pointer(scratch.address() + at as u64));
+        // Keys of a step and values of two, probabilities, maxima and sums.
+        let few_bytes = 3 * STEP * head_dim * 2 + STEP * 16 * 2 + 2 * 4 * 16 * 4;
+        self.tiles("attention_paged_few", [0, few.len()], few_bytes, scratch);
+        // Keys and values of a step, and the sums of a tile's rows.
+        let many_bytes = 2 * STEP * head_dim * 2 + MANY_ROWS * head_dim * 4;
+        self.tiles("attention_paged_many", [few.len(), many.len()], many_bytes, scratch);
+        self.merge(8 * (few.len() + many.len()), merges.len(), scratch);
+    }
+
+    fn tiles(
+        &self,
+        name: &str,
+        [first, n_tiles]: [usize; 2],
+        shared_bytes: usize,
+        [sums, stats]: [Argument; 2],
+    ) {
+        if n_tiles == 0 {
+            return;
+        }
+        let HeadShape { n_heads, n_kv_heads, head_dim, scale, .. } = self.shape;
+        let factor = f64::from(scale) * std::f64::consts::LOG2_E;
+        self.gpu.launch(
+            &format!("{name}_{head_dim}"),
+            Grid { blocks: [n_tiles, n_kv_heads, 1], threads: 128, shared_bytes },
+            &[
+                Argument::Pointer(self.qkv.address()),
+                Argument::Pointer(self.blocks.memory.address()),
+                self.batch.tables(self.layer_idx),
+                self.batch.pointer(8 * first),
+                Argument::Pointer(self.out.address()),
+                sums,
+                stats,
+                Argument::count(n_heads),
+                Argument::count(n_kv_heads),
+                Argument::count(self.batch.table_stride),
+                self.window(),
+                Argument::F32(factor as f32),
+            ],
+        );
+    }
+
+    fn merge(&self, at: usize, n_merges: usize, [sums, stats]: [Argument; 2]) {
+        if n_merges == 0 {
+            return;
+        }
+        let HeadShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
+        self.gpu.launch(
+            "attention_paged_merge",
+            Grid { blocks: [n_merges, n_kv_heads, 1], threads: 128, shared_bytes: 0 },
+            &[
+                self.batch.pointer(at),
+                sums,
+                stats,
+                Argument::Pointer(self.out.address()),
+                Argument::count(n_heads),
+                Argument::count(n_kv_heads),
+                Argument::count(head_dim),
+            ],
+        );
+    }
+
+    fn plain(&self) {
+        let HeadShape { n_heads, n_kv_heads, head_dim, scale, .. } = self.shape;
+        let n_warps = 4;
+        let [sequences, positions] = self.batch.rows();
+        self.gpu.launch(
+            &format!("attention_paged_plain_{}", self.qkv.number_type().suffix()),
+            Grid {
+                blocks: [(self.batch.n_rows * n_heads).div_ceil(n_warps), 1, 1],
+                threads: 32 * n_warps,
+                shared_bytes: n_warps * 2 * head_dim * size_of::<f32>(),
+            },
+            &[
+                Argument::Pointer(self.qkv.address()),
+                Argument::Pointer(self.blocks.memory.address()),
+                self.batch.tables(self.layer_idx),
+                sequences,
+                positions,
+                Argument::Pointer(self.out.address()),
+                Argument::count(self.batch.n_rows),
+                Argument::count(n_heads),
+                Argument::count(n_kv_heads),
+                Argument::count(head_dim),
+                Argument::count(self.batch.table_stride),
+                self.window(),
+                Argument::F32(scale),
+            ],
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! Products of few rows, which take as long as reading the weight once.
+
+use kernels::matmul::Write;
+
+use crate::gpu::{Argument, Gpu, Grid};
+use crate::memory::{Matrix, MatrixMut, NumberType};
+
+/// The most rows that [`product_few_rows`] takes.
+pub const MAX_FEW_ROWS: usize = 16;
+
+/// Matrix product of few rows: `y[t, first_column + o] (+)= sum_i x[t, i] w[o, i]`; other columns of `y` are not touched.
+///
+/// Shapes: x `[tokens, n_in]` with at most [`MAX_FEW_ROWS`] tokens; w `[n_out, n_in]`; y `[tokens, width]`. x and w are of one number
+/// type, y of the same or f32. Numerics: sums in f32, in an order that depends on `n_in` alone, so that a row has the same bits
+/// whatever rows stand beside it (`few_rows.cu`); accumulating into bf16 rounds once.
+///
+/// # Panics
+/// When a shape or number type does not fit.
+pub fn product_few_rows(
+    gpu: &Gpu,
+    x: Matrix<'_>,
+    w: Matrix<'_>,
+    y: MatrixMut<'_>,
+    first_column: usize,
+    write: Write,
+) {
+    let (n_rows, n_out, n_in) = (x.n_rows(), w.n_rows(), w.width());
+    check_shapes(x, [n_out, n_in], &y, first_column);
+    assert!(n_rows <= MAX_FEW_ROWS, "{n_rows} rows are not few");
+    assert_eq!(x.number_type(), w.number_type(), "types of x and w");
+    let to_f32 = y.number_type() == NumberType::F32;
+    assert!(to_f32 || x.number_type() == NumberType::Bf16, "a product of f32 numbers as bf16");
+    if n_rows == 0 || n_out == 0 {
+        return;
+    }
+    let (name, n_of_block) = match x.number_type() {
+        NumberType::F32 => {
+            let most = [1, 4, 16].into_iter().find(|most| n_rows <= *most).unwrap_or(MAX_FEW_ROWS);
+            (format!("product_few_rows_{most}_f32"), 16)
+        }
+        NumberType::Bf16 => {
+            let (variant, n_of_block) = match n_rows {
+                _ if !n_in.is_multiple_of(8) => ("any", 16),
+                0..=8 => ("8", 16),
+                // As long as every multiprocessor has work.
+                _ if n_out >= 64 * gpu.multiprocessors() => ("16_wide", 32),
+                _ => ("16", 16),
+            };
+            let suffix = if to_f32 { "bf16_to_f32" } else { "bf16" };
+            (format!("product_few_rows_{variant}_{suffix}"), n_of_block)
+        }
+    };
+    gpu.launch(
+        &name,
+        Grid { blocks: [n_out.div_ceil(n_of_block), 1, 1], threads: 256, shared_bytes: 0 },
+        &[
+            Argument::Pointer(x.address()),
+            Argument::Pointer(w.address()),
+            Argument::Pointer(column_address(&y, first_column)),
+            Argument::count(n_rows),
+            Argument::count(n_out),
+            Argument::count(n_in),
+            Argument::count(y.width()),
+            Argument::I32((write == Write::Accumulate).into()),
+        ],
+    );
+}
+
+/// That `x` and `y` fit a weight `[n_out, n_in]`.
+pub(super) fn check_shapes(
+    x: Matrix<'_>,
+    [n_out, n_in]: [usize; 2],
+    y: &MatrixMut<'_>,
+    first_column: usize,
+) {
+    assert_eq!(x.width(), n_in, "numbers of a row of x and of w");
+    assert_eq!(x.n_rows(), y.n_rows(), "rows of x and y");
+    assert!(
+        first_column + n_out <= y.width(),
+        "columns from {first_column} on of {}, for {n_out} outputs",
+        y.width()
+    );
+}
+
+/// Where a column begins.
+pub(super) fn column_address(y: &MatrixMut<'_>, column: usize) -> u64 {
+    y.address() + (column * y.number_type().bytes()) as u64
+}

@@ -1,0 +1,85 @@
+//! Softmax cross-entropy, and the largest logit.
+
+use crate::gpu::{Argument, Gpu, Grid};
+use crate::memory::{Matrix, MatrixMut, Memory, NumberType};
+use crate::ops::row_numbers::RowNumbers;
+
+/// Vocabularies whose rows a block keeps in registers, and its threads (`loss.cu`).
+const KEPT_VOCABULARIES: std::ops::RangeInclusive<usize> = 16384..=32768;
+const KEPT_THREADS: usize = 1024;
+/// The most threads of a row of another vocabulary, and the logits of a thread at a time.
+const MAX_THREADS: usize = 256;
+const PER_THREAD: usize = 16;
+const ARGMAX_THREADS: usize = 1024;
+
+/// [`kernels::cross_entropy::cross_entropy`]; the type of `d_logits` is free, all else f32. A target beyond the vocabulary, of a
+/// weight that is not 0, makes the loss of its row NaN.
+///
+/// # Panics
+/// When the shapes or types do not fit.
+pub fn cross_entropy(
+    gpu: &Gpu,
+    logits: Matrix<'_>,
+    targets: &RowNumbers,
+    weights: Matrix<'_>,
+    losses: MatrixMut<'_>,
+    d_logits: Option<MatrixMut<'_>>,
+) {
+    let (n_rows, vocab_size) = (logits.n_rows(), logits.width());
+    let counts = [targets.n(), weights.n_values(), losses.n_values()];
+    assert_eq!(counts, [n_rows; 3], "targets, weights and losses of the rows of logits");
+    let types = [logits.number_type(), weights.number_type(), losses.number_type()];
+    assert_eq!(types, [NumberType::F32; 3], "logits, weights and losses");
+    let mut gradient = (NumberType::F32, 0);
+    if let Some(d_logits) = d_logits {
+        assert_eq!([d_logits.n_rows(), d_logits.width()], [n_rows, vocab_size], "d_logits");
+        gradient = (d_logits.number_type(), d_logits.address());
+    }
+    if n_rows == 0 {
+        return;
+    }
+    let suffix = gradient.0.suffix();
+    let mut arguments = vec![
+        Argument::Pointer(logits.address()),
+        targets.argument(),
+        Argument::Pointer(weights.address()),
+        Argument::Pointer(losses.address()),
+        Argument::Pointer(gradient.1),
+    ];
+    if vocab_size.is_multiple_of(4) && KEPT_VOCABULARIES.contains(&vocab_size) {
+        arguments.extend([n_rows, vocab_size].map(Argument::count));
+        let blocks = [n_rows.min(gpu.multiprocessors()), 1, 1];
+        let shared_bytes = vocab_size * size_of::<f32>();
+        let grid = Grid { blocks, threads: KEPT_THREADS, shared_bytes };
+        gpu.launch(&format!("cross_entropy_kept_{suffix}"), grid, &arguments);
+    } else {
+        arguments.push(Argument::count(vocab_size));
+        let threads = vocab_size.div_ceil(PER_THREAD).next_multiple_of(32).clamp(32, MAX_THREADS);
+        let grid = Grid { blocks: [n_rows, 1, 1], threads, shared_bytes: 0 };
+        gpu.launch(&format!("cross_entropy_any_{suffix}"), grid, &arguments);
+    }
+}
+
+/// Where the largest logit of each row is, of equals the first, as u32; [`u32::MAX`] where a logit is NaN or the largest is not
+/// finite: where greedy sampling draws nothing.
+///
+/// # Panics
+/// When the logits are not f32.
+#[must_use]
+pub fn argmax(gpu: &Gpu, logits: Matrix<'_>) -> Memory {
+    assert_eq!(logits.number_type(), NumberType::F32, "logits");
+    let ids = gpu.memory(logits.n_rows() * size_of::<u32>());
+    if logits.n_rows() > 0 {
+        let blocks = [logits.n_rows(), 1, 1];
+        gpu.launch(
+            "argmax",
+            Grid { blocks, threads: ARGMAX_THREADS, shared_bytes: 0 },
+            &[
+                Argument::Pointer(logits.address()),
+                Argument::Pointer(ids.address()),
+                Argument::count(logits.width()),
+            ],
+        );
+    }
+    ids
+}

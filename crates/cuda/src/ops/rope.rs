@@ -1,0 +1,118 @@
+//! Rotary position embedding.
+
+use kernels::rope::{Direction, RopeTable, RotatedHeads};
+
+use crate::gpu::{Argument, Gpu, Grid};
+use crate::memory::{Matrix, MatrixMut, Memory};
+
+const THREADS: usize = 128;
+/// Heads of a thread (`rope.cu`).
+const HEADS_PER_THREAD: usize = 4;
+
+/// A [`RopeTable`] on the device.
+#[derive(Debug)]
+pub struct DeviceRopeTable {
+    values: Memory,
+    query_factors: Memory,
+    entries: Memory,
+    n_rows: usize,
+    head_dim: usize,
+}
+
+impl DeviceRopeTable {
+    /// A copy.
+    #[must_use]
+    pub fn new(gpu: &Gpu, table: &RopeTable) -> Self {
+        Self {
+            values: gpu.upload(table.values()),
+            query_factors: gpu.upload(table.query_factors()),
+            entries: gpu.upload(table.entries()),
+            n_rows: table.n_rows(),
+            head_dim: table.head_dim(),
+        }
+    }
+
+    /// Rows of the batch.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Size of a head.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+}
+
+/// [`kernels::rope::rotate`], `x` of the type of `out`.
+///
+/// # Panics
+/// When the shapes or types do not fit.
+pub fn rotate(
+    gpu: &Gpu,
+    x: Matrix<'_>,
+    table: &DeviceRopeTable,
+    heads: RotatedHeads,
+    direction: Direction,
+    out: MatrixMut<'_>,
+) {
+    assert_eq!([x.n_rows(), x.width()], [out.n_rows(), out.width()], "shapes of x and out");
+    assert_eq!(x.number_type(), out.number_type(), "types of x and out");
+    launch(gpu, x, table, heads, direction, out.address());
+}
+
+/// As [`rotate`], where `out` is `x`: the copied heads are left alone.
+///
+/// # Panics
+/// When the shapes do not fit.
+pub fn rotate_in_place(
+    gpu: &Gpu,
+    x: MatrixMut<'_>,
+    table: &DeviceRopeTable,
+    heads: RotatedHeads,
+    direction: Direction,
+) {
+    launch(gpu, x.as_ref(), table, heads, direction, x.address());
+}
+
+fn launch(
+    gpu: &Gpu,
+    x: Matrix<'_>,
+    table: &DeviceRopeTable,
+    heads: RotatedHeads,
+    direction: Direction,
+    out: u64,
+) {
+    let (n_rows, head_dim) = (x.n_rows(), table.head_dim);
+    assert_eq!(n_rows, table.n_rows, "rows of the table");
+    assert_eq!(x.width(), heads.n_all() * head_dim, "x is [tokens, heads, head_dim]");
+    let RotatedHeads { n_query, n_key, n_copied } = heads;
+    let n_moved = n_query + n_key + if out == x.address() { 0 } else { n_copied };
+    let (half, per_pack) = (head_dim / 2, 16 / x.number_type().bytes());
+    let n_parts = if half.is_multiple_of(per_pack) { half / per_pack } else { half };
+    let n_threads = n_rows * n_moved.div_ceil(HEADS_PER_THREAD) * n_parts;
+    if n_threads == 0 {
+        return;
+    }
+    assert!(u32::try_from(n_threads + THREADS).is_ok(), "{n_threads} threads");
+    let arguments = [
+        Argument::Pointer(x.address()),
+        Argument::Pointer(table.values.address()),
+        Argument::Pointer(table.query_factors.address()),
+        Argument::Pointer(table.entries.address()),
+        Argument::Pointer(out),
+        Argument::count(n_rows),
+        Argument::count(n_query),
+        Argument::count(n_key),
+        Argument::count(n_copied),
+        Argument::count(head_dim),
+        Argument::F32(match direction {
+            Direction::Forward => 1.0,
+            Direction::Backward => -1.0,
+        }),
+    ];
+    let blocks = [n_threads.div_ceil(THREADS), 1, 1];
+    let kernel = format!("rotate_{}", x.number_type().suffix());
+    gpu.launch(&kernel, Grid { blocks, threads: THREADS, shared_bytes: 0 }, &arguments);
+}

@@ -1,0 +1,136 @@
+//! The decoder on a GPU, emulated where there is none, against independent implementations and against the processors.
+
+use cuda::{Gpu, LibraryPath};
+
+use super::*;
+use crate::LoadedAdapter;
+
+/// `None` where there is no C++ compiler for the emulator.
+pub(super) fn gpu() -> Option<Device> {
+    let libraries = LibraryPath::new(Some(testkit::cuda_emulator::directory()?));
+    Some(Device::Cuda {
+        gpu: Gpu::open(&libraries).unwrap(),
+        host: Compute::forced(Family::Reference, 1).unwrap(),
+    })
+}
+
+fn relative_difference(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let square = |x: f32| f64::from(x).powi(2);
+    let difference: f64 = got.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
+    (difference / expected.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn logits_on_a_gpu_equal_those_of_transformers() {
+    let Some(device) = gpu() else { return };
+    for name in ["tied", "untied", "wide_heads"] {
+        let dir = golden::workspace_root().join("golden/logits").join(name);
+        let model = ModelDir::open(&dir).unwrap();
+        let config = ModelConfig::new(model.config().clone()).unwrap();
+        let expected = golden::load(format!("golden/logits/{name}/expected.safetensors"));
+        let shape = expected.shape("token_ids").to_vec();
+        let token_ids: Vec<u32> = expected.i64("token_ids").iter().map(|&id| id as u32).collect();
+        let starts: Vec<u32> = (0..=shape[0]).map(|i| (i * shape[1]) as u32).collect();
+        for (dtype, golden, absolute) in
+            [(DType::F32, "logits", 1e-4), (DType::Bf16, "logits_bf16", 0.15)]
+        {
+            let decoder = load(&device, &model, dtype);
+            let n = token_ids.len();
+            let mut workspace = Workspace::new(&device, &config, dtype, n, Passes::Forward);
+            let logits = decoder.logits(&device, &token_ids, &starts, &mut workspace);
+            assert_close(&logits, expected.f32(golden), Tolerance { absolute, relative: 0.0 });
+        }
+    }
+}
+
+/// A shape for which the kernels with tensor cores are used, with a window, and one for which they are not.
+fn configs() -> [ModelConfig; 2] {
+    let wide = |c: &mut DecoderConfig| {
+        (c.head_dim, c.context_len) = (64, 256);
+        c.sliding_windows = vec![Some(40), None];
+    };
+    [config(wide), config(|c| c.context_len = 256)]
+}
+
+#[test]
+fn gradients_on_a_gpu_are_those_of_the_processors() {
+    let Some(device) = gpu() else { return };
+    let cpu = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
+    for config in configs() {
+        let parameters = Parameters::random(&config, 15);
+        let (token_ids, targets) = (random_ids(16, 150, 32), random_ids(17, 150, 32));
+        let rows = TrainingRows {
+            token_ids: &token_ids,
+            targets: &targets,
+            target_weights: &[0.01; 150],
+            segment_starts: &[0, 40, 41, 150],
+        };
+        let exact = gradients(&decoder(&cpu, &parameters, DType::F32), &cpu, rows);
+        // In f32 the order of sums differs; in bf16 operands have 8 bits, several products deep.
+        for (dtype, limit) in [(DType::F32, 1e-5), (DType::Bf16, 0.05)] {
+            let decoder = decoder(&device, &parameters.clone().on(&device), dtype);
+            let there = gradients(&decoder, &device, rows);
+            for ((kind, got), (_, expected)) in there.in_memory().iter().zip(exact.iter()) {
+                let difference = relative_difference(got.f32(), expected.f32());
+                assert!(difference < limit, "{kind:?} {dtype:?}: {difference}");
+            }
+        }
+    }
+}
+
+#[test]
+fn writing_on_a_gpu_gives_the_logits_of_reading() {
+    let Some(device) = gpu() else { return };
+    for config in configs() {
+        let parameters = parameters(&config, 3).on(&device);
+        let token_ids = random_ids(1, 90, config.vocab_size);
+        for (dtype, limit) in [(DType::F32, 1e-5), (DType::Bf16, 0.03)] {
+            let decoder = decoder(&device, &parameters, dtype);
+            let mut workspace = Workspace::new(&device, &config, dtype, 90, Passes::Forward);
+            let expected = decoder.logits(&device, &token_ids, &[0, 90], &mut workspace);
+            for chunk_len in [1, 7, 90] {
+                let logits = cached_logits(&decoder, &device, &token_ids, chunk_len);
+                for (i, chunk) in logits.chunks(config.vocab_size).enumerate() {
+                    let last = token_ids.len().min((i + 1) * chunk_len) - 1;
+                    let row = &expected[last * config.vocab_size..][..config.vocab_size];
+                    let difference = relative_difference(chunk, row);
+                    assert!(difference < limit, "token {last}, {chunk_len}: {difference}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_beside_one_another_give_their_own_logits_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let config = config(|c| c.head_dim = 64);
+    let decoder = decoder(&device, &parameters(&config, 4).on(&device), DType::F32);
+    let prompts = [random_ids(5, 9, 32), random_ids(6, 33, 32), random_ids(7, 1, 32)];
+    let mut workspace = Workspace::new(&device, &config, DType::F32, 43, Passes::Forward);
+    let mut cache = KvCache::new(&decoder, CacheKind::Operands, prompts.len(), 40, 40);
+    let rows: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
+    let mut together = Vec::new();
+    cache.append(&decoder, &device, &rows, &mut workspace, &mut together);
+    for (prompt, logits) in prompts.iter().zip(together.chunks(32)) {
+        let alone = cached_logits(&decoder, &device, prompt, prompt.len());
+        assert!(relative_difference(logits, &alone) < 1e-5);
+    }
+}
+
+#[test]
+fn adapters_on_a_gpu_are_those_of_the_processors() {
+    let Some(device) = gpu() else { return };
+    let cpu = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
+    let config = config(|_| {});
+    let token_ids = random_ids(2, 25, config.vocab_size);
+    let parameters = parameters(&config, 7);
+    let adapted = |device: &Device| {
+        let decoder = decoder(device, &parameters.clone().on(device), DType::F32);
+        let adapter = LoadedAdapter::random(device, &config, DType::F32, 3, 9);
+        let mut workspace = Workspace::for_decoder(&decoder, 25);
+        decoder.adapted_logits(device, &token_ids, &[0, 25], Some(&adapter), &mut workspace)
+    };
+    assert!(relative_difference(&adapted(&device), &adapted(&cpu)) < 1e-5);
+}
