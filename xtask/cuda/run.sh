@@ -2,6 +2,7 @@
 # Tests and measures the program on a machine with a GPU, from the folder that `cargo xtask gpu-bundle` makes.
 #
 #     run.sh PART...      conformance  every GPU kernel against the reference of the CPU
+#                         golden       logits of every golden model on the GPU and on the processors
 #                         bench        speed of the program
 #                         peers        speed of PyTorch on the same work
 #                         train        a short training run, and a text by its model
@@ -38,12 +39,18 @@ conformance() {
     return $failed
 }
 
+golden() {
+    timed 120 "$python" golden_logits.py ./galerne golden
+}
+
 bench() {
     local failed=0
     timed 60 ./galerne bench train "${gpu[@]}" --shape 124m --json || failed=1
     timed 60 ./galerne bench train "${gpu[@]}" --shape 1b --json || failed=1
     timed 60 ./galerne bench decode "${gpu[@]}" --shape 7b --json || failed=1
     timed 90 ./galerne bench batch "${gpu[@]}" --shape 7b --json || failed=1
+    timed 60 ./galerne bench prefill "${gpu[@]}" --shape 7b --json || failed=1
+    timed 90 ./galerne bench throughput "${gpu[@]}" --shape 7b --json || failed=1
     return $failed
 }
 
@@ -65,14 +72,14 @@ train() {
 }
 
 if [ $# -eq 0 ]; then
-    echo "usage: run.sh PART... (conformance, bench, peers, train)" >&2
+    echo "usage: run.sh PART... (conformance, golden, bench, peers, train)" >&2
     exit 2
 fi
 for part in "$@"; do
     case $part in
-    conformance | bench | peers | train) ;;
+    conformance | golden | bench | peers | train) ;;
     *)
-        echo "run.sh has no part $part: there are conformance, bench, peers, train" >&2
+        echo "run.sh has no part $part: there are conformance, golden, bench, peers, train" >&2
         exit 2
         ;;
     esac

@@ -1,8 +1,8 @@
 //! `cargo xtask gpu-bundle DEST`: a folder with all that a machine with a GPU needs to test and measure the program: nothing is
 //! built or downloaded there.
 //!
-//! It holds the program, stripped; the peers' scripts that run on a GPU; `run.sh` with the commands; and what `run.sh train`
-//! trains on, the bundled corpus as a quickstart prepares it.
+//! It holds the program, stripped; the peers' scripts that run on a GPU; `run.sh` with the commands; the golden models; and
+//! what `run.sh train` trains on, the bundled corpus as a quickstart prepares it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,9 @@ const NEWEST_GLIBC: (u32, u32) = (2, 35);
 const FILES: &[(&str, &str)] = &[
     ("xtask/cuda/run.sh", "run.sh"),
     ("xtask/cuda/train.toml", "train.toml"),
+    ("xtask/cuda/golden_logits.py", "golden_logits.py"),
+    ("golden/logits", "golden/logits"),
+    ("golden/architectures", "golden/architectures"),
     ("benches/peers/gpu_products.py", "peers/gpu_products.py"),
     ("benches/peers/gpu_train.py", "peers/gpu_train.py"),
     ("benches/peers/gpu_decode.py", "peers/gpu_decode.py"),

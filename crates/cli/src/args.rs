@@ -37,7 +37,7 @@ pub(crate) struct CommonArgs {
     /// Home folder: models, runs, cache [default: $GALERNE_HOME, else ~/.galerne]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
-    /// Kernel family: reference, avx2, avx512 or amx [default: $GALERNE_KERNELS, else the fastest of this machine]
+    /// Kernel family of the processors: reference, avx2, avx512 or amx [default: $GALERNE_KERNELS, else the fastest of this machine]
     #[arg(long, global = true, value_name = "FAMILY")]
     pub(crate) kernels: Option<Family>,
     /// Compute threads [default: one per processor]
@@ -75,7 +75,7 @@ impl CommonArgs {
 pub(crate) enum Command {
     /// From text to a specialised model and a chat page, in one command
     Quickstart(quickstart::Args),
-    /// Show what this machine offers: processor, kernels, memory, disk, measured speed
+    /// Show what this machine offers: processor, GPU, kernels, memory, disk, measured speed
     Doctor(doctor::Args),
     /// Say what a run will take before it is started: memory, disk, operations, time
     Plan(plan::Args),

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use bench::{
-    BENCH_VOCAB_SIZE, BenchReport, BenchResult, GpuMachine, Machine, Peer, RandomWeights, Shape,
+    BENCH_VOCAB_SIZE, BenchReport, BenchResult, Machine, Peer, RandomWeights, Shape,
     TRAIN_STEP_SHAPE,
 };
 use clap::ValueEnum;
@@ -20,6 +20,7 @@ use model::{CacheKind, ModelConfig};
 use tensor::Device;
 
 use crate::context::{Context, Form};
+use crate::doctor;
 use crate::engine_args::CacheArgs;
 use crate::failure::Failure;
 use crate::open_model::LoadArgs;
@@ -175,8 +176,12 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     context.say("measuring the machine");
     let mut machine = Machine::measure(context.compute()?);
     let device = context.device()?;
+    args.cache.check(context)?;
     if let Device::Cuda { gpu, .. } = &device {
-        machine.gpu = Some(GpuMachine::measure(gpu));
+        machine.gpu = Some(doctor::measured(gpu)?);
+    }
+    if args.profile && matches!(device, Device::Cpu(_)) {
+        return Err(Failure::usage("--profile is for a GPU: leave it out").into());
     }
     let results = match args.what {
         What::Growth => return growth::measure(&args, machine, context),

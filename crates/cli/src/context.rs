@@ -1,4 +1,4 @@
-//! What every command shares: the home, the processors, where answers go.
+//! What every command shares: the home, the processors and the GPU, where answers go.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -124,10 +124,12 @@ impl Context {
             DeviceChoice::Auto => match self.open_gpu() {
                 Ok(gpu) => Device::Cuda { gpu, host },
                 Err(error) => {
-                    // A machine without a driver is the usual case; one whose GPU cannot be used is worth a word.
+                    // A machine without a driver or a GPU is the usual case; one whose GPU cannot be used is worth a word.
                     match error.downcast_ref() {
-                        Some(CudaError::NoLibrary { name: DRIVER, .. }) => {
-                            debug!(%error, "no GPU");
+                        Some(CudaError::NoLibrary { name: DRIVER, .. } | CudaError::NoDevice)
+                            if !self.libraries.is_named() =>
+                        {
+                            debug!("no GPU: {error:#}");
                         }
                         _ => warn!("computing on the processors: {error:#}"),
                     }
@@ -136,6 +138,15 @@ impl Context {
             },
         };
         Ok(self.device.get_or_init(|| device).clone())
+    }
+
+    /// The GPU, if models are not to be computed on the processors.
+    ///
+    /// # Errors
+    /// When they are, or there is none that can be used.
+    pub(crate) fn gpu_unless_cpu(&self) -> anyhow::Result<Gpu> {
+        anyhow::ensure!(self.choice != DeviceChoice::Cpu, "not looked for: --device is cpu");
+        self.open_gpu()
     }
 
     /// The GPU.

@@ -1,7 +1,9 @@
 //! `galerne doctor`: what this machine offers.
 
+use anyhow::Context as _;
 use bench::{GpuMachine, Machine};
 use cuda::conformance::Size;
+use cuda::{Gpu, out_of_memory_as_error};
 use eval::figures::bytes;
 use formats::free_disk_bytes;
 use kernels::{Family, detect_features};
@@ -32,7 +34,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         return conformance(args.only.as_deref().unwrap_or_default(), context);
     }
     let machine = Machine::measure(context.compute()?);
-    let gpu = context.open_gpu().map(|gpu| GpuMachine::measure(&gpu));
+    let gpu = context.gpu_unless_cpu().and_then(|gpu| measured(&gpu));
     let roofline = machine.roofline;
     let features = detect_features();
     let families = Family::ALL.into_iter().filter(|family| family.runs_on(features));
@@ -86,6 +88,15 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             ]))
         }
     }
+}
+
+/// The limits of a GPU.
+///
+/// # Errors
+/// When other programs do not leave it the memory for that.
+pub(crate) fn measured(gpu: &Gpu) -> anyhow::Result<GpuMachine> {
+    let measured = out_of_memory_as_error(|| GpuMachine::measure(gpu));
+    measured.with_context(|| format!("cannot measure {}", gpu.description().name))
 }
 
 fn gpu_text(gpu: &GpuMachine) -> String {

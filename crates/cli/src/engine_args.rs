@@ -3,6 +3,9 @@
 use clap::ValueEnum;
 use engine::{CacheKind, EngineLimits, Speculation};
 
+use tensor::KeyBlocks;
+
+use crate::context::Context;
 use crate::failure::Failure;
 
 /// What keys and values are kept as.
@@ -29,6 +32,20 @@ impl CacheArgs {
             CacheDtype::Auto => CacheKind::Operands,
             CacheDtype::Int8 => CacheKind::Int8,
         }
+    }
+
+    /// Refuses a kind that the device does not have.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`], and when the device cannot be used.
+    pub(crate) fn check(self, context: &Context) -> anyhow::Result<()> {
+        let kind = self.kind();
+        if kind == CacheKind::Operands || KeyBlocks::supports(&context.device()?, kind) {
+            return Ok(());
+        }
+        let problem =
+            "--kv-cache-dtype int8 is for the processors: leave it out, or give --device cpu";
+        Err(Failure::usage(problem).into())
     }
 }
 
@@ -75,16 +92,15 @@ impl EngineArgs {
         self.draft_model.as_deref()
     }
 
-    /// Refuses settings that contradict one another.
+    /// Refuses settings that contradict one another or the device.
     ///
     /// # Errors
-    /// [`Failure::Usage`].
-    pub(crate) fn check(&self) -> Result<(), Failure> {
-        match (&self.draft_model, self.speculation) {
-            (Some(_), When::Off) => {
-                Err(Failure::usage("--draft-model guesses tokens: leave out --speculation off"))
-            }
-            _ => Ok(()),
+    /// [`Failure::Usage`], and when the device cannot be used.
+    pub(crate) fn check(&self, context: &Context) -> anyhow::Result<()> {
+        if let (Some(_), When::Off) = (&self.draft_model, self.speculation) {
+            let problem = "--draft-model guesses tokens: leave out --speculation off";
+            return Err(Failure::usage(problem).into());
         }
+        self.cache.check(context)
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use client::ClientError;
+use cuda::{CudaError, DRIVER};
 use data::DataError;
 use eval::figures::bytes;
 use formats::FormatError;
@@ -19,6 +20,10 @@ use crate::os::StopSignal;
 
 /// Longest message that is shown.
 const MAX_SHOWN_CHARS: usize = 4096;
+
+/// What to do when a GPU is full.
+const GPU_MEMORY_HINT: &str = "`nvidia-smi` shows which programs use the GPU, `galerne plan` what a run takes; --device cpu computes \
+                               on the processors, in this machine's memory";
 
 /// Exit code of wrong usage.
 const USAGE: u8 = 2;
@@ -109,6 +114,18 @@ pub(crate) enum Failure {
         /// All memory of the machine.
         total_bytes: u64,
     },
+    /// The GPU cannot hold what is to be computed, or other programs do not leave it enough.
+    #[error("{what} needs {} of memory, {gpu} has {} free", bytes(*needed_bytes), bytes(*free_bytes))]
+    GpuMemory {
+        /// The run or the model.
+        what: String,
+        /// As the driver calls it.
+        gpu: String,
+        /// Bytes that it takes.
+        needed_bytes: u64,
+        /// Memory of the GPU that no program has.
+        free_bytes: u64,
+    },
     /// A signal asked the program to stop, and it did in good order.
     #[error("stopped by {}{}", signal.name(), after_colon(saved.as_deref()))]
     Stopped {
@@ -169,6 +186,7 @@ impl Failure {
                 "`galerne plan` shows what takes the memory: a smaller model, smaller micro-batches or fewer data need less"
                     .to_owned(),
             ),
+            Self::GpuMemory { .. } => Some(GPU_MEMORY_HINT.to_owned()),
             Self::Stopped { next, .. } => next.clone(),
             Self::Panicked => Some("report it with the lines above".to_owned()),
             Self::ClosedStdout => None,
@@ -268,6 +286,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(DataError::Format(error)) = cause.downcast_ref::<DataError>() {
             return format_hint(error);
         }
+        if let Some(error) = cause.downcast_ref::<CudaError>() {
+            return cuda_hint(error);
+        }
         if let Some(ComputeError::Unsupported { .. }) = cause.downcast_ref::<ComputeError>() {
             return Some("`galerne doctor` shows which families this machine runs".to_owned());
         }
@@ -284,6 +305,35 @@ fn server_hint(error: &ServerError) -> Option<String> {
         ServerError::NotLoopback { .. } => {
             "this version has no keys: it answers programs of this machine only"
         }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn cuda_hint(error: &CudaError) -> Option<String> {
+    let hint = match error {
+        CudaError::NoLibrary { name: DRIVER, .. } => {
+            "install NVIDIA's driver, or compute on the processors with --device cpu"
+        }
+        CudaError::NoLibrary { .. } => {
+            "install cuBLAS of CUDA 12 or 13, of the system or of pip (nvidia-cublas), or name its folder with --cuda-libs"
+        }
+        CudaError::BrokenLibrary { .. } => {
+            "install it again, or name a folder with another one with --cuda-libs"
+        }
+        // Of CUDA_ERROR_NO_BINARY_FOR_GPU, _INVALID_PTX, _UNSUPPORTED_PTX_VERSION and _INSUFFICIENT_DRIVER.
+        CudaError::NoFunction { library: DRIVER, .. }
+        | CudaError::Driver { code: 35 | 209 | 218 | 222, .. } => {
+            "update NVIDIA's driver to one of CUDA 13 (580 or newer), or compute on the processors with --device cpu"
+        }
+        CudaError::NoFunction { .. } => {
+            "update cuBLAS, or name the folder of a newer one with --cuda-libs"
+        }
+        CudaError::NoDevice | CudaError::TooOld { .. } | CudaError::SharedMemory { .. } => {
+            "--device cpu computes on the processors"
+        }
+        // CUDA_ERROR_OUT_OF_MEMORY.
+        CudaError::OutOfMemory { .. } | CudaError::Driver { code: 2, .. } => GPU_MEMORY_HINT,
         _ => return None,
     };
     Some(hint.to_owned())

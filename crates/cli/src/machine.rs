@@ -3,7 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use anyhow::Context as _;
+use cuda::out_of_memory_as_error;
+use eval::figures::bytes;
 use formats::free_disk_bytes;
+use tensor::Device;
 
 use crate::failure::Failure;
 
@@ -28,11 +32,53 @@ impl Memory {
     }
 }
 
-/// Refuses what the machine can never hold, before any of it is taken.
+/// Bytes of a GPU that answers take beside what is planned on every device: the workspace of a product, and results of partitions
+/// of attention.
+pub(crate) const GPU_WORKING_BYTES: u64 = 320 << 20;
+
+/// Bytes that a device has left: this machine's memory, as far as it is known, or a GPU's.
+pub(crate) fn available_bytes(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cuda { gpu, .. } => Some(gpu.free_bytes() as u64),
+        _ => memory().map(|memory| memory.available_bytes),
+    }
+}
+
+/// Refuses what a device cannot hold, before any of it is taken: on the processors what the machine can never hold, on a GPU what
+/// is more than other programs leave of it.
+///
+/// # Errors
+/// [`Failure::Memory`], [`Failure::GpuMemory`].
+pub(crate) fn check_memory(device: &Device, what: &str, needed_bytes: u64) -> Result<(), Failure> {
+    let Device::Cuda { gpu, .. } = device else { return check_host_memory(what, needed_bytes) };
+    let free_bytes = gpu.free_bytes() as u64;
+    if needed_bytes > free_bytes {
+        let (what, gpu) = (what.to_owned(), gpu.description().name.clone());
+        return Err(Failure::GpuMemory { what, gpu, needed_bytes, free_bytes });
+    }
+    Ok(())
+}
+
+/// Checks the memory, then does work that takes it; a GPU that is full all the same, as another program came first, is an error.
+///
+/// # Errors
+/// As [`check_memory`], and when the GPU is full.
+pub(crate) fn take_memory<T>(
+    device: &Device,
+    what: &str,
+    needed_bytes: u64,
+    work: impl FnOnce() -> T,
+) -> anyhow::Result<T> {
+    check_memory(device, what, needed_bytes)?;
+    let needs = || format!("{what} needs {} of the GPU's memory", bytes(needed_bytes));
+    out_of_memory_as_error(work).with_context(needs)
+}
+
+/// Refuses what this machine's memory can never hold.
 ///
 /// # Errors
 /// [`Failure::Memory`].
-pub(crate) fn check_memory(what: &str, needed_bytes: u64) -> Result<(), Failure> {
+pub(crate) fn check_host_memory(what: &str, needed_bytes: u64) -> Result<(), Failure> {
     match memory() {
         Some(Memory { total_bytes, .. }) if needed_bytes > total_bytes => {
             Err(Failure::Memory { what: what.to_owned(), needed_bytes, total_bytes })

@@ -36,6 +36,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
+use cuda::out_of_memory_as_error;
 
 use crate::args::{Cli, Command};
 use crate::context::Context;
@@ -48,8 +49,10 @@ fn main() -> ExitCode {
         Err(error) => return failure::report_usage(&error),
     };
     let form = cli.common.form();
+    // What finds no room on a GPU fails as anything else does.
+    let run = || -> anyhow::Result<()> { out_of_memory_as_error(|| run(cli))? };
     // A panic is a bug, and still an exit code and an error that programs can read.
-    match catch_unwind(AssertUnwindSafe(|| run(cli))) {
+    match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => failure::report(&error, form),
         Err(_) => failure::report(&Failure::Panicked.into(), form),

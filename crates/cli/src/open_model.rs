@@ -124,17 +124,25 @@ impl OpenModel {
         let device = &context.device()?;
         let config = config_of(&name, dir)?;
         let weights_bytes = weights_bytes(&config, dir, load)?;
-        let available = machine::memory().map(|memory| bytes(memory.available_bytes));
+        let what = format!("model `{name}`");
+        let available = machine::available_bytes(device).map(bytes);
         info!(model = name, weights = bytes(weights_bytes), available, "memory of the model");
-        machine::check_memory(&format!("model `{name}`"), weights_bytes)?;
+        if let Device::Cuda { gpu, .. } = device {
+            let (weights, gpu) = (bytes(weights_bytes), &gpu.description().name);
+            let free = available.as_deref().unwrap_or("unknown");
+            context.say(&format!("{what}: {weights} of weights on {gpu}, {free} free"));
+        }
+        machine::check_memory(device, &what, weights_bytes)?;
         let (tokenizer, template) = open_tokenizer(&name, dir)?.unzip();
         let template = template.flatten();
         let quantisation = load.quantize;
         let weights = WeightsOfModel { name: &name, config: &config, dir, quantisation, context };
-        let decoder = weights.load(KEPT_BYTES)?;
-        let adapter = load.open_adapter(&config)?;
-        let adapter =
-            adapter.map(|adapter| load_adapter(device, &decoder, &adapter)).transpose()?;
+        let (decoder, adapter) = machine::take_memory(device, &what, weights_bytes, || {
+            let decoder = weights.load(KEPT_BYTES)?;
+            let adapter = load.open_adapter(&config)?;
+            let adapter = adapter.map(|adapter| load_adapter(device, &decoder, &adapter));
+            anyhow::Ok((decoder, adapter.transpose()?))
+        })??;
         let mut eos_ids = dir.eos_ids();
         if let Some(tokenizer) = &tokenizer
             && (template.is_some() || eos_ids.is_empty())
@@ -173,9 +181,18 @@ impl OpenModel {
         if let Some(draft_model) = &draft_model {
             planned += Engine::planned_draft_bytes(&self.decoder, draft_model, &limits);
         }
-        machine::check_memory(&format!("answers of model `{}`", self.name), planned as u64)?;
+        let (device, what) = (context.device()?, format!("answers of model `{}`", self.name));
+        let mut planned_bytes = planned as u64;
+        if let Device::Cuda { gpu, .. } = &device {
+            // It has the logits of all rows of a step at once, where there are not too many.
+            let logits = limits.step_tokens.min(device.logit_rows()) * self.config.vocab_size * 4;
+            planned_bytes += machine::GPU_WORKING_BYTES + logits as u64;
+            let (planned, free) = (bytes(planned_bytes), bytes(gpu.free_bytes() as u64));
+            context.say(&format!("{what}: up to {planned}, {free} free"));
+        }
         let decoder = Arc::clone(&self.decoder);
-        Ok(Engine::start_with_draft_model(decoder, draft_model, context.device()?, limits)?)
+        let start = || Engine::start_with_draft_model(decoder, draft_model, device.clone(), limits);
+        Ok(machine::take_memory(&device, &what, planned_bytes, start)??)
     }
 
     /// Loads a model that guesses what this one says.

@@ -141,7 +141,7 @@ mod tests {
     use testkit::test_dir::TestDir;
 
     use super::*;
-    use crate::args::CommonArgs;
+    use crate::args::{CommonArgs, DeviceChoice};
 
     fn golden() -> (ModelDir, ModelConfig) {
         let path = workspace_root().join("golden/architectures/quantised_a/gguf");
@@ -162,7 +162,9 @@ mod tests {
     fn packed_weights_are_kept_once_and_compute_as_those_in_memory() {
         let scratch = TestDir::new("packed-weights");
         let home = Some(scratch.path().join("home"));
-        let context = Context::new(&CommonArgs { home, ..CommonArgs::default() }).unwrap();
+        let context =
+            Context::new(&CommonArgs { home, device: DeviceChoice::Cpu, ..CommonArgs::default() })
+                .unwrap();
         let (dir, config) = golden();
         let weights = weights(&dir, &config, &context);
         let logits = |kept_bytes| {
@@ -199,7 +201,12 @@ mod tests {
         for in_the_way in ["cache", "cache/packed", "copy"] {
             let scratch = TestDir::new("packed-weights-none");
             let home = Some(scratch.path().to_owned());
-            let context = Context::new(&CommonArgs { home, ..CommonArgs::default() }).unwrap();
+            let context = Context::new(&CommonArgs {
+                home,
+                device: DeviceChoice::Cpu,
+                ..CommonArgs::default()
+            })
+            .unwrap();
             let weights = weights(&dir, &config, &context);
             let in_memory = weights.load(usize::MAX).unwrap();
             let taken = if in_the_way == "copy" {

@@ -109,7 +109,8 @@ struct Planned {
 /// # Errors
 /// When the shape or the recipe cannot be used.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    let planned = planned(&args)?;
+    let (mut planned, device) = (planned(&args)?, context.device()?);
+    planned.plan = planned.plan.on(&device);
     let speed = speed(&args, &planned, context)?;
     let plan = &planned.plan;
     let inference_dtype = compute_dtype(planned.dtype);
@@ -133,7 +134,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
                 "seconds": seconds,
                 "inference_weights_bytes": weights,
                 "kv_cache_bytes_per_1024_tokens": cache,
-                "memory_available_bytes": machine::memory().map(|memory| memory.available_bytes),
+                "memory_available_bytes": machine::available_bytes(&device),
             }))
         }
         Form::Text => {
@@ -145,9 +146,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             }
             rows.push(("serving: weights", bytes(weights)));
             rows.push(("serving: cache per 1024 tokens", bytes(cache)));
-            if let Some(memory) = machine::memory() {
-                rows.push(("memory available", bytes(memory.available_bytes)));
-            }
+            rows.extend(run_plan::device_rows(&device));
             context.print(&table(&rows))
         }
     }
@@ -204,7 +203,7 @@ fn speed(
     context.say("measuring the speed of a training step; --tokens-per-s gives it instead");
     let device = context.device()?;
     let config = &planned.plan.config;
-    let available = machine::memory().map_or(u64::MAX, |memory| memory.available_bytes);
+    let available = machine::available_bytes(&device).unwrap_or(u64::MAX);
     if config.n_parameters() <= MAX_MEASURED_PARAMETERS
         && planned.plan.memory.total_bytes() < available
     {

@@ -251,8 +251,9 @@ impl Quickstart<'_> {
     fn trained(&mut self, stage: Stage, plan: &Plan) -> anyhow::Result<()> {
         self.stage(stage.title(), |this| {
             let recipe = stage.recipe(&this.dir, &this.settings, plan)?;
-            this.announce(stage, &recipe)?;
-            let mut run = stage.open(&this.dir, recipe, this.context.device()?)?;
+            let (device, plan) = (this.context.device()?, this.announce(stage, &recipe)?);
+            let open = || stage.open(&this.dir, recipe, device.clone());
+            let mut run = run_plan::open_run(&plan, &device, open)?;
             let name = this.name();
             training::train(&mut run, &name, &this.signals)?;
             Ok(())
@@ -260,8 +261,9 @@ impl Quickstart<'_> {
     }
 
     /// Shows what a stage takes, and refuses when the disk or the memory is too small.
-    fn announce(&self, stage: Stage, recipe: &Recipe) -> anyhow::Result<()> {
-        let plan = RunPlan::of_recipe(recipe)?;
+    fn announce(&self, stage: Stage, recipe: &Recipe) -> anyhow::Result<RunPlan> {
+        let device = self.context.device()?;
+        let plan = RunPlan::of_recipe(recipe)?.on(&device);
         let memory = plan.memory.total_bytes();
         self.context.say(&format!(
             "  {} parameters, {} steps, {} tokens, {:.1e} FLOP, {} of memory, checkpoints of {}",
@@ -272,7 +274,8 @@ impl Quickstart<'_> {
             bytes(memory),
             bytes(plan.memory.checkpoint_bytes()),
         ));
-        run_plan::check_fits(&plan, &stage.run_dir(&self.dir))
+        run_plan::check_fits(&plan, &stage.run_dir(&self.dir), &device)?;
+        Ok(plan)
     }
 
     fn measured(&mut self) -> anyhow::Result<Vec<Measured>> {

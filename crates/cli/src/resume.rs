@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use train::plan::RunPlan;
-use train::{RECIPE_FILE, Recipe, Run};
+use train::{RECIPE_FILE, Recipe, Run, TrainError};
 
 use crate::context::Context;
 use crate::names::locate_in;
@@ -28,11 +28,15 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         return quickstart::resume(&dir, context);
     }
     let path = dir.join(RECIPE_FILE);
-    if path.is_file() {
-        run_plan::announce(&RunPlan::of_run(&dir, &Recipe::read(&path)?)?, &dir, context)?;
+    if !path.is_file() {
+        return Err(TrainError::NotARun { path: dir }.into());
     }
+    let device = context.device()?;
+    let plan = RunPlan::of_run(&dir, &Recipe::read(&path)?)?.on(&device);
+    run_plan::announce(&plan, &dir, context)?;
     let signals = StopSignals::take_all().context("cannot take signals")?;
-    let mut run = Run::resume(&dir, context.device()?)?;
+    let resume = || Ok(Run::resume(&dir, device.clone())?);
+    let mut run = run_plan::open_run(&plan, &device, resume)?;
     context.say(&format!("resuming at step {} of {}", run.step(), run.recipe().n_steps));
     finish(&mut run, &args.run, &signals, context)
 }

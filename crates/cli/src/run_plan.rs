@@ -4,6 +4,8 @@ use std::path::Path;
 
 use eval::figures::{bytes, short};
 use formats::free_disk_bytes;
+use tensor::Device;
+use train::Run;
 use train::plan::RunPlan;
 
 use crate::context::Context;
@@ -13,7 +15,7 @@ use crate::table::table;
 /// Names and values for people.
 pub(crate) fn rows(plan: &RunPlan) -> Vec<(&'static str, String)> {
     let memory = &plan.memory;
-    vec![
+    let mut rows = vec![
         ("parameters", short(plan.config.n_parameters() as f64)),
         ("tokens", short(plan.n_tokens as f64)),
         ("operations", format!("{:.2e} FLOP", plan.flops)),
@@ -27,10 +29,26 @@ pub(crate) fn rows(plan: &RunPlan) -> Vec<(&'static str, String)> {
         ("  data", bytes(memory.data_bytes)),
         ("checkpoint on disk", bytes(memory.checkpoint_bytes())),
         ("model on disk", bytes(plan.model_bytes)),
-    ]
+    ];
+    if memory.working_bytes > 0 {
+        let after = rows.iter().position(|(name, _)| *name == "  data").unwrap_or(rows.len());
+        rows.insert(after, ("  working memory", bytes(memory.working_bytes)));
+    }
+    rows
 }
 
-/// Shows the plan, and refuses when the disk or the memory is too small.
+/// What the device has left, for people.
+pub(crate) fn device_rows(device: &Device) -> Vec<(&'static str, String)> {
+    let available =
+        machine::available_bytes(device).map(|n_bytes| ("memory available", bytes(n_bytes)));
+    let gpu = match device {
+        Device::Cuda { gpu, .. } => Some(("computed on", gpu.description().name.clone())),
+        _ => None,
+    };
+    gpu.into_iter().chain(available).collect()
+}
+
+/// Shows the plan of a run on the device, and refuses when the disk or the memory is too small.
 ///
 /// # Errors
 /// As [`check_fits`].
@@ -38,19 +56,40 @@ pub(crate) fn announce(plan: &RunPlan, run_dir: &Path, context: &Context) -> any
     let free_bytes = free_disk_bytes(machine::existing_ancestor(run_dir))?;
     let mut rows = rows(plan);
     rows.push(("free disk", bytes(free_bytes)));
-    if let Some(memory) = machine::memory() {
-        rows.push(("memory available", bytes(memory.available_bytes)));
-    }
+    let device = context.device()?;
+    rows.extend(device_rows(&device));
     context.say(&format!("plan of {}\n{}", run_dir.display(), table(&rows)));
-    check_fits(plan, run_dir)
+    check_fits(plan, run_dir, &device)
 }
 
 /// Refuses when the disk or the memory is too small.
 ///
 /// # Errors
 /// As [`machine::check_disk`] and [`machine::check_memory`].
-pub(crate) fn check_fits(plan: &RunPlan, run_dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_fits(plan: &RunPlan, run_dir: &Path, device: &Device) -> anyhow::Result<()> {
     let needed_bytes = plan.needed_disk_bytes(run_dir)?;
     machine::check_disk("the run (checkpoints and the model)", run_dir, needed_bytes)?;
-    Ok(machine::check_memory("the run", plan.memory.total_bytes())?)
+    let (what, memory) = ("the run", &plan.memory);
+    if let Device::Cuda { .. } = device {
+        machine::check_host_memory("the run beside the GPU", memory.host_bytes_beside_gpu())?;
+        return Ok(machine::check_memory(device, what, memory.device_bytes())?);
+    }
+    Ok(machine::check_memory(device, what, memory.total_bytes())?)
+}
+
+/// Opens a run, which takes its memory.
+///
+/// # Errors
+/// As [`machine::take_memory`], and those of the run.
+pub(crate) fn open_run(
+    plan: &RunPlan,
+    device: &Device,
+    open: impl FnOnce() -> anyhow::Result<Run>,
+) -> anyhow::Result<Run> {
+    // On the processors the plan was compared with the machine already.
+    let needed_bytes = match device {
+        Device::Cuda { .. } => plan.memory.device_bytes(),
+        _ => 0,
+    };
+    machine::take_memory(device, "the run", needed_bytes, open)?
 }

@@ -82,7 +82,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             return Err(Failure::usage(problem).into());
         }
     }
-    args.engine.check()?;
+    args.engine.check(context)?;
     let mut left_out = LeftOut::default();
     let models = if args.model.is_empty() {
         models_of_home(&args.load, &mut left_out, context)?
@@ -151,7 +151,7 @@ fn named_models(
         total_bytes += needed_bytes(&name, &dir, load)?;
         models.push((name, dir));
     }
-    machine::check_memory(&format!("{} models", models.len()), total_bytes)?;
+    machine::check_memory(&context.device()?, &format!("{} models", models.len()), total_bytes)?;
     Ok(models)
 }
 
@@ -162,6 +162,7 @@ fn models_of_home(
     context: &Context,
 ) -> anyhow::Result<Vec<(String, ModelDir)>> {
     let (mut models, mut total_bytes) = (Vec::new(), 0);
+    let device = context.device()?;
     for (name, dir) in of_home(context)? {
         match has_tokenizer(&dir) {
             Ok(true) => {}
@@ -176,7 +177,7 @@ fn models_of_home(
         }
         let needed = needed_bytes(&name, &dir, load).and_then(|needed_bytes| {
             let what = format!("model `{name}` with those before it");
-            machine::check_memory(&what, total_bytes + needed_bytes)?;
+            machine::check_memory(&device, &what, total_bytes + needed_bytes)?;
             Ok(needed_bytes)
         });
         match needed {
@@ -230,8 +231,9 @@ pub(crate) fn add(
         let adapter = Adapter::open(path, &config, None)
             .with_context(|| format!("cannot use the adapter {}", path.display()))?;
         let what = format!("adapter `{name}`");
-        machine::check_memory(&what, adapter_bytes(&config, &adapter)? as u64)?;
-        let adapter = load_adapter(&device, &model.decoder, &adapter)?;
+        let needed_bytes = adapter_bytes(&config, &adapter)? as u64;
+        let load = || load_adapter(&device, &model.decoder, &adapter);
+        let adapter = machine::take_memory(&device, &what, needed_bytes, load)??;
         registry.add(name, loaded(&model, &engine, Some(adapter))?)?;
     }
     Ok(())

@@ -52,14 +52,16 @@ pub(crate) struct RunArgs {
 pub(crate) fn start(args: &RunArgs, start: RunStart, context: &Context) -> anyhow::Result<()> {
     let recipe = recipes::read(&args.recipe, &args.set)?;
     check_start(start, &recipe)?;
-    let plan = RunPlan::of_recipe(&recipe)?;
+    let device = context.device()?;
+    let plan = RunPlan::of_recipe(&recipe)?.on(&device);
     let claimed = match &args.run {
         Some(name) => ClaimedDir::named(name, context)?,
         None => ClaimedDir::numbered(&args.recipe, context)?,
     };
     run_plan::announce(&plan, claimed.path(), context)?;
     let signals = StopSignals::take_all().context("cannot take signals")?;
-    let mut run = Run::create(claimed.path(), recipe, context.device()?)?;
+    let create = || Ok(Run::create(claimed.path(), recipe, device.clone())?);
+    let mut run = run_plan::open_run(&plan, &device, create)?;
     let name = folder_name(claimed.path());
     claimed.keep();
     finish(&mut run, &name, &signals, context)

@@ -88,8 +88,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     for shape in [[1, 32768], [1, 131_072], [16, 131_072]].map(cut) {
         let logits = bench.matrix(F32, shape);
-        bench.line("argmax", shape, logits.n_bytes(), || {
-            drop(loss::argmax(&bench.gpu, logits.view()))
+        bench.line("likeliest", shape, logits.n_bytes(), || {
+            drop(loss::likeliest(&bench.gpu, logits.view()))
         });
     }
     Ok(())

@@ -13,7 +13,7 @@
 // Query heads of one KV head are folded into rows: row t * group_len + h of a tile is head h of its token t. `few` takes up to 16
 // folded rows and one partition; its four warps share out the keys of a step, then the columns of the output. `many` takes up to 64, 16
 // per warp, over any number of partitions. Results of single partitions go to scratch, which `merge` sums up.
-#include "primitives.cuh"
+#include "rope.cuh"
 
 constexpr int KEY_BLOCK = 32;
 constexpr int STEP = 128;
@@ -21,40 +21,60 @@ constexpr int PARTITION = 512;
 constexpr int N_WARPS = 4;
 constexpr uint32_t NO_SLOT = 0xffffffffu;
 
-// Copies the keys and values of each row into its block. A row without a sequence has the sequence NO_SLOT.
-template <typename T, int N>
-DEVICE void append(const T* qkv, T* blocks, const uint32_t* tables, const uint32_t* row_sequences, const uint32_t* row_positions,
-                   int n_rows, int n_heads, int n_kv_heads, int head_dim, int table_stride) {
-    struct alignas(N * sizeof(T)) Piece {
-        T values[N];
-    };
-    int64_t width = 2 * static_cast<int64_t>(n_kv_heads) * head_dim;
-    int64_t i = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
-    if (i >= n_rows * width) return;
-    int64_t row = i / width;
-    int column = static_cast<int>(i % width);
-    uint32_t sequence = row_sequences[row];
-    if (sequence == NO_SLOT) return;
-    uint32_t position = row_positions[row];
-    int64_t block = tables[static_cast<int64_t>(sequence) * table_stride + position / KEY_BLOCK];
-    // Keys and values have one head after the other, in a row as in a block.
-    int64_t head = block * 2 * n_kv_heads + column / head_dim;
-    const T* from = qkv + row * (width + static_cast<int64_t>(n_heads) * head_dim) + static_cast<int64_t>(n_heads) * head_dim;
-    T* to = blocks + (head * KEY_BLOCK + position % KEY_BLOCK) * head_dim + column % head_dim;
-    *reinterpret_cast<Piece*>(to) = *reinterpret_cast<const Piece*>(from + column);
+// Where the heads of a row of qkv go: queries to where they are, keys and values into the block of its position. A row without a
+// sequence has the sequence NO_SLOT, and no place.
+template <typename T>
+struct CachePlace {
+    T *row, *blocks;
+    const uint32_t* tables;
+    uint32_t sequence, position;
+    int n_heads, n_kv_heads, head_dim, table_stride;
+    int64_t block;
+
+    DEVICE bool find() {
+        if (sequence == NO_SLOT) return false;
+        block = tables[static_cast<int64_t>(sequence) * table_stride + position / KEY_BLOCK];
+        return true;
+    }
+    DEVICE T* head(int i) const {
+        if (i < n_heads) return row + i * head_dim;
+        // Keys and values have one head after the other, in a row as in a block.
+        int64_t head = block * 2 * n_kv_heads + i - n_heads;
+        return blocks + (head * KEY_BLOCK + position % KEY_BLOCK) * head_dim;
+    }
+};
+
+// Rotates the queries of each row in their place, and its keys on the way into their block, to which its values go too.
+template <typename T, int NUMBERS>
+DEVICE void rotate_and_append(T* qkv, Angles angles, T* blocks, const uint32_t* tables, const uint32_t* row_sequences,
+                              const uint32_t* row_positions, int n_rows, int n_heads, int n_kv_heads, int head_dim,
+                              int table_stride) {
+    int n_all = n_heads + 2 * n_kv_heads;
+    rotate<T, NUMBERS>(qkv, angles, n_rows, n_heads, n_kv_heads, n_all, n_all, head_dim, 1.0f, [&](int64_t row) {
+        return CachePlace<T>{qkv + row * n_all * head_dim, blocks,     tables,   row_sequences[row], row_positions[row],
+                             n_heads,                      n_kv_heads, head_dim, table_stride,       0};
+    });
 }
 
-#define APPEND(name, T, N)                                                                                                        \
-    KERNEL(name)(const T* qkv, T* blocks, const uint32_t* tables, const uint32_t* row_sequences, const uint32_t* row_positions,  \
-                 int n_rows, int n_heads, int n_kv_heads, int head_dim, int table_stride) {                                       \
-        append<T, N>(qkv, blocks, tables, row_sequences, row_positions, n_rows, n_heads, n_kv_heads, head_dim, table_stride);     \
+// The wrapper counts threads by the same rule: packs where whole ones fill half a head, else single pairs.
+#define ROTATE_AND_APPEND(suffix, T)                                                                                              \
+    KERNEL_BOUNDS(rotate_and_append_##suffix, 256, 2)(T* qkv, const float* angle_table, const float* query_factors,              \
+                                                      const uint32_t* entries, T* blocks, const uint32_t* tables,                \
+                                                      const uint32_t* row_sequences, const uint32_t* row_positions, int n_rows,  \
+                                                      int n_heads, int n_kv_heads, int head_dim, int table_stride) {             \
+        begin();                                                                                                                  \
+        Angles angles{angle_table, query_factors, entries};                                                                       \
+        if (head_dim / 2 % Pack<T>::N == 0) {                                                                                     \
+            rotate_and_append<T, Pack<T>::N>(qkv, angles, blocks, tables, row_sequences, row_positions, n_rows, n_heads,          \
+                                             n_kv_heads, head_dim, table_stride);                                                 \
+        } else {                                                                                                                  \
+            rotate_and_append<T, 1>(qkv, angles, blocks, tables, row_sequences, row_positions, n_rows, n_heads, n_kv_heads,       \
+                                    head_dim, table_stride);                                                                      \
+        }                                                                                                                         \
     }                                                                                                                             \
-    EXPORT(name)
-// Of heads that are a multiple of 16 bytes, and of any.
-APPEND(append_keys_values_f32, float, 4)
-APPEND(append_keys_values_bf16, bf16, 8)
-APPEND(append_keys_values_narrow_f32, float, 1)
-APPEND(append_keys_values_narrow_bf16, bf16, 1)
+    EXPORT(rotate_and_append_##suffix)
+ROTATE_AND_APPEND(f32, float)
+ROTATE_AND_APPEND(bf16, bf16)
 
 // What the kernels of tiles take.
 struct Arguments {
@@ -518,6 +538,7 @@ DEVICE void attend_many(const Arguments& a, const uint32_t* tiles, uint8_t* shar
     KERNEL_BOUNDS(name, N_WARPS * 32, 2)                                                                                           \
     (const bf16* qkv, const bf16* blocks, const uint32_t* tables, const uint32_t* tiles, bf16* out, float* sums, float* stats,     \
      int n_heads, int n_kv_heads, int table_stride, int window, float factor) {                                                    \
+        begin();                                                                                                                   \
         DYNAMIC_SHARED(shared);                                                                                                    \
         attend<D>({qkv, blocks, tables, out, sums, stats, n_heads, n_kv_heads, table_stride, window, factor}, tiles, shared);      \
     }                                                                                                                              \
@@ -531,6 +552,7 @@ TILES(attention_paged_many_128, attend_many, 128)
 // [n_partitions, n_kv_heads, n_tokens * group_len]. Grid [tiles, n_kv_heads], 128 threads.
 KERNEL(attention_paged_merge)(const uint32_t* tiles, const float* sums, const float* stats, bf16* out, int n_heads, int n_kv_heads,
                               int head_dim) {
+    begin();
     uint4 tile = reinterpret_cast<const uint4*>(tiles)[blockIdx.x];
     int group_len = n_heads / n_kv_heads, kv_head = blockIdx.y;
     int n_rows = tile.y * group_len, n_partitions = tile.w;

@@ -39,10 +39,12 @@ DEVICE void gather(const T* table, const uint32_t* token_ids, float* out, int n_
 }
 
 KERNEL(gather_f32)(const float* table, const uint32_t* token_ids, float* out, int n_rows, int width) {
+    begin();
     gather(table, token_ids, out, n_rows, width);
 }
 EXPORT(gather_f32)
 KERNEL(gather_bf16)(const bf16* table, const uint32_t* token_ids, float* out, int n_rows, int width) {
+    begin();
     gather(table, token_ids, out, n_rows, width);
 }
 EXPORT(gather_bf16)

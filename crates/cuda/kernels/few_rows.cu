@@ -1,16 +1,23 @@
-// Products of few rows: y[t, first_column + o] (+)= sum_i x[t, i] W[o, i] for up to 16 rows t, as fast as W can be read.
+// Products of few rows: y[t, first_column + o] (+)= sum_i x[t, i] W[o, i], as fast as W can be read.
 //
-// bf16: W is the left operand of tensor cores, read straight from memory into their registers, x the right one, eight rows at a
-// time. A lane's 16 bytes of a row are eight consecutive numbers; two products take four each, and x is read in the same
-// order. The sum has one order for every number of rows: the eight warps of a block take chunks of 128 numbers in turn, each sums
-// its chunks in ascending order, and the sums of the warps are added in ascending order, in f32. So a row has the same bits
-// however many rows there are, and whichever of the kernels computes it.
+// bf16, up to 8 rows: W is the left operand of tensor cores, read straight from memory into their registers, x the right one. A
+// lane's 16 bytes of a row are eight consecutive numbers; two products take four each, and x is read in the same order. The sum
+// has one order for every number of rows: the eight warps of a block take chunks of 128 numbers in turn, each sums its chunks in
+// ascending order, and the sums of the warps are added in ascending order, in f32. So a row has the same bits however many rows
+// there are.
 //
-// f32: a warp sums two outputs; lane l takes the numbers 4 l to 4 l + 3 of each 128 in ascending order, then the lanes are added.
+// f32, up to 16 rows: a warp sums two outputs; lane l takes the numbers 4 l to 4 l + 3 of each 128 in ascending order, then the
+// lanes are added.
 #include "primitives.cuh"
 
 constexpr int N_WARPS = 8;
 constexpr int CHUNK = 128;
+// Numbers of a chunk that a lane reads one after the other are so far apart.
+constexpr int STEP = 32;
+constexpr int N_STEPS = CHUNK / STEP;
+constexpr int MAX_ROWS = 8;
+// Outputs of a block.
+constexpr int TILE = 16;
 
 // Eight numbers from `k` on of a row of `n`; zeros past its end.
 template <bool ALIGNED, bool ONCE>
@@ -36,117 +43,88 @@ DEVICE void write_out(Out* y, float sum, int accumulate) {
     *y = from_f32<Out>(accumulate ? to_f32(*y) + sum : sum);
 }
 
-// A block computes 16 M outputs of up to 8 N rows.
-template <int M, int N, typename Out, bool ALIGNED>
+// A block computes TILE outputs of all rows.
+template <typename Out, bool ALIGNED>
 DEVICE void multiply(const bf16* x, const bf16* w, Out* y, int n_rows, int n_out, int n_in, int y_stride, int accumulate,
                      float* partials) {
-    // What a warp has on its way at a time: 8 loads of 16 bytes for each lane, while it uses 8 more.
-    constexpr int N_STEPS = 4 / M;
-    constexpr int STEPS_OF_CHUNK = CHUNK / 32;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const bf16* w_rows[M][2];
+    const bf16* w_rows[2];
 #pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int64_t row = static_cast<int64_t>(blockIdx.x) * 16 * M + 16 * m + 8 * half + lane / 4;
-            w_rows[m][half] = w + (row < n_out ? row : n_out - 1) * n_in;
-        }
+    for (int half = 0; half < 2; half++) {
+        int64_t row = static_cast<int64_t>(blockIdx.x) * TILE + 8 * half + lane / 4;
+        w_rows[half] = w + (row < n_out ? row : n_out - 1) * n_in;
     }
+    const bf16* x_row = lane / 4 < n_rows ? x + static_cast<int64_t>(lane / 4) * n_in : nullptr;
     int first = lane % 4 * 8;
-    auto first_of = [&](int i) {
-        int step = i * N_STEPS;
-        return (step / STEPS_OF_CHUNK * N_WARPS + warp) * CHUNK + step % STEPS_OF_CHUNK * 32 + first;
-    };
-    auto load = [&](int k, uint4 (&buffer)[N_STEPS][M][2]) {
+    // What a warp has on its way at a time: 8 loads of 16 bytes for each lane, while it uses 8 more.
+    auto load = [&](int chunk, uint4 (&buffer)[N_STEPS][2]) {
 #pragma unroll
         for (int step = 0; step < N_STEPS; step++) {
 #pragma unroll
-            for (int m = 0; m < M; m++) {
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    buffer[step][m][half] = load_8<ALIGNED, true>(w_rows[m][half], k + 32 * step, n_in);
-                }
+            for (int half = 0; half < 2; half++) {
+                buffer[step][half] = load_8<ALIGNED, true>(w_rows[half], chunk + STEP * step + first, n_in);
             }
         }
     };
-    float sums[M][N][4];
-#pragma unroll
-    for (int i = 0; i < M * N * 4; i++) sums[i / 4 / N][i / 4 % N][i % 4] = 0;
-    auto add = [&](int k, const uint4 (&buffer)[N_STEPS][M][2]) {
-        uint4 rows[N_STEPS][N];
+    float sums[4] = {0, 0, 0, 0};
+    auto add = [&](int chunk, const uint4 (&buffer)[N_STEPS][2]) {
+        uint4 of_x[N_STEPS];
 #pragma unroll
         for (int step = 0; step < N_STEPS; step++) {
-#pragma unroll
-            for (int n = 0; n < N; n++) {
-                int row = 8 * n + lane / 4;
-                rows[step][n] = {0, 0, 0, 0};
-                if (row < n_rows) {
-                    rows[step][n] = load_8<ALIGNED, false>(x + static_cast<int64_t>(row) * n_in, k + 32 * step, n_in);
-                }
-            }
+            of_x[step] = {0, 0, 0, 0};
+            if (x_row != nullptr) of_x[step] = load_8<ALIGNED, false>(x_row, chunk + STEP * step + first, n_in);
         }
 #pragma unroll
         for (int step = 0; step < N_STEPS; step++) {
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                const uint4 &low = buffer[step][m][0], &high = buffer[step][m][1];
-                uint32_t even[4] = {low.x, high.x, low.y, high.y}, odd[4] = {low.z, high.z, low.w, high.w};
-#pragma unroll
-                for (int n = 0; n < N; n++) {
-                    mma_bf16(sums[m][n], even, rows[step][n].x, rows[step][n].y);
-                    mma_bf16(sums[m][n], odd, rows[step][n].z, rows[step][n].w);
-                }
-            }
+            const uint4 &low = buffer[step][0], &high = buffer[step][1];
+            uint32_t even[4] = {low.x, high.x, low.y, high.y}, odd[4] = {low.z, high.z, low.w, high.w};
+            mma_bf16(sums, even, of_x[step].x, of_x[step].y);
+            mma_bf16(sums, odd, of_x[step].z, of_x[step].w);
         }
     };
-    // The same count for all lanes of a warp: a chunk is theirs together.
-    auto exists = [&](int i) { return first_of(i) - first < n_in; };
-    uint4 even[N_STEPS][M][2], odd[N_STEPS][M][2];
-    if (exists(0)) load(first_of(0), even);
-    for (int i = 0; exists(i); i += 2) {
-        if (exists(i + 1)) load(first_of(i + 1), odd);
-        add(first_of(i), even);
-        if (exists(i + 2)) load(first_of(i + 2), even);
-        if (exists(i + 1)) add(first_of(i + 1), odd);
+    wait_for_earlier();
+    constexpr int TURN = N_WARPS * CHUNK;
+    uint4 even[N_STEPS][2], odd[N_STEPS][2];
+    int chunk = warp * CHUNK;
+    if (chunk < n_in) load(chunk, even);
+    for (; chunk < n_in; chunk += 2 * TURN) {
+        if (chunk + TURN < n_in) load(chunk + TURN, odd);
+        add(chunk, even);
+        if (chunk + 2 * TURN < n_in) load(chunk + 2 * TURN, even);
+        if (chunk + TURN < n_in) add(chunk + TURN, odd);
     }
+    // Not earlier: the blocks of the next kernel would take the places of this one's.
+    let_next_begin();
     // [warps, rows, outputs]
 #pragma unroll
-    for (int i = 0; i < M * N * 4; i++) {
-        int m = i / 4 / N, n = i / 4 % N, j = i % 4;
-        int row = 8 * n + lane % 4 * 2 + j % 2, output = 16 * m + lane / 4 + j / 2 * 8;
-        partials[(warp * 8 * N + row) * 16 * M + output] = sums[m][n][j];
+    for (int j = 0; j < 4; j++) {
+        int row = lane % 4 * 2 + j % 2, output = lane / 4 + j / 2 * 8;
+        partials[(warp * MAX_ROWS + row) * TILE + output] = sums[j];
     }
     sync_block();
-    for (int i = threadIdx.x; i < n_rows * 16 * M; i += N_WARPS * 32) {
-        int64_t output = static_cast<int64_t>(blockIdx.x) * 16 * M + i % (16 * M);
-        if (output >= n_out) continue;
+    int i = threadIdx.x, row = i / TILE;
+    int64_t output = static_cast<int64_t>(blockIdx.x) * TILE + i % TILE;
+    if (row < n_rows && output < n_out) {
         float sum = partials[i];
 #pragma unroll
-        for (int of_warp = 1; of_warp < N_WARPS; of_warp++) sum += partials[of_warp * 8 * N * 16 * M + i];
-        write_out(y + static_cast<int64_t>(i / (16 * M)) * y_stride + output, sum, accumulate);
+        for (int of_warp = 1; of_warp < N_WARPS; of_warp++) sum += partials[of_warp * MAX_ROWS * TILE + i];
+        write_out(y + static_cast<int64_t>(row) * y_stride + output, sum, accumulate);
     }
 }
 
-// Grid [n_out / (16 M)], 256 threads.
-#define FEW_ROWS_BF16(name, M, N, Out, ALIGNED)                                                              \
+// Grid [n_out / 16], 256 threads.
+#define FEW_ROWS_BF16(name, Out, ALIGNED)                                                                    \
     KERNEL_BOUNDS(name, N_WARPS * 32, 2)                                                                     \
     (const bf16* x, const bf16* w, Out* y, int n_rows, int n_out, int n_in, int y_stride, int accumulate) {  \
-        __shared__ float partials[N_WARPS * 8 * N * 16 * M];                                                 \
-        multiply<M, N, Out, ALIGNED>(x, w, y, n_rows, n_out, n_in, y_stride, accumulate, partials);          \
+        __shared__ float partials[N_WARPS * MAX_ROWS * TILE];                                                \
+        multiply<Out, ALIGNED>(x, w, y, n_rows, n_out, n_in, y_stride, accumulate, partials);                \
     }                                                                                                        \
     EXPORT(name)
-// Up to 8 and 16 rows, 16 outputs; up to 16 rows, 32 outputs, which reads x half as often; all of rows of n_in numbers that are a
-// multiple of 16 bytes.
-FEW_ROWS_BF16(product_few_rows_8_bf16, 1, 1, bf16, true)
-FEW_ROWS_BF16(product_few_rows_8_bf16_to_f32, 1, 1, float, true)
-FEW_ROWS_BF16(product_few_rows_16_bf16, 1, 2, bf16, true)
-FEW_ROWS_BF16(product_few_rows_16_bf16_to_f32, 1, 2, float, true)
-FEW_ROWS_BF16(product_few_rows_16_wide_bf16, 2, 2, bf16, true)
-FEW_ROWS_BF16(product_few_rows_16_wide_bf16_to_f32, 2, 2, float, true)
-// Of any n_in; up to 16 rows, 16 outputs.
-FEW_ROWS_BF16(product_few_rows_any_bf16, 1, 2, bf16, false)
-FEW_ROWS_BF16(product_few_rows_any_bf16_to_f32, 1, 2, float, false)
+// Of rows of a multiple of 16 bytes, and of any.
+FEW_ROWS_BF16(product_few_rows_bf16, bf16, true)
+FEW_ROWS_BF16(product_few_rows_bf16_to_f32, float, true)
+FEW_ROWS_BF16(product_few_rows_any_bf16, bf16, false)
+FEW_ROWS_BF16(product_few_rows_any_bf16_to_f32, float, false)
 
 // Two outputs of a warp, of up to N rows.
 template <int N>
@@ -204,7 +182,8 @@ DEVICE void multiply_f32(const float* x, const float* w, float* y, int n_rows, i
         int m = i / N, n = i % N;
         float sum = warp_sum(sums[m][n]);
         if (lane == i && n < n_rows && first + m < n_out) {
-            write_out(y + static_cast<int64_t>(n) * y_stride + first + m, sum, accumulate);
+            float* at = y + static_cast<int64_t>(n) * y_stride + first + m;
+            *at = accumulate ? *at + sum : sum;
         }
     }
 }
@@ -212,6 +191,7 @@ DEVICE void multiply_f32(const float* x, const float* w, float* y, int n_rows, i
 // Grid [n_out / 16], 256 threads.
 #define FEW_ROWS_F32(name, N)                                                                                               \
     KERNEL(name)(const float* x, const float* w, float* y, int n_rows, int n_out, int n_in, int y_stride, int accumulate) {   \
+        begin();                                                                                                            \
         multiply_f32<N>(x, w, y, n_rows, n_out, n_in, y_stride, accumulate);                                                \
     }                                                                                                                       \
     EXPORT(name)

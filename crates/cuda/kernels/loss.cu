@@ -1,4 +1,4 @@
-// Softmax cross-entropy with its gradient, and the largest logit.
+// Softmax cross-entropy with its gradient, and the likeliest token.
 #include "rows.cuh"
 
 constexpr float LOG2_E = 1.44269504f;
@@ -163,7 +163,7 @@ DEVICE void cross_entropy_any(const float* logits, const uint32_t* targets, cons
 CROSS_ENTROPY(f32, float)
 CROSS_ENTROPY(bf16, bf16)
 
-constexpr int ARGMAX_THREADS = 1024;
+constexpr int LIKELIEST_THREADS = 1024;
 
 // The largest so far and where it is: of equals the first.
 struct Best {
@@ -179,14 +179,14 @@ DEVICE Best better(Best a, Best b) {
 template <bool IN_FOURS>
 DEVICE Best best_of_thread(const float* logits, int vocab) {
     Best best = {MINUS_INFINITY, UINT32_MAX, false};
-    for (int start = 0; start < vocab; start += 4 * N * ARGMAX_THREADS) {
+    for (int start = 0; start < vocab; start += 4 * N * LIKELIEST_THREADS) {
         float values[4 * N];
-        load_row<N, IN_FOURS>(values, logits + start, vocab - start, threadIdx.x, ARGMAX_THREADS, MINUS_INFINITY);
+        load_row<N, IN_FOURS>(values, logits + start, vocab - start, threadIdx.x, LIKELIEST_THREADS, MINUS_INFINITY);
 #pragma unroll
         for (int i = 0; i < 4 * N; i++) {
             if (values[i] > best.value) {
                 best.value = values[i];
-                best.id = start + place_in_row<IN_FOURS>(i, threadIdx.x, ARGMAX_THREADS);
+                best.id = start + place_in_row<IN_FOURS>(i, threadIdx.x, LIKELIEST_THREADS);
             }
             best.has_nan = best.has_nan || values[i] != values[i];
         }
@@ -194,10 +194,29 @@ DEVICE Best best_of_thread(const float* logits, int vocab) {
     return best;
 }
 
+// The sum of exp(logit - max) over the logits of this thread. Few numbers are added in f32 before they are in f64, so that the
+// logarithm is as exact as the exponentials.
+template <bool IN_FOURS>
+DEVICE double sum_of_thread(const float* logits, int vocab, float max) {
+    double sum = 0.0;
+    for (int start = 0; start < vocab; start += 4 * N * LIKELIEST_THREADS) {
+        float values[4 * N], part = 0.0f;
+        load_row<N, IN_FOURS>(values, logits + start, vocab - start, threadIdx.x, LIKELIEST_THREADS, MINUS_INFINITY);
+#pragma unroll
+        for (int i = 0; i < 4 * N; i++) part += expf(values[i] - max);
+        sum += double(part);
+    }
+    return sum;
+}
+
 // ids[row] = where the largest logit is, of equals the first; UINT32_MAX where a logit is NaN or the largest is not finite.
-KERNEL_BOUNDS(argmax, ARGMAX_THREADS, 1)(const float* logits, uint32_t* ids, int vocab) {
-    __shared__ float values[ARGMAX_THREADS / 32];
-    __shared__ uint32_t places[ARGMAX_THREADS / 32], nans[ARGMAX_THREADS / 32];
+// logprobs[row] = max - ln(sum of exp(logits[row])), the logarithm of its probability; NaN where there is none.
+// logits [rows, vocab]; ids, logprobs [rows].
+KERNEL_BOUNDS(likeliest, LIKELIEST_THREADS, 1)(const float* logits, uint32_t* ids, float* logprobs, int vocab) {
+    constexpr int N_WARPS = LIKELIEST_THREADS / 32;
+    __shared__ float values[N_WARPS];
+    __shared__ uint32_t places[N_WARPS], nans[N_WARPS];
+    __shared__ double partials[N_WARPS];
     logits += int64_t(blockIdx.x) * vocab;
     Best best = vocab % 4 == 0 ? best_of_thread<true>(logits, vocab) : best_of_thread<false>(logits, vocab);
 #pragma unroll
@@ -212,10 +231,15 @@ KERNEL_BOUNDS(argmax, ARGMAX_THREADS, 1)(const float* logits, uint32_t* ids, int
         nans[warp] = best.has_nan;
     }
     sync_block();
+    best = Best{values[0], places[0], nans[0] != 0};
+    for (int i = 1; i < N_WARPS; i++) best = better(best, Best{values[i], places[i], nans[i] != 0});
+    // The whole row is in a cache of the multiprocessor or of the GPU by now.
+    double sum = vocab % 4 == 0 ? sum_of_thread<true>(logits, vocab, best.value) : sum_of_thread<false>(logits, vocab, best.value);
+    sum = block_sum<N_WARPS>(sum, partials);
     if (threadIdx.x == 0) {
-        for (int i = 1; i < ARGMAX_THREADS / 32; i++) best = better(best, Best{values[i], places[i], nans[i] != 0});
-        bool is_finite = best.value - best.value == 0.0f;
-        ids[blockIdx.x] = best.has_nan || !is_finite ? UINT32_MAX : best.id;
+        bool is_finite = best.value - best.value == 0.0f && !best.has_nan;
+        ids[blockIdx.x] = is_finite ? best.id : UINT32_MAX;
+        logprobs[blockIdx.x] = is_finite ? float(-log(sum)) : __builtin_nanf("");
     }
 }
-EXPORT(argmax)
+EXPORT(likeliest)

@@ -7,7 +7,26 @@
 #include "rows.cuh"
 
 // Fours of a thread: 16 numbers.
-constexpr int N = 4;
+constexpr int NORM_FOURS = 4;
+
+template <int N>
+DEVICE float sum_of_squares(const float (&values)[N]) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; i++) sum += values[i] * values[i];
+    return sum;
+}
+// 1 / sqrt(mean(x^2) + eps)
+DEVICE float inverse_rms_of(float sum_of_squares, int width, float eps) {
+    return 1.0f / sqrtf(sum_of_squares / float(width) + eps);
+}
+template <int N>
+DEVICE void apply_norm(float (&values)[N], const float (&weights)[N], float inverse_rms) {
+#pragma unroll
+    for (int i = 0; i < N; i++) values[i] = values[i] * inverse_rms * weights[i];
+}
+
+constexpr int N = NORM_FOURS;
 // Of a row, and of a block where its groups have fewer: rows of up to 8192 numbers, backward of up to 4096.
 constexpr int MAX_THREADS = 512;
 constexpr int MAX_BACKWARD_THREADS = 256;
@@ -25,12 +44,9 @@ DEVICE void rms_norm(const float* x, const float* weight, float eps, T* out, flo
     load_row<N, true>(values, x + row * width, n, thread, threads_per_row);
     load_row<N, true>(weights, weight, n, thread, threads_per_row);
     if (kept) store_row<N, true>(kept + row * width, values, n, thread, threads_per_row);
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4 * N; i++) sum += values[i] * values[i];
-    float scale = 1.0f / sqrtf(group_sum(sum, partials, threads_per_row / 32) / float(width) + eps);
-#pragma unroll
-    for (int i = 0; i < 4 * N; i++) values[i] = values[i] * scale * weights[i];
+    float sum = group_sum(sum_of_squares(values), partials, threads_per_row / 32);
+    float scale = inverse_rms_of(sum, width, eps);
+    apply_norm(values, weights, scale);
     store_row<N, true>(out + row * width, values, n, thread, threads_per_row);
     if (n > 0 && thread == 0) inverse_rms[row] = scale;
 }
@@ -49,13 +65,12 @@ DEVICE void rms_norm_any(const float* x, const float* weight, float eps, T* out,
 #pragma unroll
         for (int i = 0; i < 4 * N; i++) sum += values[i] * values[i];
     }
-    float scale = 1.0f / sqrtf(block_sum<MAX_THREADS / 32>(sum, partials) / float(width) + eps);
+    float scale = inverse_rms_of(block_sum<MAX_THREADS / 32>(sum, partials), width, eps);
     for (int start = 0; start < width; start += PIECE) {
         float values[4 * N], weights[4 * N];
         load_row<N, IN_FOURS>(values, x + row * width + start, width - start, threadIdx.x, MAX_THREADS);
         load_row<N, IN_FOURS>(weights, weight + start, width - start, threadIdx.x, MAX_THREADS);
-#pragma unroll
-        for (int i = 0; i < 4 * N; i++) values[i] = values[i] * scale * weights[i];
+        apply_norm(values, weights, scale);
         store_row<N, IN_FOURS>(out + row * width + start, values, width - start, threadIdx.x, MAX_THREADS);
     }
     if (threadIdx.x == 0) inverse_rms[row] = scale;
@@ -64,12 +79,14 @@ DEVICE void rms_norm_any(const float* x, const float* weight, float eps, T* out,
 #define RMS_NORM(suffix, T)                                                                                                      \
     KERNEL_BOUNDS(rms_norm_##suffix, MAX_THREADS, 2)(const float* x, const float* weight, float eps, T* out,                     \
                                                      float* inverse_rms, T* kept, int n_rows, int width, int threads_per_row) {  \
+        begin();                                                                                                                 \
         __shared__ float partials[MAX_THREADS / 32];                                                                             \
         rms_norm<T>(x, weight, eps, out, inverse_rms, kept, n_rows, width, threads_per_row, partials);                           \
     }                                                                                                                            \
     EXPORT(rms_norm_##suffix)                                                                                                    \
     KERNEL_BOUNDS(rms_norm_any_##suffix, MAX_THREADS, 2)(const float* x, const float* weight, float eps, T* out,                \
                                                           float* inverse_rms, T* kept, int width) {                              \
+        begin();                                                                                                                 \
         __shared__ float partials[MAX_THREADS / 32];                                                                             \
         if (width % 4 == 0) {                                                                                                    \
             rms_norm_any<T, true>(x, weight, eps, out, inverse_rms, kept, width, partials);                                     \

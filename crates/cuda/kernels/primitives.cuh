@@ -24,6 +24,8 @@
 #define DEVICE __device__ __forceinline__
 // The memory that the launch asked for, shared by the threads of a block; aligned to 128 bytes.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) uint8_t name[]
+// The same aligned to 1024 bytes, of which the launch asks for a multiple; the kernel has no static shared memory.
+#define DYNAMIC_SHARED_1024(name) extern __shared__ __align__(1024) uint8_t name[]
 
 using bf16 = __nv_bfloat16;
 
@@ -110,7 +112,26 @@ DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : 
 
 // A read past the first cache, for numbers that are read once.
 DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
+
+// Kernels that are launched early (Gpu::launch_early) begin while the one before ends. They say first that the next one may do
+// the same, then wait for all before: nothing that these write is read earlier.
+DEVICE void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+DEVICE void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#endif
+
+// What every kernel that is launched early begins with.
+DEVICE void begin() {
+    let_next_begin();
+    wait_for_earlier();
+}
 
 // 16 bytes as numbers of type T.
 template <typename T>

@@ -3,9 +3,12 @@
 // gate_up and d_gate_up are [rows, 2, ffn], gate first; out and d_out [rows, ffn]. A thread has units: packs of 16 bytes where
 // whole ones fill a row, else single numbers. The wrappers count units by the same rule.
 #include "rows.cuh"
+#include "primitives.cuh"
 
 // 1 / (1 + exp(-x))
 DEVICE float sigmoid(float x) { return reciprocal_approx(1.0f + exp2_approx(x * -1.44269504f)); }
+// x / (1 + exp(-x))
+DEVICE float silu(float x) { return x * sigmoid(x); }
 
 // Units of a thread, all on their way at once.
 constexpr int UNITS = 2;
@@ -41,8 +44,7 @@ DEVICE void swiglu(const T* gate_up, T* out, int n_rows, int ffn) {
             Place at = place(i, n_rows, ffn / NUMBERS, NUMBERS);
 #pragma unroll
             for (int j = 0; j < NUMBERS; j++) {
-                float gate = gates[i].values[j];
-                gates[i].values[j] = gate * sigmoid(gate) * ups[i].values[j];
+                gates[i].values[j] = silu(gates[i].values[j]) * ups[i].values[j];
             }
             if (at.is_there) store_wide(out + at.row * ffn + at.column, gates[i]);
         }
@@ -52,7 +54,7 @@ DEVICE void swiglu(const T* gate_up, T* out, int n_rows, int ffn) {
             if (at.is_there) {
                 float gate = to_f32(gate_up[at.row * 2 * ffn + at.column]);
                 float up = to_f32(gate_up[(at.row * 2 + 1) * ffn + at.column]);
-                out[at.row * ffn + at.column] = from_f32<T>(gate * sigmoid(gate) * up);
+                out[at.row * ffn + at.column] = from_f32<T>(silu(gate) * up);
             }
         }
     }
@@ -110,7 +112,7 @@ DEVICE void swiglu_backward(const T* gate_up, const T* d_outs, T* d_gate_up, T* 
 }
 
 #define SWIGLU(suffix, T)                                                                                                       \
-    KERNEL(swiglu_##suffix)(const T* gate_up, T* out, int n_rows, int ffn) { swiglu(gate_up, out, n_rows, ffn); }               \
+    KERNEL(swiglu_##suffix)(const T* gate_up, T* out, int n_rows, int ffn) { begin(); swiglu(gate_up, out, n_rows, ffn); }               \
     EXPORT(swiglu_##suffix)                                                                                                     \
     KERNEL(swiglu_backward_##suffix)(const T* gate_up, const T* d_out, T* d_gate_up, T* out, int n_rows, int ffn) {             \
         swiglu_backward(gate_up, d_out, d_gate_up, out, n_rows, ffn);                                                           \

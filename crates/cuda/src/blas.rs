@@ -23,14 +23,20 @@ const COMPUTE_F32: i32 = 68;
 const TRANSPOSE: [i32; 2] = [3, 4];
 /// `CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES`.
 const MAX_WORKSPACE: i32 = 1;
+/// `CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK`.
+const REDUCTIONS: i32 = 3;
+/// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: sums that are split are added in f32. The other schemes add them in the type of the output.
+const REDUCTION_IN_F32: u32 = 2;
 /// `CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES` and those of B, C and D.
 const MIN_ALIGNMENT: [i32; 4] = [5, 6, 7, 8];
 /// What the library's documentation recommends for Hopper.
 const WORKSPACE_BYTES: usize = 64 << 20;
 /// Algorithms that are tried for a large product.
-const N_TRIED: usize = 8;
+const N_TRIED: usize = 24;
 /// Operations of a product from which on algorithms are timed, not only asked for.
 const TRIED_FROM_FLOPS: f64 = 2e9;
+/// Which use of a shape times them: those of a batch that comes once are not worth it.
+const TIMED_USE: u32 = 4;
 
 functions! {
     /// Functions of cuBLASLt; names and parameters as in `cublasLt.h`.
@@ -76,7 +82,7 @@ pub(crate) struct Blas {
     functions: Functions,
     handle: Handle,
     version: usize,
-    plans: Mutex<HashMap<Shape, Plan>>,
+    plans: Mutex<HashMap<Shape, KnownShape>>,
 }
 
 /// `D (+)= op(A) op(B)` with columns stored one after the other, as the library counts.
@@ -92,6 +98,14 @@ struct Shape {
     /// Bytes that the addresses of A, B and D are multiples of.
     alignments: [u32; 3],
     accumulates: bool,
+}
+
+/// How a shape is computed from now on.
+struct KnownShape {
+    plan: Plan,
+    /// What is to be timed against it when the shape has come often enough.
+    others: Vec<Plan>,
+    n_uses: u32,
 }
 
 /// How a shape is computed.
@@ -126,12 +140,7 @@ impl Blas {
         if shape.dims[0] == 0 || shape.dims[1] == 0 {
             return;
         }
-        let known = lock(&self.plans).get(&shape).copied();
-        let plan = known.unwrap_or_else(|| {
-            let plan = self.plan(gpu, shape, addresses);
-            lock(&self.plans).insert(shape, plan);
-            plan
-        });
+        let plan = self.plan(gpu, shape, addresses);
         let [m, n, k] = shape.dims;
         let name = || format!("product {m} x {n} x {k}");
         gpu.noted(name, || self.run(gpu, shape, plan, addresses));
@@ -169,23 +178,35 @@ impl Blas {
         }
     }
 
-    /// The algorithm that the library recommends; of a large product, the fastest of several that it recommends.
+    /// The algorithm that the library recommends; of a large product that comes often, the fastest of several that it recommends.
     fn plan(&self, gpu: &Gpu, shape: Shape, addresses: [u64; 3]) -> Plan {
+        let mut plans = lock(&self.plans);
+        let known = plans.entry(shape).or_insert_with(|| self.known(shape));
+        known.n_uses = known.n_uses.saturating_add(1);
+        if known.n_uses == TIMED_USE && !known.others.is_empty() {
+            let others = std::mem::take(&mut known.others);
+            known.plan = self.fastest(gpu, shape, [&[known.plan], &others[..]].concat(), addresses);
+        }
+        known.plan
+    }
+
+    /// What the library recommends for a shape, the first choice and the others of a large product.
+    fn known(&self, shape: Shape) -> KnownShape {
         let (descriptor, layouts) = self.describe(shape);
         let found = self.heuristics(shape, descriptor, layouts);
-        let plans: Vec<Plan> = found
-            .iter()
-            .map(|found| Plan {
-                descriptor,
-                layouts,
-                algorithm: found.algorithm,
-                workspace_bytes: found.workspace_bytes,
-            })
-            .collect();
+        let mut plans = found.iter().map(|found| Plan {
+            descriptor,
+            layouts,
+            algorithm: found.algorithm,
+            workspace_bytes: found.workspace_bytes,
+        });
+        let plan = plans.next().expect("there is at least one");
         let flops = 2.0 * shape.dims.iter().map(|&n| n as f64).product::<f64>();
-        if plans.len() == 1 || flops < TRIED_FROM_FLOPS {
-            return plans[0];
-        }
+        let others = if flops < TRIED_FROM_FLOPS { Vec::new() } else { plans.collect() };
+        KnownShape { plan, others, n_uses: 0 }
+    }
+
+    fn fastest(&self, gpu: &Gpu, shape: Shape, plans: Vec<Plan>, addresses: [u64; 3]) -> Plan {
         // What is tried must not write over what is there.
         let bytes = shape.strides[2] * shape.dims[1] * shape.types[2].bytes();
         let scratch = gpu.memory(bytes);
@@ -196,9 +217,9 @@ impl Blas {
             let trial = || gpu.timed(|| self.run(gpu, shape, *plan, addresses));
             (0..3).map(|_| trial()).fold(f64::INFINITY, f64::min)
         };
-        let timed = plans.iter().map(|plan| (seconds(plan), plan));
+        let timed = plans.into_iter().map(|plan| (seconds(&plan), plan));
         let fastest = timed.min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is at least one");
-        *fastest.1
+        fastest.1
     }
 
     fn describe(&self, shape: Shape) -> (Descriptor, [Layout; 3]) {
@@ -263,6 +284,12 @@ impl Blas {
             let pointer = (&raw const bytes).cast();
             let set = (self.functions.set_preference)(preference, MAX_WORKSPACE, pointer, 8);
             expect("cublasLtMatmulPreferenceSetAttribute", set);
+            if shape.types[2] == NumberType::Bf16 {
+                let reduction = REDUCTION_IN_F32;
+                let pointer = (&raw const reduction).cast();
+                let set = (self.functions.set_preference)(preference, REDUCTIONS, pointer, 4);
+                expect("cublasLtMatmulPreferenceSetAttribute", set);
+            }
             for (attribute, bytes) in
                 MIN_ALIGNMENT.into_iter().zip([a_bytes, b_bytes, d_bytes, d_bytes])
             {

@@ -1,5 +1,8 @@
 //! The kernels as `cargo xtask cuda-kernels` compiled them.
 
+/// Compute capability that there is machine code for.
+pub(crate) const MACHINE_CODE: (i32, i32) = (9, 0);
+
 /// The kernels of one source file.
 pub(crate) struct Kernels {
     /// Machine code of Hopper.
@@ -18,6 +21,8 @@ macro_rules! kernels {
 }
 
 pub(crate) const ALL: &[Kernels] = kernels![
+    "attention_hopper"
+    "attention_hopper_backward"
     "attention_packed"
     "attention_paged"
     "attention_plain"

@@ -19,12 +19,43 @@ pub(crate) const MULTIPROCESSORS: i32 = 16;
 pub(crate) const CAPABILITY_MAJOR: i32 = 75;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR`.
 pub(crate) const CAPABILITY_MINOR: i32 = 76;
+/// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN`.
+pub(crate) const MOST_SHARED: i32 = 97;
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+pub(crate) const OUT_OF_MEMORY: i32 = 2;
+/// `CUDA_ERROR_NO_DEVICE`.
+pub(crate) const NO_DEVICE: i32 = 100;
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 pub(crate) const MAX_DYNAMIC_SHARED: i32 = 8;
 /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`.
 pub(crate) const RELEASE_THRESHOLD: i32 = 4;
 /// `CU_STREAM_NON_BLOCKING`.
 pub(crate) const STREAM_NON_BLOCKING: u32 = 1;
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+pub(crate) struct LaunchConfiguration {
+    pub(crate) blocks: [u32; 3],
+    pub(crate) threads: [u32; 3],
+    pub(crate) shared_bytes: u32,
+    pub(crate) stream: Stream,
+    pub(crate) attributes: *const LaunchAttribute,
+    pub(crate) n_attributes: u32,
+}
+
+/// `CUlaunchAttribute`: what it is, 4 bytes of padding, and 64 bytes of value, which may be a pointer.
+#[repr(C, align(8))]
+pub(crate) struct LaunchAttribute {
+    id: u32,
+    padding: u32,
+    value: [u32; 16],
+}
+
+impl LaunchAttribute {
+    /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`, allowed.
+    pub(crate) const EARLY: Self =
+        Self { id: 6, padding: 0, value: [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] };
+}
 
 functions! {
     /// Functions of the driver; names and parameters as in `cuda.h`.
@@ -45,6 +76,8 @@ functions! {
         set_pool_attribute = "cuMemPoolSetAttribute" (MemoryPool, i32, *mut c_void);
         allocate = "cuMemAllocAsync" (*mut Address, usize, Stream);
         free = "cuMemFreeAsync" (Address, Stream);
+        allocate_on_host = "cuMemAllocHost_v2" (*mut *mut c_void, usize);
+        free_on_host = "cuMemFreeHost" (*mut c_void);
         copy_to_device = "cuMemcpyHtoDAsync_v2" (Address, *const c_void, usize, Stream);
         copy_to_host = "cuMemcpyDtoHAsync_v2" (*mut c_void, Address, usize, Stream);
         copy_on_device = "cuMemcpyDtoDAsync_v2" (Address, Address, usize, Stream);
@@ -52,8 +85,8 @@ functions! {
         load_module = "cuModuleLoadData" (*mut Module, *const c_void);
         module_function = "cuModuleGetFunction" (*mut Function, Module, *const c_char);
         set_function_attribute = "cuFuncSetAttribute" (Function, i32, i32);
-        launch = "cuLaunchKernel" (
-            Function, u32, u32, u32, u32, u32, u32, u32, Stream, *mut *mut c_void, *mut *mut c_void
+        launch = "cuLaunchKernelEx" (
+            *const LaunchConfiguration, Function, *mut *mut c_void, *mut *mut c_void
         );
         create_event = "cuEventCreate" (*mut Event, u32);
         record_event = "cuEventRecord" (Event, Stream);

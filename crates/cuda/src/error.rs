@@ -4,7 +4,7 @@
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CudaError {
-    /// A library is nowhere, or cannot be opened.
+    /// A library is nowhere.
     #[error("{name} cannot be opened: {reason} (looked in {})", places.join(", "))]
     NoLibrary {
         /// Its file name.
@@ -13,6 +13,14 @@ pub enum CudaError {
         reason: String,
         /// Where it was looked for.
         places: Vec<String>,
+    },
+    /// A library that is there and cannot be opened.
+    #[error("{name} is there and cannot be opened: {reason}")]
+    BrokenLibrary {
+        /// Its file name.
+        name: &'static str,
+        /// What the loader said.
+        reason: String,
     },
     /// A library that is older than what is needed from it.
     #[error("{library} has no function {symbol}: it is too old")]
@@ -34,6 +42,24 @@ pub enum CudaError {
         major: i32,
         /// Of the compute capability.
         minor: i32,
+    },
+    /// A GPU whose blocks of threads get too little shared memory.
+    #[error("{name} gives a block {got} bytes of shared memory, expected at least {expected}")]
+    SharedMemory {
+        /// The GPU.
+        name: String,
+        /// Bytes that a block gets at most.
+        got: usize,
+        /// Bytes that the kernels take.
+        expected: usize,
+    },
+    /// Memory that the GPU does not have.
+    #[error("the GPU has no room for {needed_bytes} bytes more ({free_bytes} are free)")]
+    OutOfMemory {
+        /// Bytes that were asked for.
+        needed_bytes: usize,
+        /// Bytes that are free, not always in one piece.
+        free_bytes: usize,
     },
     /// A call that the driver refused.
     #[error("{call} failed: {name} ({code})")]

@@ -3,11 +3,12 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::blas::Blas;
 use crate::compiled;
-use crate::driver::{self, Driver};
+use crate::driver::{self, Driver, LaunchAttribute, LaunchConfiguration};
 use crate::error::CudaError;
 use crate::library::LibraryPath;
 use crate::memory::{Memory, Plain};
@@ -17,6 +18,10 @@ pub const DRIVER: &str = "libcuda.so.1";
 
 /// Shared memory that a block gets without asking, and which is available to every kernel.
 const SHARED_WITHOUT_ASKING: usize = 48 << 10;
+
+/// Shared memory of a block that kernels may ask for on every GPU. Those of compute capability 8.6, 8.9 and 12 have 99 KiB, too little
+/// for attention with heads of 128.
+const LEAST_SHARED: usize = 160 << 10;
 
 /// An NVIDIA GPU. Everything that it is asked to do happens in the order of the calls; a call returns before the work is done,
 /// unless it reads a result. A clone is the same GPU.
@@ -34,6 +39,9 @@ struct Inner {
     /// Kernels that were launched before, by name.
     functions: Mutex<HashMap<String, KernelFunction>>,
     blas: Blas,
+    /// Bytes of memory that was not given back yet, and the most that they have been.
+    used_bytes: AtomicUsize,
+    most_used_bytes: AtomicUsize,
     /// What was asked for while a profile is made, with events before and after.
     profile: Mutex<Option<Vec<(String, driver::Event, driver::Event)>>>,
 }
@@ -137,12 +145,16 @@ impl Gpu {
     /// # Errors
     /// When there is no driver, no GPU, no cuBLASLt, or the GPU is too old.
     pub fn open(path: &LibraryPath) -> Result<Self, CudaError> {
-        let driver = Driver::of(&path.open(&[DRIVER])?)?;
+        let driver = Driver::of(&path.open_driver(DRIVER)?)?;
         let mut device = 0;
         let mut n_devices = 0;
         // SAFETY: pointers to local variables of the types that the driver's header names.
         unsafe {
-            driver.check("cuInit", (driver.init)(0))?;
+            let status = (driver.init)(0);
+            if status == driver::NO_DEVICE {
+                return Err(CudaError::NoDevice);
+            }
+            driver.check("cuInit", status)?;
             driver.check("cuDeviceGetCount", (driver.device_count)(&raw mut n_devices))?;
             if n_devices == 0 {
                 return Err(CudaError::NoDevice);
@@ -150,10 +162,7 @@ impl Gpu {
             driver.check("cuDeviceGet", (driver.device)(&raw mut device, 0))?;
         }
         let mut description = describe(&driver, device)?;
-        let (major, minor) = description.capability;
-        if major < 8 {
-            return Err(CudaError::TooOld { name: description.name, major, minor });
-        }
+        check_capability(&driver, device, &description)?;
         let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
         let mut pool = std::ptr::null_mut();
         let mut threshold = u64::MAX;
@@ -180,9 +189,19 @@ impl Gpu {
         description.blas_version = blas.version();
         let functions = Mutex::new(HashMap::new());
         let profile = Mutex::new(None);
-        let inner =
-            Inner { driver, context, stream, description, modules, functions, blas, profile };
-        Ok(Self(Arc::new(inner)))
+        let [used_bytes, most_used_bytes] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        Ok(Self(Arc::new(Inner {
+            driver,
+            context,
+            stream,
+            description,
+            modules,
+            functions,
+            blas,
+            used_bytes,
+            most_used_bytes,
+            profile,
+        })))
     }
 
     /// What it is.
@@ -197,14 +216,37 @@ impl Gpu {
         self.0.description.multiprocessors
     }
 
-    /// Memory that is free, in bytes.
+    /// Memory that this program can still take, in bytes, not always in one piece: what no program has, and what this one gave back,
+    /// which the driver keeps for it.
     #[must_use]
     pub fn free_bytes(&self) -> usize {
         let (mut free, mut total) = (0, 0);
         // SAFETY: pointers to local variables.
         let status = unsafe { (self.driver().free_memory)(&raw mut free, &raw mut total) };
         self.expect("cuMemGetInfo", status);
-        free
+        let used = self.used_bytes();
+        (free + self.most_used_bytes().saturating_sub(used)).min(total.saturating_sub(used))
+    }
+
+    /// Bytes of its memory that this program has asked for and not given back.
+    #[must_use]
+    pub fn used_bytes(&self) -> usize {
+        self.0.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The most that [`Gpu::used_bytes`] has been.
+    #[must_use]
+    pub fn most_used_bytes(&self) -> usize {
+        self.0.most_used_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_taken(&self, n_bytes: usize) {
+        let used = self.0.used_bytes.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes;
+        self.0.most_used_bytes.fetch_max(used, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_given_back(&self, n_bytes: usize) {
+        self.0.used_bytes.fetch_sub(n_bytes, Ordering::Relaxed);
     }
 
     /// Waits until everything that was asked for is done.
@@ -302,33 +344,54 @@ impl Gpu {
     /// # Panics
     /// When there is no such kernel or the driver refuses.
     pub(crate) fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) {
-        self.noted(|| kernel.to_owned(), || self.launch_now(kernel, grid, arguments));
+        let work = || self.launch_now(kernel, grid, arguments, &[]);
+        self.noted(|| kernel.to_owned(), work);
     }
 
-    fn launch_now(&self, kernel: &str, grid: Grid, arguments: &[Argument]) {
+    /// As [`Gpu::launch`], for kernels that say themselves when they need what earlier ones wrote: the GPU begins them while
+    /// the one before ends, where it can.
+    pub(crate) fn launch_early(&self, kernel: &str, grid: Grid, arguments: &[Argument]) {
+        // PTX is compiled for the oldest GPU, which cannot wait: kernels from it do not.
+        let attributes: &[LaunchAttribute] = match self.0.description.capability {
+            compiled::MACHINE_CODE => &[LaunchAttribute::EARLY],
+            _ => &[],
+        };
+        let work = || self.launch_now(kernel, grid, arguments, attributes);
+        self.noted(|| kernel.to_owned(), work);
+    }
+
+    fn launch_now(
+        &self,
+        kernel: &str,
+        grid: Grid,
+        arguments: &[Argument],
+        attributes: &[LaunchAttribute],
+    ) {
         let function = self.function(kernel, grid.shared_bytes);
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::address).collect();
         let size = |n: usize| u32::try_from(n).expect("a launch of fewer than 2^32");
         let [x, y, z] = grid.blocks.map(size);
         let (threads, shared) = (size(grid.threads), size(grid.shared_bytes));
-        // SAFETY: the function is one of ours, and its launcher in `ops` gives the arguments of its source; they are read
-        // before the call returns. Addresses are of memory that is freed in the order of the stream, thus after the kernel.
+        let configuration = LaunchConfiguration {
+            blocks: [x, y, z],
+            threads: [threads, 1, 1],
+            shared_bytes: shared,
+            stream: self.0.stream,
+            attributes: attributes.as_ptr(),
+            n_attributes: attributes.len() as u32,
+        };
+        // SAFETY: the function is one of ours, and its launcher in `ops` gives the arguments of its source; they are read, as
+        // configuration and attributes are, before the call returns. Addresses are of memory that is freed in the order of
+        // the stream, thus after the kernel.
         let status = unsafe {
             (self.driver().launch)(
+                &raw const configuration,
                 function,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                shared,
-                self.0.stream,
                 pointers.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
         };
-        if let Err(error) = self.0.driver.check("cuLaunchKernel", status) {
+        if let Err(error) = self.0.driver.check("cuLaunchKernelEx", status) {
             panic!("kernel {kernel} of {grid:?}: {error}");
         }
     }
@@ -441,12 +504,30 @@ fn describe(driver: &Driver, device: i32) -> Result<GpuDescription, CudaError> {
     })
 }
 
+/// Refuses a GPU that cannot run the kernels.
+#[expect(unsafe_code, reason = "a call of the driver")]
+fn check_capability(driver: &Driver, device: i32, about: &GpuDescription) -> Result<(), CudaError> {
+    let (name, (major, minor)) = (about.name.clone(), about.capability);
+    if major < 8 {
+        return Err(CudaError::TooOld { name, major, minor });
+    }
+    let mut got = 0;
+    // SAFETY: a pointer to a local variable.
+    let status = unsafe { (driver.device_attribute)(&raw mut got, driver::MOST_SHARED, device) };
+    driver.check("cuDeviceGetAttribute", status)?;
+    let (got, expected) = (usize::try_from(got).unwrap_or(0), LEAST_SHARED);
+    if got < expected {
+        return Err(CudaError::SharedMemory { name, got, expected });
+    }
+    Ok(())
+}
+
 /// The kernels: machine code where they were compiled for this very GPU, else PTX, which the driver compiles.
 #[expect(unsafe_code, reason = "calls of the driver")]
 fn load_modules(driver: &Driver, capability: (i32, i32)) -> Result<Vec<driver::Module>, CudaError> {
     let load = |kernels: &compiled::Kernels| {
         let image = match capability {
-            (9, 0) => kernels.sm_90a.to_vec(),
+            compiled::MACHINE_CODE => kernels.sm_90a.to_vec(),
             // The driver reads text up to a NUL.
             _ => [kernels.compute_80, &[0]].concat(),
         };

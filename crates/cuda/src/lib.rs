@@ -20,4 +20,7 @@ pub mod ops;
 pub use error::CudaError;
 pub use gpu::{DRIVER, Gpu, GpuDescription, KernelTime};
 pub use library::LibraryPath;
-pub use memory::{DeviceMatrix, Matrix, MatrixMut, Memory, NumberType, Plain};
+pub use memory::{
+    DeviceMatrix, Matrix, MatrixMut, Memory, NumberType, PinnedNumbers, Plain,
+    out_of_memory_as_error,
+};

@@ -1,11 +1,16 @@
 //! Memory of a GPU, and matrices in it.
 
+use std::cell::Cell;
+use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr::NonNull;
 
 use half::bf16;
 
-use crate::driver::Address;
+use crate::driver::{self, Address};
+use crate::error::CudaError;
 use crate::gpu::Gpu;
 
 /// Numbers that are copied to and from a GPU byte by byte.
@@ -44,12 +49,11 @@ impl Memory {
             // SAFETY: a pointer to a local variable, an open stream.
             let status =
                 unsafe { (gpu.driver().allocate)(&raw mut address, n_bytes, gpu.stream()) };
-            assert!(
-                status != 2,
-                "the GPU has no room for {n_bytes} bytes more ({} are free)",
-                gpu.free_bytes()
-            );
+            if status == driver::OUT_OF_MEMORY {
+                has_no_room(gpu, n_bytes);
+            }
             gpu.expect("cuMemAllocAsync", status);
+            gpu.count_taken(n_bytes);
         }
         Self { gpu: gpu.clone(), address, n_bytes }
     }
@@ -97,8 +101,37 @@ impl Drop for Memory {
             // SAFETY: the address was allocated on this stream and is not used by later calls. A failure here follows one
             // that a later call reports.
             let _status = unsafe { (self.gpu.driver().free)(self.address, self.gpu.stream()) };
+            self.gpu.count_given_back(self.n_bytes);
         }
     }
+}
+
+thread_local! {
+    /// Whether this thread is in [`out_of_memory_as_error`].
+    static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does work that takes memory of a GPU. What was taken when there is no room for more is given back.
+///
+/// # Errors
+/// [`CudaError::OutOfMemory`]; without this function it is a panic.
+pub fn out_of_memory_as_error<T>(work: impl FnOnce() -> T) -> Result<T, CudaError> {
+    let is_outermost = !IS_CAUGHT.replace(true);
+    // What the work had in its hands is dropped or, in the callers, not used after an error.
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    IS_CAUGHT.set(!is_outermost);
+    outcome.or_else(|panic| match panic.downcast() {
+        Ok(error) => Err(*error),
+        Err(panic) => resume_unwind(panic),
+    })
+}
+
+fn has_no_room(gpu: &Gpu, needed_bytes: usize) -> ! {
+    let error = CudaError::OutOfMemory { needed_bytes, free_bytes: gpu.free_bytes() };
+    if IS_CAUGHT.get() {
+        resume_unwind(Box::new(error));
+    }
+    panic!("{error}");
 }
 
 #[expect(unsafe_code, reason = "calls of the driver")]
@@ -141,6 +174,93 @@ fn fill(gpu: &Gpu, address: Address, n_bytes: usize, byte: u8) {
         // SAFETY: the caller's bytes are all within one allocation.
         let status = unsafe { (gpu.driver().set_bytes)(address, byte, n_bytes, gpu.stream()) };
         gpu.expect("cuMemsetD8Async", status);
+    }
+}
+
+/// Numbers in this machine's memory that a GPU writes by itself, some times as fast as where the driver copies them. There is room
+/// for the most that were asked for so far, up to the next power of two: to make it takes milliseconds.
+#[derive(Default)]
+pub struct PinnedNumbers {
+    room: Option<PinnedMemory>,
+}
+
+impl PinnedNumbers {
+    /// Bytes that they take.
+    #[must_use]
+    pub fn n_bytes(&self) -> usize {
+        self.room.as_ref().map_or(0, |room| room.n_values * size_of::<f32>())
+    }
+
+    /// The numbers of a matrix of f32. Waits.
+    ///
+    /// # Panics
+    /// When the matrix is of another type.
+    pub fn read(&mut self, matrix: Matrix<'_>) -> &[f32] {
+        let n_values = matrix.n_values();
+        if self.room.as_ref().map_or(0, |room| room.n_values) < n_values {
+            // The old ones go first, or both would be in memory for a moment.
+            self.room = None;
+            let room = n_values.next_power_of_two();
+            self.room = Some(PinnedMemory::zeroed(matrix.gpu, room));
+        }
+        let values = self.room.as_mut().map_or(&mut [][..], PinnedMemory::values_mut);
+        let values = &mut values[..n_values];
+        matrix.read_f32(values);
+        values
+    }
+}
+
+impl std::fmt::Debug for PinnedNumbers {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} pinned bytes", self.n_bytes())
+    }
+}
+
+struct PinnedMemory {
+    gpu: Gpu,
+    values: NonNull<f32>,
+    n_values: usize,
+}
+
+// SAFETY: it owns its memory, which every thread may use and free once the context is current there (`Gpu::driver`).
+#[expect(unsafe_code, reason = "memory of the driver is a pointer")]
+unsafe impl Send for PinnedMemory {}
+// SAFETY: as above; what is shared is only read.
+#[expect(unsafe_code, reason = "memory of the driver is a pointer")]
+unsafe impl Sync for PinnedMemory {}
+
+#[expect(unsafe_code, reason = "calls of the driver, and the memory that they give")]
+impl PinnedMemory {
+    /// At least one number.
+    fn zeroed(gpu: &Gpu, n_values: usize) -> Self {
+        let mut address = std::ptr::null_mut::<c_void>();
+        let n_bytes = n_values * size_of::<f32>();
+        // SAFETY: a pointer to a local variable.
+        let status = unsafe { (gpu.driver().allocate_on_host)(&raw mut address, n_bytes) };
+        gpu.expect("cuMemAllocHost", status);
+        let values = NonNull::new(address.cast::<f32>()).expect("memory that the driver gave");
+        // SAFETY: the driver gave that many bytes, aligned to a page, or as `malloc` aligns.
+        unsafe { values.write_bytes(0, n_values) };
+        Self { gpu: gpu.clone(), values, n_values }
+    }
+
+    fn values_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as many numbers, set when they were allocated, which nothing else refers to. The GPU writes them only while
+        // `copy_to_host` waits; where they are copied to the GPU, that is done before it writes them again or they are freed.
+        unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr(), self.n_values) }
+    }
+}
+
+#[expect(unsafe_code, reason = "calls of the driver")]
+impl Drop for PinnedMemory {
+    fn drop(&mut self) {
+        let driver = self.gpu.driver();
+        // SAFETY: the stream is open; the memory was allocated by its counterpart, is not used after this, and after the stream
+        // was waited for not by the GPU either. A failure here follows one that a later call reports.
+        unsafe {
+            let _status = (driver.synchronize_stream)(self.gpu.stream());
+            let _status = (driver.free_on_host)(self.values.as_ptr().cast());
+        }
     }
 }
 
@@ -467,5 +587,35 @@ impl<'a> MatrixMut<'a> {
     #[must_use]
     pub fn into_ref(self) -> Matrix<'a> {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::library::LibraryPath;
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error_where_that_is_asked_for() {
+        let Some(directory) = testkit::cuda_emulator::directory() else { return };
+        let gpu = Gpu::open(&LibraryPath::new(Some(directory))).unwrap();
+        let (some, all) = (1 << 20, gpu.description().memory_bytes);
+        let take = || {
+            let _some = gpu.memory(some);
+            gpu.memory(all)
+        };
+        let error = out_of_memory_as_error(take).unwrap_err();
+        let CudaError::OutOfMemory { needed_bytes, free_bytes } = error else { panic!("{error}") };
+        assert_eq!(needed_bytes, all);
+        assert!(free_bytes <= all - some, "{free_bytes} of {all}");
+        // What was taken before was given back, and the next is a panic again.
+        assert_eq!([gpu.used_bytes(), gpu.most_used_bytes()], [0, some]);
+        let panic = catch_unwind(AssertUnwindSafe(take)).unwrap_err();
+        let said = panic.downcast_ref::<String>().expect("words");
+        assert!(said.starts_with("the GPU has no room for 1073741824 bytes more"), "{said}");
+        // Other panics stay what they are.
+        let other = || out_of_memory_as_error(|| panic!("another"));
+        let panic = catch_unwind(AssertUnwindSafe(other)).unwrap_err();
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"another"));
     }
 }

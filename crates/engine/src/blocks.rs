@@ -52,6 +52,8 @@ pub(crate) struct BlockPool {
     plan: CachePlan,
     free: Vec<u32>,
     owners: Vec<Owners>,
+    /// Layers with a window, which pass blocks.
+    windowed_layers: Vec<usize>,
     /// Blocks that the tree alone holds.
     n_reclaimable: usize,
     prefixes: PrefixTree,
@@ -66,10 +68,15 @@ impl BlockPool {
         // The lowest first: what was used a moment ago is likelier to be in the processor's cache.
         let free = (0..last).rev().collect();
         let owners = vec![Owners::default(); plan.n_blocks];
+        let config = &plan.config;
+        let windowed_layers = (0..config.n_layers)
+            .filter(|&layer_idx| config.layer_heads(layer_idx).window.is_some())
+            .collect();
         Self {
             plan,
             free,
             owners,
+            windowed_layers,
             n_reclaimable: 0,
             prefixes: PrefixTree::default(),
             adapters: Vec::new(),
@@ -227,7 +234,8 @@ impl BlockPool {
 
     /// Gives back the blocks that no token from `position` on sees.
     pub(crate) fn release_passed(&mut self, sequence: &mut SequenceBlocks, position: usize) {
-        for layer_idx in 0..self.plan.config.n_layers {
+        for idx in 0..self.windowed_layers.len() {
+            let layer_idx = self.windowed_layers[idx];
             let first = self.first_needed(layer_idx, position);
             for block_idx in sequence.first_kept[layer_idx]..first {
                 let block = std::mem::replace(&mut sequence.tables[layer_idx][block_idx], NO_BLOCK);

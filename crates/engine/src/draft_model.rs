@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use kernels::likeliest::argmax;
 use model::{CacheKind, Decoder, KEY_BLOCK, KvBlocks, KvCache, ModelConfig, Workspace};
 use tensor::{DType, Device};
 
 use crate::EngineLimits;
 use crate::draft::{ASSUMED_RATE, MAX_DRAFT, RowCost};
-use crate::sampler::argmax;
 
 /// Sequences that it follows at once: with more of them, rows are too dear for guesses.
 const MAX_FOLLOWED: usize = 4;

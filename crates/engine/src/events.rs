@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use model::Likeliest;
+
 use crate::EngineError;
 
 /// Something that happened to a generation.
@@ -44,6 +46,12 @@ pub struct ScoredToken {
     pub top: Vec<(u32, f32)>,
 }
 
+impl From<Likeliest> for ScoredToken {
+    fn from(Likeliest { token_id, logprob }: Likeliest) -> Self {
+        Self { token_id, logprob, top: Vec::new() }
+    }
+}
+
 /// Why a generation is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
@@ -64,6 +72,8 @@ struct Channel {
 struct State {
     events: VecDeque<Event>,
     sender_gone: bool,
+    /// Whether a thread waits for `arrived`: to wake none is a call of the system too.
+    is_waiting: bool,
     waker: Option<Waker>,
 }
 
@@ -75,8 +85,11 @@ impl Channel {
 
     fn notify(&self, mut state: MutexGuard<'_, State>) {
         let waker = state.waker.take();
+        let is_waiting = std::mem::take(&mut state.is_waiting);
         drop(state);
-        self.arrived.notify_one();
+        if is_waiting {
+            self.arrived.notify_one();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -128,6 +141,7 @@ impl EventReceiver {
         }
         let mut state = self.channel.lock();
         while state.events.is_empty() && !state.sender_gone {
+            state.is_waiting = true;
             state = self.channel.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let event = state.events.pop_front();

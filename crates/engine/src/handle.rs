@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use model::{CacheKind, CachedRows, Decoder, KvBlocks, LogitsRow, ModelConfig, Workspace};
+use kernels::Compute;
+use model::{CacheKind, CachedRows, Decoder, KvBlocks, ModelConfig, OnLogits, Workspace};
 use tensor::{DType, Device};
 
 use crate::blocks::BlockPool;
 use crate::counters::Counters;
 use crate::draft_model::{DraftModel, DraftPlan};
+use crate::drawing::Drawers;
 use crate::events::{Event, EventReceiver, channel};
 use crate::queue::{Pending, RequestQueue};
 use crate::request::GenerationRequest;
-use crate::sampler::{Sampler, SamplerScratch};
+use crate::sampler::Sampler;
 use crate::scheduler::{Scheduler, max_logits};
 use crate::{EngineError, EngineLoad, Logprobs, TokenSet};
 
@@ -137,7 +139,7 @@ impl Engine {
     pub fn planned_bytes(config: &ModelConfig, dtype: DType, limits: &EngineLimits) -> usize {
         let workspace = Workspace::max_bytes_for_decoder(config, dtype, limits.step_tokens);
         let logits = max_logits(limits) * config.vocab_size * size_of::<f32>();
-        let sampling = SamplerScratch::bytes_for(config.vocab_size);
+        let sampling = Drawers::bytes_for(limits.max_running, config.vocab_size);
         // Each request, waiting, running or preempted, has room for its tokens and for all of its events; lists of likeliest tokens, where
         // they are asked for, come on top.
         let per_request = (config.context_len + 1) * (size_of::<Event>() + size_of::<u32>());
@@ -198,29 +200,31 @@ impl Engine {
         let mut workspace = Workspace::for_decoder(&decoder, limits.step_tokens);
         let mut blocks =
             KvBlocks::new(&device, &plan.config, plan.dtype, plan.cache_kind, plan.n_blocks);
-        let forward = move |rows: &[CachedRows<'_>],
-                            on_logits: &mut dyn FnMut(LogitsRow, &[f32])| {
+        let compute = device.compute().clone();
+        let forward = move |rows: &[CachedRows<'_>], on_logits: &mut OnLogits<'_>| {
             decoder.forward_cached(&device, rows, &mut blocks, &mut workspace, on_logits);
         };
-        Self::start_with(plan, limits, draft_model, forward)
+        Self::start_with(plan, limits, compute, draft_model, forward)
     }
 
     /// Starts the thread around any forward pass, which tests replace.
     pub(crate) fn start_with<F>(
         plan: CachePlan,
         limits: EngineLimits,
+        compute: Compute,
         draft_model: Option<DraftModel>,
         forward: F,
     ) -> Result<EngineHandle, EngineError>
     where
-        F: FnMut(&[CachedRows<'_>], &mut dyn FnMut(LogitsRow, &[f32])) + Send + 'static,
+        F: FnMut(&[CachedRows<'_>], &mut OnLogits<'_>) + Send + 'static,
     {
         limits.check()?;
         let queue = Arc::new(RequestQueue::new(limits.max_waiting));
         let counters = Arc::new(Counters::default());
         let (for_queue, for_counters) = (Arc::clone(&queue), Arc::clone(&counters));
+        let drawers = Drawers::new(compute, limits.max_running, plan.config.vocab_size);
         let mut scheduler =
-            Scheduler::new(&plan, limits, for_queue, for_counters, draft_model, forward);
+            Scheduler::new(&plan, limits, (for_queue, for_counters), drawers, draft_model, forward);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || scheduler.run())

@@ -6,7 +6,8 @@
 //!
 //! What holds:
 //!
-//! * the tokens of a request depend on the model, its prompt and its settings only, never on what else is running;
+//! * the tokens of a request depend on the model, its prompt and its settings only, never on what else is running (on a GPU
+//!   products may round otherwise with another number of rows, which tells where two tokens are about as likely);
 //! * keys and values lie in blocks, at most [`EngineLimits::cache_bytes`], taken when the engine starts; requests that do not fit wait
 //!   in a queue of [`EngineLimits::max_waiting`], and beyond that are refused; where blocks run out, the latest request is preempted,
 //!   and computed again later, to the same tokens;
@@ -57,6 +58,7 @@ mod blocks;
 mod counters;
 mod draft;
 mod draft_model;
+mod drawing;
 mod error;
 mod events;
 mod handle;

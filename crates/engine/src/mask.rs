@@ -61,7 +61,7 @@ pub trait TokenMask: Send {
     /// Why nothing can come next, or it cannot be told.
     fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String>;
 
-    /// Takes the token that came, which was allowed. Called on the engine's thread, for which all requests wait.
+    /// Takes the token that came, which was allowed. Called while all requests wait.
     ///
     /// # Errors
     /// Why it cannot go on.

@@ -127,6 +127,12 @@ impl Sampling {
         }
     }
 
+    /// Whether the token with the largest logit is drawn, once penalties, biases and masks have changed the logits.
+    pub(crate) fn takes_largest(&self) -> bool {
+        let is_alone = self.top_k == Some(1) || (self.top_p == 0.0 && self.typical_p >= 1.0);
+        self.temperature == 0.0 || is_alone
+    }
+
     /// Whether any setting looks at the tokens before.
     pub(crate) fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0
@@ -146,7 +152,7 @@ pub enum StopDecision {
     Stop,
 }
 
-/// Decides after each token whether the answer is complete. Called on the engine's thread, so it must be quick; a panic
+/// Decides after each token whether the answer is complete. Called while all requests wait, on any thread, so it must be quick; a panic
 /// in it fails its own request only.
 pub trait StopMatcher: Send {
     /// Takes the next generated token.

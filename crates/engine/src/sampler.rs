@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use kernels::likeliest::{argmax, log_sum_exp};
+
 use crate::{Sampling, ScoredToken, TokenSet};
 
 /// Candidates that are looked at first where most are not needed.
@@ -58,6 +60,13 @@ impl Sampler {
         4 * n_ids * (size_of::<(u32, u32)>() + 1)
     }
 
+    /// Whether it draws the likeliest token of the model's own distribution, if no mask forbids it: what
+    /// [`kernels::likeliest::likeliest`] gives is then all that [`Sampler::draw`] would find out, but for other likely tokens.
+    pub(crate) fn draws_likeliest(&self) -> bool {
+        let is_plain = !self.sampling.has_penalties() && self.sampling.logit_bias.is_empty();
+        is_plain && self.sampling.takes_largest()
+    }
+
     /// Draws a token, of those in `allowed` where that is given; none if the largest logit of these is not finite or one is no number.
     /// `n_top` likeliest tokens are named with it.
     ///
@@ -84,11 +93,10 @@ impl Sampler {
     ) -> Option<u32> {
         let logits = self.changed(logits, allowed, &mut scratch.logits);
         let (likeliest, max) = argmax(logits)?;
-        let Sampling { temperature, top_k, typical_p, top_p, min_p, seed, .. } = self.sampling;
-        let is_likeliest = top_k == Some(1) || (top_p == 0.0 && typical_p >= 1.0);
-        if temperature == 0.0 || is_likeliest {
+        if self.sampling.takes_largest() {
             return Some(likeliest);
         }
+        let Sampling { temperature, top_k, typical_p, top_p, min_p, seed, .. } = self.sampling;
         let candidates = &mut scratch.candidates;
         candidates.clear();
         candidates.extend(logits.iter().zip(0_u32..).map(|(&logit, token_id)| {
@@ -168,25 +176,6 @@ pub(crate) fn score(
     }
     let top = candidates.iter().map(|&(logit, id)| (id, logprob(logit))).collect();
     Some(ScoredToken { token_id, logprob: logprob(f64::from(logits[token_id as usize])), top })
-}
-
-/// The largest logit, of equals the first; none if it is not finite.
-pub(crate) fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
-    let mut best = (0_u32, f32::NEG_INFINITY);
-    for (&logit, token_id) in logits.iter().zip(0_u32..) {
-        if logit.is_nan() {
-            return None;
-        }
-        if logit > best.1 {
-            best = (token_id, logit);
-        }
-    }
-    best.1.is_finite().then_some(best)
-}
-
-fn log_sum_exp(logits: &[f32], max: f32) -> f64 {
-    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - f64::from(max)).exp()).sum();
-    f64::from(max) + sum.ln()
 }
 
 /// The largest weight: 1, unless the likeliest was not typical.
@@ -470,6 +459,41 @@ mod tests {
         assert_eq!(draw_many(at(1e-30), &logits, 5), [1; 5]);
         let hot = at(2.0);
         assert!(draw_many(hot, &logits, 200).iter().all(|&id| id != 0));
+    }
+
+    #[test]
+    fn where_the_likeliest_is_drawn_it_is_found_without_a_draw() {
+        let rows: Vec<Vec<f32>> = vec![
+            (0..50).map(|i| (i as f32 * 0.37).sin() * 9.0).collect(),
+            vec![-0.0, 0.0, 0.0, f32::NEG_INFINITY],
+            vec![3.0, f32::NAN],
+            vec![3.0, f32::INFINITY],
+        ];
+        let samplings = [
+            (Sampling::GREEDY, true),
+            (Sampling { top_k: Some(1), ..Sampling::PLAIN }, true),
+            (Sampling { top_p: 0.0, ..Sampling::PLAIN }, true),
+            (Sampling { min_p: 1.0, ..Sampling::PLAIN }, false),
+            (Sampling { top_p: 0.0, typical_p: 0.5, ..Sampling::PLAIN }, false),
+            (Sampling { logit_bias: vec![(0, 0.1)], ..Sampling::GREEDY }, false),
+            (Sampling { repetition_penalty: 1.1, ..Sampling::GREEDY }, false),
+            (Sampling { presence_penalty: 0.1, ..Sampling::GREEDY }, false),
+            (Sampling { frequency_penalty: -0.1, ..Sampling::GREEDY }, false),
+        ];
+        for (sampling, expected) in samplings {
+            let mut sampler = Sampler::new(sampling, &[1]);
+            assert_eq!(sampler.draws_likeliest(), expected, "{:?}", sampler.sampling);
+            for row in rows.iter().filter(|_| expected) {
+                let drawn = sampler.draw(row, None, 0, &mut SamplerScratch::new(row.len()));
+                let found = kernels::likeliest::likeliest_of(row);
+                let bits = |token_id, logprob: f32| (token_id, logprob.to_bits());
+                assert_eq!(
+                    found.map(|found| bits(found.token_id, found.logprob)),
+                    drawn.map(|drawn| bits(drawn.token_id, drawn.logprob)),
+                    "{row:?}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -5,18 +5,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use model::{CachedRows, KEY_BLOCK, LogitsRow};
+use model::{CachedRows, KEY_BLOCK, Likeliest, LogitsRow, OnLogits, RowLogits, Wanted};
 use tracing::{debug, error, warn};
 
 use crate::blocks::{Beginning, BlockPool, SequenceBlocks};
 use crate::counters::Counters;
 use crate::draft::{self, ASSUMED_RATE, Drafter, MAX_DRAFT, MAX_DRAFT_ROWS, RowCost};
 use crate::draft_model::DraftModel;
+use crate::drawing::{Drawers, Drawing, Rows};
 use crate::events::Event;
 use crate::handle::{CachePlan, EngineLimits, Speculation};
 use crate::mask::Masked;
 use crate::queue::RequestQueue;
-use crate::sampler::SamplerScratch;
 use crate::sequence::{Next, Sequence, panic_message};
 use crate::{EngineError, FinishReason, ScoredToken};
 
@@ -38,26 +38,30 @@ pub(crate) struct Scheduler<F> {
     running: Vec<Sequence>,
     /// Without blocks, in the order of their arrival; all of them arrived before what waits in the queue.
     preempted: VecDeque<Sequence>,
-    /// After the last token of each sequence whose tokens are all computed, and after the guesses of what follows it, `[rows, vocab_size]`.
+    /// After the last token of each sequence whose tokens are all computed, and after the guesses of what follows it, `[rows, vocab_size]`;
+    /// of those that draw the likeliest token, that.
     logits: Vec<f32>,
+    likeliest: Vec<Option<Likeliest>>,
     row_cost: RowCost,
     draft_model: Option<DraftModel>,
     /// Requests that were admitted.
     n_admitted: u64,
     /// Tokens of prompts that this step scored, and the index of their sequences.
     scored: Vec<(usize, Option<ScoredToken>)>,
-    scratch: SamplerScratch,
+    /// Of each running sequence that drew in this step, or failed: whether it goes on, and how many guesses came true.
+    outcomes: Vec<Option<(Next, usize)>>,
+    drawers: Drawers,
 }
 
 impl<F> Scheduler<F>
 where
-    F: FnMut(&[CachedRows<'_>], &mut dyn FnMut(LogitsRow, &[f32])),
+    F: FnMut(&[CachedRows<'_>], &mut OnLogits<'_>),
 {
     pub(crate) fn new(
         plan: &CachePlan,
         limits: EngineLimits,
-        queue: Arc<RequestQueue>,
-        counters: Arc<Counters>,
+        (queue, counters): (Arc<RequestQueue>, Arc<Counters>),
+        drawers: Drawers,
         draft_model: Option<DraftModel>,
         forward: F,
     ) -> Self {
@@ -72,11 +76,13 @@ where
             running: Vec::with_capacity(limits.max_running),
             preempted: VecDeque::new(),
             logits: Vec::with_capacity(max_logits(&limits) * vocab_size),
+            likeliest: Vec::with_capacity(max_logits(&limits)),
             row_cost: RowCost::default(),
             draft_model,
             n_admitted: 0,
             scored: Vec::new(),
-            scratch: SamplerScratch::new(vocab_size),
+            outcomes: Vec::with_capacity(limits.max_running),
+            drawers,
         }
     }
 
@@ -98,7 +104,7 @@ where
             }
             self.plan_step();
             if self.compute_step() {
-                self.draw_tokens();
+                self.hand_over();
             }
         }
         drop(closer);
@@ -312,17 +318,24 @@ where
             .map(|sequence| CachedRows {
                 token_ids: sequence.step_tokens(),
                 n_logits: sequence.n_logits(),
+                wanted: sequence.wanted,
                 adapter: sequence.adapter.as_deref(),
                 first_position: sequence.n_cached,
                 block_tables: sequence.blocks.tables(),
             })
             .collect();
-        let (logits, scored, scratch) = (&mut self.logits, &mut self.scored, &mut self.scratch);
+        let (logits, likeliest) = (&mut self.logits, &mut self.likeliest);
+        let (scored, scratch) = (&mut self.scored, self.drawers.scratch());
         logits.clear();
+        likeliest.clear();
         scored.clear();
-        let mut on_logits = |of: LogitsRow, row: &[f32]| {
+        let mut on_logits = |of: LogitsRow, row: RowLogits<'_>| {
             let idx = stepped[of.sequence_idx];
             let sequence = &running[idx];
+            let row = match row {
+                RowLogits::Likeliest(found) => return likeliest.push(found),
+                RowLogits::Logits(row) => row,
+            };
             if let Some(score) = sequence.score_prompt(of.row_idx, row, scratch) {
                 scored.push((idx, score));
             } else if of.row_idx + 1 >= sequence.n_uncached() {
@@ -368,37 +381,53 @@ where
         false
     }
 
-    /// Hands scored tokens of prompts over, and draws the next tokens of each sequence whose tokens are all computed.
-    fn draw_tokens(&mut self) {
-        let logits = std::mem::take(&mut self.logits);
-        let (mut rest, vocab_size) = (&logits[..], self.vocab_size);
-        let counters = &self.counters;
-        let mut scored = std::mem::take(&mut self.scored).into_iter().peekable();
-        let (pool, scratch) = (&mut self.pool, &mut self.scratch);
-        let mut idx = 0;
-        retire(&mut self.running, pool, |sequence, pool| {
-            let mut next = Next::GoesOn;
-            while let Some((_, score)) = scored.next_if(|(of, _)| *of == idx) {
-                if next == Next::GoesOn {
-                    next = sequence.take_score(score);
-                }
+    /// Hands over scored tokens of prompts, and the next tokens of each sequence whose tokens are all computed.
+    fn hand_over(&mut self) {
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        outcomes.clear();
+        outcomes.resize(self.running.len(), None);
+        for (idx, score) in std::mem::take(&mut self.scored) {
+            if outcomes[idx].is_none() && self.running[idx].take_score(score) == Next::IsOver {
+                outcomes[idx] = Some((Next::IsOver, 0));
             }
-            idx += 1;
-            if sequence.n_step > 0 && sequence.n_uncached() == 0 {
-                let n_drafted = sequence.n_drafted;
-                let (own, others) = rest.split_at((1 + n_drafted) * vocab_size);
-                rest = others;
-                if next == Next::GoesOn {
-                    let n_right;
-                    (next, n_right) = sequence.take_tokens(own.chunks_exact(vocab_size), scratch);
-                    counters.count_drafts(n_drafted, n_right);
-                    advance(pool, sequence, n_right);
-                }
-            }
+        }
+        self.draw_tokens(&mut outcomes);
+        let (counters, mut rest) = (&self.counters, outcomes.iter());
+        retire(&mut self.running, &mut self.pool, |sequence, pool| {
+            let outcome = rest.next().expect("an outcome for each sequence");
+            let Some((next, n_right)) = *outcome else { return true };
+            counters.count_drafts(sequence.n_drafted, n_right);
+            advance(pool, sequence, n_right);
             next == Next::GoesOn
         });
-        self.logits = logits;
+        self.outcomes = outcomes;
     }
+
+    /// Draws the tokens that come next and hands them over, for sequences that have no outcome yet.
+    fn draw_tokens(&mut self, outcomes: &mut [Option<(Next, usize)>]) {
+        let vocab_size = self.vocab_size;
+        let (mut logits, mut likeliest) = (&self.logits[..], &self.likeliest[..]);
+        let mut drawing = Vec::with_capacity(self.running.len());
+        let sequences = self.running.iter_mut().zip(outcomes);
+        for (sequence, outcome) in sequences.filter(|(sequence, _)| sequence.awaits_token()) {
+            let n_rows = 1 + sequence.n_drafted;
+            let rows = match sequence.wanted {
+                Wanted::Likeliest => Rows::Likeliest(take(&mut likeliest, n_rows)),
+                Wanted::Logits => Rows::Logits(take(&mut logits, n_rows * vocab_size)),
+            };
+            if outcome.is_none() {
+                drawing.push(Drawing { sequence, rows, outcome });
+            }
+        }
+        self.drawers.run(drawing);
+    }
+}
+
+/// The first `n`, which the rest is then without.
+fn take<'a, T>(rest: &mut &'a [T], n: usize) -> &'a [T] {
+    let (first, others) = rest.split_at(n);
+    *rest = others;
+    first
 }
 
 /// Keeps the sequences for which `stays` holds and gives back the blocks of the others.

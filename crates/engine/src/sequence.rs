@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use model::{KEY_BLOCK, LoadedAdapter};
+use model::{KEY_BLOCK, LoadedAdapter, RowLogits, Wanted};
 use tracing::error;
 
 use crate::EngineError;
@@ -43,6 +43,9 @@ pub(crate) struct Sequence {
     /// Tokens of the prompt of which was said how likely they are, the first included.
     n_scored: usize,
     sampler: Sampler,
+    /// What is to be known of the logits of its rows. It follows from the request, and not from what else a step computes: on a GPU
+    /// the likeliest token's logarithm may have other last bits than the processors would give it.
+    pub(crate) wanted: Wanted,
     mask: Option<Masked>,
     stop: Box<dyn StopMatcher>,
     /// Tokens the stop matcher wants to keep back.
@@ -50,7 +53,7 @@ pub(crate) struct Sequence {
 }
 
 /// Whether a sequence stays in the batch.
-#[derive(PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Next {
     GoesOn,
     IsOver,
@@ -70,6 +73,11 @@ impl Sequence {
         let mut token_ids = prompt;
         let n_prompt_tokens = token_ids.len();
         let sampler = Sampler::new(sampling, &token_ids);
+        let is_plain = logprobs == Logprobs::default() && mask.is_none();
+        let wanted = match is_plain && sampler.draws_likeliest() {
+            true => Wanted::Likeliest,
+            false => Wanted::Logits,
+        };
         token_ids.reserve_exact(max_tokens);
         Self {
             id,
@@ -89,6 +97,7 @@ impl Sequence {
             logprobs,
             n_scored: if logprobs.of_prompt { 1 } else { n_prompt_tokens },
             sampler,
+            wanted,
             mask: mask.map(|mask| Masked::new(mask, vocab_size)),
             stop,
             held: Vec::new(),
@@ -144,6 +153,11 @@ impl Sequence {
         }
     }
 
+    /// Whether this step has computed what its next token is drawn from.
+    pub(crate) fn awaits_token(&self) -> bool {
+        self.n_step > 0 && self.n_uncached() == 0
+    }
+
     /// The tokens of this step.
     pub(crate) fn step_tokens(&self) -> &[u32] {
         if self.n_drafted > 0 {
@@ -189,7 +203,7 @@ impl Sequence {
                 self.events.send(Event::PromptToken(scored));
                 Next::GoesOn
             }
-            None => self.fail(EngineError::NotFinite { n_tokens: self.n_cached }),
+            None => self.fail(self.not_finite()),
         }
     }
 
@@ -204,11 +218,11 @@ impl Sequence {
         n_common > n_known && n_common > self.n_cached
     }
 
-    /// Draws a token from each row, `[rows, vocab]`, as long as the token before it is what was guessed, and hands them over. The
-    /// second number tells how many guesses came true: their keys and values are right.
+    /// Draws a token from each row as long as the token before it is what was guessed, and hands them over. The second number tells
+    /// how many guesses came true: their keys and values are right.
     pub(crate) fn take_tokens<'a>(
         &mut self,
-        rows: impl Iterator<Item = &'a [f32]>,
+        rows: impl Iterator<Item = RowLogits<'a>>,
         scratch: &mut SamplerScratch,
     ) -> (Next, usize) {
         for (idx, row) in rows.enumerate() {
@@ -225,26 +239,19 @@ impl Sequence {
     }
 
     /// Draws a token and hands it over, or notes that it is held back.
-    fn take_token(&mut self, logits: &[f32], scratch: &mut SamplerScratch) -> Next {
+    fn take_token(&mut self, row: RowLogits<'_>, scratch: &mut SamplerScratch) -> Next {
         if self.token_ids.len() == self.max_len() {
             // Nothing but scores of the prompt was asked for.
             self.finish(FinishReason::Length);
             return Next::IsOver;
         }
-        let allowed = match self.mask.as_mut().map(Masked::allowed).transpose() {
-            Ok(allowed) => allowed,
-            Err(error) => return self.fail(error),
+        let drawn = match row {
+            RowLogits::Likeliest(found) => found.map(ScoredToken::from).ok_or(self.not_finite()),
+            RowLogits::Logits(logits) => self.draw(logits, scratch),
         };
-        let (sampler, n_top) = (&mut self.sampler, self.logprobs.n_top);
-        let draw = AssertUnwindSafe(|| sampler.draw(logits, allowed, n_top, scratch));
-        let drawn = match catch_unwind(draw) {
-            Ok(Some(drawn)) => drawn,
-            Ok(None) => return self.fail(EngineError::NotFinite { n_tokens: self.n_cached }),
-            Err(panic) => {
-                let detail = panic_message(panic.as_ref());
-                error!(detail, "sampler panicked");
-                return self.fail(EngineError::SamplerPanicked { detail });
-            }
+        let drawn = match drawn {
+            Ok(drawn) => drawn,
+            Err(error) => return self.fail(error),
         };
         let token_id = drawn.token_id;
         if let Some(Err(error)) = self.mask.as_mut().map(|mask| mask.push(token_id)) {
@@ -272,6 +279,28 @@ impl Sequence {
         let Some(reason) = reason else { return Next::GoesOn };
         self.finish(reason);
         Next::IsOver
+    }
+
+    fn draw(
+        &mut self,
+        logits: &[f32],
+        scratch: &mut SamplerScratch,
+    ) -> Result<ScoredToken, EngineError> {
+        let allowed = self.mask.as_mut().map(Masked::allowed).transpose()?;
+        let (sampler, n_top) = (&mut self.sampler, self.logprobs.n_top);
+        let draw = AssertUnwindSafe(|| sampler.draw(logits, allowed, n_top, scratch));
+        match catch_unwind(draw) {
+            Ok(drawn) => drawn.ok_or(self.not_finite()),
+            Err(panic) => {
+                let detail = panic_message(panic.as_ref());
+                error!(detail, "sampler panicked");
+                Err(EngineError::SamplerPanicked { detail })
+            }
+        }
+    }
+
+    fn not_finite(&self) -> EngineError {
+        EngineError::NotFinite { n_tokens: self.n_cached }
     }
 
     fn fail(&self, error: EngineError) -> Next {

@@ -3,21 +3,24 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use kernels::likeliest::likeliest_of;
 use kernels::{Compute, Family};
 use model::{
-    CacheKind, CachedRows, Decoder, KEY_BLOCK, KvBlocks, KvCache, LogitsRow, ModelConfig,
-    Parameters, Workspace,
+    CacheKind, CachedRows, Decoder, KEY_BLOCK, KvBlocks, KvCache, LogitsRow, ModelConfig, OnLogits,
+    Parameters, RowLogits, Wanted, Workspace,
 };
 use tensor::{DType, Device, Passes};
 use testkit::random::Rng;
 
 mod adapters;
+mod drawing;
 mod masks;
 mod schedules;
 mod speculation;
 
 use crate::blocks::BlockPool;
 use crate::counters::Counters;
+use crate::drawing::Drawers;
 use crate::handle::CachePlan;
 use crate::queue::{Pending, RequestQueue};
 use crate::sampler::SamplerScratch;
@@ -44,8 +47,12 @@ fn config_with(windows: [Option<usize>; 2]) -> ModelConfig {
     ModelConfig::new(config).unwrap()
 }
 
+fn compute(n_threads: usize) -> Compute {
+    Compute::forced(Family::Reference, n_threads).unwrap()
+}
+
 fn device() -> Device {
-    Device::Cpu(Compute::forced(Family::Reference, 1).unwrap())
+    Device::Cpu(compute(1))
 }
 
 /// A tiny model whose distributions are uneven enough for greedy decoding to wander.
@@ -107,7 +114,7 @@ fn plain_decoding(
     n_tokens: usize,
 ) -> Vec<u32> {
     let (config, device) = (decoder.config(), device());
-    let mut workspace = Workspace::new(&device(), config, DType::F32, CONTEXT_LEN, Passes::Forward);
+    let mut workspace = Workspace::new(&device, config, DType::F32, CONTEXT_LEN, Passes::Forward);
     let mut cache = KvCache::new(decoder, cache_kind, 1, CONTEXT_LEN, CONTEXT_LEN);
     let mut logits = Vec::new();
     let mut input = prompt.to_vec();
@@ -253,7 +260,13 @@ fn drain_bits(mut events: EventReceiver) -> Vec<(u32, u32)> {
     }
 }
 
-type OnLogits<'a> = dyn FnMut(LogitsRow, &[f32]) + 'a;
+/// Hands over what is wanted of the logits of a row.
+fn give(on_logits: &mut OnLogits<'_>, row: &CachedRows<'_>, of: LogitsRow, logits: &[f32]) {
+    match row.wanted {
+        Wanted::Logits => on_logits(of, RowLogits::Logits(logits)),
+        Wanted::Likeliest => on_logits(of, RowLogits::Likeliest(likeliest_of(logits))),
+    }
+}
 
 /// Calls `each` with the rows of a step whose logits are wanted.
 fn for_wanted(rows: &[CachedRows<'_>], mut each: impl FnMut(&CachedRows<'_>, LogitsRow)) {
@@ -365,7 +378,7 @@ impl Stepped {
             // Always token 7, unless the test asks for something that is not a number.
             let logits: Vec<f32> =
                 (0..vocab_size).map(|i| if i == 7 { 1.0 + value } else { value }).collect();
-            for_wanted(rows, |_, of| on_logits(of, &logits));
+            for_wanted(rows, |row, of| give(on_logits, row, of, &logits));
         };
         // Which steps there are must not depend on how long they take.
         let speculation = match limits.speculation {
@@ -374,7 +387,11 @@ impl Stepped {
         };
         let limits = EngineLimits { speculation, ..limits };
         let plan = CachePlan::new(&config, DType::F32, &limits);
-        Self { go, engine: Engine::start_with(plan, limits, None, forward).unwrap(), steps }
+        Self {
+            go,
+            engine: Engine::start_with(plan, limits, compute(1), None, forward).unwrap(),
+            steps,
+        }
     }
 
     /// Waits for a step and lets it go.

@@ -29,6 +29,7 @@ pub mod embedding;
 pub mod experts;
 pub mod int8;
 mod lanes;
+pub mod likeliest;
 pub mod matmul;
 pub mod norm;
 mod operand;

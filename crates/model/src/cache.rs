@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kernels::attention::{CacheKind, KEY_BLOCK};
-use tensor::{CachedBatch, CachedSequence, DType, Device, KeyBlocks, Tensor, ops};
+use kernels::likeliest::Likeliest;
+use tensor::{CachedBatch, CachedSequence, DType, Device, KeyBlocks, RopeTable, Tensor, ops};
 
 use crate::adapted::LoadedAdapter;
 use crate::config::ModelConfig;
@@ -79,6 +80,8 @@ pub struct CachedRows<'a> {
     pub token_ids: &'a [u32],
     /// The last so many of them are to give logits.
     pub n_logits: usize,
+    /// What of these logits.
+    pub wanted: Wanted,
     /// What changes the weights for this sequence.
     pub adapter: Option<&'a LoadedAdapter>,
     /// Position of the first of them; the positions before it are in the blocks.
@@ -87,6 +90,27 @@ pub struct CachedRows<'a> {
     /// not looked at.
     pub block_tables: &'a [Vec<u32>],
 }
+
+/// What is to be known of the logits of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of them.
+    Logits,
+    /// The likeliest token: much less to copy from a GPU.
+    Likeliest,
+}
+
+/// What was wanted of the logits of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RowLogits<'a> {
+    /// `[vocab]`.
+    Logits(&'a [f32]),
+    /// None where a logit is NaN or the largest is not finite.
+    Likeliest(Option<Likeliest>),
+}
+
+/// Takes what was wanted, row by row.
+pub type OnLogits<'a> = dyn FnMut(LogitsRow, RowLogits<'_>) + 'a;
 
 /// Which row logits belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +144,19 @@ pub(crate) struct CachedContext<'a> {
 }
 
 impl AttentionContext for CachedContext<'_> {
+    fn rotate_in_place(
+        &mut self,
+        device: &Device,
+        config: &ModelConfig,
+        layer_idx: usize,
+        table: &RopeTable,
+        qkv: &mut Tensor,
+    ) {
+        let (shape, layer) = (config.layer_heads(layer_idx), (&self.batch, layer_idx));
+        let blocks = &mut self.blocks.blocks;
+        ops::rotate_and_append(device, shape, qkv.view_mut(), table, layer, blocks);
+    }
+
     fn attend(
         &mut self,
         device: &Device,
@@ -243,11 +280,21 @@ impl KvCache {
                 let KnownSequence { block_tables, len, .. } = &self.sequences[sequence_idx];
                 let (n, at_a_time) = (token_ids.len(), self.max_rows);
                 assert!(n <= at_a_time, "{n} tokens at a time, at most {at_a_time}");
-                CachedRows { token_ids, n_logits: 1, adapter, first_position: *len, block_tables }
+                CachedRows {
+                    token_ids,
+                    n_logits: 1,
+                    wanted: Wanted::Logits,
+                    adapter,
+                    first_position: *len,
+                    block_tables,
+                }
             })
             .collect();
         logits.clear();
-        let mut on_logits = |_, row: &[f32]| logits.extend_from_slice(row);
+        let mut on_logits = |_, row: RowLogits<'_>| match row {
+            RowLogits::Logits(row) => logits.extend_from_slice(row),
+            RowLogits::Likeliest(_) => unreachable!("all logits are wanted"),
+        };
         decoder.forward_cached(device, &rows, &mut self.blocks, workspace, &mut on_logits);
         for &(sequence_idx, token_ids) in new_tokens {
             let sequence = &mut self.sequences[sequence_idx];

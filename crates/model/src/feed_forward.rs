@@ -2,7 +2,9 @@
 
 use kernels::experts::Routes;
 use kernels::matmul::Write;
-use tensor::{DType, Device, Linear, LowRankScratch, OperandScratch, Passes, Tensor, ops};
+use tensor::{
+    DType, Device, Linear, LowRankScratch, OperandScratch, Passes, PinnedNumbers, Tensor, ops,
+};
 
 use crate::adapted::{self, AdaptedRows, LayerChanges};
 use crate::config::ModelConfig;
@@ -135,7 +137,7 @@ pub(crate) struct ExpertWorkspace {
     /// f32 `[tokens, n_experts]`.
     router_logits: Tensor,
     /// The same, where they were computed on a GPU: experts are chosen beside it.
-    host_logits: Vec<f32>,
+    host_logits: PinnedNumbers,
     routes: Routes,
     /// A `[rows of an expert, hidden]`.
     input: Tensor,
@@ -155,7 +157,7 @@ impl ExpertWorkspace {
         let zeroed = |dtype, width| Tensor::zeroed_on(device, dtype, max_rows, width);
         Some(Self {
             router_logits: zeroed(DType::F32, n_experts),
-            host_logits: Vec::new(),
+            host_logits: PinnedNumbers::default(),
             routes: Routes::with_capacity(n_experts, max_rows),
             input: zeroed(dtype, config.hidden_dim),
             output: zeroed(DType::F32, config.hidden_dim),
@@ -172,7 +174,7 @@ impl ExpertWorkspace {
         let Self { router_logits, host_logits, routes, input, output } = self;
         let tensors = [router_logits, input, output];
         tensors.map(Tensor::n_bytes).into_iter().sum::<usize>()
-            + host_logits.capacity() * size_of::<f32>()
+            + host_logits.n_bytes()
             + routes.n_bytes()
     }
 }

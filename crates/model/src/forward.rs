@@ -3,10 +3,12 @@
 use kernels::attention::CacheKind;
 use kernels::matmul::Write;
 use kernels::rope::Direction;
-use tensor::{CachedBatch, Device, KeyBlocks, PackedRows, Tensor, ops};
+use tensor::{CachedBatch, Device, KeyBlocks, PackedRows, RopeTable, Tensor, ops};
 
 use crate::adapted::{self, AdaptedRows, LayerChanges, LoadedAdapter};
-use crate::cache::{self, CachedContext, CachedRows, KvBlocks, LogitsRow};
+use crate::cache::{
+    self, CachedContext, CachedRows, KvBlocks, LogitsRow, OnLogits, RowLogits, Wanted,
+};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::feed_forward;
@@ -14,6 +16,18 @@ use crate::workspace::Workspace;
 
 /// Where a layer's attention finds the keys and values of earlier tokens.
 pub(crate) trait AttentionContext {
+    /// Rotates queries and keys where a device works in their place; it may take in keys and values already.
+    ///
+    /// Shapes: as in [`AttentionContext::attend`], which comes next.
+    fn rotate_in_place(
+        &mut self,
+        device: &Device,
+        config: &ModelConfig,
+        layer_idx: usize,
+        table: &RopeTable,
+        qkv: &mut Tensor,
+    );
+
     /// Takes in the keys and values of the batch's tokens and computes their attention.
     ///
     /// Shapes: qkv `[tokens, (n_heads + 2 n_kv_heads) head_dim]`, rotated; out `[tokens, n_heads head_dim]`; log_sum_exp
@@ -36,6 +50,18 @@ struct PackedContext<'a> {
 }
 
 impl AttentionContext for PackedContext<'_> {
+    fn rotate_in_place(
+        &mut self,
+        device: &Device,
+        config: &ModelConfig,
+        _layer_idx: usize,
+        table: &RopeTable,
+        qkv: &mut Tensor,
+    ) {
+        let (heads, direction) = (config.rotated_heads(), Direction::Forward);
+        ops::rotate_in_place(device, qkv.view_mut(), table, heads, direction);
+    }
+
     fn attend(
         &mut self,
         device: &Device,
@@ -114,11 +140,12 @@ impl Decoder {
         workspace.packed = Some(packed);
     }
 
-    /// Writes the keys and values of new tokens into their sequences' blocks and hands the logits of the rows that are wanted to
-    /// `on_logits`, in order.
+    /// Writes the keys and values of new tokens into their sequences' blocks and hands what is wanted of logits to `on_logits`,
+    /// the rows in order.
     ///
-    /// Shapes: logits `[vocab]`. A row's logits have the same bits whatever sequences stand beside its own, however the tokens were
-    /// cut into calls, and whichever blocks they lie in.
+    /// Shapes: logits `[vocab]`. On the processors a row's logits have the same bits whatever sequences stand beside its own, however
+    /// the tokens were cut into calls, and whichever blocks they lie in; on a GPU products may round otherwise with another number of
+    /// rows.
     ///
     /// # Panics
     /// When a sequence has no token or wants more rows than it has, a token is not in the vocabulary, a position is beyond the context, a
@@ -129,7 +156,7 @@ impl Decoder {
         sequences: &[CachedRows<'_>],
         blocks: &mut KvBlocks,
         workspace: &mut Workspace,
-        on_logits: &mut dyn FnMut(LogitsRow, &[f32]),
+        on_logits: &mut OnLogits<'_>,
     ) {
         let mut token_ids = Vec::with_capacity(workspace.max_rows());
         workspace.positions.clear();
@@ -158,16 +185,16 @@ impl Decoder {
         device: &Device,
         sequences: &[CachedRows<'_>],
         workspace: &mut Workspace,
-        on_logits: &mut dyn FnMut(LogitsRow, &[f32]),
+        on_logits: &mut OnLogits<'_>,
     ) {
-        let (mut wanted, mut kept) = (Vec::new(), Vec::new());
+        let (mut wanted, mut kept) = (Vec::<(LogitsRow, Wanted)>::new(), Vec::new());
         let mut first_row = 0;
         for (sequence_idx, sequence) in sequences.iter().enumerate() {
             let (n, n_logits) = (sequence.token_ids.len(), sequence.n_logits);
             assert!(n_logits <= n, "logits of {n_logits} rows of {n}");
             for row_idx in n - n_logits..n {
                 kept.push((first_row + row_idx) as u32);
-                wanted.push(LogitsRow { sequence_idx, row_idx });
+                wanted.push((LogitsRow { sequence_idx, row_idx }, sequence.wanted));
             }
             first_row += n;
         }
@@ -176,9 +203,24 @@ impl Decoder {
         for (chunk_idx, rows) in wanted.chunks(logit_rows).enumerate() {
             let first = chunk_idx * logit_rows;
             self.logits_of(device, first..first + rows.len(), workspace);
+            let places_of = |what| -> Vec<u32> {
+                let places = (0..).zip(rows).filter(|(_, (_, wanted))| *wanted == what);
+                places.map(|(place, _)| place).collect()
+            };
+            let (of_some, whole) = (places_of(Wanted::Likeliest), places_of(Wanted::Logits));
+            let likeliest = ops::likeliest(device, workspace.logits.view(), &of_some);
+            workspace.logits.keep_rows(device, &whole);
+            workspace.logits.set_rows(whole.len());
             let logits = workspace.logits.read_f32(&mut workspace.host_logits);
-            let logits = logits.chunks_exact(self.config.vocab_size);
-            rows.iter().zip(logits).for_each(|(&row, logits)| on_logits(row, logits));
+            let mut logits = logits.chunks_exact(self.config.vocab_size).map(RowLogits::Logits);
+            let mut likeliest = likeliest.into_iter().map(RowLogits::Likeliest);
+            for &(row, wanted) in rows {
+                let found = match wanted {
+                    Wanted::Logits => logits.next(),
+                    Wanted::Likeliest => likeliest.next(),
+                };
+                on_logits(row, found.expect("as many as are wanted"));
+            }
         }
     }
 
@@ -230,10 +272,14 @@ impl Decoder {
         let changes = (adapted, layer_idx, LayerChanges::qkv as adapted::Product);
         let scratch = (&mut w.low_rank, &mut w.operands);
         adapted::add(device, changes, normed, out, scratch);
-        let (heads, rotated) = (self.config.rotated_heads(), a.qkv.view_mut());
         match &w.qkv {
-            Some(x) => ops::rotate(device, x.view(), &w.rope, heads, Direction::Forward, rotated),
-            None => ops::rotate_in_place(device, rotated, &w.rope, heads, Direction::Forward),
+            Some(x) => {
+                let (heads, direction) = (self.config.rotated_heads(), Direction::Forward);
+                ops::rotate(device, x.view(), &w.rope, heads, direction, a.qkv.view_mut());
+            }
+            None => {
+                context.rotate_in_place(device, &self.config, layer_idx, &w.rope, &mut a.qkv);
+            }
         }
         let (out, lse) = (&mut a.attention_out, &mut a.log_sum_exp);
         context.attend(device, &self.config, layer_idx, &a.qkv, out, lse);
@@ -329,8 +375,11 @@ impl Decoder {
         let mut logits = Vec::with_capacity(token_ids.len() * self.config.vocab_size);
         let logit_rows = device.logit_rows();
         for first in (0..token_ids.len()).step_by(logit_rows) {
-            self.logits_of(device, first..token_ids.len().min(first + logit_rows), workspace);
-            logits.extend_from_slice(workspace.logits.read_f32(&mut workspace.host_logits));
+            let rows = first..token_ids.len().min(first + logit_rows);
+            let start = logits.len();
+            logits.resize(start + rows.len() * self.config.vocab_size, 0.0);
+            self.logits_of(device, rows, workspace);
+            workspace.logits.read_into(&mut logits[start..]);
         }
         logits
     }

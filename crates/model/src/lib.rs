@@ -41,10 +41,11 @@ mod tests;
 
 pub use adapted::LoadedAdapter;
 pub use backward::{GradientWorkspace, TrainingRows};
-pub use cache::{CachedRows, KvBlocks, KvCache, LogitsRow};
+pub use cache::{CachedRows, KvBlocks, KvCache, LogitsRow, OnLogits, RowLogits, Wanted};
 pub use config::{ModelConfig, ModelError, compute_dtype};
 pub use decoder::Decoder;
 pub use kernels::attention::{CacheKind, KEY_BLOCK};
+pub use kernels::likeliest::Likeliest;
 pub use merge::add_low_rank;
 pub use packing::{PackedBytes, PackedPlan};
 pub use parameters::{ParameterKind, Parameters};

@@ -2,6 +2,7 @@
 
 use formats::model_dir::ModelDir;
 use formats::{DecoderConfig, Experts, LayerPart, QueryScaling, WeightName};
+use kernels::likeliest::likeliest_of;
 use kernels::{Compute, Family, detect_features};
 use proptest::prelude::*;
 use tensor::{DType, Device, Passes};
@@ -10,8 +11,8 @@ use testkit::golden;
 use testkit::random::Rng;
 
 use crate::{
-    CacheKind, CachedRows, Decoder, GradientWorkspace, KvBlocks, KvCache, LogitsRow, ModelConfig,
-    ModelError, Parameters, TrainingRows, Workspace,
+    CacheKind, CachedRows, Decoder, GradientWorkspace, KvBlocks, KvCache, Likeliest, LogitsRow,
+    ModelConfig, ModelError, Parameters, RowLogits, TrainingRows, Wanted, Workspace,
 };
 
 mod adapters;
@@ -177,41 +178,88 @@ fn a_sequence_has_the_same_logits_whatever_stands_beside_it() {
     assert_eq!([0, 1, 2].map(|i| cache.len(i)), [9, 33, 1]);
 }
 
-#[test]
-fn each_row_that_is_wanted_gives_its_logits() {
-    let config = config(|_| {});
-    let device = fastest(2);
-    let decoder = decoder(&device, &parameters(&config, 4), DType::Bf16);
+/// All logits, which is what was wanted.
+fn logits_in(row: RowLogits<'_>) -> &[f32] {
+    match row {
+        RowLogits::Logits(logits) => logits,
+        RowLogits::Likeliest(found) => panic!("the likeliest alone: {found:?}"),
+    }
+}
+
+/// Logits of a row, or the likeliest token.
+type Found = Result<Vec<f32>, Option<Likeliest>>;
+
+/// What three sequences give of which the last 3, 0 and 4 rows are wanted, and their prompts.
+fn found_in_three(
+    device: &Device,
+    decoder: &Decoder,
+    wanted: [Wanted; 3],
+) -> (Vec<(LogitsRow, Found)>, [Vec<u32>; 3]) {
     let prompts = [random_ids(5, 9, 32), random_ids(6, 33, 32), random_ids(7, 4, 32)];
-    let mut workspace = Workspace::new(&device, &config, DType::Bf16, 46, Passes::Forward);
+    let mut workspace = Workspace::for_decoder(decoder, 46);
     let tables: Vec<Vec<Vec<u32>>> = [vec![0, 1], vec![2, 3, 4, 5], vec![6, 7]]
         .map(|ids| {
-            let n = ids.len() / config.n_layers;
+            let n = ids.len() / decoder.config().n_layers;
             ids.chunks(n).map(<[u32]>::to_vec).collect()
         })
         .into();
-    let wanted = [3, 0, 4];
+    let n_logits = [3, 0, 4];
     let rows: Vec<CachedRows<'_>> = (0..3)
         .map(|i| CachedRows {
             token_ids: &prompts[i],
-            n_logits: wanted[i],
+            n_logits: n_logits[i],
+            wanted: wanted[i],
             adapter: None,
             first_position: 0,
             block_tables: &tables[i],
         })
         .collect();
-    let mut blocks = KvBlocks::new(&device, &config, DType::Bf16, CacheKind::Operands, 8);
-    let mut seen = Vec::new();
-    let mut on_logits = |of: LogitsRow, row: &[f32]| seen.push((of, row.to_vec()));
-    decoder.forward_cached(&device, &rows, &mut blocks, &mut workspace, &mut on_logits);
+    let (config, kind) = (decoder.config(), CacheKind::Operands);
+    let mut blocks = KvBlocks::new(device, config, decoder.dtype(), kind, 8);
+    let mut found = Vec::new();
+    let mut on_logits = |of: LogitsRow, row: RowLogits<'_>| {
+        let row = match row {
+            RowLogits::Logits(logits) => Ok(logits.to_vec()),
+            RowLogits::Likeliest(token) => Err(token),
+        };
+        found.push((of, row));
+    };
+    decoder.forward_cached(device, &rows, &mut blocks, &mut workspace, &mut on_logits);
+    (found, prompts)
+}
+
+#[test]
+fn each_row_that_is_wanted_gives_its_logits() {
+    let device = fastest(2);
+    let decoder = decoder(&device, &parameters(&config(|_| {}), 4), DType::Bf16);
+    let (found, prompts) = found_in_three(&device, &decoder, [Wanted::Logits; 3]);
     let places = |sequence_idx: usize, rows: std::ops::Range<usize>| {
         rows.map(move |row_idx| LogitsRow { sequence_idx, row_idx })
     };
     let expected: Vec<LogitsRow> = places(0, 6..9).chain(places(2, 0..4)).collect();
-    assert_eq!(seen.iter().map(|(of, _)| *of).collect::<Vec<_>>(), expected);
-    for (of, row) in seen {
+    assert_eq!(found.iter().map(|(of, _)| *of).collect::<Vec<_>>(), expected);
+    for (of, row) in found {
         let prompt = &prompts[of.sequence_idx][..=of.row_idx];
-        assert_eq!(cached_logits(&decoder, &device, prompt, prompt.len()), row, "{of:?}");
+        assert_eq!(Ok(cached_logits(&decoder, &device, prompt, prompt.len())), row, "{of:?}");
+    }
+}
+
+#[test]
+fn the_likeliest_token_of_a_row_is_that_of_its_logits() {
+    use Wanted::{Likeliest, Logits};
+    let device = fastest(2);
+    let decoder = decoder(&device, &parameters(&config(|_| {}), 4), DType::Bf16);
+    let (whole, _) = found_in_three(&device, &decoder, [Logits; 3]);
+    for wanted in [[Logits, Logits, Likeliest], [Likeliest, Logits, Logits], [Likeliest; 3]] {
+        let (found, _) = found_in_three(&device, &decoder, wanted);
+        for ((of, found), (other, whole)) in found.into_iter().zip(&whole) {
+            assert_eq!(of, *other);
+            let expected = match wanted[of.sequence_idx] {
+                Logits => whole.clone(),
+                Likeliest => Err(likeliest_of(whole.as_ref().unwrap())),
+            };
+            assert_eq!(found, expected, "{of:?}");
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 
 use kernels::attention::CacheKind;
 use tensor::{
-    DType, Device, KeyBlocks, LowRankScratch, OperandScratch, PackedRows, Passes, RopeTable, Tensor,
+    DType, Device, KeyBlocks, LowRankScratch, OperandScratch, PackedRows, Passes, PinnedNumbers,
+    RopeTable, Tensor,
 };
 
 use crate::adapted::LoadedAdapter;
@@ -137,7 +138,7 @@ pub struct Workspace {
     /// f32 `[rows, vocab]`, a chunk of the tokens.
     pub(crate) logits: Tensor,
     /// The same in this machine's memory, where a GPU computed them.
-    pub(crate) host_logits: Vec<f32>,
+    pub(crate) host_logits: PinnedNumbers,
     /// `[tokens, 1]`.
     pub(crate) losses: Tensor,
     /// Position of each token in its sequence, and what rotates it.
@@ -198,7 +199,7 @@ impl Room<'_> {
             final_scales: f32_rows(1),
             final_normed: input(hidden),
             logits: zeroed(DType::F32, max_rows.min(device.logit_rows()), config.vocab_size),
-            host_logits: Vec::new(),
+            host_logits: PinnedNumbers::default(),
             losses: f32_rows(1),
             positions: Vec::with_capacity(max_rows),
             rope: RopeTable::with_capacity(max_rows, config.head_dim),
@@ -309,7 +310,7 @@ impl Workspace {
         let some = [qkv, gate_up, final_input].into_iter().flatten();
         tensors.into_iter().chain(some).map(Tensor::n_bytes).sum::<usize>()
             + layers.iter().map(LayerActivations::n_bytes).sum::<usize>()
-            + host_logits.capacity() * size_of::<f32>()
+            + host_logits.n_bytes()
             + positions.capacity() * size_of::<u32>()
             + rope.n_bytes()
             + experts.as_ref().map_or(0, ExpertWorkspace::n_bytes)

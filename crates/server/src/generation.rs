@@ -435,7 +435,7 @@ fn named(tokenizer: &Tokenizer, scored: ScoredToken) -> TokenLogprob {
     }
 }
 
-/// Ends an answer at one of the model's end tokens or at a stop string, on the engine's thread.
+/// Ends an answer at one of the model's end tokens or at a stop string, while the engine waits.
 struct AnswerMatcher {
     eos_ids: Vec<u32>,
     tokenizer: Arc<Tokenizer>,

@@ -33,6 +33,8 @@ pub use linear::{
 pub use low_rank::{LowRank, LowRankScratch};
 pub use tensor::{DType, Tensor, View, ViewMut};
 
+pub use cuda::PinnedNumbers;
+
 use cuda::Gpu;
 use kernels::Compute;
 

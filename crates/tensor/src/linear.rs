@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cuda::ops::blocks::{DeviceBlocks, unpack_blocks};
+use cuda::ops::few_rows;
 use cuda::ops::row_numbers::RowNumbers;
 use cuda::{DeviceMatrix, Gpu};
 use half::bf16;
@@ -368,7 +369,8 @@ impl Linear {
 
     /// `y[t, o] (+)= sum_i x[t, i] W[o, i]`.
     ///
-    /// Shapes: x `[tokens, n_in]` in the weight's number type, or f32; y `[tokens, n_out]` f32.
+    /// Shapes: x `[tokens, n_in]` in the weight's number type, or, on the processors, f32; y `[tokens, n_out]` f32, on a GPU also of
+    /// the weight's type.
     ///
     /// # Panics
     /// When a shape or number type does not fit, or the scratch has no room for an x that must be rounded.
@@ -427,7 +429,7 @@ impl Linear {
 
     /// Gradient of the input: `d_x[t, i] = sum_o d_y[t, o] W[o, i]`. Overwrites.
     ///
-    /// Shapes: d_y `[tokens, n_out]` in the weight's number type; d_x `[tokens, n_in]` f32.
+    /// Shapes: d_y `[tokens, n_out]` in the weight's number type; d_x `[tokens, n_in]` f32, on a GPU also of that type.
     ///
     /// # Panics
     /// When a shape or number type does not fit, or the weight is not packed for training.
@@ -491,7 +493,7 @@ impl Linear {
     }
 }
 
-/// A product on a GPU: of few rows by a kernel that reads the weight once at the speed of memory, of many by cuBLASLt.
+/// A product on a GPU: of few rows by a kernel that reads the weight once as fast as memory gives it, of many by cuBLASLt.
 fn product_on_gpu(
     gpu: &Gpu,
     x: cuda::Matrix<'_>,
@@ -500,9 +502,8 @@ fn product_on_gpu(
     first_column: usize,
     write: Write,
 ) {
-    use cuda::ops::few_rows::{MAX_FEW_ROWS, product_few_rows};
-    match x.n_rows() <= MAX_FEW_ROWS {
-        true => product_few_rows(gpu, x, weight, y, first_column, write),
+    match x.n_rows() <= few_rows::max_few_rows(weight.number_type()) {
+        true => few_rows::product_few_rows(gpu, x, weight, y, first_column, write),
         false => cuda::ops::product(gpu, x, weight, y, first_column, write),
     }
 }

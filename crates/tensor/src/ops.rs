@@ -2,6 +2,7 @@
 //!
 //! Each function panics when a shape or number type does not fit: the model is built so that they do.
 
+use cuda::ops::attention_paged;
 use cuda::ops::embedding::TokenGroups;
 use cuda::ops::norm::NormGradients;
 use cuda::ops::row_numbers::RowNumbers;
@@ -10,6 +11,7 @@ use half::bf16;
 use kernels::adamw::{self, AdamW};
 use kernels::attention::{self, AttentionBackward, HeadShape, SequenceRows};
 use kernels::experts::{self, Route};
+use kernels::likeliest::{self, Likeliest};
 use kernels::rope::{self, Direction, RotatedHeads};
 use kernels::{cross_entropy as loss, elementwise, embedding, norm, swiglu as gated};
 
@@ -253,7 +255,22 @@ pub fn packed_attention(
     attend(device, shape, qkv, &rows.sequences(), blocks, out, log_sum_exp);
 }
 
-/// [`attention::append_keys_values`], then [`attention::attention`], of one layer of sequences in a cache.
+/// As [`rotate_in_place`], but keys and values go into the blocks of their sequences, where [`cached_attention`] finds them.
+pub fn rotate_and_append(
+    device: &Device,
+    shape: HeadShape,
+    qkv: ViewMut<'_>,
+    table: &RopeTable,
+    (batch, layer_idx): (&CachedBatch<'_>, usize),
+    blocks: &mut KeyBlocks,
+) {
+    let KeyBlocks::Cuda(blocks) = blocks else { panic!("a cache in memory") };
+    let (gpu, layer) = (device.gpu(), (batch.on_gpu(shape), layer_idx));
+    attention_paged::rotate_and_append(gpu, shape, qkv.on_gpu(), table.on_gpu(), layer, blocks);
+}
+
+/// [`attention::append_keys_values`], then [`attention::attention`], of one layer of sequences in a cache. On a GPU
+/// [`rotate_and_append`] came before.
 ///
 /// # Panics
 /// When queries, blocks and output do not fit in number type.
@@ -267,9 +284,7 @@ pub fn cached_attention(
     log_sum_exp: ViewMut<'_>,
 ) {
     if let (Device::Cuda { gpu, .. }, KeyBlocks::Cuda(blocks)) = (device, &mut *blocks) {
-        use cuda::ops::attention_paged;
         let (qkv, batch) = (qkv.on_gpu(), batch.on_gpu(shape));
-        attention_paged::append_keys_values(gpu, shape, qkv, batch, layer_idx, blocks);
         return attention_paged::attention(gpu, shape, qkv, batch, layer_idx, blocks, out.on_gpu());
     }
     attend(device, shape, qkv, &batch.sequences(layer_idx), blocks, out, log_sum_exp);
@@ -395,6 +410,21 @@ pub fn cross_entropy(
             loss::cross_entropy(compute, logits, targets, weights, losses, d_logits);
         }
     }
+}
+
+/// [`likeliest::likeliest`]; ids and logarithms are all that comes from a GPU.
+#[must_use]
+pub fn likeliest(device: &Device, logits: View<'_>, rows: &[u32]) -> Vec<Option<Likeliest>> {
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    if let Device::Cuda { gpu, .. } = device {
+        let of_all = cuda::ops::loss::likeliest(gpu, logits.on_gpu());
+        return rows.iter().map(|&row| of_all[row as usize]).collect();
+    }
+    let mut out = vec![None; rows.len()];
+    likeliest::likeliest(device.compute(), logits.f32(), logits.width(), rows, &mut out);
+    out
 }
 
 /// [`embedding::gather_backward`].

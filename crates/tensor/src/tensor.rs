@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use cuda::ops::elementwise::gather_rows;
 use cuda::ops::row_numbers::RowNumbers;
-use cuda::{DeviceMatrix, Matrix, MatrixMut, NumberType};
+use cuda::{DeviceMatrix, Matrix, MatrixMut, NumberType, PinnedNumbers};
 use half::bf16;
 use kernels::{Buffer, Operand};
 
@@ -286,13 +286,9 @@ impl Tensor {
     ///
     /// # Panics
     /// When the tensor is not f32.
-    pub fn read_f32<'a>(&'a self, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    pub fn read_f32<'a>(&'a self, scratch: &'a mut PinnedNumbers) -> &'a [f32] {
         match self.view() {
-            View::Cuda(rows) => {
-                scratch.resize(rows.n_values(), 0.0);
-                rows.read_f32(scratch);
-                scratch
-            }
+            View::Cuda(rows) => scratch.read(rows),
             here => here.f32(),
         }
     }

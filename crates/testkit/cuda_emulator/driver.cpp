@@ -513,6 +513,21 @@ PUBLIC int cuLaunchKernel(const emulator::Kernel* kernel, unsigned int grid_x, u
     });
 }
 
+// CUlaunchConfig. The one attribute that is used lets kernels overlap, which these never do.
+struct LaunchConfiguration {
+    unsigned int grid[3], block[3], shared_bytes;
+    void* stream;
+    const void* attributes;
+    unsigned int n_attributes;
+};
+PUBLIC int cuLaunchKernelEx(const LaunchConfiguration* configuration, const emulator::Kernel* kernel, void** arguments,
+                            void** extra) {
+    const LaunchConfiguration& c = *configuration;
+    if (c.n_attributes > 0 && c.attributes == nullptr) return INVALID_VALUE;
+    return cuLaunchKernel(kernel, c.grid[0], c.grid[1], c.grid[2], c.block[0], c.block[1], c.block[2], c.shared_bytes,
+                          c.stream, arguments, extra);
+}
+
 PUBLIC int cuEventCreate(Event** out, unsigned int) {
     const auto lock = locked();
     if (!has_context()) return INVALID_CONTEXT;

@@ -4,6 +4,8 @@
 // of a block, each until it waits for others. At a warp's primitive all 32 lanes meet, and the last computes for all. The order
 // of warps and lanes changes from wait to wait, so that a kernel which lacks a barrier mostly gives another result.
 //
+// Products of a warpgroup are done when a warp waits for them.
+//
 // It shows: wrong indices, layouts and sums; reads of what was never written (memory begins as NaN); reads before
 // copies_wait(); accesses outside of allocations and of shared memory, misaligned ones; barriers that not all threads reach.
 // It does not show: all races between warps (only those that the order reveals), the GPU's rounding within mma_bf16 and its
@@ -44,7 +46,7 @@ extern uint3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulator {
 
 // What all lanes of a warp do together.
-enum class Primitive : uint8_t { SyncWarp, Shuffle, ShuffleXor, Mma, LdMatrix, LdMatrixTransposed };
+enum class Primitive : uint8_t { SyncWarp, Shuffle, ShuffleXor, Mma, LdMatrix, LdMatrixTransposed, Wgmma, WgmmaCommit, WgmmaWait };
 
 // Waits until all lanes of the warp are at this primitive; `operands` (of the type that the primitive has below) then holds
 // its results.
@@ -54,6 +56,26 @@ void begin_copy(void* shared, const void* global, bool valid);
 void close_copies();
 void finish_copies(int n_groups_left);
 uint8_t* dynamic_shared();
+// Where something is, counted as operands of wgmma count.
+uint32_t shared_address(const void* shared);
+
+// A product of a warpgroup (wgmma.cuh). What it reads of shared memory is read when the first lane of a warp comes to it, and
+// must be the same when the warp waits for it; sums are NaN until then.
+struct WgmmaOperands {
+    // [N / 2] of this lane.
+    float* d;
+    // [4] of this lane, or null: then `a_operand`.
+    const uint32_t* a;
+    uint64_t a_operand, b_operand;
+    int n;
+    bool b_transposed, add;
+};
+void wgmma(WgmmaOperands operands);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int n_groups_left);
+// What this thread copied and waited for may be read by products.
+void fence_copies();
 
 struct ShuffleOperands {
     uint64_t value, result;
@@ -114,6 +136,7 @@ struct Exported<function> {
 #define EXPORT(name) static const ::emulator::Exported<&name> exported_##name(#name);
 #define DEVICE inline __attribute__((always_inline))
 #define DYNAMIC_SHARED(name) uint8_t* const name = ::emulator::dynamic_shared()
+#define DYNAMIC_SHARED_1024(name) DYNAMIC_SHARED(name)
 // Static shared memory is the thread-local memory of this library, which fibers.cpp fills with NaN before each block.
 #define __shared__ static thread_local
 #define __align__(n) __attribute__((aligned(n)))
@@ -214,3 +237,6 @@ template <int N>
 DEVICE void copies_wait() { emulator::finish_copies(N); }
 
 DEVICE uint4 load_once(const uint4* address) { return *address; }
+// Kernels run one after the other.
+DEVICE void let_next_begin() {}
+DEVICE void wait_for_earlier() {}

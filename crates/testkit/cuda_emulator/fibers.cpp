@@ -27,6 +27,9 @@ constexpr size_t PAGE_BYTES = 4096;
 constexpr size_t MAX_SHARED_BYTES = 232448;
 constexpr uint8_t NAN_BYTE = 0xff;
 constexpr uint8_t GUARD_BYTE = 0xa5;
+// What operands of wgmma can address.
+constexpr size_t ADDRESSABLE_BYTES = 1 << 18;
+constexpr int GROUP_WARPS = 4;
 
 struct Copy {
     uint8_t* shared;
@@ -50,12 +53,39 @@ struct Fiber {
     std::vector<Copy> copies;
     // Groups of copies that were closed.
     uint64_t n_groups;
+    // Where copies arrived that fence_copies() has not been told of.
+    std::vector<uint8_t*> unfenced;
+};
+
+// 16 bytes of shared memory that a product reads, and what they were.
+struct Chunk {
+    const uint8_t* address;
+    uint8_t bytes[16];
+};
+
+// A product of a warp, its part of that of the warpgroup, which is on its way.
+struct Product {
+    WgmmaOperands operands;
+    uint64_t group;
+    std::vector<Chunk> chunks;
+    float a[16][16];
+    std::vector<float> b;
+    float* d[N_LANES];
+    // [N_LANES, N / 2], unless an earlier product that is on its way has the same sums.
+    std::vector<float> sums;
+    bool is_chained;
 };
 
 struct Warp {
     uint32_t ready;
     int n_lanes;
     int n_waiting;
+    // Products on their way, in order; groups of them that were closed; whether registers were fenced since the last wait.
+    std::vector<Product> products;
+    uint64_t n_groups;
+    bool is_fenced;
+    // Products so far.
+    size_t n_products;
 };
 
 struct Block {
@@ -70,6 +100,10 @@ struct Block {
     // State of the numbers by which the order of warps changes.
     uint32_t order;
     Warp warps[MAX_THREADS / N_LANES];
+    // The products that a warpgroup came to: those of its warps must be the same.
+    std::vector<WgmmaOperands> products[MAX_THREADS / N_LANES / GROUP_WARPS];
+    // Of each 16 bytes that products can address, whether a copy arrived that was not fenced.
+    bool is_unfenced[ADDRESSABLE_BYTES / 16];
 };
 
 Fiber fibers[MAX_THREADS];
@@ -172,6 +206,9 @@ const char* name_of(Primitive primitive) {
         case Primitive::Mma: return "mma_bf16";
         case Primitive::LdMatrix: return "ldmatrix_x4";
         case Primitive::LdMatrixTransposed: return "ldmatrix_x4_transposed";
+        case Primitive::Wgmma: return "a product of the warpgroup";
+        case Primitive::WgmmaCommit: return "wgmma_commit";
+        case Primitive::WgmmaWait: return "wgmma_wait";
     }
     return "?";
 }
@@ -222,6 +259,7 @@ void run_thread() {
     Fiber& fiber = fibers[current];
     if (!fiber.copies.empty())
         fail_in_kernel("ends while " + std::to_string(fiber.copies.size()) + " copies are on their way (copies_wait)");
+    if (!block.warps[current / N_LANES].products.empty()) fail_in_kernel("ends while products are on their way (wgmma_wait)");
     fiber.state = State::Exited;
     block.n_exited++;
     leave();
@@ -291,7 +329,154 @@ void load_matrices(Fiber* lanes, bool transposed) {
         }
 }
 
-void compute(Primitive primitive, Fiber* lanes) {
+const uint8_t* addressable() { return shared_end - ADDRESSABLE_BYTES; }
+
+// The number at this byte of an operand, before the exchange of chunks: bits 4 to 6 of an address are exchanged by bits 7 to 9.
+float number_at(Product& product, uint64_t operand, size_t byte) {
+    size_t address = (operand & 0x3fff) * 16 + byte;
+    address ^= address >> 3 & 0x70;
+    const uint8_t* chunk = addressable() + address / 16 * 16;
+    if (!is_shared(chunk, 16)) fail_in_kernel("a product reads outside of shared memory");
+    if (block.is_unfenced[address / 16]) fail_in_kernel("a product reads what was copied without fence_async");
+    // Those of one call are near one another.
+    size_t i = product.chunks.size();
+    while (i > 0 && product.chunks.size() - i < 4 && product.chunks[i - 1].address != chunk) i--;
+    if (i == 0 || product.chunks[i - 1].address != chunk) {
+        Chunk copy = {chunk, {}};
+        memcpy(copy.bytes, chunk, 16);
+        product.chunks.push_back(copy);
+    }
+    uint16_t bits;
+    memcpy(&bits, chunk + address % 16, 2);
+    return low(bits);
+}
+
+void check_operand(uint64_t operand) {
+    const size_t unit = 1024 / 16;
+    if (operand >> 62 != 1) fail_in_kernel("an operand of a product has another swizzle mode than 128 bytes");
+    if ((operand >> 32 & 0x3fff) != unit) fail_in_kernel("rows of an operand lie in groups of 8 that are 1024 bytes apart");
+    if ((operand >> 49 & 7) != 0) fail_in_kernel("an operand of a product has a base offset");
+}
+
+void begin_product(Warp& warp, int warp_idx, Fiber* lanes) {
+    const WgmmaOperands& operands = *static_cast<WgmmaOperands*>(lanes[0].operands);
+    if (!warp.is_fenced) fail_in_kernel("a product of the warpgroup without wgmma_fence since the last wait");
+    for (int i = 1; i < N_LANES; i++) {
+        const auto& other = *static_cast<WgmmaOperands*>(lanes[i].operands);
+        if (other.a_operand != operands.a_operand || other.b_operand != operands.b_operand || other.add != operands.add ||
+            other.n != operands.n)
+            fail_in_kernel("the lanes of a warp have different operands of a product");
+    }
+    auto& together = block.products[warp_idx / GROUP_WARPS];
+    if (warp.n_products == together.size()) together.push_back(operands);
+    const WgmmaOperands& theirs = together[warp.n_products++];
+    if (theirs.a_operand != operands.a_operand || theirs.b_operand != operands.b_operand || theirs.n != operands.n ||
+        theirs.add != operands.add)
+        fail_in_kernel("the warps of a warpgroup have different operands of a product");
+    warp.products.emplace_back();
+    Product& product = warp.products.back();
+    product.operands = operands;
+    product.group = warp.n_groups;
+    // An operand whose first 16 columns or rows are elsewhere begins that many bytes later.
+    if (operands.a == nullptr) {
+        check_operand(operands.a_operand);
+        for (int row = 0; row < 16; row++)
+            for (int k = 0; k < 16; k++) {
+                const int m = warp_idx % GROUP_WARPS * 16 + row;
+                product.a[row][k] = number_at(product, operands.a_operand, m / 8 * 1024 + m % 8 * 128 + k * 2);
+            }
+    } else {
+        for (int i = 0; i < N_LANES; i++)
+            for (int j = 0; j < 4; j++) {
+                const uint32_t pair = static_cast<WgmmaOperands*>(lanes[i].operands)->a[j];
+                const int row = i / 4 + j % 2 * 8, k = i % 4 * 2 + j / 2 * 8;
+                product.a[row][k] = low(pair);
+                product.a[row][k + 1] = high(pair);
+            }
+    }
+    check_operand(operands.b_operand);
+    const int n_columns = operands.n;
+    const size_t panel_bytes = (operands.b_operand >> 16 & 0x3fff) * 16;
+    product.b.resize(16 * n_columns);
+    const auto b_at = [&](int k, int n) {
+        const size_t byte = operands.b_transposed ? n / 64 * panel_bytes + n % 64 * 2 + k / 8 * 1024 + k % 8 * 128
+                                                  : n / 8 * 1024 + n % 8 * 128 + k * 2;
+        product.b[k * n_columns + n] = number_at(product, operands.b_operand, byte);
+    };
+    if (operands.b_transposed) {
+        for (int k = 0; k < 16; k++)
+            for (int n = 0; n < n_columns; n++) b_at(k, n);
+    } else {
+        for (int n = 0; n < n_columns; n++)
+            for (int k = 0; k < 16; k++) b_at(k, n);
+    }
+    const size_t n_sums = n_columns / 2;
+    product.d[0] = operands.d;
+    product.is_chained = false;
+    for (size_t i = 0; i + 1 < warp.products.size(); i++)
+        product.is_chained = product.is_chained || warp.products[i].d[0] == operands.d;
+    for (int i = 0; i < N_LANES; i++) {
+        float* d = static_cast<WgmmaOperands*>(lanes[i].operands)->d;
+        product.d[i] = d;
+        if (product.is_chained) continue;
+        product.sums.insert(product.sums.end(), d, d + n_sums);
+        memset(d, NAN_BYTE, n_sums * sizeof(float));
+    }
+}
+
+void finish_products(Warp& warp, Fiber* lanes) {
+    const int n_groups_left = static_cast<ShuffleOperands*>(lanes[0].operands)->argument;
+    warp.is_fenced = false;
+    size_t n_done = 0;
+    for (Product& product : warp.products) {
+        if (product.group + static_cast<uint64_t>(n_groups_left) >= warp.n_groups) break;
+        n_done++;
+        for (const Chunk& chunk : product.chunks)
+            if (memcmp(chunk.address, chunk.bytes, 16) != 0)
+                fail_in_kernel("shared memory was written while a product that reads it was on its way");
+        const int n_columns = product.operands.n, n_sums = n_columns / 2;
+        for (int i = 0; i < N_LANES; i++) {
+            if (product.is_chained) continue;
+            for (int j = 0; j < n_sums; j++)
+                if (__float_as_uint(product.d[i][j]) != 0xffffffffu)
+                    fail_in_kernel("sums were written while a product was on its way");
+            memcpy(product.d[i], &product.sums[i * n_sums], n_sums * sizeof(float));
+        }
+        std::vector<float> d(16 * n_columns);
+        const auto sum_of = [&](int lane, int j) -> float& {
+            return d[(lane / 4 + j % 4 / 2 * 8) * n_columns + j / 4 * 8 + lane % 4 * 2 + j % 2];
+        };
+        for (int i = 0; i < N_LANES && product.operands.add; i++)
+            for (int j = 0; j < n_sums; j++) sum_of(i, j) = product.d[i][j];
+        for (int row = 0; row < 16; row++)
+            for (int k = 0; k < 16; k++)
+                for (int column = 0; column < n_columns; column++)
+                    d[row * n_columns + column] += product.a[row][k] * product.b[k * n_columns + column];
+        for (int i = 0; i < N_LANES; i++)
+            for (int j = 0; j < n_sums; j++) product.d[i][j] = sum_of(i, j);
+    }
+    warp.products.erase(warp.products.begin(), warp.products.begin() + static_cast<ptrdiff_t>(n_done));
+    // Sums of which a later product is still on its way are not to be read.
+    for (Product& product : warp.products) {
+        if (!product.is_chained) continue;
+        bool has_earlier = false;
+        for (const Product& other : warp.products) {
+            if (&other == &product) break;
+            has_earlier = has_earlier || other.d[0] == product.d[0];
+        }
+        if (has_earlier) continue;
+        product.is_chained = false;
+        const size_t n_sums = product.operands.n / 2;
+        for (float* d : product.d) {
+            product.sums.insert(product.sums.end(), d, d + n_sums);
+            memset(d, NAN_BYTE, n_sums * sizeof(float));
+        }
+    }
+}
+
+void compute(Primitive primitive, int warp_idx) {
+    Fiber* lanes = &fibers[warp_idx * N_LANES];
+    Warp& warp = block.warps[warp_idx];
     switch (primitive) {
         case Primitive::SyncWarp: break;
         case Primitive::Shuffle: shuffle_lanes(lanes, false); break;
@@ -299,6 +484,9 @@ void compute(Primitive primitive, Fiber* lanes) {
         case Primitive::Mma: multiply(lanes); break;
         case Primitive::LdMatrix: load_matrices(lanes, false); break;
         case Primitive::LdMatrixTransposed: load_matrices(lanes, true); break;
+        case Primitive::Wgmma: begin_product(warp, warp_idx, lanes); break;
+        case Primitive::WgmmaCommit: warp.n_groups++; break;
+        case Primitive::WgmmaWait: finish_products(warp, lanes); break;
     }
 }
 
@@ -349,13 +537,16 @@ void start_block(size_t shared_bytes, uint8_t* shared_limit) {
     block.order = blockIdx.x * 2654435761u + blockIdx.y * 40503u + blockIdx.z + 1;
     for (int w = 0; w < block.n_warps; w++) {
         const int n_lanes = block.n_threads - w * N_LANES < N_LANES ? block.n_threads - w * N_LANES : N_LANES;
-        block.warps[w] = {n_lanes == N_LANES ? ~0u : (1u << n_lanes) - 1, n_lanes, 0};
+        block.warps[w] = {n_lanes == N_LANES ? ~0u : (1u << n_lanes) - 1, n_lanes, 0, {}, 0, false, 0};
     }
+    for (auto& products : block.products) products.clear();
+    memset(block.is_unfenced, 0, sizeof block.is_unfenced);
     for (int i = 0; i < block.n_threads; i++) {
         Fiber& fiber = fibers[i];
         fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
         fiber.state = State::Ready;
         fiber.n_groups = 0;
+        fiber.unfenced.clear();
         prepare(fiber, run_thread);
     }
 }
@@ -451,7 +642,7 @@ void meet(Primitive primitive, void* operands) {
         if (lanes[i].primitive != primitive)
             fail_in_kernel("the lanes of warp " + std::to_string(w) + " are at different primitives: " +
                            whereabouts(w * N_LANES, (w + 1) * N_LANES));
-    compute(primitive, lanes);
+    compute(primitive, w);
     for (int i = 0; i < N_LANES; i++) lanes[i].state = State::Ready;
     warp.n_waiting = 0;
     warp.ready = ~0u;
@@ -487,12 +678,19 @@ void begin_copy(void* shared, const void* global, bool valid) {
 
 void close_copies() { fibers[current].n_groups++; }
 
+static void arrive(Fiber& fiber, const Copy& copy) {
+    memcpy(copy.shared, copy.bytes, 16);
+    if (copy.shared < addressable() || copy.shared >= shared_end) return;
+    block.is_unfenced[(copy.shared - addressable()) / 16] = true;
+    fiber.unfenced.push_back(copy.shared);
+}
+
 void finish_copies(int n_groups_left) {
     Fiber& fiber = fibers[current];
     size_t n_kept = 0;
     for (const Copy& copy : fiber.copies) {
         if (copy.group + static_cast<uint64_t>(n_groups_left) < fiber.n_groups)
-            memcpy(copy.shared, copy.bytes, 16);
+            arrive(fiber, copy);
         else
             fiber.copies[n_kept++] = copy;
     }
@@ -500,6 +698,25 @@ void finish_copies(int n_groups_left) {
 }
 
 uint8_t* dynamic_shared() { return shared_begin; }
+
+uint32_t shared_address(const void* shared) {
+    const uint8_t* address = static_cast<const uint8_t*>(shared);
+    if (address < shared_begin || address >= shared_end) fail_in_kernel("an operand of a product is not in dynamic shared memory");
+    return static_cast<uint32_t>(address - addressable());
+}
+
+void fence_copies() {
+    for (uint8_t* copy : fibers[current].unfenced) block.is_unfenced[(copy - addressable()) / 16] = false;
+    fibers[current].unfenced.clear();
+}
+
+void wgmma(WgmmaOperands operands) { meet(Primitive::Wgmma, &operands); }
+void wgmma_fence() { block.warps[current / N_LANES].is_fenced = true; }
+void wgmma_commit() { meet(Primitive::WgmmaCommit, nullptr); }
+void wgmma_wait(int n_groups_left) {
+    ShuffleOperands operands = {0, 0, n_groups_left};
+    meet(Primitive::WgmmaWait, &operands);
+}
 
 void add_kernel(const Kernel& kernel) {
     if (!registered().emplace(kernel.name, kernel).second) fail("two kernels are called `" + std::string(kernel.name) + "`");

@@ -150,6 +150,28 @@ void tensor_cores() {
         }
 }
 
+void warpgroups() {
+    const auto a = random_bf16(64 * 128), b = random_bf16(64 * 128), c = random_bf16(64 * 128);
+    Address left = upload(a), right = upload(b), across = upload(c), to = memory(64 * 64 * 4), second_to = memory(64 * 128 * 4);
+    const unsigned shared_bytes = 3 * 64 * 128 * 2;
+    REQUIRE(launch("multiply_by_warpgroup", 1, 128, shared_bytes, {&left, &right, &across, &to, &second_to}) == 0);
+    const auto first = download<float>(to, 64 * 64), second = download<float>(second_to, 64 * 128);
+    for (int row = 0; row < 64; row++) {
+        for (int column = 0; column < 64; column++) {
+            double sum = 0;
+            for (int k = 0; k < 128; k++) sum += static_cast<double>(to_f32(a[row * 128 + k])) * to_f32(b[column * 128 + k]);
+            REQUIRE(std::abs(first[row * 64 + column] - sum) < 1e-4);
+        }
+        for (int column = 0; column < 128; column++) {
+            double sum = 0;
+            for (int k = 0; k < 64; k++) {
+                sum += static_cast<double>(to_f32(from_f32<bf16>(first[row * 64 + k]))) * to_f32(c[k * 128 + column]);
+            }
+            REQUIRE(std::abs(second[row * 128 + column] - sum) < 1e-2);
+        }
+    }
+}
+
 void late_copies() {
     std::vector<float> x(256);
     for (size_t i = 0; i < x.size(); i++) x[i] = static_cast<float>(i);
@@ -288,8 +310,9 @@ void graphs() {
 }
 
 void commit(int which) {
-    Address x = upload(std::vector<float>(64)), out = memory(256);
+    Address x = upload(std::vector<float>(which < 15 ? 64 : 2048)), out = memory(which < 15 ? 256 : 512);
     if (which == 13) REQUIRE(cuMemFreeAsync(x, stream) == 0);
+    if (which >= 15) REQUIRE(launch("warpgroup_faults", 1, 128, 8192, {&x, &out, &which}) == 0);
     // In any case the end of the process comes in the launch or when the memory is freed.
     if (launch(which == 14 ? "much_local" : "faults", 1, 64, 256, {&x, &out, &which}) == 0) cuMemFreeAsync(out, stream);
 }
@@ -309,6 +332,7 @@ int main(int n_arguments, char** arguments) {
     barriers();
     warps();
     tensor_cores();
+    warpgroups();
     late_copies();
     rounding();
     refusals();

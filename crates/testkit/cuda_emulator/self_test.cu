@@ -1,5 +1,5 @@
 // Kernels that show whether the emulator does what a GPU does, and whether it catches what a kernel must not do.
-#include "primitives.cuh"
+#include "wgmma.cuh"
 
 // Each block reverses `blockDim.x` numbers through shared memory, then moves them down by one place, the first to the end.
 KERNEL(reverse_blocks)(const float* x, float* out) {
@@ -166,3 +166,74 @@ KERNEL(much_local)(const float* x, float* out, int) {
     out[threadIdx.x] = much[threadIdx.x];
 }
 EXPORT(much_local)
+
+// Puts rows of `width` numbers into panels.
+DEVICE void copy_to_panels(bf16* panels, const bf16* rows, int n_rows, int width) {
+    for (int i = threadIdx.x; i < n_rows * width / 8; i += blockDim.x) {
+        const int row = i / (width / 8), chunk = i % (width / 8);
+        bf16* const to = panels + chunk / 8 * n_rows * 64 + row * 64 + ((chunk % 8) ^ (row % 8)) * 8;
+        copy_16_async(to, rows + i * 8, true);
+    }
+    copies_commit();
+    copies_wait<0>();
+}
+
+// first = a b^T, second = bf16(first) c for a [64, 128], b [64, 128], c [64, 128]: a from shared memory, then from registers.
+KERNEL(multiply_by_warpgroup)(const bf16* a, const bf16* b, const bf16* c, float* first, float* second) {
+    DYNAMIC_SHARED_1024(memory);
+    bf16* const panels = reinterpret_cast<bf16*>(memory);
+    copy_to_panels(panels, a, 64, 128);
+    copy_to_panels(panels + 64 * 128, b, 64, 128);
+    copy_to_panels(panels + 2 * 64 * 128, c, 64, 128);
+    fence_async();
+    sync_block();
+    constexpr int PANEL_BYTES = 64 * 128;
+    const uint64_t left = wgmma_operand(panels, PANEL_BYTES), right = wgmma_operand(panels + 64 * 128, PANEL_BYTES);
+    const uint64_t across = wgmma_operand(panels + 2 * 64 * 128, PANEL_BYTES);
+    float x[8][4], y[16][4] = {};
+    wgmma_fence();
+    for (int k = 0; k < 8; k++) {
+        const int bytes = k % 4 * 32 + k / 4 * PANEL_BYTES;
+        Wgmma<64>::shared<0>(x, wgmma_moved(left, bytes), wgmma_moved(right, bytes), k > 0);
+    }
+    wgmma_commit();
+    const bool early = x[0][0] == x[0][0];
+    wgmma_wait<0>(x);
+    uint32_t packed[4][4];
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < 4; i++) packed[k][i] = pack_bf16(x[2 * k + i / 2][i % 2 * 2], x[2 * k + i / 2][i % 2 * 2 + 1]);
+    wgmma_fence();
+    for (int k = 0; k < 4; k++) {
+        Wgmma<128>::registers<1>(y, packed[k], wgmma_moved(across, k * 2048), 1);
+        wgmma_commit();
+    }
+    // The last is on its way: so are the sums.
+    wgmma_wait<1>(y);
+    const bool late = y[15][3] == y[15][3];
+    wgmma_wait<0>(y);
+    const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    for (int i = 0; i < 4; i++) {
+        for (int n = 0; n < 8; n++) first[(row + i / 2 * 8) * 64 + n * 8 + column + i % 2] = early ? 0.0f : x[n][i];
+        for (int n = 0; n < 16; n++) second[(row + i / 2 * 8) * 128 + n * 8 + column + i % 2] = late ? 0.0f : y[n][i];
+    }
+}
+EXPORT(multiply_by_warpgroup)
+
+// A fault with products of a warpgroup, by number.
+KERNEL(warpgroup_faults)(const bf16* x, float* out, int which) {
+    DYNAMIC_SHARED_1024(memory);
+    bf16* const panels = reinterpret_cast<bf16*>(memory);
+    copy_to_panels(panels, x, 64, 64);
+    if (which != 15) fence_async();
+    sync_block();
+    const uint64_t operand = wgmma_operand(panels + (which == 20 ? 8 * 1024 : 0), 64 * 128);
+    float sums[8][4] = {};
+    if (which != 16) wgmma_fence();
+    Wgmma<64>::shared<0>(sums, operand, which == 21 && threadIdx.x >= 64 ? wgmma_moved(operand, 32) : operand, 1);
+    wgmma_commit();
+    if (which == 17) panels[threadIdx.x] = from_f32<bf16>(3.0f);
+    if (which == 18) sums[3][1] = 1.0f;
+    if (which != 19) wgmma_wait<0>(sums);
+    out[threadIdx.x] = sums[0][0];
+}
+EXPORT(warpgroup_faults)

@@ -55,6 +55,13 @@ fn the_emulator_computes_what_a_gpu_does_and_catches_what_a_kernel_must_not_do()
         "cannot meet: 16 at sync_block, 16 at sync_warp",
         "an access at byte 0 of an allocation of 256 bytes that was freed",
         "local variables of more than 64 KiB",
+        "a product reads what was copied without fence_async",
+        "a product of the warpgroup without wgmma_fence since the last wait",
+        "shared memory was written while a product that reads it was on its way",
+        "sums were written while a product was on its way",
+        "ends while products are on their way",
+        "an operand of a product is not in dynamic shared memory",
+        "the warps of a warpgroup have different operands of a product",
     ];
     for (which, message) in messages.iter().enumerate() {
         let said = fault(&program, which);

@@ -2,7 +2,7 @@
 //!
 //! A run is a folder that holds everything ([`Run`]): the recipe as resolved, metrics, events, checkpoints. Its data
 //! position is one counter of rows, so N steps equal N/2, a kill, a resume and N/2 more, bit for bit on one kernel
-//! family. Never here: HTTP, the command line.
+//! family of the processors; on a GPU the rows are the same, the bits need not be. Never here: HTTP, the command line.
 //!
 //! ```
 //! use train::schedule::Schedule;

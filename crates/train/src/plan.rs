@@ -6,7 +6,7 @@ use std::path::Path;
 use formats::{WeightDtype, checkpoint};
 use model::{Decoder, GradientWorkspace, ModelConfig, Workspace, compute_dtype};
 use serde::Serialize;
-use tensor::{DType, Passes};
+use tensor::{DType, Device, Passes};
 
 use crate::error::TrainError;
 use crate::recipe::{BatchSettings, Recipe, Start};
@@ -27,9 +27,22 @@ pub struct RunPlan {
     pub flops: f64,
     /// Most checkpoints that are on disk at a time.
     n_checkpoints: u64,
+    dtype: DType,
+    batch: BatchSettings,
 }
 
 impl RunPlan {
+    /// The same run on a device; without this, a plan is that of a run on the processors.
+    #[must_use]
+    pub fn on(mut self, device: &Device) -> Self {
+        let BatchSettings { seq_len, rows_per_micro_batch, .. } = self.batch;
+        let data_bytes = self.memory.data_bytes;
+        let rows = rows_per_micro_batch;
+        self.memory =
+            TrainingMemory::on(device, &self.config, self.dtype, rows, seq_len, data_bytes);
+        self
+    }
+
     /// The plan of a recipe. Data that is not there counts as empty: opening it says what is wrong.
     ///
     /// # Errors
@@ -83,6 +96,8 @@ impl RunPlan {
             n_tokens,
             flops: n_tokens as f64 * config.train_flops_per_token(seq_len),
             n_checkpoints: 2,
+            dtype: compute_dtype(dtype),
+            batch,
             config,
         }
     }
@@ -114,9 +129,17 @@ pub struct TrainingMemory {
     pub activations_bytes: u64,
     /// Gradients of activations and packed operands of the backward pass.
     pub backward_bytes: u64,
-    /// Tokens of the training data.
+    /// What a GPU takes for a moment: workspaces, sums of parts, and the output of a product whose algorithm is chosen. None on the
+    /// processors.
+    pub working_bytes: u64,
+    /// Tokens of the training data, in this machine's memory.
     pub data_bytes: u64,
 }
+
+/// Bytes of the workspace of cuBLASLt.
+const PRODUCT_WORKSPACE_BYTES: usize = 64 << 20;
+/// Partial sums of the gradient of a norm's weight, rows of them at most.
+const NORM_PARTIALS: usize = 1024;
 
 impl TrainingMemory {
     /// The plan of training with micro-batches of `n_rows` rows of `seq_len` tokens on data of `data_bytes` in memory.
@@ -137,20 +160,80 @@ impl TrainingMemory {
             packed_bytes: Decoder::bytes_for(config, dtype, passes) as u64,
             activations_bytes: Workspace::bytes_for(config, dtype, n_tokens, passes) as u64,
             backward_bytes: GradientWorkspace::bytes_for(config, dtype, n_tokens) as u64,
+            working_bytes: 0,
             data_bytes,
         }
     }
 
-    /// All of it.
+    /// As [`TrainingMemory::of`], on a device.
+    #[must_use]
+    pub fn on(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        n_rows: usize,
+        seq_len: usize,
+        data_bytes: u64,
+    ) -> Self {
+        let of_processors = Self::of(config, dtype, n_rows, seq_len, data_bytes);
+        match device {
+            Device::Cuda { .. } => of_processors.on_gpu(device, config, dtype, n_rows * seq_len),
+            _ => of_processors,
+        }
+    }
+
+    /// A GPU keeps each weight once and as it is, has no f32 copy of products beside their rounded output nor blocks of keys, and more
+    /// logits at a time.
+    fn on_gpu(self, device: &Device, config: &ModelConfig, dtype: DType, n_tokens: usize) -> Self {
+        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
+        let (n_layers, n_heads, vocab_size) = (config.n_layers, config.n_heads, config.vocab_size);
+        let (qkv, out) = (shape.qkv_width(), n_heads * config.head_dim);
+        let bytes = dtype.bytes();
+        let norms = (2 * n_layers + 1) * hidden;
+        let matrices = config.n_parameters() as usize - norms;
+        let logits = n_tokens.min(device.logit_rows()) * vocab_size;
+        // Of a layer the inputs of both parts, as they are and normed; queries, keys and values; outputs of attention; gate and up.
+        let kept = n_layers * (4 * hidden + qkv + out + 2 * ffn) + ffn + 2 * hidden;
+        // Scales of norms, logarithms of attention, the residual stream, and losses.
+        let f32s = n_layers * (2 + n_heads) + hidden + 2;
+        let gradients = 2 * hidden + out + qkv + 3 * ffn;
+        let largest_output = (n_tokens * qkv.max(2 * ffn)).max(logits).max(vocab_size * hidden);
+        let of_token = 4 * (n_heads + config.head_dim) + 64;
+        let working = PRODUCT_WORKSPACE_BYTES
+            + 4 * largest_output
+            + n_tokens * of_token
+            + NORM_PARTIALS * hidden * 4;
+        Self {
+            packed_bytes: (matrices * bytes + norms * 4) as u64,
+            activations_bytes: (n_tokens * (kept * bytes + f32s * 4) + logits * 4) as u64,
+            backward_bytes: (n_tokens * (gradients * bytes + hidden * 4) + logits * bytes) as u64,
+            working_bytes: working as u64,
+            ..self
+        }
+    }
+
+    /// All that is in the memory of the device, with the data, which is in that of the machine.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
+        self.device_bytes() + self.data_bytes
+    }
+
+    /// All but the data.
+    #[must_use]
+    pub fn device_bytes(&self) -> u64 {
         self.masters_bytes
             + self.optimizer_bytes
             + self.gradients_bytes
             + self.packed_bytes
             + self.activations_bytes
             + self.backward_bytes
-            + self.data_bytes
+            + self.working_bytes
+    }
+
+    /// What is in this machine's memory where a GPU computes: the data, and the moments while a checkpoint is written.
+    #[must_use]
+    pub fn host_bytes_beside_gpu(&self) -> u64 {
+        self.data_bytes + self.optimizer_bytes
     }
 
     /// Bytes of one checkpoint on disk: masters and both moments.
@@ -170,10 +253,46 @@ fn size_on_disk(path: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use cuda::{Gpu, LibraryPath};
+    use data::packing::PackedBatch;
+    use formats::DecoderConfig;
+    use kernels::{Compute, Family};
+    use model::Parameters;
     use testkit::test_dir::TestDir;
 
     use super::*;
+    use crate::Trainer;
+    use crate::optimizer::OptimizerSettings;
     use crate::recipe::ModelShape;
+
+    #[test]
+    fn a_gpu_takes_what_was_planned() {
+        let Some(directory) = testkit::cuda_emulator::directory() else { return };
+        let gpu = Gpu::open(&LibraryPath::new(Some(directory))).unwrap();
+        let host = Compute::forced(Family::Reference, 1).unwrap();
+        let device = Device::Cuda { gpu: gpu.clone(), host };
+        let (n_rows, seq_len) = (2, 8);
+        for (dtype, tied_embeddings) in [(DType::Bf16, true), (DType::F32, false)] {
+            let config = DecoderConfig { tied_embeddings, ..ModelConfig::example() };
+            let config = ModelConfig::new(config).unwrap();
+            let plan = TrainingMemory::on(&device, &config, dtype, n_rows, seq_len, 0);
+            let before = gpu.used_bytes();
+            let parameters = Parameters::random(&config, 1);
+            let settings = OptimizerSettings::default();
+            let n_tokens = n_rows * seq_len;
+            let mut trainer = Trainer::new(device.clone(), parameters, dtype, settings, n_tokens);
+            let taken = (gpu.used_bytes() - before) as u64;
+            assert_eq!(taken, plan.device_bytes() - plan.working_bytes, "{dtype:?}");
+            let mut batch = PackedBatch::new();
+            batch.token_ids = (0..n_tokens as u32).collect();
+            batch.targets = batch.token_ids.clone();
+            batch.target_weights = vec![1.0; n_tokens];
+            batch.segment_starts.extend([seq_len as u32, n_tokens as u32]);
+            trainer.step(&[batch], 1e-3).unwrap();
+            let most = (gpu.most_used_bytes() - before) as u64;
+            assert!(taken < most && most <= plan.device_bytes(), "{taken} < {most} <= {plan:?}");
+        }
+    }
 
     #[test]
     fn disk_is_asked_for_the_checkpoints_that_are_still_to_come() {

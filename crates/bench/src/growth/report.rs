@@ -185,6 +185,7 @@ mod tests {
             kernel_family: "avx2",
             features: Vec::new(),
             roofline,
+            gpu: None,
         };
         let points = vec![(512, 0.0312), (1024, 0.0624), (2048, 0.2496)];
         let growth =

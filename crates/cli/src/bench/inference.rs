@@ -41,6 +41,10 @@ pub(super) fn measure(
     let device = &context.device()?;
     if let (Device::Cuda { .. }, None, None) = (device, &args.model, args.peer()) {
         // Weights made on the GPU: a file of them would take longer to write and read than all measurements.
+        if args.weights.is_some_and(|weights| weights != RandomWeights::Bf16) || args.divergence {
+            let problem = "shapes on a GPU have weights of bf16 that are made there: leave out --weights and --divergence, or give --model";
+            return Err(Failure::usage(problem).into());
+        }
         let (shape, config) = args.shape()?;
         let decoder = Decoder::random(device, &config, DType::Bf16, 1);
         let subject = Subject { decoder: &decoder, adapter: None, cache_kind: args.cache.kind() };
@@ -109,7 +113,9 @@ fn reference(
     }
     let config = config_of(name, dir)?;
     let needed_bytes = ReferenceLogits::bytes_for(&config, dir.weights())?;
-    if let Err(error) = machine::check_memory("the reference in f32", needed_bytes) {
+    if let Err(error) =
+        machine::check_memory(&context.device()?, "the reference in f32", needed_bytes)
+    {
         context.say(&format!("no divergence: {error}"));
         return Ok(None);
     }

@@ -27,10 +27,8 @@ pub(super) fn measure(
     let device = context.device()?;
     let batch = batch_of(&device, shape.name);
     let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch: rows } = batch;
-    if let Device::Cpu(_) = device {
-        let memory = TrainingMemory::of(&config, DType::Bf16, rows, seq_len, 0);
-        machine::check_memory("the training step", memory.total_bytes())?;
-    }
+    let memory = TrainingMemory::on(&device, &config, DType::Bf16, rows, seq_len, 0);
+    machine::check_memory(&device, "the training step", memory.total_bytes())?;
     if args.profile {
         super::say_profile(&train_step_profile(&device, &config, batch)?, context);
     }

@@ -109,11 +109,11 @@ fn compare(
     let needed_bytes = weights_bytes(&config, original, &LoadArgs::default())?
         + weights_bytes(&config, quantised, &LoadArgs::default())?
         + 2 * computing_bytes as u64;
-    if let Err(error) = machine::check_memory("comparing both models", needed_bytes) {
+    let device = context.device()?;
+    if let Err(error) = machine::check_memory(&device, "comparing both models", needed_bytes) {
         context.say(&format!("not compared: {error}"));
         return Ok(None);
     }
-    let device = context.device()?;
     let load =
         |name: &str, dir| OpenModel::load(name.to_owned(), dir, &LoadArgs::default(), context);
     let (original, quantised) = (load(name, original)?, load(new_name, quantised)?);

@@ -13,8 +13,8 @@ use super::settings::{Plan, Settings};
 pub(crate) const BATCH: BatchSettings =
     BatchSettings { seq_len: 512, rows_per_step: 8, rows_per_micro_batch: 2 };
 
-/// Tokens of the three runs without a budget. Machines of one kernel family that do them in time make the same models,
-/// whatever their speed.
+/// Tokens of the three runs without a budget. Machines of one kernel family that do them on their processors in time make
+/// the same models, whatever their speed.
 const DEFAULT_TOKENS: f64 = 6_400_000.0;
 /// Minutes that a quickstart without a budget takes at most.
 const MAX_MINUTES: f64 = 30.0;

@@ -74,7 +74,7 @@ pub(crate) fn report(
         machine: Machine {
             processor: bench::cpu_name(),
             n_threads: context.n_threads(),
-            kernel_family: context.family().name().to_owned(),
+            kernel_family: context.device()?.family_name().to_owned(),
             memory_bytes: machine::memory().map_or(0, |memory| memory.total_bytes),
         },
         seed: settings.seed,

@@ -49,7 +49,10 @@ pub(crate) fn measure(
     let tokenizer = Tokenizer::open(&files.tokenizer())?;
     let parameters = latest_parameters(&stage.run_dir(dir))?;
     let mut decoder = Decoder::zeroed(&device, parameters.config(), DType::Bf16, Passes::Forward);
-    decoder.pack(&device, &parameters);
+    match &device {
+        Device::Cpu(_) => decoder.pack(&device, &parameters),
+        _ => decoder.pack(&device, &parameters.clone().on(&device)),
+    }
     let bits_per_byte = bits_per_byte(&files, &device, &decoder, &tokenizer)?;
     let limits = engine_limits(decoder.config(), decoder.dtype());
     let engine = Engine::start(Arc::new(decoder), device, limits)?;

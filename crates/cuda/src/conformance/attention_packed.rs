@@ -12,15 +12,44 @@ use kernels::{Compute, Family, Operand, detect_features};
 use super::{Case, Deviation, Numbers, Size};
 use crate::gpu::Gpu;
 use crate::memory::{DeviceMatrix, NumberType};
-use crate::ops::attention_packed::{AttentionBackward, PackedRows};
-use crate::ops::attention_packed::{attention, attention_backward};
+use crate::ops::attention_packed::{AttentionBackward, AttentionKernels, PackedRows};
+use crate::ops::attention_packed::{attention_backward_with, attention_with};
 
 pub(super) const CASES: &[Case] = &[
-    Case { name: "attention_packed", run: |gpu, size| compared(gpu, size, forward) },
-    Case { name: "attention_packed_backward", run: |gpu, size| compared(gpu, size, backward) },
-    Case { name: "attention_packed_large_scores", run: large_scores },
-    Case { name: "attention_packed_documents_alone", run: documents_alone },
+    Case { name: "attention_packed", run: |gpu, size| compared(gpu, size, AMPERE, forward) },
+    Case {
+        name: "attention_packed_backward",
+        run: |gpu, size| compared(gpu, size, AMPERE, backward),
+    },
+    Case { name: "attention_packed_large_scores", run: |gpu, _| large_scores(gpu, AMPERE) },
+    Case { name: "attention_packed_documents_alone", run: |gpu, _| documents_alone(gpu, AMPERE) },
+    Case {
+        name: "attention_hopper",
+        run: |gpu, size| on_hopper(gpu, |kernels| compared(gpu, size, kernels, forward)),
+    },
+    Case {
+        name: "attention_hopper_backward",
+        run: |gpu, size| on_hopper(gpu, |kernels| compared(gpu, size, kernels, backward)),
+    },
+    Case {
+        name: "attention_hopper_large_scores",
+        run: |gpu, _| on_hopper(gpu, |kernels| large_scores(gpu, kernels)),
+    },
+    Case {
+        name: "attention_hopper_documents_alone",
+        run: |gpu, _| on_hopper(gpu, |kernels| documents_alone(gpu, kernels)),
+    },
 ];
+
+const AMPERE: AttentionKernels = AttentionKernels::AMPERE;
+
+/// With the kernels for Hopper, where the GPU is one.
+fn on_hopper(gpu: &Gpu, run: impl Fn(AttentionKernels) -> Deviation) -> Deviation {
+    match gpu.description().capability {
+        (9, 0) => run(AttentionKernels::HOPPER),
+        _ => Deviation::equal(&[], &[]),
+    }
+}
 
 /// A batch.
 struct Batch {
@@ -99,19 +128,24 @@ fn compute_for(batch: &Batch) -> Compute {
 fn compared(
     gpu: &Gpu,
     size: Size,
-    one: fn(&Gpu, &Batch, NumberType, u64) -> Deviation,
+    kernels: AttentionKernels,
+    one: fn(&Gpu, AttentionKernels, &Batch, NumberType, u64) -> Deviation,
 ) -> Deviation {
     let batches = batches(size);
     // All heads of f32 run the same kernels: one batch of those sizes that bf16 has fast kernels for.
     let is_sensible = |batch: &Batch, number_type| {
         let HeadShape { head_dim, window, .. } = batch.shape;
+        // What has no kernels for Hopper was compared with the others.
+        if kernels != AttentionKernels::AMPERE {
+            return number_type == NumberType::Bf16 && matches!(head_dim, 64 | 128);
+        }
         number_type == NumberType::Bf16 || !matches!(head_dim, 64 | 128) || window == Some(7)
     };
     let all = batches.iter().zip(1..).flat_map(|(batch, seed)| {
         [NumberType::F32, NumberType::Bf16].map(|number_type| (batch, number_type, seed))
     });
     all.filter(|&(batch, number_type, _)| is_sensible(batch, number_type))
-        .map(|(batch, number_type, seed)| one(gpu, batch, number_type, seed))
+        .map(|(batch, number_type, seed)| one(gpu, kernels, batch, number_type, seed))
         .reduce(Deviation::worst)
         .expect("there are batches")
 }
@@ -155,11 +189,17 @@ fn narrowed<T: Operand>(values: &[f32]) -> Vec<T> {
     values.iter().map(|&x| T::from_f32(x)).collect()
 }
 
-fn forward(gpu: &Gpu, batch: &Batch, number_type: NumberType, seed: u64) -> Deviation {
+fn forward(
+    gpu: &Gpu,
+    kernels: AttentionKernels,
+    batch: &Batch,
+    number_type: NumberType,
+    seed: u64,
+) -> Deviation {
     let Batch { shape, .. } = *batch;
     let values = Numbers::new(seed).normal(batch.n_rows() * shape.qkv_width());
     let qkv = DeviceMatrix::of_f32(gpu, number_type, &values, shape.qkv_width());
-    let (out, log_sum_exp) = forward_on_gpu(gpu, batch, &qkv);
+    let (out, log_sum_exp) = forward_on_gpu(gpu, kernels, batch, &qkv);
     let (compute, values) = (compute_for(batch), qkv.to_f32());
     let (expected, expected_log) = match number_type {
         NumberType::F32 => forward_on_cpu::<f32>(&compute, batch, &values),
@@ -173,13 +213,19 @@ fn forward(gpu: &Gpu, batch: &Batch, number_type: NumberType, seed: u64) -> Devi
     ))
 }
 
-fn forward_on_gpu(gpu: &Gpu, batch: &Batch, qkv: &DeviceMatrix) -> (Vec<f32>, Vec<f32>) {
+fn forward_on_gpu(
+    gpu: &Gpu,
+    kernels: AttentionKernels,
+    batch: &Batch,
+    qkv: &DeviceMatrix,
+) -> (Vec<f32>, Vec<f32>) {
     let HeadShape { n_heads, head_dim, .. } = batch.shape;
     let (number_type, n) = (qkv.number_type(), batch.n_rows());
     let rows = PackedRows::new(gpu, &batch.starts());
     let mut out = DeviceMatrix::poisoned(gpu, number_type, n, n_heads * head_dim);
     let mut log_sum_exp = DeviceMatrix::poisoned(gpu, NumberType::F32, n, n_heads);
-    attention(gpu, batch.shape, qkv.view(), &rows, out.view_mut(), log_sum_exp.view_mut());
+    let (out_view, log_view) = (out.view_mut(), log_sum_exp.view_mut());
+    attention_with(gpu, kernels, batch.shape, qkv.view(), &rows, out_view, log_view);
     (out.to_f32(), log_sum_exp.to_f32())
 }
 
@@ -191,7 +237,13 @@ struct BackwardValues {
     d_out: Vec<f32>,
 }
 
-fn backward(gpu: &Gpu, batch: &Batch, number_type: NumberType, seed: u64) -> Deviation {
+fn backward(
+    gpu: &Gpu,
+    kernels: AttentionKernels,
+    batch: &Batch,
+    number_type: NumberType,
+    seed: u64,
+) -> Deviation {
     let Batch { shape, .. } = *batch;
     let mut numbers = Numbers::new(seed);
     let n_out = batch.n_rows() * shape.n_heads * shape.head_dim;
@@ -211,7 +263,7 @@ fn backward(gpu: &Gpu, batch: &Batch, number_type: NumberType, seed: u64) -> Dev
         NumberType::F32 => backward_on_cpu::<f32>(&compute, batch, &values),
         NumberType::Bf16 => backward_on_cpu::<bf16>(&compute, batch, &values),
     };
-    let got = backward_on_gpu(gpu, batch, number_type, &values);
+    let got = backward_on_gpu(gpu, kernels, batch, number_type, &values);
     let keys = shape.n_heads * shape.head_dim;
     let values = keys + shape.n_kv_heads * shape.head_dim;
     let parts = if shape.window == Some(1) {
@@ -250,6 +302,7 @@ fn backward_on_cpu<T: Operand>(
 
 fn backward_on_gpu(
     gpu: &Gpu,
+    kernels: AttentionKernels,
     batch: &Batch,
     number_type: NumberType,
     values: &BackwardValues,
@@ -269,25 +322,25 @@ fn backward_on_gpu(
     };
     let rows = PackedRows::new(gpu, &batch.starts());
     let mut d_qkv = DeviceMatrix::poisoned(gpu, number_type, batch.n_rows(), shape.qkv_width());
-    attention_backward(gpu, shape, inputs, &rows, d_qkv.view_mut());
+    attention_backward_with(gpu, kernels, shape, inputs, &rows, d_qkv.view_mut());
     d_qkv.to_f32()
 }
 
 /// Scores of such a spread that a running maximum rises often, by more than probabilities are let grow.
-fn large_scores(gpu: &Gpu, _: Size) -> Deviation {
+fn large_scores(gpu: &Gpu, kernels: AttentionKernels) -> Deviation {
     let deviations = [(64, None), (64, Some(100)), (128, None), (128, Some(90)), (24, None)]
         .into_iter()
         .zip(1..)
         .map(|((head_dim, window), seed)| {
             let mut batch = Batch::new(head_dim, [2, 1], window, &[200, 3]);
             batch.shape.scale *= 12.0;
-            forward(gpu, &batch, NumberType::Bf16, seed)
+            forward(gpu, kernels, &batch, NumberType::Bf16, seed)
         });
     deviations.reduce(Deviation::worst).expect("there are shapes")
 }
 
 /// A document gives the same bits alone and between others of NaN.
-fn documents_alone(gpu: &Gpu, _: Size) -> Deviation {
+fn documents_alone(gpu: &Gpu, kernels: AttentionKernels) -> Deviation {
     let mut numbers = Numbers::new(3);
     let mut worst = Deviation::equal(&[], &[]);
     for (head_dim, number_type) in [
@@ -317,8 +370,8 @@ fn documents_alone(gpu: &Gpu, _: Size) -> Deviation {
         };
         let run = |batch: &Batch, values: &BackwardValues| {
             let qkv = DeviceMatrix::of_f32(gpu, number_type, &values.qkv, shape.qkv_width());
-            let (out, log_sum_exp) = forward_on_gpu(gpu, batch, &qkv);
-            (out, log_sum_exp, backward_on_gpu(gpu, batch, number_type, values))
+            let (out, log_sum_exp) = forward_on_gpu(gpu, kernels, batch, &qkv);
+            (out, log_sum_exp, backward_on_gpu(gpu, kernels, batch, number_type, values))
         };
         let (expected, got) = (run(&alone, &values), run(&among, &values_among));
         for (expected, got, width) in [

@@ -4,18 +4,21 @@ use half::bf16;
 use kernels::attention::{
     CacheKind, HeadShape, KEY_BLOCK, KeyBlocks, SequenceRows, append_keys_values, attention,
 };
+use kernels::rope::{Direction, RopeFrequencies, RopeTable, RotatedHeads};
 use kernels::{Compute, Family, Operand};
 
 use super::{Case, Deviation, Numbers, Size};
 use crate::gpu::Gpu;
-use crate::memory::{DeviceMatrix, NumberType};
+use crate::memory::{DeviceMatrix, NumberType, Plain};
 use crate::ops::attention_paged::{self as ops, CachedBatch, CachedSequence, DeviceKeyBlocks};
+use crate::ops::rope::{self, DeviceRopeTable};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "attention_paged_bf16", run: folded },
     Case { name: "attention_paged_window", run: windows },
     Case { name: "attention_paged_any_head", run: plain },
     Case { name: "attention_paged_row_alone", run: rows_alone },
+    Case { name: "rotate_and_append", run: rotate_and_append },
 ];
 
 /// First position and rows of each sequence.
@@ -107,7 +110,7 @@ fn compared<T: Number>(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Deviation 
 }
 
 /// A number type and its name on the GPU.
-trait Number: Operand {
+trait Number: Operand + Plain + Default {
     const TYPE: NumberType;
 }
 impl Number for f32 {
@@ -173,6 +176,9 @@ impl<T: Number> Run<T> {
     fn append(&mut self, gpu: &Gpu, compute: &Compute, rows: &[Rows]) {
         let Self { shape, qkv, cpu_blocks, tables, .. } = self;
         let sequences = sequence_rows(rows, tables);
+        let table = angles(gpu, qkv.len() / shape.qkv_width(), shape.head_dim);
+        let mut there = device(gpu, *shape, qkv);
+        *qkv = rotated(gpu, *shape, qkv, &table);
         append_keys_values(compute, *shape, qkv, &sequences, cpu_blocks);
         let cached = sequences.iter().zip(&*tables).map(|(sequence, tables)| CachedSequence {
             first_row: sequence.first_row,
@@ -181,8 +187,8 @@ impl<T: Number> Run<T> {
             block_tables: tables,
         });
         let batch = CachedBatch::new(gpu, &cached.collect::<Vec<_>>(), *shape);
-        let qkv = device(gpu, *shape, qkv);
-        ops::append_keys_values(gpu, *shape, qkv.view(), &batch, 0, &mut self.blocks);
+        let (qkv, layer) = (there.view_mut(), (&batch, 0));
+        ops::rotate_and_append(gpu, *shape, qkv, &table, layer, &mut self.blocks);
     }
 
     fn sequences(&self, rows: &[Rows]) -> Vec<CachedSequence<'_>> {
@@ -234,6 +240,67 @@ fn sequence_rows<'a>(rows: &[Rows], tables: &'a [[Vec<u32>; 1]]) -> Vec<Sequence
         sequence
     });
     sequences.collect()
+}
+
+/// What rotates rows, at any positions.
+fn angles(gpu: &Gpu, n_rows: usize, head_dim: usize) -> DeviceRopeTable {
+    let frequencies =
+        RopeFrequencies { query_growth: Some((0.5, 5)), ..RopeFrequencies::plain(head_dim, 1e4) };
+    let compute = Compute::forced(Family::Reference, 1).expect("it runs everywhere");
+    let mut table = RopeTable::with_capacity(n_rows, head_dim);
+    table.set(&compute, &frequencies, &Numbers::new(12).ids(n_rows, 2 * n_rows as u32));
+    DeviceRopeTable::new(gpu, &table)
+}
+
+fn rotated<T: Number>(gpu: &Gpu, shape: HeadShape, qkv: &[T], table: &DeviceRopeTable) -> Vec<T> {
+    let HeadShape { n_heads: n_query, n_kv_heads, .. } = shape;
+    let heads = RotatedHeads { n_query, n_key: n_kv_heads, n_copied: n_kv_heads };
+    let mut there = device(gpu, shape, qkv);
+    rope::rotate_in_place(gpu, there.view_mut(), table, heads, Direction::Forward);
+    there.to_f32().into_iter().map(T::from_f32).collect()
+}
+
+/// Queries, and keys and values in the blocks, have the bits of rows that were rotated before.
+fn rotate_and_append(gpu: &Gpu, size: Size) -> Deviation {
+    let rows = [[0, 1], [31, 1], [30, 5], [300, 1], [90, 7]];
+    let mut worst = appended::<bf16>(gpu, shape(6, 2, 128, None), &rows)
+        .worst(appended::<bf16>(gpu, shape(5, 5, 34, Some(40)), &rows))
+        .worst(appended::<f32>(gpu, shape(3, 1, 64, None), &rows[3..4]))
+        .worst(appended::<f32>(gpu, shape(6, 2, 10, None), &rows));
+    if size == Size::Large {
+        let rows = [&SINGLE[..], &[[0, 700], [1500, 300]]].concat();
+        worst = worst.worst(appended::<bf16>(gpu, shape(32, 8, 128, None), &rows));
+    }
+    worst
+}
+
+fn appended<T: Number>(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Deviation {
+    let run = Run::<T>::new(gpu, shape, rows);
+    let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
+    let table = angles(gpu, run.qkv.len() / shape.qkv_width(), head_dim);
+    let rotated = rotated(gpu, shape, &run.qkv, &table);
+    let mut blocks = DeviceKeyBlocks::filled(gpu, T::TYPE, shape, run.blocks.n_blocks(), 0xff);
+    let (mut expected_qkv, mut expected) = (run.qkv.clone(), blocks.numbers::<T>());
+    for (sequence, [block_table]) in run.sequences(rows).iter().zip(&run.tables) {
+        for row in 0..sequence.n_rows {
+            let start = (sequence.first_row + row) * shape.qkv_width();
+            let queries = start..start + n_heads * head_dim;
+            expected_qkv[queries.clone()].copy_from_slice(&rotated[queries.clone()]);
+            let position = sequence.first_position + row;
+            let first_head = block_table[position / KEY_BLOCK] as usize * 2 * n_kv_heads;
+            let keys_values = rotated[queries.end..].chunks_exact(head_dim).take(2 * n_kv_heads);
+            for (head, numbers) in (first_head..).zip(keys_values) {
+                let at = (head * KEY_BLOCK + position % KEY_BLOCK) * head_dim;
+                expected[at..at + head_dim].copy_from_slice(numbers);
+            }
+        }
+    }
+    let (mut qkv, sequences) = (device(gpu, shape, &run.qkv), run.sequences(rows));
+    let batch = CachedBatch::new(gpu, &sequences, shape);
+    ops::rotate_and_append(gpu, shape, qkv.view_mut(), &table, (&batch, 1), &mut blocks);
+    let widened = |numbers: &[T]| -> Vec<f32> { numbers.iter().map(|x| x.to_f32()).collect() };
+    Deviation::equal(&qkv.to_f32(), &widened(&expected_qkv))
+        .worst(Deviation::equal(&widened(&blocks.numbers()), &widened(&expected)))
 }
 
 fn device<T: Number>(gpu: &Gpu, shape: HeadShape, values: &[T]) -> DeviceMatrix {

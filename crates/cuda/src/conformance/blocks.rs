@@ -115,7 +115,8 @@ fn products(gpu: &Gpu, size: Size) -> Deviation {
             let there = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &x, n_in);
             let width = n_out + 3;
             let before = rounded(&numbers.normal(n_rows * width));
-            for (output, limit) in [(NumberType::F32, 2e-5), (NumberType::Bf16, 3e-3)] {
+            // A result of bf16 may be half of its last place off, 2^-8.
+            for (output, limit) in [(NumberType::F32, 2e-5), (NumberType::Bf16, 4e-3)] {
                 for write in [Write::Overwrite, Write::Accumulate] {
                     let mut y = match write {
                         Write::Overwrite => DeviceMatrix::poisoned(gpu, output, n_rows, width),

@@ -5,7 +5,7 @@ use kernels::matmul::Write;
 use super::{Case, Deviation, Numbers, Size, rounded};
 use crate::gpu::Gpu;
 use crate::memory::{DeviceMatrix, NumberType};
-use crate::ops::few_rows::{MAX_FEW_ROWS, product_few_rows};
+use crate::ops::few_rows::{max_few_rows, product_few_rows};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "product_few_rows", run: products },
@@ -30,11 +30,14 @@ fn shapes(size: Size) -> Vec<[usize; 3]> {
         [8, 16, 2312],
         [9, 48, 136],
         [16, 31, 1288],
-        // More outputs than there are multiprocessors, many times.
+        // Even and odd numbers of turns.
+        [3, 2000, 40],
+        [7, 200, 1032],
+        [2, 330, 2100],
         [11, 2000, 40],
     ];
     if size == Size::Large {
-        shapes.extend([[1, 4096, 4096], [4, 6144, 4096], [8, 4096, 14336], [16, 28672, 4096]]);
+        shapes.extend([[1, 4096, 4096], [4, 6144, 4096], [8, 4096, 14336], [16, 4096, 4096]]);
     }
     shapes
 }
@@ -47,10 +50,11 @@ fn products(gpu: &Gpu, size: Size) -> Deviation {
         let first_column = 3;
         let width = first_column + n_out + 2;
         let before = rounded(&numbers.normal(n_rows * width));
-        for [operands, output] in TYPES {
+        let takes = |types: &[NumberType; 2]| n_rows <= max_few_rows(types[0]);
+        for [operands, output] in TYPES.into_iter().filter(takes) {
             let x = DeviceMatrix::of_f32(gpu, operands, &x, n_in);
             let w = DeviceMatrix::of_f32(gpu, operands, &w, n_in);
-            let limit = if output == NumberType::F32 { 2e-6 } else { 3e-3 };
+            let limit = if output == NumberType::F32 { 5e-6 } else { 4e-3 };
             for write in [Write::Overwrite, Write::Accumulate] {
                 let mut y = match write {
                     Write::Overwrite => DeviceMatrix::poisoned(gpu, output, n_rows, width),
@@ -95,8 +99,10 @@ fn rows_alone(gpu: &Gpu, size: Size) -> Deviation {
     };
     let mut worst = Deviation { value: 0.0, limit: 0.0 };
     for &[n_out, n_in] in shapes {
-        let (x, w) = (numbers.normal(MAX_FEW_ROWS * n_in), numbers.normal(n_out * n_in));
+        let w = numbers.normal(n_out * n_in);
         for [operands, output] in TYPES {
+            let max_rows = max_few_rows(operands);
+            let x = numbers.normal(max_rows * n_in);
             let w = DeviceMatrix::of_f32(gpu, operands, &w, n_in);
             let product = |x: &[f32]| {
                 let x = DeviceMatrix::of_f32(gpu, operands, x, n_in);
@@ -105,7 +111,8 @@ fn rows_alone(gpu: &Gpu, size: Size) -> Deviation {
                 y.to_f32()
             };
             let all = product(&x);
-            for rows in [0..1, 5..7, 2..6, 1..9, 4..13] {
+            for rows in [0..1, 5..7, 2..6, 1..8, 4..13] {
+                let rows = rows.start..rows.end.min(max_rows);
                 let some = product(&x[rows.start * n_in..rows.end * n_in]);
                 let expected = &all[rows.start * n_out..rows.end * n_out];
                 worst = worst.worst(Deviation::equal(&some, expected));

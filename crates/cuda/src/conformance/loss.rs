@@ -1,8 +1,9 @@
-//! Softmax cross-entropy, and the largest logit.
+//! Softmax cross-entropy, and the likeliest token.
 
 use half::bf16;
 use kernels::Operand;
 use kernels::cross_entropy::cross_entropy;
+use kernels::likeliest::{Likeliest, likeliest_of};
 
 use super::elementwise::{TYPES, reference, worst};
 use super::{Case, Deviation, Numbers, Size};
@@ -12,7 +13,7 @@ use crate::ops::loss as ops;
 use crate::ops::row_numbers::RowNumbers;
 
 pub(super) const CASES: &[Case] =
-    &[Case { name: "cross_entropy", run: losses }, Case { name: "argmax", run: largest }];
+    &[Case { name: "cross_entropy", run: losses }, Case { name: "likeliest", run: most_likely }];
 
 /// Tokens, vocabulary.
 fn shapes(size: Size) -> Vec<[usize; 2]> {
@@ -113,19 +114,7 @@ fn losses(gpu: &Gpu, size: Size) -> Deviation {
     }))
 }
 
-/// As greedy sampling chooses: nothing where a logit is NaN or the largest is not finite.
-fn greedy(logits: &[f32]) -> Option<u32> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &logit) in (0..).zip(logits) {
-        if logit > best.1 {
-            best = (id, logit);
-        }
-    }
-    let is_sound = best.1.is_finite() && !logits.iter().any(|logit| logit.is_nan());
-    is_sound.then_some(best.0)
-}
-
-fn largest(gpu: &Gpu, size: Size) -> Deviation {
+fn most_likely(gpu: &Gpu, size: Size) -> Deviation {
     let mut numbers = Numbers::new(42);
     worst(shapes(size).into_iter().map(|[n_rows, vocab]| {
         let (mut logits, ..) = inputs(&mut numbers, [n_rows, vocab]);
@@ -139,12 +128,24 @@ fn largest(gpu: &Gpu, size: Size) -> Deviation {
             }
         }
         let there = DeviceMatrix::of_f32(gpu, NumberType::F32, &logits, vocab);
-        let mut ids = vec![0_u32; n_rows];
-        ops::argmax(gpu, there.view()).read(&mut ids);
-        let expected: Vec<u32> =
-            logits.chunks_exact(vocab).map(|row| greedy(row).unwrap_or(u32::MAX)).collect();
-        let [got, expected] =
-            [ids, expected].map(|ids| ids.iter().map(|&id| id as f32).collect::<Vec<_>>());
-        Deviation::equal(&got, &expected)
+        let got = ops::likeliest(gpu, there.view());
+        let alone = ops::likeliest(gpu, there.rows(n_rows - 1..n_rows, vocab));
+        let expected: Vec<_> = logits.chunks_exact(vocab).map(likeliest_of).collect();
+        let ids = |found: &[Option<Likeliest>]| -> Vec<f32> {
+            found.iter().map(|found| found.map_or(-1.0, |found| found.token_id as f32)).collect()
+        };
+        let logprobs = |found: &[Option<Likeliest>]| -> Vec<f32> {
+            found.iter().map(|found| found.map_or(1.0, |found| found.logprob)).collect()
+        };
+        // One of 0 would be lost beside others.
+        let (got_logprobs, expected_logprobs) = (logprobs(&got), logprobs(&expected));
+        let each = got_logprobs
+            .iter()
+            .zip(&expected_logprobs)
+            .map(|(got, expected)| Deviation::between(&[got - 1.0], &[expected - 1.0], 1e-6));
+        worst(each.chain([
+            Deviation::equal(&ids(&got), &ids(&expected)),
+            Deviation::equal(&logprobs(&alone), &got_logprobs[n_rows - 1..]),
+        ]))
     }))
 }

@@ -22,7 +22,9 @@ const TILE_BYTES: usize = 16;
 const MAX_BLOCKS_Y: usize = 65_535;
 /// Threads of a block of it, but for the gradients of keys.
 const THREADS: usize = 128;
-/// Threads of a block of it that multiplies rows of `out` and `d_out`.
+/// Threads of a block of `attention_hopper.cu`.
+const HOPPER_THREADS: usize = 256;
+/// Threads of a block of `attention_packed.cu` that multiplies rows of `out` and `d_out`.
 const DELTA_THREADS: usize = 256;
 /// Warps of a block of `attention_plain.cu`.
 const PLAIN_WARPS: usize = 4;
@@ -35,10 +37,11 @@ pub struct PackedRows {
     n_rows: usize,
     n_documents: usize,
     starts: Memory,
-    /// Tiles of 128 rows, `[n_tiles, 4]`: first row of the document, its rows, first row of the tile within it, 0. The most keys first,
-    /// so that the last blocks of a launch are short.
+    /// Tiles of 128 rows, `[n_tiles, 4]`: first row of the document, its rows, first row of the tile within it, 0. Those of a document
+    /// are together, so that what they read stays in the second cache; long documents come first and in each the tile of the most
+    /// keys, so that the last blocks of a launch are short.
     query_tiles: Memory,
-    /// The same tiles, those that the most queries see first.
+    /// The same tiles, in each document those that the most queries see first.
     key_tiles: Memory,
 }
 
@@ -58,9 +61,9 @@ impl PackedRows {
             tiles.extend(firsts.map(|first| [document[0], n_rows, first, 0]));
         }
         let uploaded = |tiles: &[[u32; 4]]| gpu.upload(tiles.as_flattened());
-        tiles.sort_by_key(|&[_, _, first, _]| Reverse(first));
+        tiles.sort_by_key(|&[start, n_rows, first, _]| (Reverse(n_rows), start, Reverse(first)));
         let query_tiles = uploaded(&tiles);
-        tiles.sort_by_key(|&[_, n_rows, first, _]| Reverse(n_rows - first));
+        tiles.sort_by_key(|&[start, n_rows, first, _]| (Reverse(n_rows), start, first));
         Self {
             n_rows: segment_starts.last().map_or(0, |&n_rows| n_rows as usize),
             n_documents: segment_starts.len() - 1,
@@ -74,6 +77,46 @@ impl PackedRows {
     #[must_use]
     pub fn n_rows(&self) -> usize {
         self.n_rows
+    }
+}
+
+/// Which kernels run, where the shape has kernels on tensor cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorCores {
+    /// `attention_packed.cu`: every GPU.
+    Ampere,
+    /// `attention_hopper.cu`, `attention_hopper_backward.cu`: compute capability 9.0.
+    Hopper,
+}
+
+/// Which kernel runs for each step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionKernels {
+    /// Forward.
+    pub forward: TensorCores,
+    /// Gradients of keys and values.
+    pub keys: TensorCores,
+    /// Gradients of queries.
+    pub queries: TensorCores,
+}
+
+impl AttentionKernels {
+    /// Those that run on every GPU.
+    pub const AMPERE: Self = Self::all(TensorCores::Ampere);
+    /// Those for Hopper.
+    pub const HOPPER: Self = Self::all(TensorCores::Hopper);
+
+    const fn all(cores: TensorCores) -> Self {
+        Self { forward: cores, keys: cores, queries: cores }
+    }
+
+    /// The fastest on this GPU.
+    #[must_use]
+    pub fn fastest(gpu: &Gpu) -> Self {
+        match gpu.description().capability {
+            (9, 0) => Self::HOPPER,
+            _ => Self::AMPERE,
+        }
     }
 }
 
@@ -103,6 +146,22 @@ pub fn attention(
     out: MatrixMut<'_>,
     log_sum_exp: MatrixMut<'_>,
 ) {
+    attention_with(gpu, AttentionKernels::fastest(gpu), shape, qkv, rows, out, log_sum_exp);
+}
+
+/// As [`attention`], with these kernels.
+///
+/// # Panics
+/// As [`attention`], and when the GPU has no such kernels.
+pub fn attention_with(
+    gpu: &Gpu,
+    kernels: AttentionKernels,
+    shape: HeadShape,
+    qkv: Matrix<'_>,
+    rows: &PackedRows,
+    out: MatrixMut<'_>,
+    log_sum_exp: MatrixMut<'_>,
+) {
     check_shape(shape);
     let number_type = qkv.number_type();
     check("qkv", qkv, number_type, [rows.n_rows, shape.qkv_width()]);
@@ -113,13 +172,26 @@ pub fn attention(
     }
     let outputs = [Argument::Pointer(out.address()), Argument::Pointer(log_sum_exp.address())];
     if is_packed(shape, number_type) {
-        let launch = TileLaunch {
-            kernel: format!("attention_packed_{}", shape.head_dim),
-            n_heads: shape.n_heads,
-            blocks_per_tile: 1,
-            threads: THREADS,
-            // 128 queries; 64 keys and values, twice.
-            shared_bytes: (128 + 2 * 2 * 64) * shape.head_dim * 2,
+        let HeadShape { n_heads, head_dim, .. } = shape;
+        let launch = match kernels.forward {
+            TensorCores::Ampere => TileLaunch {
+                kernel: format!("attention_packed_{head_dim}"),
+                n_heads,
+                blocks_per_tile: 1,
+                threads: THREADS,
+                // 128 queries; 64 keys and values, twice.
+                shared_bytes: (128 + 2 * 2 * 64) * head_dim * 2,
+            },
+            TensorCores::Hopper => TileLaunch {
+                kernel: format!("attention_hopper_{head_dim}"),
+                n_heads,
+                blocks_per_tile: 1,
+                threads: HOPPER_THREADS,
+                // 128 queries; keys and values, 128 of each three times, or 64 twice.
+                shared_bytes: (128 + 2 * if head_dim == 64 { 3 * 128 } else { 2 * 64 })
+                    * head_dim
+                    * 2,
+            },
         };
         let arguments = [&outputs[..], &packed_arguments(shape)].concat();
         launch.run(gpu, qkv, &rows.query_tiles, &arguments);
@@ -142,6 +214,21 @@ pub fn attention_backward(
     rows: &PackedRows,
     d_qkv: MatrixMut<'_>,
 ) {
+    attention_backward_with(gpu, AttentionKernels::fastest(gpu), shape, inputs, rows, d_qkv);
+}
+
+/// As [`attention_backward`], with these kernels.
+///
+/// # Panics
+/// As [`attention_backward`], and when the GPU has no such kernels.
+pub fn attention_backward_with(
+    gpu: &Gpu,
+    kernels: AttentionKernels,
+    shape: HeadShape,
+    inputs: AttentionBackward<'_>,
+    rows: &PackedRows,
+    d_qkv: MatrixMut<'_>,
+) {
     check_shape(shape);
     let AttentionBackward { qkv, out, log_sum_exp, d_out } = inputs;
     let number_type = qkv.number_type();
@@ -159,7 +246,7 @@ pub fn attention_backward(
         .map(Argument::Pointer);
     let products = [out.address(), d_out.address(), delta.address()].map(Argument::Pointer);
     if is_packed(shape, number_type) {
-        packed_backward(gpu, shape, qkv, rows, products, gradient);
+        packed_backward(gpu, kernels, shape, qkv, rows, products, gradient);
     } else {
         plain_backward(gpu, shape, qkv, rows, products, gradient);
     }
@@ -167,13 +254,14 @@ pub fn attention_backward(
 
 fn packed_backward(
     gpu: &Gpu,
+    kernels: AttentionKernels,
     shape: HeadShape,
     qkv: Matrix<'_>,
     rows: &PackedRows,
     products: [Argument; 3],
     gradient: [Argument; 4],
 ) {
-    let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
+    let HeadShape { n_heads, head_dim, .. } = shape;
     let n = rows.n_rows * n_heads;
     let blocks = [(n * head_dim / 8).div_ceil(DELTA_THREADS), 1, 1];
     let grid = Grid { blocks, threads: DELTA_THREADS, shared_bytes: 0 };
@@ -181,28 +269,54 @@ fn packed_backward(
     gpu.launch(&format!("attention_packed_delta_{head_dim}"), grid, &arguments);
 
     let arguments = [&gradient[..], &packed_arguments(shape)].concat();
-    // Keys of a block and queries that it takes at a time, as the kernels are compiled.
-    let [keys, queries] = if head_dim == 64 { [64, 32] } else { [128, 64] };
-    let launch = TileLaunch {
-        kernel: format!("attention_packed_backward_keys_{head_dim}"),
+    keys_launch(kernels.keys, shape).run(gpu, qkv, &rows.key_tiles, &arguments);
+    queries_launch(kernels.queries, shape).run(gpu, qkv, &rows.query_tiles, &arguments);
+}
+
+fn keys_launch(
+    cores: TensorCores,
+    HeadShape { n_kv_heads, head_dim, .. }: HeadShape,
+) -> TileLaunch {
+    // Keys of a block, queries that it takes at a time, how many times it has room for these, as the kernels are compiled.
+    let [keys, queries, stages] = match (cores, head_dim) {
+        (TensorCores::Ampere, 64) => [64, 32, 2],
+        (TensorCores::Ampere, _) => [128, 64, 2],
+        (TensorCores::Hopper, 64) => [64, 64, 3],
+        (TensorCores::Hopper, _) => [64, 64, 2],
+    };
+    // Keys and values; queries and d_out; log_sum_exp and delta, twice.
+    let shared_bytes =
+        (2 * keys + stages * 2 * queries) * head_dim * 2 + 2 * 2 * queries * size_of::<f32>();
+    let (kernel, exchanged_bytes) = match cores {
+        // P is handed from warp to warp.
+        TensorCores::Ampere => ("packed", keys * queries * 2),
+        TensorCores::Hopper => ("hopper", 0),
+    };
+    TileLaunch {
+        kernel: format!("attention_{kernel}_backward_keys_{head_dim}"),
         n_heads: n_kv_heads,
         blocks_per_tile: TILE as usize / keys,
         threads: 2 * keys,
-        // Keys and values; queries and d_out, twice; P; log_sum_exp and delta, twice.
-        shared_bytes: (2 * keys + 2 * 2 * queries) * head_dim * 2
-            + keys * queries * 2
-            + 2 * 2 * queries * size_of::<f32>(),
+        shared_bytes: shared_bytes + exchanged_bytes,
+    }
+}
+
+fn queries_launch(
+    cores: TensorCores,
+    HeadShape { n_heads, head_dim, .. }: HeadShape,
+) -> TileLaunch {
+    // 128 queries and their d_out; keys and values, 32 twice or 64 three times.
+    let (kernel, threads, keys) = match cores {
+        TensorCores::Ampere => ("packed", THREADS, 2 * 32),
+        TensorCores::Hopper => ("hopper", HOPPER_THREADS, 3 * 64),
     };
-    launch.run(gpu, qkv, &rows.key_tiles, &arguments);
-    let launch = TileLaunch {
-        kernel: format!("attention_packed_backward_queries_{head_dim}"),
+    TileLaunch {
+        kernel: format!("attention_{kernel}_backward_queries_{head_dim}"),
         n_heads,
         blocks_per_tile: 1,
-        threads: THREADS,
-        // 128 queries and their d_out; 32 keys and values, twice.
-        shared_bytes: (2 * 128 + 2 * 2 * 32) * head_dim * 2,
-    };
-    launch.run(gpu, qkv, &rows.query_tiles, &arguments);
+        threads,
+        shared_bytes: 2 * (128 + keys) * head_dim * 2,
+    }
 }
 
 /// A launch of a kernel of `attention_packed.cu` for all tiles.

@@ -2,8 +2,9 @@
 
 use kernels::attention::{HeadShape, KEY_BLOCK};
 
+use super::rope::DeviceRopeTable;
 use crate::gpu::{Argument, Gpu, Grid};
-use crate::memory::{Matrix, MatrixMut, Memory, NumberType};
+use crate::memory::{Matrix, MatrixMut, Memory, NumberType, Plain};
 
 /// Positions of a partition: part of the arithmetic (`attention_paged.cu`).
 const PARTITION: usize = 512;
@@ -67,6 +68,14 @@ impl DeviceKeyBlocks {
     #[must_use]
     pub fn n_bytes(&self) -> usize {
         self.memory.n_bytes()
+    }
+
+    /// A copy of the numbers, `T` being of their type.
+    pub(crate) fn numbers<T: Plain + Default>(&self) -> Vec<T> {
+        assert_eq!(size_of::<T>(), self.number_type.bytes(), "bytes of a number");
+        let mut numbers = vec![T::default(); self.n_bytes() / size_of::<T>()];
+        self.memory.read(&mut numbers);
+        numbers
     }
 }
 
@@ -372,40 +381,39 @@ impl Tile {
     }
 }
 
-/// Writes the keys and values of new rows into their sequences' blocks. Nothing is cleared: attention reads no position that was
-/// not written.
+/// Rotates the queries of new rows in their place, and writes their keys, rotated, and values into their sequences' blocks: the bits of
+/// [`super::rope::rotate_in_place`], but what `qkv` has of keys stays as it is. Nothing is cleared: attention reads no position that was
+/// not written. Rows of no sequence are left alone.
 ///
-/// Shapes: qkv as on the CPU.
+/// Shapes: qkv as on the CPU; the table of its rows.
 ///
 /// # Panics
 /// When a shape does not fit or a block id is out of range.
-pub fn append_keys_values(
+pub fn rotate_and_append(
     gpu: &Gpu,
     shape: HeadShape,
-    qkv: Matrix<'_>,
-    batch: &CachedBatch,
-    layer_idx: usize,
+    qkv: MatrixMut<'_>,
+    table: &DeviceRopeTable,
+    (batch, layer_idx): (&CachedBatch, usize),
     blocks: &mut DeviceKeyBlocks,
 ) {
-    if batch.n_rows == 0 {
-        return;
-    }
-    batch.check(shape, qkv, layer_idx, blocks);
     let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
-    let suffix = qkv.number_type().suffix();
-    let n_of_pack = 16 / qkv.number_type().bytes();
-    let (name, n_of_thread) = if head_dim.is_multiple_of(n_of_pack) {
-        (format!("append_keys_values_{suffix}"), n_of_pack)
-    } else {
-        (format!("append_keys_values_narrow_{suffix}"), 1)
-    };
-    let n_threads = batch.n_rows * 2 * n_kv_heads * head_dim / n_of_thread;
+    assert_eq!(table.n_rows(), qkv.n_rows(), "rows of the table");
+    assert_eq!(table.head_dim(), head_dim, "heads of the table");
+    let number_type = qkv.number_type();
+    let grid = table.grid(number_type, batch.n_rows, n_heads + 2 * n_kv_heads);
+    let Some(grid) = grid else { return };
+    batch.check(shape, qkv.as_ref(), layer_idx, blocks);
+    let [values, query_factors, entries] = table.arguments();
     let [sequences, positions] = batch.rows();
-    gpu.launch(
-        &name,
-        Grid { blocks: [n_threads.div_ceil(256), 1, 1], threads: 256, shared_bytes: 0 },
+    gpu.launch_early(
+        &format!("rotate_and_append_{}", number_type.suffix()),
+        grid,
         &[
             Argument::Pointer(qkv.address()),
+            values,
+            query_factors,
+            entries,
             Argument::Pointer(blocks.memory.address()),
             batch.tables(layer_idx),
             sequences,
@@ -419,7 +427,7 @@ pub fn append_keys_values(
     );
 }
 
-/// Causal attention of new rows over the blocks of their sequences, in which [`append_keys_values`] has put these rows' own.
+/// Causal attention of new rows over the blocks of their sequences, in which [`rotate_and_append`] has put these rows' own.
 /// Overwrites the rows of the sequences.
 ///
 /// Shapes: qkv as on the CPU; out `[tokens, n_heads * head_dim]` of the same number type. Numerics: sums, maxima and exponentials in f32;
@@ -496,7 +504,7 @@ impl Call<'_> {
         }
         let HeadShape { n_heads, n_kv_heads, head_dim, scale, .. } = self.shape;
         let factor = f64::from(scale) * std::f64::consts::LOG2_E;
-        self.gpu.launch(
+        self.gpu.launch_early(
             &format!("{name}_{head_dim}"),
             Grid { blocks: [n_tiles, n_kv_heads, 1], threads: 128, shared_bytes },
             &[
@@ -521,7 +529,7 @@ impl Call<'_> {
             return;
         }
         let HeadShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
-        self.gpu.launch(
+        self.gpu.launch_early(
             "attention_paged_merge",
             Grid { blocks: [n_merges, n_kv_heads, 1], threads: 128, shared_bytes: 0 },
             &[

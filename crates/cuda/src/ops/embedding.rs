@@ -31,7 +31,7 @@ pub fn gather(gpu: &Gpu, table: Matrix<'_>, token_ids: &RowNumbers, out: MatrixM
         Argument::count(width),
     ];
     let kernel = format!("gather_{}", table.number_type().suffix());
-    gpu.launch(&kernel, pieces_grid(n_rows, n_units), &arguments);
+    gpu.launch_early(&kernel, pieces_grid(n_rows, n_units), &arguments);
 }
 
 /// The rows of a batch by their token, on the device: what [`gather_backward`] walks over.

@@ -5,12 +5,22 @@ use kernels::matmul::Write;
 use crate::gpu::{Argument, Gpu, Grid};
 use crate::memory::{Matrix, MatrixMut, NumberType};
 
+/// Threads of a block, and outputs that it computes.
+const THREADS: usize = 256;
+const TILE: usize = 16;
+
 /// The most rows that [`product_few_rows`] takes.
-pub const MAX_FEW_ROWS: usize = 16;
+#[must_use]
+pub fn max_few_rows(number_type: NumberType) -> usize {
+    match number_type {
+        NumberType::F32 => 16,
+        NumberType::Bf16 => 8,
+    }
+}
 
 /// Matrix product of few rows: `y[t, first_column + o] (+)= sum_i x[t, i] w[o, i]`; other columns of `y` are not touched.
 ///
-/// Shapes: x `[tokens, n_in]` with at most [`MAX_FEW_ROWS`] tokens; w `[n_out, n_in]`; y `[tokens, width]`. x and w are of one number
+/// Shapes: x `[tokens, n_in]` with at most [`max_few_rows`] tokens; w `[n_out, n_in]`; y `[tokens, width]`. x and w are of one number
 /// type, y of the same or f32. Numerics: sums in f32, in an order that depends on `n_in` alone, so that a row has the same bits
 /// whatever rows stand beside it (`few_rows.cu`); accumulating into bf16 rounds once.
 ///
@@ -26,33 +36,31 @@ pub fn product_few_rows(
 ) {
     let (n_rows, n_out, n_in) = (x.n_rows(), w.n_rows(), w.width());
     check_shapes(x, [n_out, n_in], &y, first_column);
-    assert!(n_rows <= MAX_FEW_ROWS, "{n_rows} rows are not few");
+    assert!(n_rows <= max_few_rows(x.number_type()), "{n_rows} rows are not few");
     assert_eq!(x.number_type(), w.number_type(), "types of x and w");
     let to_f32 = y.number_type() == NumberType::F32;
     assert!(to_f32 || x.number_type() == NumberType::Bf16, "a product of f32 numbers as bf16");
     if n_rows == 0 || n_out == 0 {
         return;
     }
-    let (name, n_of_block) = match x.number_type() {
+    let name = match x.number_type() {
         NumberType::F32 => {
-            let most = [1, 4, 16].into_iter().find(|most| n_rows <= *most).unwrap_or(MAX_FEW_ROWS);
-            (format!("product_few_rows_{most}_f32"), 16)
+            let most = match n_rows {
+                1 => 1,
+                2..=4 => 4,
+                _ => 16,
+            };
+            format!("product_few_rows_{most}_f32")
         }
         NumberType::Bf16 => {
-            let (variant, n_of_block) = match n_rows {
-                _ if !n_in.is_multiple_of(8) => ("any", 16),
-                0..=8 => ("8", 16),
-                // As long as every multiprocessor has work.
-                _ if n_out >= 64 * gpu.multiprocessors() => ("16_wide", 32),
-                _ => ("16", 16),
-            };
+            let any = if n_in.is_multiple_of(8) { "" } else { "_any" };
             let suffix = if to_f32 { "bf16_to_f32" } else { "bf16" };
-            (format!("product_few_rows_{variant}_{suffix}"), n_of_block)
+            format!("product_few_rows{any}_{suffix}")
         }
     };
-    gpu.launch(
+    gpu.launch_early(
         &name,
-        Grid { blocks: [n_out.div_ceil(n_of_block), 1, 1], threads: 256, shared_bytes: 0 },
+        Grid { blocks: [n_out.div_ceil(TILE), 1, 1], threads: THREADS, shared_bytes: 0 },
         &[
             Argument::Pointer(x.address()),
             Argument::Pointer(w.address()),

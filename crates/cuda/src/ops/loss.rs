@@ -1,7 +1,9 @@
-//! Softmax cross-entropy, and the largest logit.
+//! Softmax cross-entropy, and the likeliest token.
+
+use kernels::likeliest::Likeliest;
 
 use crate::gpu::{Argument, Gpu, Grid};
-use crate::memory::{Matrix, MatrixMut, Memory, NumberType};
+use crate::memory::{Matrix, MatrixMut, NumberType};
 use crate::ops::row_numbers::RowNumbers;
 
 /// Vocabularies whose rows a block keeps in registers, and its threads (`loss.cu`).
@@ -10,7 +12,7 @@ const KEPT_THREADS: usize = 1024;
 /// The most threads of a row of another vocabulary, and the logits of a thread at a time.
 const MAX_THREADS: usize = 256;
 const PER_THREAD: usize = 16;
-const ARGMAX_THREADS: usize = 1024;
+const LIKELIEST_THREADS: usize = 1024;
 
 /// [`kernels::cross_entropy::cross_entropy`]; the type of `d_logits` is free, all else f32. A target beyond the vocabulary, of a
 /// weight that is not 0, makes the loss of its row NaN.
@@ -60,26 +62,37 @@ pub fn cross_entropy(
     }
 }
 
-/// Where the largest logit of each row is, of equals the first, as u32; [`u32::MAX`] where a logit is NaN or the largest is not
-/// finite: where greedy sampling draws nothing.
+/// The likeliest token of each row ([`kernels::likeliest::likeliest`]): none where a logit is NaN or the largest is not finite. Waits.
+/// Exponentials are f32, their sums f64 in an order of the vocabulary alone.
 ///
 /// # Panics
 /// When the logits are not f32.
 #[must_use]
-pub fn argmax(gpu: &Gpu, logits: Matrix<'_>) -> Memory {
+pub fn likeliest(gpu: &Gpu, logits: Matrix<'_>) -> Vec<Option<Likeliest>> {
     assert_eq!(logits.number_type(), NumberType::F32, "logits");
-    let ids = gpu.memory(logits.n_rows() * size_of::<u32>());
-    if logits.n_rows() > 0 {
-        let blocks = [logits.n_rows(), 1, 1];
-        gpu.launch(
-            "argmax",
-            Grid { blocks, threads: ARGMAX_THREADS, shared_bytes: 0 },
-            &[
-                Argument::Pointer(logits.address()),
-                Argument::Pointer(ids.address()),
-                Argument::count(logits.width()),
-            ],
-        );
+    let n_rows = logits.n_rows();
+    if n_rows == 0 {
+        return Vec::new();
     }
-    ids
+    // Ids, then the bits of logarithms: read at once.
+    let found = gpu.memory(2 * n_rows * size_of::<u32>());
+    gpu.launch(
+        "likeliest",
+        Grid { blocks: [n_rows, 1, 1], threads: LIKELIEST_THREADS, shared_bytes: 0 },
+        &[
+            Argument::Pointer(logits.address()),
+            Argument::Pointer(found.address()),
+            Argument::Pointer(found.address() + (n_rows * size_of::<u32>()) as u64),
+            Argument::count(logits.width()),
+        ],
+    );
+    let mut numbers = vec![0_u32; 2 * n_rows];
+    found.read(&mut numbers);
+    let (ids, logprobs) = numbers.split_at(n_rows);
+    let rows = ids.iter().zip(logprobs);
+    rows.map(|(&token_id, &logprob)| {
+        let logprob = f32::from_bits(logprob);
+        (token_id != u32::MAX).then_some(Likeliest { token_id, logprob })
+    })
+    .collect()
 }

@@ -3,10 +3,10 @@
 use kernels::rope::{Direction, RopeTable, RotatedHeads};
 
 use crate::gpu::{Argument, Gpu, Grid};
-use crate::memory::{Matrix, MatrixMut, Memory};
+use crate::memory::{Matrix, MatrixMut, Memory, NumberType};
 
 const THREADS: usize = 128;
-/// Heads of a thread (`rope.cu`).
+/// Heads of a thread (`rope.cuh`).
 const HEADS_PER_THREAD: usize = 4;
 
 /// A [`RopeTable`] on the device.
@@ -42,6 +42,27 @@ impl DeviceRopeTable {
     #[must_use]
     pub fn head_dim(&self) -> usize {
         self.head_dim
+    }
+
+    /// As kernels take it.
+    pub(super) fn arguments(&self) -> [Argument; 3] {
+        [&self.values, &self.query_factors, &self.entries]
+            .map(|memory| Argument::Pointer(memory.address()))
+    }
+
+    /// The launch that rotates `n_moved` heads of `n_rows` rows; none where there is nothing to do.
+    pub(super) fn grid(
+        &self,
+        number_type: NumberType,
+        n_rows: usize,
+        n_moved: usize,
+    ) -> Option<Grid> {
+        let (half, per_pack) = (self.head_dim / 2, 16 / number_type.bytes());
+        let n_parts = if half.is_multiple_of(per_pack) { half / per_pack } else { half };
+        let n_threads = n_rows * n_moved.div_ceil(HEADS_PER_THREAD) * n_parts;
+        assert!(u32::try_from(n_threads + THREADS).is_ok(), "{n_threads} threads");
+        let blocks = [n_threads.div_ceil(THREADS), 1, 1];
+        (n_threads > 0).then_some(Grid { blocks, threads: THREADS, shared_bytes: 0 })
     }
 }
 
@@ -89,18 +110,13 @@ fn launch(
     assert_eq!(x.width(), heads.n_all() * head_dim, "x is [tokens, heads, head_dim]");
     let RotatedHeads { n_query, n_key, n_copied } = heads;
     let n_moved = n_query + n_key + if out == x.address() { 0 } else { n_copied };
-    let (half, per_pack) = (head_dim / 2, 16 / x.number_type().bytes());
-    let n_parts = if half.is_multiple_of(per_pack) { half / per_pack } else { half };
-    let n_threads = n_rows * n_moved.div_ceil(HEADS_PER_THREAD) * n_parts;
-    if n_threads == 0 {
-        return;
-    }
-    assert!(u32::try_from(n_threads + THREADS).is_ok(), "{n_threads} threads");
+    let Some(grid) = table.grid(x.number_type(), n_rows, n_moved) else { return };
+    let [values, query_factors, entries] = table.arguments();
     let arguments = [
         Argument::Pointer(x.address()),
-        Argument::Pointer(table.values.address()),
-        Argument::Pointer(table.query_factors.address()),
-        Argument::Pointer(table.entries.address()),
+        values,
+        query_factors,
+        entries,
         Argument::Pointer(out),
         Argument::count(n_rows),
         Argument::count(n_query),
@@ -112,7 +128,5 @@ fn launch(
             Direction::Backward => -1.0,
         }),
     ];
-    let blocks = [n_threads.div_ceil(THREADS), 1, 1];
-    let kernel = format!("rotate_{}", x.number_type().suffix());
-    gpu.launch(&kernel, Grid { blocks, threads: THREADS, shared_bytes: 0 }, &arguments);
+    gpu.launch_early(&format!("rotate_{}", x.number_type().suffix()), grid, &arguments);
 }

@@ -36,7 +36,7 @@ pub fn swiglu(gpu: &Gpu, gate_up: Matrix<'_>, out: MatrixMut<'_>) {
         Argument::count(ffn_dim),
     ];
     let kernel = format!("swiglu_{}", out.number_type().suffix());
-    gpu.launch(&kernel, grid(out.number_type(), n_rows, ffn_dim), &arguments);
+    gpu.launch_early(&kernel, grid(out.number_type(), n_rows, ffn_dim), &arguments);
 }
 
 /// [`kernels::swiglu::swiglu_backward`], all of one type; `out` is the output of [`swiglu`] once more.

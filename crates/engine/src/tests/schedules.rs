@@ -129,12 +129,13 @@ fn a_tiny_cache_serves_many_requests_and_loses_no_block() {
             let mut logits = vec![0.0; vocab_size];
             let token_id = row.token_ids[of.row_idx] as usize;
             logits[(token_id * 5 + row.first_position + of.row_idx) % vocab_size] = 1.0;
-            on_logits(of, &logits);
+            give(on_logits, row, of, &logits);
         });
     };
     let counters = Arc::new(Counters::default());
-    let mut scheduler =
-        Scheduler::new(&plan, limits, Arc::clone(&queue), Arc::clone(&counters), None, forward);
+    let drawers = Drawers::new(compute(1), limits.max_running, vocab_size);
+    let shared = (Arc::clone(&queue), Arc::clone(&counters));
+    let mut scheduler = Scheduler::new(&plan, limits, shared, drawers, None, forward);
     let run = move || {
         scheduler.run();
         scheduler

@@ -157,6 +157,7 @@ fn rows_of_different_adapters_share_a_batch() {
                 .map(|i| CachedRows {
                     token_ids: &prompts[i],
                     n_logits: prompts[i].len(),
+                    wanted: Wanted::Logits,
                     adapter: chosen[i],
                     first_position: 0,
                     block_tables: &tables[i],
@@ -166,8 +167,9 @@ fn rows_of_different_adapters_share_a_batch() {
                 KvBlocks::new(&device, &config, dtype, CacheKind::Operands, 5 * config.n_layers);
             let mut workspace = Workspace::for_decoder(&decoder, 40);
             let mut got = vec![Vec::new(); 5];
-            let mut on_logits =
-                |of: LogitsRow, row: &[f32]| got[of.sequence_idx].extend_from_slice(row);
+            let mut on_logits = |of: LogitsRow, row: RowLogits<'_>| {
+                got[of.sequence_idx].extend_from_slice(logits_in(row))
+            };
             decoder.forward_cached(&device, &rows, &mut blocks, &mut workspace, &mut on_logits);
             for i in 0..5 {
                 let alone = one_pass(&device, &decoder, &prompts[i], chosen[i]);

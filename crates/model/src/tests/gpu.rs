@@ -120,6 +120,30 @@ fn rows_beside_one_another_give_their_own_logits_on_a_gpu() {
 }
 
 #[test]
+fn a_gpu_gives_the_likeliest_tokens_beside_the_logits_of_others() {
+    use Wanted::{Likeliest, Logits};
+    let Some(device) = gpu() else { return };
+    let decoder = decoder(&device, &parameters(&config(|_| {}), 4).on(&device), DType::F32);
+    let (whole, _) = found_in_three(&device, &decoder, [Logits; 3]);
+    for wanted in [[Logits, Logits, Likeliest], [Likeliest, Logits, Logits], [Likeliest; 3]] {
+        let (found, _) = found_in_three(&device, &decoder, wanted);
+        for ((of, found), (other, whole)) in found.into_iter().zip(&whole) {
+            assert_eq!(of, *other);
+            match found {
+                Ok(_) => assert_eq!(found, *whole, "{of:?}"),
+                Err(found) => {
+                    assert_eq!(wanted[of.sequence_idx], Likeliest);
+                    let expected = likeliest_of(whole.as_ref().unwrap()).unwrap();
+                    let found = found.unwrap();
+                    assert_eq!(found.token_id, expected.token_id, "{of:?}");
+                    assert!((found.logprob - expected.logprob).abs() < 1e-6, "{of:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn adapters_on_a_gpu_are_those_of_the_processors() {
     let Some(device) = gpu() else { return };
     let cpu = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());

@@ -40,13 +40,18 @@ pub(super) fn read_moments(
 ) -> Result<(), TrainError> {
     let config = trainer.config().clone();
     let files = checkpoint.optimizer()?;
-    let moments = |prefix| -> Result<Parameters, TrainError> {
-        let mut moments = Parameters::zeroed(&config);
-        read(checkpoint, &config, &files, prefix, &mut moments)?;
-        Ok(moments.on(trainer.device()))
-    };
-    let (m, v) = (moments(MOMENTS[0])?, moments(MOMENTS[1])?);
-    (trainer.optimizer.m, trainer.optimizer.v) = (m, v);
+    let optimizer = &mut trainer.optimizer;
+    for (prefix, moments) in MOMENTS.into_iter().zip([&mut optimizer.m, &mut optimizer.v]) {
+        if moments.iter().all(|(_, tensor)| tensor.is_in_memory()) {
+            read(checkpoint, &config, &files, prefix, moments)?;
+            continue;
+        }
+        // Into the memory that is there: a GPU may have no room for the moments twice.
+        let mut copy = Parameters::zeroed(&config);
+        read(checkpoint, &config, &files, prefix, &mut copy)?;
+        let tensors = moments.iter_mut().zip(copy.iter());
+        tensors.for_each(|(there, (_, here))| there.write_f32(here.f32()));
+    }
     trainer.optimizer.n_steps = checkpoint.step();
     Ok(())
 }
