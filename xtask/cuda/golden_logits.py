@@ -23,8 +23,6 @@ def logits(program, model, device, out):
     token_ids = ",".join(str(3 + 7 * i % 23) for i in range(N_TOKENS))
     command = [program, "generate", "--model", model, "--token-ids", token_ids, "--max-tokens", "1", "--temperature", "0"]
     command += ["--logits", out, "--device", device, "--json"]
-    if device == "cpu":
-        command += ["--kernels", "avx512"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}: {done.stderr}")

@@ -61,7 +61,7 @@ pub fn serve_load(
     };
     let engine = Engine::start(Arc::clone(decoder), device.clone(), limits)?;
     // What is done once, such as choosing algorithms for the shapes, is done before.
-    let warm_up = Load { n_requests: load.n_requests, answer_len: 4, ..load };
+    let warm_up = Load { answer_len: 4, ..load };
     serve(&engine, warm_up, config.vocab_size, 1)?;
     serve(&engine, load, config.vocab_size, 2)
 }

@@ -2,7 +2,6 @@
 
 use clap::ValueEnum;
 use engine::{CacheKind, EngineLimits, Speculation};
-
 use tensor::KeyBlocks;
 
 use crate::context::Context;

@@ -1,8 +1,11 @@
-//! Prints how fast the operations on rows are: `cargo run --release -p cuda --example rowwise_speed [NAME] [small]`.
+//! Prints how fast the operations on rows are: `cargo run --release -p cuda --example rowwise_speed [NAME] [small] [DIR]`.
 //!
 //! Each line: operation, shape, microseconds, GB of memory read and written per second, and that as a share of a copy on the
-//! device. `small` takes shapes that an emulated GPU is done with, to see that all of them run.
+//! device. `small` takes shapes that an emulated GPU is done with, to see that all of them run. Libraries are first looked
+//! for in the folder DIR, which is written with a slash.
 #![expect(clippy::print_stdout, reason = "an example prints")]
+
+use std::path::PathBuf;
 
 use cuda::ops::{elementwise, embedding, loss, norm, rope, row_numbers::RowNumbers, swiglu};
 use cuda::{DeviceMatrix, Gpu, LibraryPath, NumberType};
@@ -55,11 +58,13 @@ impl Bench {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let small = arguments.iter().any(|argument| argument == "small");
-    let wanted = arguments.into_iter().find(|argument| argument != "small").unwrap_or_default();
-    let path = std::env::var_os("GALERNE_CUDA_PATH").map(std::path::PathBuf::from);
-    let gpu = Gpu::open(&LibraryPath::new(path))?;
+    // A folder has a slash, names have none.
+    let libraries = arguments.iter().find(|argument| argument.contains('/')).map(PathBuf::from);
+    arguments.retain(|argument| argument != "small" && !argument.contains('/'));
+    let wanted = arguments.pop().unwrap_or_default();
+    let gpu = Gpu::open(&LibraryPath::new(libraries))?;
     let mut bench = Bench { gpu, wanted, small, copy_bytes_per_s: 0.0 };
     let n = if small { 64 } else { 65536 };
     let from = bench.matrix(F32, [n, 4096]);

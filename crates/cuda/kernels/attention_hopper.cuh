@@ -14,7 +14,6 @@ constexpr int TILE = 128;
 constexpr int GROUP_ROWS = 64;
 // Columns of a panel, see wgmma.cuh.
 constexpr int PANEL = 64;
-constexpr float LOG2_E = 1.4426950408889634f;
 
 DEVICE int min_of(int a, int b) { return a < b ? a : b; }
 DEVICE int max_of(int a, int b) { return a > b ? a : b; }

@@ -16,7 +16,6 @@ namespace {
 constexpr int TILE = 128;
 // Rows of a warp.
 constexpr int WARP_ROWS = 32;
-constexpr float LOG2_E = 1.4426950408889634f;
 // A running maximum is left as it is while scores pass it by less than 2^SLACK: probabilities are bounded all the same.
 constexpr float SLACK = 8.0f;
 

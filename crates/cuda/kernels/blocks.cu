@@ -14,19 +14,11 @@
 DEVICE uint32_t load_16_bits(const uint8_t* address) { return *reinterpret_cast<const uint16_t*>(address); }
 DEVICE uint32_t load_32_bits(const uint8_t* address) { return load_16_bits(address) | load_16_bits(address + 2) << 16; }
 
-DEVICE float bits_to_f32(uint32_t bits) {
-    union {
-        uint32_t bits;
-        float number;
-    } both = {bits};
-    return both.number;
-}
-
 // A number of half precision.
 DEVICE float half_to_f32(uint32_t half) {
     uint32_t bits = (half & 0x7fff) << 13;
     // 2^112 moves the exponent; it makes numbers of the subnormal ones too.
-    float magnitude = (half & 0x7c00) == 0x7c00 ? bits_to_f32(bits | 0x7f800000u) : bits_to_f32(bits) * 5.192296858534828e33f;
+    float magnitude = (half & 0x7c00) == 0x7c00 ? float_of_bits(bits | 0x7f800000u) : float_of_bits(bits) * 5.192296858534828e33f;
     return half & 0x8000 ? -magnitude : magnitude;
 }
 DEVICE float load_half(const uint8_t* address) { return half_to_f32(load_16_bits(address)); }
@@ -241,7 +233,7 @@ UNPACK(iq4_xs, Iq4Xs)
 // Kinds of one number: one for each thread.
 struct F32 {
     static constexpr int BYTES = 4;
-    static DEVICE float decode(const uint8_t* b) { return bits_to_f32(load_32_bits(b)); }
+    static DEVICE float decode(const uint8_t* b) { return float_of_bits(load_32_bits(b)); }
 };
 struct F16 {
     static constexpr int BYTES = 2;
@@ -249,7 +241,7 @@ struct F16 {
 };
 struct Bf16 {
     static constexpr int BYTES = 2;
-    static DEVICE float decode(const uint8_t* b) { return bits_to_f32(load_16_bits(b) << 16); }
+    static DEVICE float decode(const uint8_t* b) { return float_of_bits(load_16_bits(b) << 16); }
 };
 template <typename Kind, typename Out>
 DEVICE void unpack_numbers(const uint8_t* blocks, Out* out, int64_t n_blocks) {
@@ -309,8 +301,8 @@ struct SegmentsOfQ4K {
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             // A byte as the low bits of 2^23.
-            float scale = bits_to_f32(0x4b000000u | (scales[j / 4] >> 8 * (j % 4) & 255)) - 8388608.0f;
-            float min = bits_to_f32(0x4b000000u | (mins[j / 4] >> 8 * (j % 4) & 255)) - 8388608.0f;
+            float scale = float_of_bits(0x4b000000u | (scales[j / 4] >> 8 * (j % 4) & 255)) - 8388608.0f;
+            float min = float_of_bits(0x4b000000u | (mins[j / 4] >> 8 * (j % 4) & 255)) - 8388608.0f;
             row.scales[j] = d * scale;
             row.offsets[j] = fmaf(-128.0f, row.scales[j], -(d_min * min));
         }

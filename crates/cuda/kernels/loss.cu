@@ -1,7 +1,6 @@
 // Softmax cross-entropy with its gradient, and the likeliest token.
 #include "rows.cuh"
 
-constexpr float LOG2_E = 1.44269504f;
 constexpr float MINUS_INFINITY = -__builtin_inff();
 
 // exp(x); the argument is at most 0, so that its rounding is that of a small probability.

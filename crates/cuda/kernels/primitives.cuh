@@ -113,8 +113,8 @@ DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : 
 // A read past the first cache, for numbers that are read once.
 DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
 
-// Kernels that are launched early (Gpu::launch_early) begin while the one before ends. They say first that the next one may do
-// the same, then wait for all before: nothing that these write is read earlier.
+// Kernels that are launched early (Gpu::launch_early) begin while the one before ends, and wait for all before: nothing that these
+// write is read earlier. When the next one may begin, they say: when all blocks have, it does, where there is room.
 DEVICE void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -132,6 +132,16 @@ DEVICE void begin() {
     let_next_begin();
     wait_for_earlier();
 }
+
+// The number that these bits are.
+DEVICE float float_of_bits(uint32_t bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, 4);
+    return x;
+}
+
+// exp(x) = exp2(LOG2_E x).
+constexpr float LOG2_E = 1.4426950408889634f;
 
 // 16 bytes as numbers of type T.
 template <typename T>

@@ -14,11 +14,6 @@ struct alignas(8) FourBf16 {
     uint32_t pairs[2];
 };
 
-DEVICE float float_of_bits(uint32_t bits) {
-    float x;
-    __builtin_memcpy(&x, &bits, 4);
-    return x;
-}
 // The numbers of a pair of bf16, whose bits are the upper half of the f32.
 DEVICE float low_of_pair(uint32_t pair) { return float_of_bits(pair << 16); }
 DEVICE float high_of_pair(uint32_t pair) { return float_of_bits(pair & 0xffff0000u); }

@@ -13,7 +13,6 @@
 #include "primitives.cuh"
 
 #ifdef GALERNE_EMULATOR
-// Without arguments: what follows sees what the emulator has.
 template <int N>
 struct Wgmma {
     template <int TRANSPOSED, int M>

@@ -211,8 +211,7 @@ impl Gpu {
     }
 
     /// Multiprocessors.
-    #[must_use]
-    pub fn multiprocessors(&self) -> usize {
+    pub(crate) fn multiprocessors(&self) -> usize {
         self.0.description.multiprocessors
     }
 
@@ -250,21 +249,19 @@ impl Gpu {
     }
 
     /// Waits until everything that was asked for is done.
-    pub fn synchronize(&self) {
+    pub(crate) fn synchronize(&self) {
         // SAFETY: the stream is open.
         let status = unsafe { (self.driver().synchronize_stream)(self.0.stream) };
         self.expect("cuStreamSynchronize", status);
     }
 
     /// Memory of `n_bytes` bytes without values.
-    #[must_use]
-    pub fn memory(&self, n_bytes: usize) -> Memory {
+    pub(crate) fn memory(&self, n_bytes: usize) -> Memory {
         Memory::new(self, n_bytes)
     }
 
     /// Memory with a copy of `values`.
-    #[must_use]
-    pub fn upload<T: Plain>(&self, values: &[T]) -> Memory {
+    pub(crate) fn upload<T: Plain>(&self, values: &[T]) -> Memory {
         let memory = self.memory(size_of_val(values));
         memory.write(values);
         memory

@@ -21,6 +21,5 @@ pub use error::CudaError;
 pub use gpu::{DRIVER, Gpu, GpuDescription, KernelTime};
 pub use library::LibraryPath;
 pub use memory::{
-    DeviceMatrix, Matrix, MatrixMut, Memory, NumberType, PinnedNumbers, Plain,
-    out_of_memory_as_error,
+    DeviceMatrix, Matrix, MatrixMut, NumberType, PinnedNumbers, out_of_memory_as_error,
 };

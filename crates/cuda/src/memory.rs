@@ -13,22 +13,16 @@ use crate::driver::{self, Address};
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 
-/// Numbers that are copied to and from a GPU byte by byte.
-pub trait Plain: sealed::Sealed + Copy + Default {}
-
-mod sealed {
-    /// Types without padding, of which every pattern of bits is a value.
-    #[expect(unnameable_types, reason = "nobody else is to implement it")]
-    pub trait Sealed {}
-}
+/// Numbers that are copied to and from a GPU byte by byte: types without padding, of which every pattern of bits is a value.
+pub(crate) trait Plain: Copy + Default {}
 
 macro_rules! plain {
-    ($($number:ty)*) => { $(impl sealed::Sealed for $number {} impl Plain for $number {})* };
+    ($($number:ty)*) => { $(impl Plain for $number {})* };
 }
 plain!(u8 u32 u64 f32 f64 bf16);
 
 /// Some memory of a GPU. It is given back, when dropped, after what was asked of the GPU before.
-pub struct Memory {
+pub(crate) struct Memory {
     gpu: Gpu,
     /// 0 where there are no bytes.
     address: Address,
@@ -59,14 +53,12 @@ impl Memory {
     }
 
     /// Where it begins; 0 where there are no bytes.
-    #[must_use]
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.address
     }
 
     /// Its bytes.
-    #[must_use]
-    pub fn n_bytes(&self) -> usize {
+    pub(crate) fn n_bytes(&self) -> usize {
         self.n_bytes
     }
 
@@ -74,7 +66,7 @@ impl Memory {
     ///
     /// # Panics
     /// When it is too small.
-    pub fn read<T: Plain>(&self, out: &mut [T]) {
+    pub(crate) fn read<T: Plain>(&self, out: &mut [T]) {
         assert!(size_of_val(out) <= self.n_bytes, "reading past {} bytes", self.n_bytes);
         copy_to_host(&self.gpu, self.address, out);
     }
@@ -177,7 +169,7 @@ fn fill(gpu: &Gpu, address: Address, n_bytes: usize, byte: u8) {
     }
 }
 
-/// Numbers in this machine's memory that a GPU writes by itself, some times as fast as where the driver copies them. There is room
+/// Numbers in this machine's memory that a GPU writes by itself, several times as fast as where the driver copies them. There is room
 /// for the most that were asked for so far, up to the next power of two: to make it takes milliseconds.
 #[derive(Default)]
 pub struct PinnedNumbers {
@@ -319,8 +311,12 @@ impl DeviceMatrix {
     }
 
     /// A matrix of NaN, so that a value which nothing wrote is seen.
-    #[must_use]
-    pub fn poisoned(gpu: &Gpu, number_type: NumberType, n_rows: usize, width: usize) -> Self {
+    pub(crate) fn poisoned(
+        gpu: &Gpu,
+        number_type: NumberType,
+        n_rows: usize,
+        width: usize,
+    ) -> Self {
         let matrix = Self::uninitialised(gpu, number_type, n_rows, width);
         matrix.memory.fill(0xff);
         matrix
@@ -510,7 +506,7 @@ impl Matrix<'_> {
 #[derive(Debug)]
 pub struct MatrixMut<'a>(Matrix<'a>);
 
-impl<'a> MatrixMut<'a> {
+impl MatrixMut<'_> {
     /// The same rows, to be read.
     #[must_use]
     pub fn as_ref(&self) -> Matrix<'_> {
@@ -581,12 +577,6 @@ impl<'a> MatrixMut<'a> {
     /// Overwrites all rows with zeros.
     pub fn clear(&mut self) {
         fill(self.0.gpu, self.0.address, self.0.n_bytes(), 0);
-    }
-
-    /// The rows from the lifetime of the matrix.
-    #[must_use]
-    pub fn into_ref(self) -> Matrix<'a> {
-        self.0
     }
 }
 

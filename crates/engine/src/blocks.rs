@@ -70,7 +70,7 @@ impl BlockPool {
         let owners = vec![Owners::default(); plan.n_blocks];
         let config = &plan.config;
         let windowed_layers = (0..config.n_layers)
-            .filter(|&layer_idx| config.layer_heads(layer_idx).window.is_some())
+            .filter(|&layer_idx| config.sliding_window(layer_idx).is_some())
             .collect();
         Self {
             plan,

@@ -7,7 +7,7 @@ use tensor::{DType, Device, LinearScratch, PackedRows, Tensor, ops};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::parameters::Parameters;
-use crate::workspace::{LOGIT_ROWS, Workspace};
+use crate::workspace::Workspace;
 
 /// Packed documents to be learnt.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +90,7 @@ impl GradientWorkspace {
     pub fn bytes_for(config: &ModelConfig, dtype: DType, max_rows: usize) -> usize {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
-        let logit_rows = max_rows.min(LOGIT_ROWS);
+        let logit_rows = max_rows.min(Device::CPU_LOGIT_ROWS);
         let max_in = Self::largest_input(config);
         max_rows
             * ((2 * hidden + attention + qkv + ffn) * 4 + (hidden + qkv + 2 * ffn) * dtype.bytes())

@@ -11,9 +11,6 @@ use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::feed_forward::ExpertWorkspace;
 
-/// Rows of logits that are in memory at a time where the processors compute.
-pub(crate) const LOGIT_ROWS: usize = 512;
-
 /// What one layer leaves behind. `T` stands for the decoder's number type, `A` for that of the inputs of products: the same, but f32
 /// where packed blocks round them to 8 bits.
 #[derive(Debug)]
@@ -231,7 +228,7 @@ impl Room<'_> {
         let f32s = n_layers * (2 + shape.n_heads) + hidden + qkv + 2 * ffn + 2;
         let block_bytes = KeyBlocks::block_bytes(dtype, CacheKind::Operands, shape);
         max_rows * (inputs * activations.bytes() + n_layers * qkv * dtype.bytes() + f32s * 4)
-            + max_rows.min(LOGIT_ROWS) * config.vocab_size * 4
+            + max_rows.min(Device::CPU_LOGIT_ROWS) * config.vocab_size * 4
             + planned_key_blocks(max_rows) * block_bytes
             + max_rows * size_of::<u32>()
             + RopeTable::bytes_for(max_rows, config.head_dim)

@@ -25,6 +25,7 @@ pub mod ops;
 mod tensor;
 
 pub use batch::{CachedBatch, PackedRows, RopeTable};
+pub use cuda::PinnedNumbers;
 pub use cuda::ops::attention_paged::CachedSequence;
 pub use key_blocks::KeyBlocks;
 pub use linear::{
@@ -32,8 +33,6 @@ pub use linear::{
 };
 pub use low_rank::{LowRank, LowRankScratch};
 pub use tensor::{DType, Tensor, View, ViewMut};
-
-pub use cuda::PinnedNumbers;
 
 use cuda::Gpu;
 use kernels::Compute;
@@ -54,6 +53,12 @@ pub enum Device {
 }
 
 impl Device {
+    /// [`Device::family_name`] of a GPU.
+    pub const CUDA: &str = "cuda";
+
+    /// [`Device::logit_rows`] of the processors.
+    pub const CPU_LOGIT_ROWS: usize = 512;
+
     /// This machine's processors: the device, or those beside it.
     #[must_use]
     pub fn compute(&self) -> &Compute {
@@ -70,9 +75,6 @@ impl Device {
             Self::Cuda { .. } => Self::CUDA,
         }
     }
-
-    /// [`Device::family_name`] of a GPU.
-    pub const CUDA: &str = "cuda";
 
     /// Number type of what products give whose operands are of `dtype`, where it is not to be f32: on a GPU their own, which
     /// halves what moves through memory (`docs/decisions/0015-gpu.md`).
@@ -94,7 +96,7 @@ impl Device {
     #[must_use]
     pub fn logit_rows(&self) -> usize {
         match self {
-            Self::Cpu(_) => 512,
+            Self::Cpu(_) => Self::CPU_LOGIT_ROWS,
             Self::Cuda { .. } => 8192,
         }
     }

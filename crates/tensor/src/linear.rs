@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use cuda::ops::blocks::{DeviceBlocks, unpack_blocks};
+use cuda::ops::blocks::{
+    DeviceBlocks, MAX_FEW_ROWS_OF_BLOCKS, has_product_of_few_rows, product_few_rows_of_blocks,
+    unpack_blocks,
+};
 use cuda::ops::few_rows;
 use cuda::ops::row_numbers::RowNumbers;
 use cuda::{DeviceMatrix, Gpu};
@@ -517,9 +520,6 @@ fn product_of_blocks_on_gpu(
     first_column: usize,
     write: Write,
 ) {
-    use cuda::ops::blocks::{
-        MAX_FEW_ROWS_OF_BLOCKS, has_product_of_few_rows, product_few_rows_of_blocks,
-    };
     let is_few = x.n_rows() <= MAX_FEW_ROWS_OF_BLOCKS && dtype == DType::Bf16;
     if is_few && has_product_of_few_rows(blocks.kind()) {
         return product_few_rows_of_blocks(gpu, x, blocks, y, first_column, write);

@@ -253,10 +253,11 @@ mod tests {
             let losses: Vec<f32> = reports.iter().map(|report| report.loss as f32).collect();
             assert_close(&losses, expected.f32("losses"), Tolerance { absolute, relative: 0.0 });
             if dtype == DType::F32 {
+                let parameters = trainer.parameters();
                 for name in WeightName::all(trainer.config()) {
                     let golden = expected.f32(&format!("final.{}", name.hf_name()));
                     let tolerance = Tolerance { absolute: 1.5e-4, relative: 0.0 };
-                    assert_close(trainer.parameters().weight(name), golden, tolerance);
+                    assert_close(parameters.weight(name), golden, tolerance);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Causal attention within the documents of a batch, and its gradient, as [`kernels::attention`] defines them. Keys and values are
 //! read from the rows of `qkv`.
 //!
-//! bf16 with heads of 64 or 128 runs on tensor cores (`kernels/attention_packed.cu`): P and dS are rounded to bf16, sums are f32 over
+//! bf16 with heads of 64 or 128 runs on tensor cores (`kernels/attention_hopper.cu` and `attention_hopper_backward.cu` on Hopper, `kernels/attention_packed.cu` elsewhere): P and dS are rounded to bf16, sums are f32 over
 //! keys (queries) ascending, and a running maximum is kept while scores pass it by less than a factor of 256. Everything else runs in
 //! `kernels/attention_plain.cu`. A document's numbers have the same bits whatever else is in the batch. Forward takes
 //! `4 n_heads head_dim` FLOP for each pair of a row and a key that it sees, backward 10 by the formula, of which 14 are done on tensor

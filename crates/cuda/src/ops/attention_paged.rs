@@ -188,12 +188,6 @@ impl CachedBatch {
         }
     }
 
-    /// Rows of the batch, up to the last of a sequence.
-    #[must_use]
-    pub fn n_rows(&self) -> usize {
-        self.n_rows
-    }
-
     fn pointer(&self, at: usize) -> Argument {
         Argument::Pointer(self.memory.address() + 4 * at as u64)
     }

@@ -76,12 +76,6 @@ impl TokenGroups {
             end: tokens.last().map_or(0, |&token| token as usize + 1),
         }
     }
-
-    /// Rows of the batch.
-    #[must_use]
-    pub fn n_rows(&self) -> usize {
-        self.n_rows
-    }
 }
 
 /// [`kernels::embedding::gather_backward`]; all are f32. Up to 16 rows of a token are added in ascending order; more are cut into

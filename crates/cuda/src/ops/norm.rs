@@ -8,7 +8,7 @@ const PER_THREAD: usize = 16;
 /// Threads of a block, where rows do not need more.
 const THREADS: usize = 256;
 /// The most threads of a row, and of a row in the gradient.
-pub(super) const MAX_THREADS: usize = 512;
+const MAX_THREADS: usize = 512;
 const MAX_BACKWARD_THREADS: usize = 256;
 /// Columns of a block that adds the partial sums of the weight's gradient, and its threads.
 const PARTIALS_COLUMNS: usize = 32;
@@ -17,7 +17,7 @@ const PARTIALS_THREADS: usize = 1024;
 const N_CHUNKS: usize = 1024;
 
 /// Threads of a row, a power of two; none where the width is not in fours or needs more than `max`.
-pub(super) fn threads_per_row(width: usize, max: usize) -> Option<usize> {
+fn threads_per_row(width: usize, max: usize) -> Option<usize> {
     let threads = width.div_ceil(PER_THREAD).next_power_of_two().max(32);
     (width.is_multiple_of(4) && threads <= max).then_some(threads)
 }

@@ -33,14 +33,12 @@ impl DeviceRopeTable {
     }
 
     /// Rows of the batch.
-    #[must_use]
-    pub fn n_rows(&self) -> usize {
+    pub(crate) fn n_rows(&self) -> usize {
         self.n_rows
     }
 
     /// Size of a head.
-    #[must_use]
-    pub fn head_dim(&self) -> usize {
+    pub(crate) fn head_dim(&self) -> usize {
         self.head_dim
     }
 

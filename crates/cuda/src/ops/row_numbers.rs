@@ -32,14 +32,12 @@ impl RowNumbers {
     }
 
     /// One more than the largest; 0 where there are none.
-    #[must_use]
-    pub fn end(&self) -> usize {
+    pub(crate) fn end(&self) -> usize {
         self.end
     }
 
     /// Whether each is larger than the one before.
-    #[must_use]
-    pub fn ascends(&self) -> bool {
+    pub(crate) fn ascends(&self) -> bool {
         self.ascends
     }
 
