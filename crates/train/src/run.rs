@@ -165,6 +165,10 @@ impl Run {
                     state.kernel_family
                 ));
                 tracing::warn!(before = state.kernel_family, now = family, "kernel family changed");
+            } else if family == Device::CUDA {
+                let warning =
+                    "a GPU does not repeat bits: they will differ from an uninterrupted run";
+                event["warning"] = json!(warning);
             }
             // It may have been killed between a new checkpoint and the removal of the oldest.
             checkpoint::prune(dir, run.recipe.checkpoint.n_keep)?;

@@ -1,5 +1,6 @@
 //! What a resumed run has of its own, and what it refuses.
 
+use cuda::{Gpu, LibraryPath};
 use formats::checkpoint::{STATE_FILE, SUMS_FILE};
 use formats::digest::sha256_of_file;
 use formats::model_dir::{CONFIG_FILE, LINEAGE_FILE, Lineage};
@@ -219,4 +220,46 @@ fn a_recipe_of_another_model_than_the_checkpoint_is_refused() {
     assert!(error.contains("model of the recipe is") && error.contains("20000.0"), "{error}");
     fs::write(&path, text).unwrap();
     assert_eq!(Run::resume(&run_dir, device()).unwrap().step(), 1);
+}
+
+#[test]
+fn a_run_goes_on_on_a_gpu_and_on_the_processors_and_says_so() {
+    let Some(directory) = testkit::cuda_emulator::directory() else { return };
+    let gpu = Gpu::open(&LibraryPath::new(Some(directory))).unwrap();
+    let on_gpu = || {
+        let host = Compute::forced(Family::Reference, 1).unwrap();
+        Device::Cuda { gpu: gpu.clone(), host }
+    };
+    let dir = TestDir::new("train-gpu");
+    let recipe = recipe(dir.path());
+    let last_loss = |run: &mut Run, until: u64| {
+        let mut loss = f64::NAN;
+        let mut stop = stop_at(until);
+        let observe = |progress: &Progress| {
+            loss = progress.loss;
+            stop(progress)
+        };
+        run.train(observe).unwrap();
+        loss
+    };
+    let mut whole = Run::create(&dir.join("whole"), recipe.clone(), device()).unwrap();
+    let expected = last_loss(&mut whole, 8);
+
+    let parts = dir.join("parts");
+    last_loss(&mut Run::create(&parts, recipe, on_gpu()).unwrap(), 3);
+    last_loss(&mut Run::resume(&parts, on_gpu()).unwrap(), 5);
+    let mut third = Run::resume(&parts, device()).unwrap();
+    assert_eq!(third.step(), 5);
+    // Eight steps of a fresh model in bf16, of which five round otherwise.
+    assert!((last_loss(&mut third, 8) - expected).abs() < 0.02);
+
+    let events = fs::read_to_string(parts.join(EVENTS_FILE)).unwrap();
+    let warnings: Vec<String> = events
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|event| event["event"] == "resumed")
+        .map(|event| event["warning"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(warnings[0].contains("a GPU does not repeat bits"), "{warnings:?}");
+    assert!(warnings[1].contains("made by cuda"), "{warnings:?}");
 }
