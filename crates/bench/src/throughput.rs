@@ -18,7 +18,7 @@ use crate::result::median;
 pub struct Load {
     /// How many.
     pub n_requests: usize,
-    /// Tokens of each prompt; no two are alike.
+    /// Tokens of each prompt; no two begin alike, so that nothing of one is reused for another.
     pub prompt_len: usize,
     /// Tokens of each answer.
     pub answer_len: usize,
@@ -62,19 +62,21 @@ pub fn serve_load(
     let engine = Engine::start(Arc::clone(decoder), device.clone(), limits)?;
     // What is done once, such as choosing algorithms for the shapes, is done before.
     let warm_up = Load { answer_len: 4, ..load };
-    serve(&engine, warm_up, config.vocab_size, 1)?;
-    serve(&engine, load, config.vocab_size, 2)
+    serve(&engine, warm_up, config.vocab_size, 0)?;
+    serve(&engine, load, config.vocab_size, load.n_requests)
 }
 
 fn serve(
     engine: &EngineHandle,
     load: Load,
     vocab_size: usize,
-    salt: usize,
+    first_token: usize,
 ) -> Result<Served, EngineError> {
-    let all = prompt((load.n_requests + salt) * load.prompt_len + salt, vocab_size);
-    let prompts = all[salt * load.prompt_len..].chunks_exact(load.prompt_len);
-    let prompts: Vec<Vec<u32>> = prompts.take(load.n_requests).map(<[u32]>::to_vec).collect();
+    assert!(first_token + load.n_requests <= vocab_size, "too few tokens to begin with");
+    let rest = prompt(load.prompt_len - 1, vocab_size);
+    let prompts = (first_token..first_token + load.n_requests)
+        .map(|first| [&[first as u32], &rest[..]].concat());
+    let prompts: Vec<Vec<u32>> = prompts.collect();
     let start = Instant::now();
     let receivers: Vec<EventReceiver> = prompts
         .into_iter()
@@ -117,8 +119,31 @@ fn read(mut receiver: EventReceiver, start: Instant) -> (f64, usize) {
                 n += 1;
             }
             Event::Failed(error) => panic!("an answer failed: {error}"),
-            Event::PromptToken(_) | Event::Finished { .. } => (),
+            Event::Finished { n_reused_tokens, .. } => {
+                assert_eq!(n_reused_tokens, 0, "a prompt that was read before");
+            }
+            Event::PromptToken(_) => (),
         }
     }
     (first, n)
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::{Compute, Family};
+    use model::ModelConfig;
+    use tensor::DType;
+
+    use super::*;
+
+    /// Prompts were those of the warm-up, so that hardly one was read; the engine says so, and reading events asserts it.
+    #[test]
+    fn every_prompt_of_a_load_is_read() {
+        let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
+        let config = ModelConfig::new(ModelConfig::example()).unwrap();
+        let decoder = Arc::new(Decoder::random(&device, &config, DType::F32, 1));
+        let load = Load { n_requests: 3, prompt_len: 40, answer_len: 5, step_tokens: 64 };
+        let served = serve_load(&device, &decoder, load).unwrap();
+        assert!(served.tokens_per_s > 0.0 && served.first_token_s.is_finite());
+    }
 }
