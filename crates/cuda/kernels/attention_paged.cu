@@ -1,8 +1,5 @@
 // Causal attention of new rows over the paged cache.
 //
-// A block of the cache holds the keys and the values of 32 positions: [2 (keys, values)][n_kv_heads][32][head_dim]. Row r of the
-// table names the blocks of sequence r by position / 32.
-//
 // Arithmetic of a row, in bf16 with heads of 64 or 128, the same whatever rows share its tile and in whichever of the kernels:
 // positions are cut into partitions of 512 and these into steps of 128, counted from position 0. Within a partition a running
 // maximum m (of scores in units of log2), divisor l and output o go over the steps in ascending order, all f32:
@@ -13,48 +10,11 @@
 // Query heads of one KV head are folded into rows: row t * group_len + h of a tile is head h of its token t. `few` takes up to 16
 // folded rows and one partition; its four warps share out the keys of a step, then the columns of the output. `many` takes up to 64, 16
 // per warp, over any number of partitions. Results of single partitions go to scratch, which `merge` sums up.
-#include "rope.cuh"
+#include "append.cuh"
 
-constexpr int KEY_BLOCK = 32;
 constexpr int STEP = 128;
 constexpr int PARTITION = 512;
 constexpr int N_WARPS = 4;
-constexpr uint32_t NO_SLOT = 0xffffffffu;
-
-// Where the heads of a row of qkv go: queries to where they are, keys and values into the block of its position. A row without a
-// sequence has the sequence NO_SLOT, and no place.
-template <typename T>
-struct CachePlace {
-    T *row, *blocks;
-    const uint32_t* tables;
-    uint32_t sequence, position;
-    int n_heads, n_kv_heads, head_dim, table_stride;
-    int64_t block;
-
-    DEVICE bool find() {
-        if (sequence == NO_SLOT) return false;
-        block = tables[static_cast<int64_t>(sequence) * table_stride + position / KEY_BLOCK];
-        return true;
-    }
-    DEVICE T* head(int i) const {
-        if (i < n_heads) return row + i * head_dim;
-        // Keys and values have one head after the other, in a row as in a block.
-        int64_t head = block * 2 * n_kv_heads + i - n_heads;
-        return blocks + (head * KEY_BLOCK + position % KEY_BLOCK) * head_dim;
-    }
-};
-
-// Rotates the queries of each row in their place, and its keys on the way into their block, to which its values go too.
-template <typename T, int NUMBERS>
-DEVICE void rotate_and_append(T* qkv, Angles angles, T* blocks, const uint32_t* tables, const uint32_t* row_sequences,
-                              const uint32_t* row_positions, int n_rows, int n_heads, int n_kv_heads, int head_dim,
-                              int table_stride) {
-    int n_all = n_heads + 2 * n_kv_heads;
-    rotate<T, NUMBERS>(qkv, angles, n_rows, n_heads, n_kv_heads, n_all, n_all, head_dim, 1.0f, [&](int64_t row) {
-        return CachePlace<T>{qkv + row * n_all * head_dim, blocks,     tables,   row_sequences[row], row_positions[row],
-                             n_heads,                      n_kv_heads, head_dim, table_stride,       0};
-    });
-}
 
 // The wrapper counts threads by the same rule: packs where whole ones fill half a head, else single pairs.
 #define ROTATE_AND_APPEND(suffix, T)                                                                                              \
@@ -64,11 +24,12 @@ DEVICE void rotate_and_append(T* qkv, Angles angles, T* blocks, const uint32_t* 
                                                       int n_heads, int n_kv_heads, int head_dim, int table_stride) {             \
         begin();                                                                                                                  \
         Angles angles{angle_table, query_factors, entries};                                                                       \
+        unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;                                                                  \
         if (head_dim / 2 % Pack<T>::N == 0) {                                                                                     \
-            rotate_and_append<T, Pack<T>::N>(qkv, angles, blocks, tables, row_sequences, row_positions, n_rows, n_heads,          \
+            rotate_and_append<T, Pack<T>::N, Reading::OF_EARLIER>(thread, qkv, angles, blocks, tables, row_sequences, row_positions, n_rows, n_heads,          \
                                              n_kv_heads, head_dim, table_stride);                                                 \
         } else {                                                                                                                  \
-            rotate_and_append<T, 1>(qkv, angles, blocks, tables, row_sequences, row_positions, n_rows, n_heads, n_kv_heads,       \
+            rotate_and_append<T, 1, Reading::OF_EARLIER>(thread, qkv, angles, blocks, tables, row_sequences, row_positions, n_rows, n_heads, n_kv_heads,       \
                                     head_dim, table_stride);                                                                      \
         }                                                                                                                         \
     }                                                                                                                             \

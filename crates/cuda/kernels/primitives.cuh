@@ -7,7 +7,7 @@
 //     KERNEL(name)(const float* x, float* out, int64_t n) { ... }
 //     EXPORT(name)
 //
-// and is found by its name. Its arguments are pointers and numbers.
+// and is found by its name. Its arguments are pointers, numbers, and structs of these.
 #pragma once
 
 #include <stdint.h>
@@ -21,6 +21,8 @@
 // A kernel of `threads` threads of which at least `blocks` blocks are to fit a multiprocessor.
 #define KERNEL_BOUNDS(name, threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) name
 #define EXPORT(name)
+// Of an argument that is a struct: it is read where the launch put it.
+#define LAUNCH_CONSTANT __grid_constant__
 #define DEVICE __device__ __forceinline__
 // The memory that the launch asked for, shared by the threads of a block; aligned to 128 bytes.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) uint8_t name[]
@@ -112,6 +114,71 @@ DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : 
 
 // A read past the first cache, for numbers that are read once.
 DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
+
+// A read past the first cache, of what other blocks of this launch may have written before wait_for_blocks().
+DEVICE uint4 load_fresh(const uint4* address) { return __ldcg(address); }
+DEVICE float load_fresh(const float* address) { return __ldcg(address); }
+
+// Waits until `target` blocks have come here, counted in `counter` (which goes on from 2^32 - 1 at 0); what they wrote before can be
+// read then. All blocks must be on the GPU at the same time.
+DEVICE void wait_for_blocks(uint32_t* counter, uint32_t target) {
+    sync_block();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+        uint32_t n_arrived;
+        do {
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n_arrived) : "l"(counter) : "memory");
+        } while (static_cast<int32_t>(n_arrived - target) < 0);
+        __threadfence();
+    }
+    sync_block();
+}
+
+// Adds to a number to which no other thread of the kernel adds: nobody waits for what it was.
+DEVICE void add_once(float* address, float x) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(address), "f"(x) : "memory"); }
+
+// Copies of whole pieces of memory to shared memory, which the GPU makes by itself. One thread begins them and says before how many bytes
+// come with the next turn of `arrivals`, all threads wait for that turn: the first has parity 0, the next 1, and so on. Addresses and
+// counts are multiples of 16.
+DEVICE uint32_t shared_offset(const void* shared) { return static_cast<uint32_t>(__cvta_generic_to_shared(shared)); }
+#if __CUDA_ARCH__ >= 900
+DEVICE void init_arrivals(uint64_t* arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_offset(arrivals)) : "memory");
+}
+// After init_arrivals(), before the copies and the barrier after which others wait.
+DEVICE void fence_arrivals() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void expect_arrivals(uint64_t* arrivals, uint32_t n_bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_offset(arrivals)), "r"(n_bytes) : "memory");
+}
+// Of numbers that are read once: they are the first to leave the second cache, in which what is used again stays.
+DEVICE void copy_bulk_async(void* shared, const void* global, uint32_t n_bytes, uint64_t* arrivals) {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+            shared_offset(shared)),
+        "l"(global), "r"(n_bytes), "r"(shared_offset(arrivals)), "l"(policy)
+        : "memory");
+}
+DEVICE void wait_for_arrivals(uint64_t* arrivals, uint32_t parity) {
+    uint32_t is_done;
+    do {
+        asm volatile(
+            "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+            : "=r"(is_done)
+            : "r"(shared_offset(arrivals)), "r"(parity)
+            : "memory");
+    } while (is_done == 0);
+}
+#else
+// Older GPUs have no such copies: kernels that use them are not launched there.
+DEVICE void init_arrivals(uint64_t*) { __trap(); }
+DEVICE void fence_arrivals() {}
+DEVICE void expect_arrivals(uint64_t*, uint32_t) {}
+DEVICE void copy_bulk_async(void*, const void*, uint32_t, uint64_t*) {}
+DEVICE void wait_for_arrivals(uint64_t*, uint32_t) {}
+#endif
 
 // Kernels that are launched early (Gpu::launch_early) begin while the one before ends, and wait for all before: nothing that these
 // write is read earlier. When the next one may begin, they say: when all blocks have, it does, where there is room.

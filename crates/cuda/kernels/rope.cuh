@@ -3,16 +3,19 @@
 
 #include "rows.cuh"
 
+// Who wrote what is read: an earlier launch, or other blocks of this one.
+enum class Reading { OF_EARLIER, OF_LAUNCH };
+
 // Heads of a thread, which share the angles that it loads.
 constexpr int HEADS = 4;
 
 // NUMBERS neighbours: 16 bytes of T, or one number.
-template <typename T, int NUMBERS>
+template <typename T, int NUMBERS, Reading READING>
 DEVICE void load_numbers(float (&values)[NUMBERS], const T* address) {
     if constexpr (NUMBERS == 1) {
         values[0] = to_f32(*address);
     } else {
-        Wide<T> x = load_wide(address);
+        Wide<T> x = READING == Reading::OF_LAUNCH ? load_fresh_wide(address) : load_wide(address);
 #pragma unroll
         for (int i = 0; i < NUMBERS; i++) values[i] = x.values[i];
     }
@@ -42,12 +45,11 @@ struct Angles {
 // written, where `place_of(row)` says once it was told to find(): head(i) is where head i begins. A row may be without a place.
 //
 // A thread has the pairs i .. i + NUMBERS of HEADS heads.
-template <typename T, int NUMBERS, typename PlaceOf>
-DEVICE void rotate(const T* x, Angles angles, int n_rows, int n_query, int n_key, int n_all, int n_moved, int head_dim,
+template <typename T, int NUMBERS, Reading READING, typename PlaceOf>
+DEVICE void rotate(unsigned thread, const T* x, Angles angles, int n_rows, int n_query, int n_key, int n_all, int n_moved, int head_dim,
                    float direction, PlaceOf place_of) {
     int half = head_dim / 2, n_parts = half / NUMBERS;
     int n_groups = (n_moved + HEADS - 1) / HEADS;
-    unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
     unsigned threads_per_row = n_groups * n_parts;
     int64_t row = thread / threads_per_row;
     if (row >= n_rows) return;
@@ -61,8 +63,8 @@ DEVICE void rotate(const T* x, Angles angles, int n_rows, int n_query, int n_key
     for (int j = 0; j < HEADS; j++) {
         int head = group + j * n_groups;
         if (head < n_moved) {
-            load_numbers<T, NUMBERS>(x1[j], x + start + head * head_dim);
-            load_numbers<T, NUMBERS>(x2[j], x + start + head * head_dim + half);
+            load_numbers<T, NUMBERS, READING>(x1[j], x + start + head * head_dim);
+            load_numbers<T, NUMBERS, READING>(x2[j], x + start + head * head_dim + half);
         }
     }
     float factor = angles.query_factors[entry];

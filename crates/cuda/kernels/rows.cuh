@@ -40,11 +40,21 @@ DEVICE Wide<float> load_wide(const float* address) {
     Four x = load_four(address);
     return Wide<float>{{x.values[0], x.values[1], x.values[2], x.values[3]}};
 }
-DEVICE Wide<bf16> load_wide(const bf16* address) {
-    uint4 x = *reinterpret_cast<const uint4*>(address);
+DEVICE Wide<bf16> widened(uint4 x) {
     return Wide<bf16>{{low_of_pair(x.x), high_of_pair(x.x), low_of_pair(x.y), high_of_pair(x.y), low_of_pair(x.z),
                        high_of_pair(x.z), low_of_pair(x.w), high_of_pair(x.w)}};
 }
+DEVICE Wide<bf16> load_wide(const bf16* address) { return widened(*reinterpret_cast<const uint4*>(address)); }
+// Past the first cache, of what other blocks of this launch may have written (load_fresh).
+DEVICE Four load_fresh_four(const float* address) {
+    uint4 x = load_fresh(reinterpret_cast<const uint4*>(address));
+    return Four{{float_of_bits(x.x), float_of_bits(x.y), float_of_bits(x.z), float_of_bits(x.w)}};
+}
+DEVICE Wide<float> load_fresh_wide(const float* address) {
+    Four x = load_fresh_four(address);
+    return Wide<float>{{x.values[0], x.values[1], x.values[2], x.values[3]}};
+}
+DEVICE Wide<bf16> load_fresh_wide(const bf16* address) { return widened(load_fresh(reinterpret_cast<const uint4*>(address))); }
 DEVICE void store_wide(float* address, const Wide<float>& x) {
     store_four(address, Four{{x.values[0], x.values[1], x.values[2], x.values[3]}});
 }

@@ -3,11 +3,7 @@
 // gate_up and d_gate_up are [rows, 2, ffn], gate first; out and d_out [rows, ffn]. A thread has units: packs of 16 bytes where
 // whole ones fill a row, else single numbers. The wrappers count units by the same rule.
 #include "rows.cuh"
-
-// 1 / (1 + exp(-x))
-DEVICE float sigmoid(float x) { return reciprocal_approx(1.0f + exp2_approx(x * -LOG2_E)); }
-// x / (1 + exp(-x))
-DEVICE float silu(float x) { return x * sigmoid(x); }
+#include "silu.cuh"
 
 // Units of a thread, all on their way at once.
 constexpr int UNITS = 2;

@@ -27,6 +27,7 @@ pub(crate) const ALL: &[Kernels] = kernels![
     "attention_paged"
     "attention_plain"
     "blocks"
+    "chain"
     "elementwise"
     "embedding"
     "few_rows"

@@ -5,6 +5,7 @@ use crate::gpu::Gpu;
 mod attention_packed;
 mod attention_paged;
 mod blocks;
+mod chain;
 mod elementwise;
 mod embedding;
 mod few_rows;
@@ -99,6 +100,7 @@ pub fn cases() -> Vec<&'static Case> {
         attention_packed::CASES,
         attention_paged::CASES,
         blocks::CASES,
+        chain::CASES,
         elementwise::CASES,
         embedding::CASES,
         few_rows::CASES,

@@ -3,10 +3,12 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::blas::Blas;
+use crate::chain::{self, Chain, Launch, Link, Links};
 use crate::compiled;
 use crate::driver::{self, Driver, LaunchAttribute, LaunchConfiguration};
 use crate::error::CudaError;
@@ -42,6 +44,10 @@ struct Inner {
     /// Bytes of memory that was not given back yet, and the most that they have been.
     used_bytes: AtomicUsize,
     most_used_bytes: AtomicUsize,
+    /// Blocks of a chain: as many as run at the same time, for certain.
+    chain_blocks: usize,
+    /// Operations that were asked for and wait for the next.
+    chain: Mutex<Chain>,
     /// What was asked for while a profile is made, with events before and after.
     profile: Mutex<Option<Vec<(String, driver::Event, driver::Event)>>>,
 }
@@ -102,13 +108,16 @@ pub(crate) struct Grid {
 
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "arguments live as long as a call")]
 pub(crate) enum Argument {
     /// An address on the device, or 0.
     Pointer(u64),
     I32(i32),
     I64(i64),
+    U32(u32),
     U64(u64),
     F32(f32),
+    Links(Links),
 }
 
 impl Argument {
@@ -126,8 +135,10 @@ impl Argument {
         let address: *const c_void = match self {
             Self::Pointer(x) | Self::U64(x) => std::ptr::from_ref(x).cast(),
             Self::I32(x) => std::ptr::from_ref(x).cast(),
+            Self::U32(x) => std::ptr::from_ref(x).cast(),
             Self::I64(x) => std::ptr::from_ref(x).cast(),
             Self::F32(x) => std::ptr::from_ref(x).cast(),
+            Self::Links(x) => std::ptr::from_ref(x).cast(),
         };
         address.cast_mut()
     }
@@ -163,6 +174,13 @@ impl Gpu {
         }
         let mut description = describe(&driver, device)?;
         check_capability(&driver, device, &description)?;
+        let mut blocks_can_wait = 0;
+        // SAFETY: a pointer to a local variable.
+        let status = unsafe {
+            (driver.device_attribute)(&raw mut blocks_can_wait, driver::BLOCKS_CAN_WAIT, device)
+        };
+        driver.check("cuDeviceGetAttribute", status)?;
+        let chain_blocks = if blocks_can_wait == 0 { 1 } else { description.multiprocessors };
         let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
         let mut pool = std::ptr::null_mut();
         let mut threshold = u64::MAX;
@@ -198,6 +216,8 @@ impl Gpu {
             modules,
             functions,
             blas,
+            chain_blocks,
+            chain: Mutex::default(),
             used_bytes,
             most_used_bytes,
             profile,
@@ -251,7 +271,7 @@ impl Gpu {
     /// Waits until everything that was asked for is done.
     pub(crate) fn synchronize(&self) {
         // SAFETY: the stream is open.
-        let status = unsafe { (self.driver().synchronize_stream)(self.0.stream) };
+        let status = unsafe { (self.driver().synchronize_stream)(self.stream()) };
         self.expect("cuStreamSynchronize", status);
     }
 
@@ -269,10 +289,11 @@ impl Gpu {
 
     /// Seconds between two calls as the GPU sees them.
     pub fn timed(&self, work: impl FnOnce()) -> f64 {
+        self.launch_waiting();
         let (start, end) = (self.event(), self.event());
         work();
         // SAFETY: the event is open and the stream too.
-        let status = unsafe { (self.driver().record_event)(end, self.0.stream) };
+        let status = unsafe { (self.driver().record_event)(end, self.stream()) };
         self.expect("cuEventRecord", status);
         self.seconds_between(start, end)
     }
@@ -280,8 +301,10 @@ impl Gpu {
     /// What the GPU spent its time on while `work` was done, the longest first. Each launch is timed by itself, which adds some
     /// microseconds to each.
     pub fn profiled(&self, work: impl FnOnce()) -> Vec<KernelTime> {
+        self.launch_waiting();
         *lock(&self.0.profile) = Some(Vec::new());
         work();
+        self.launch_waiting();
         let recorded = lock(&self.0.profile).take().unwrap_or_default();
         let mut times: HashMap<String, (usize, f64)> = HashMap::new();
         for (name, start, end) in recorded {
@@ -297,8 +320,13 @@ impl Gpu {
         times
     }
 
-    /// Does something that is named in a profile, if one is made.
+    /// Does something that is named in a profile, if one is made, after what waits.
     pub(crate) fn noted(&self, name: impl FnOnce() -> String, work: impl FnOnce()) {
+        self.launch_waiting();
+        self.noted_alone(name, work);
+    }
+
+    fn noted_alone(&self, name: impl FnOnce() -> String, work: impl FnOnce()) {
         if lock(&self.0.profile).is_none() {
             return work();
         }
@@ -348,13 +376,100 @@ impl Gpu {
     /// As [`Gpu::launch`], for kernels that say themselves when they need what earlier ones wrote: the GPU begins them while
     /// the one before ends, where it can.
     pub(crate) fn launch_early(&self, kernel: &str, grid: Grid, arguments: &[Argument]) {
+        self.launch_waiting();
+        self.launch_early_alone(kernel, grid, arguments);
+    }
+
+    fn launch_early_alone(&self, kernel: &str, grid: Grid, arguments: &[Argument]) {
         // PTX is compiled for the oldest GPU, which cannot wait: kernels from it do not.
-        let attributes: &[LaunchAttribute] = match self.0.description.capability {
-            compiled::MACHINE_CODE => &[LaunchAttribute::EARLY],
-            _ => &[],
+        let attributes: &[LaunchAttribute] = match self.has_machine_code() {
+            true => &[LaunchAttribute::EARLY],
+            false => &[],
         };
         let work = || self.launch_now(kernel, grid, arguments, attributes);
-        self.noted(|| kernel.to_owned(), work);
+        self.noted_alone(|| kernel.to_owned(), work);
+    }
+
+    fn has_machine_code(&self) -> bool {
+        self.0.description.capability == compiled::MACHINE_CODE
+    }
+
+    /// As [`Gpu::launch_early`], for an operation that can also be a link of a chain: it waits for those that come next.
+    pub(crate) fn launch_linked(
+        &self,
+        kernel: String,
+        grid: Grid,
+        arguments: Vec<Argument>,
+        link: Link,
+    ) {
+        if !self.has_machine_code() {
+            return self.launch_early(&kernel, grid, &arguments);
+        }
+        let mut chain = lock(&self.0.chain);
+        let launch = Launch { kernel, grid, arguments };
+        if let Err(launch) = chain.push(link, launch) {
+            self.launch_chain(&mut chain);
+            chain.push(link, launch).expect("an empty chain has room");
+        }
+    }
+
+    /// Launches the operations that wait. Whatever is asked of the stream otherwise begins with this.
+    fn launch_waiting(&self) {
+        // The lock is held until they are launched: another thread must not overtake them.
+        self.launch_chain(&mut lock(&self.0.chain));
+    }
+
+    fn launch_chain(&self, chain: &mut Chain) {
+        match chain.launches.as_slice() {
+            [] => return,
+            [Launch { kernel, grid, arguments }] => {
+                self.launch_early_alone(kernel, *grid, arguments);
+            }
+            _ => {
+                let links = Links::new(chain.links.iter().copied());
+                self.launch_links(links, self.0.chain_blocks, chain);
+            }
+        }
+        chain.links.clear();
+        chain.launches.clear();
+    }
+
+    /// Launches a chain of one link on some number of blocks.
+    pub(crate) fn launch_link(&self, link: Link, n_blocks: usize) {
+        self.launch_waiting();
+        let links = Links::new(std::iter::once(link));
+        self.launch_links(links, n_blocks, &mut lock(&self.0.chain));
+    }
+
+    fn launch_links(&self, links: Links, n_blocks: usize, chain: &mut Chain) {
+        if chain.counter == 0 {
+            chain.counter = self.new_counter();
+        }
+        let arguments = [
+            Argument::Links(links),
+            Argument::Pointer(chain.counter),
+            Argument::U32(chain.n_arrived),
+        ];
+        let grid = Grid {
+            blocks: [n_blocks, 1, 1],
+            threads: chain::THREADS,
+            shared_bytes: chain::SHARED_BYTES,
+        };
+        self.launch_early_alone("chain", grid, &arguments);
+        let n_arrivals = (links.n_links() - 1) * n_blocks;
+        chain.n_arrived = chain.n_arrived.wrapping_add(n_arrivals as u32);
+    }
+
+    /// A number on the GPU, 0, which stays as long as the context.
+    fn new_counter(&self) -> driver::Address {
+        let (mut address, n_bytes) = (0, size_of::<u32>());
+        let (driver, stream) = (self.driver(), self.0.stream);
+        // SAFETY: a pointer to a local variable, then the bytes that it was set to; an open stream.
+        unsafe {
+            self.expect("cuMemAllocAsync", (driver.allocate)(&raw mut address, n_bytes, stream));
+            self.expect("cuMemsetD8Async", (driver.set_bytes)(address, 0, n_bytes, stream));
+        }
+        address
     }
 
     fn launch_now(
@@ -444,7 +559,16 @@ impl Gpu {
         &inner.driver
     }
 
+    /// As [`Gpu::stream`], for what is dropped, also while a panic unwinds: a failed launch is not told then, for it follows one
+    /// that was, or that the next call tells.
+    pub(crate) fn last_stream(&self) -> driver::Stream {
+        let _told = catch_unwind(AssertUnwindSafe(|| self.launch_waiting()));
+        self.0.stream
+    }
+
+    /// The stream, for the next that is asked of it.
     pub(crate) fn stream(&self) -> driver::Stream {
+        self.launch_waiting();
         self.0.stream
     }
 

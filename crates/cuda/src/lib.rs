@@ -8,6 +8,7 @@
 //! Never here: a model, a file.
 
 mod blas;
+mod chain;
 mod compiled;
 pub mod conformance;
 mod driver;

@@ -92,7 +92,7 @@ impl Drop for Memory {
         if self.address != 0 {
             // SAFETY: the address was allocated on this stream and is not used by later calls. A failure here follows one
             // that a later call reports.
-            let _status = unsafe { (self.gpu.driver().free)(self.address, self.gpu.stream()) };
+            let _status = unsafe { (self.gpu.driver().free)(self.address, self.gpu.last_stream()) };
             self.gpu.count_given_back(self.n_bytes);
         }
     }
@@ -250,7 +250,7 @@ impl Drop for PinnedMemory {
         // SAFETY: the stream is open; the memory was allocated by its counterpart, is not used after this, and after the stream
         // was waited for not by the GPU either. A failure here follows one that a later call reports.
         unsafe {
-            let _status = (driver.synchronize_stream)(self.gpu.stream());
+            let _status = (driver.synchronize_stream)(self.gpu.last_stream());
             let _status = (driver.free_on_host)(self.values.as_ptr().cast());
         }
     }

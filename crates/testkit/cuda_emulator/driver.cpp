@@ -503,12 +503,15 @@ PUBLIC int cuLaunchKernel(const emulator::Kernel* kernel, unsigned int grid_x, u
     const size_t most = kernel->max_shared_bytes > DEFAULT_SHARED_BYTES ? kernel->max_shared_bytes : DEFAULT_SHARED_BYTES;
     if (shared_bytes > most || extra != nullptr) return INVALID_VALUE;
     // The values as they are now: a graph launches with them later.
-    std::vector<uint64_t> values(static_cast<size_t>(kernel->n_arguments));
-    for (size_t i = 0; i < values.size(); i++) memcpy(&values[i], arguments[i], kernel->argument_bytes[i]);
+    std::vector<std::vector<uint8_t>> values;
+    for (int i = 0; i < kernel->n_arguments; i++) {
+        const uint8_t* value = static_cast<const uint8_t*>(arguments[i]);
+        values.emplace_back(value, value + kernel->argument_bytes[i]);
+    }
     const uint3 grid = {grid_x, grid_y, grid_z}, block = {block_x, block_y, block_z};
     return enqueue(stream, [=]() mutable {
         std::vector<void*> pointers;
-        for (uint64_t& value : values) pointers.push_back(&value);
+        for (auto& value : values) pointers.push_back(value.data());
         emulator::run_kernel(*kernel, grid, block, shared_bytes, pointers.data());
     });
 }

@@ -55,6 +55,12 @@ void wait_for_block();
 void begin_copy(void* shared, const void* global, bool valid);
 void close_copies();
 void finish_copies(int n_groups_left);
+// Copies of whole pieces. A wait for copies that nobody has begun fails: kernels begin them before a barrier.
+void expect_bulk(uint64_t* arrivals, uint32_t n_bytes);
+void begin_bulk(void* shared, const void* global, uint32_t n_bytes, uint64_t* arrivals);
+void finish_bulk(uint64_t* arrivals, uint32_t parity);
+// Counts a block that waits for others; fails where it would wait for ever.
+void arrive_block(uint32_t* counter, uint32_t target);
 uint8_t* dynamic_shared();
 // Where something is, counted as operands of wgmma count.
 uint32_t shared_address(const void* shared);
@@ -116,8 +122,7 @@ template <auto function>
 struct Exported;
 template <typename... Arguments, void (*function)(Arguments...)>
 struct Exported<function> {
-    static_assert(((std::is_pointer_v<Arguments> || std::is_arithmetic_v<Arguments>) && ...),
-                  "arguments are pointers and numbers");
+    static_assert((std::is_trivially_copyable_v<Arguments> && ...), "arguments are pointers, numbers, and structs of these");
     static constexpr size_t BYTES[sizeof...(Arguments) + 1] = {sizeof(Arguments)..., 0};
     template <size_t... I>
     static void call_each(void** arguments, std::index_sequence<I...>) {
@@ -134,6 +139,7 @@ struct Exported<function> {
     static_assert((threads) % 32 == 0 && (threads) <= 1024 && (blocks) >= 1 && (threads) * (blocks) <= 2048); \
     static void name
 #define EXPORT(name) static const ::emulator::Exported<&name> exported_##name(#name);
+#define LAUNCH_CONSTANT
 #define DEVICE inline __attribute__((always_inline))
 #define DYNAMIC_SHARED(name) uint8_t* const name = ::emulator::dynamic_shared()
 #define DYNAMIC_SHARED_1024(name) DYNAMIC_SHARED(name)
@@ -237,6 +243,23 @@ template <int N>
 DEVICE void copies_wait() { emulator::finish_copies(N); }
 
 DEVICE uint4 load_once(const uint4* address) { return *address; }
+DEVICE uint4 load_fresh(const uint4* address) { return *address; }
+DEVICE float load_fresh(const float* address) { return *address; }
+// Blocks run one after the other, so that only a block without others can wait for all.
+DEVICE void wait_for_blocks(uint32_t* counter, uint32_t target) {
+    sync_block();
+    if (threadIdx.x == 0) emulator::arrive_block(counter, target);
+    sync_block();
+}
+DEVICE void add_once(float* address, float x) { *address += x; }
+// A copy arrives as late as it may, when a thread waits for it; until then its destination is NaN.
+DEVICE void init_arrivals(uint64_t* arrivals) { *arrivals = 0; }
+DEVICE void fence_arrivals() {}
+DEVICE void expect_arrivals(uint64_t* arrivals, uint32_t n_bytes) { emulator::expect_bulk(arrivals, n_bytes); }
+DEVICE void copy_bulk_async(void* shared, const void* global, uint32_t n_bytes, uint64_t* arrivals) {
+    emulator::begin_bulk(shared, global, n_bytes, arrivals);
+}
+DEVICE void wait_for_arrivals(uint64_t* arrivals, uint32_t parity) { emulator::finish_bulk(arrivals, parity); }
 // Kernels run one after the other.
 DEVICE void let_next_begin() {}
 DEVICE void wait_for_earlier() {}

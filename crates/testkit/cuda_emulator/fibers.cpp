@@ -88,6 +88,13 @@ struct Warp {
     size_t n_products;
 };
 
+// A copy of a whole piece that is on its way.
+struct BulkCopy {
+    uint8_t* shared;
+    std::vector<uint8_t> bytes;
+    uint64_t* arrivals;
+};
+
 struct Block {
     const Kernel* kernel;
     void** arguments;
@@ -102,6 +109,8 @@ struct Block {
     Warp warps[MAX_THREADS / N_LANES];
     // The products that a warpgroup came to: those of its warps must be the same.
     std::vector<WgmmaOperands> products[MAX_THREADS / N_LANES / GROUP_WARPS];
+    std::vector<BulkCopy> bulk_copies;
+    std::map<uint64_t*, size_t> expected_bytes;
     // Of each 16 bytes that products can address, whether a copy arrived that was not fenced.
     bool is_unfenced[ADDRESSABLE_BYTES / 16];
 };
@@ -262,6 +271,8 @@ void run_thread() {
     if (!block.warps[current / N_LANES].products.empty()) fail_in_kernel("ends while products are on their way (wgmma_wait)");
     fiber.state = State::Exited;
     block.n_exited++;
+    if (block.n_exited == block.n_threads && !block.bulk_copies.empty())
+        fail_in_kernel("ends while " + std::to_string(block.bulk_copies.size()) + " bulk copies are on their way");
     leave();
     abort();
 }
@@ -665,6 +676,11 @@ void wait_for_block() {
     if (thread != current) go_to(thread);
 }
 
+void arrive_block(uint32_t* counter, uint32_t target) {
+    *counter += 1;
+    if (static_cast<int32_t>(*counter - target) < 0) fail_in_kernel("waits for blocks that run after it");
+}
+
 void begin_copy(void* shared, const void* global, bool valid) {
     if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
         fail_in_kernel("copy_16_async: an address is no multiple of 16");
@@ -674,6 +690,47 @@ void begin_copy(void* shared, const void* global, bool valid) {
     if (valid) memcpy(copy.bytes, global, 16);
     memset(shared, NAN_BYTE, 16);
     fiber.copies.push_back(copy);
+}
+
+// What the 64 bits of arrivals are here.
+struct Arrivals {
+    uint32_t n_turns;
+    bool is_expected;
+};
+
+void expect_bulk(uint64_t* arrivals, uint32_t n_bytes) {
+    Arrivals& turn = *reinterpret_cast<Arrivals*>(arrivals);
+    if (turn.is_expected) fail_in_kernel("expects copies while those of the turn before are on their way");
+    turn.is_expected = true;
+    block.expected_bytes[arrivals] = n_bytes;
+}
+
+void begin_bulk(void* shared, const void* global, uint32_t n_bytes, uint64_t* arrivals) {
+    const uintptr_t all = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global) | n_bytes;
+    if (all % 16 != 0 || n_bytes == 0) fail_in_kernel("copy_bulk_async: an address or the size is no multiple of 16");
+    if (!is_shared(shared, n_bytes)) fail_in_kernel("copy_bulk_async: the destination is not in shared memory");
+    const uint8_t* bytes = static_cast<const uint8_t*>(global);
+    block.bulk_copies.push_back({static_cast<uint8_t*>(shared), {bytes, bytes + n_bytes}, arrivals});
+    memset(shared, NAN_BYTE, n_bytes);
+}
+
+void finish_bulk(uint64_t* arrivals, uint32_t parity) {
+    Arrivals& turn = *reinterpret_cast<Arrivals*>(arrivals);
+    if (turn.is_expected && turn.n_turns % 2 == parity) {
+        size_t n_bytes = 0, n_kept = 0;
+        for (BulkCopy& copy : block.bulk_copies) {
+            if (copy.arrivals == arrivals) {
+                memcpy(copy.shared, copy.bytes.data(), copy.bytes.size());
+                n_bytes += copy.bytes.size();
+            } else {
+                std::swap(block.bulk_copies[n_kept++], copy);
+            }
+        }
+        block.bulk_copies.resize(n_kept);
+        if (n_bytes != block.expected_bytes[arrivals]) fail_in_kernel("other bytes were copied than expected");
+        turn = {turn.n_turns + 1, false};
+    }
+    if (turn.n_turns % 2 == parity) fail_in_kernel("waits for copies that nobody began");
 }
 
 void close_copies() { fibers[current].n_groups++; }

@@ -2,7 +2,9 @@
 
 use kernels::attention::{HeadShape, KEY_BLOCK};
 
+use super::few_rows::count;
 use super::rope::DeviceRopeTable;
+use crate::chain::{self, Link, LinkKind};
 use crate::gpu::{Argument, Gpu, Grid};
 use crate::memory::{Matrix, MatrixMut, Memory, NumberType, Plain};
 
@@ -188,18 +190,22 @@ impl CachedBatch {
         }
     }
 
+    fn address(&self, at: usize) -> u64 {
+        self.memory.address() + 4 * at as u64
+    }
+
     fn pointer(&self, at: usize) -> Argument {
-        Argument::Pointer(self.memory.address() + 4 * at as u64)
+        Argument::Pointer(self.address(at))
     }
 
     /// The tables of a layer.
-    fn tables(&self, layer_idx: usize) -> Argument {
-        self.pointer(self.tables_at + layer_idx * self.n_sequences * self.table_stride)
+    fn tables(&self, layer_idx: usize) -> u64 {
+        self.address(self.tables_at + layer_idx * self.n_sequences * self.table_stride)
     }
 
     /// The sequences of rows, and their positions.
-    fn rows(&self) -> [Argument; 2] {
-        [self.pointer(self.rows_at), self.pointer(self.rows_at + self.n_rows)]
+    fn rows(&self) -> [u64; 2] {
+        [self.address(self.rows_at), self.address(self.rows_at + self.n_rows)]
     }
 
     fn check(&self, shape: HeadShape, qkv: Matrix<'_>, layer_idx: usize, blocks: &DeviceKeyBlocks) {
@@ -398,27 +404,44 @@ pub fn rotate_and_append(
     let grid = table.grid(number_type, batch.n_rows, n_heads + 2 * n_kv_heads);
     let Some(grid) = grid else { return };
     batch.check(shape, qkv.as_ref(), layer_idx, blocks);
-    let [values, query_factors, entries] = table.arguments();
-    let [sequences, positions] = batch.rows();
-    gpu.launch_early(
-        &format!("rotate_and_append_{}", number_type.suffix()),
-        grid,
-        &[
-            Argument::Pointer(qkv.address()),
-            values,
-            query_factors,
-            entries,
-            Argument::Pointer(blocks.memory.address()),
-            batch.tables(layer_idx),
-            sequences,
-            positions,
-            Argument::count(batch.n_rows),
-            Argument::count(n_heads),
-            Argument::count(n_kv_heads),
-            Argument::count(head_dim),
-            Argument::count(batch.table_stride),
-        ],
-    );
+    let (angles, [row_sequences, row_positions]) = (table.addresses(), batch.rows());
+    let (blocks, tables) = (blocks.memory.address(), batch.tables(layer_idx));
+    let [values, query_factors, entries] = angles;
+    let pointers = [
+        qkv.address(),
+        values,
+        query_factors,
+        entries,
+        blocks,
+        tables,
+        row_sequences,
+        row_positions,
+    ];
+    let counts = [batch.n_rows, n_heads, n_kv_heads, head_dim, batch.table_stride];
+    let arguments = pointers.map(Argument::Pointer).into_iter().chain(counts.map(Argument::count));
+    let arguments: Vec<_> = arguments.collect();
+    let kernel = format!("rotate_and_append_{}", number_type.suffix());
+    let is_link = batch.n_rows <= chain::MAX_ROWS && number_type == NumberType::Bf16;
+    if !is_link || !(head_dim / 2).is_multiple_of(8) {
+        return gpu.launch_early(&kernel, grid, &arguments);
+    }
+    let [n_rows, n_heads, n_kv_heads, head_dim, table_stride] = counts.map(count);
+    let link = Link {
+        kind: LinkKind::Append,
+        y: qkv.address(),
+        angles,
+        blocks,
+        tables,
+        row_sequences,
+        row_positions,
+        n_rows,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        table_stride,
+        ..Link::default()
+    };
+    gpu.launch_linked(kernel, grid, arguments, link);
 }
 
 /// Causal attention of new rows over the blocks of their sequences, in which [`rotate_and_append`] has put these rows' own.
@@ -504,7 +527,7 @@ impl Call<'_> {
             &[
                 Argument::Pointer(self.qkv.address()),
                 Argument::Pointer(self.blocks.memory.address()),
-                self.batch.tables(self.layer_idx),
+                Argument::Pointer(self.batch.tables(self.layer_idx)),
                 self.batch.pointer(8 * first),
                 Argument::Pointer(self.out.address()),
                 sums,
@@ -541,7 +564,7 @@ impl Call<'_> {
     fn plain(&self) {
         let HeadShape { n_heads, n_kv_heads, head_dim, scale, .. } = self.shape;
         let n_warps = 4;
-        let [sequences, positions] = self.batch.rows();
+        let [sequences, positions] = self.batch.rows().map(Argument::Pointer);
         self.gpu.launch(
             &format!("attention_paged_plain_{}", self.qkv.number_type().suffix()),
             Grid {
@@ -552,7 +575,7 @@ impl Call<'_> {
             &[
                 Argument::Pointer(self.qkv.address()),
                 Argument::Pointer(self.blocks.memory.address()),
-                self.batch.tables(self.layer_idx),
+                Argument::Pointer(self.batch.tables(self.layer_idx)),
                 sequences,
                 positions,
                 Argument::Pointer(self.out.address()),

@@ -2,6 +2,7 @@
 
 use kernels::matmul::Write;
 
+use crate::chain::{self, Link, LinkKind};
 use crate::gpu::{Argument, Gpu, Grid};
 use crate::memory::{Matrix, MatrixMut, NumberType};
 
@@ -58,20 +59,38 @@ pub fn product_few_rows(
             format!("product_few_rows{any}_{suffix}")
         }
     };
-    gpu.launch_early(
-        &name,
-        Grid { blocks: [n_out.div_ceil(TILE), 1, 1], threads: THREADS, shared_bytes: 0 },
-        &[
-            Argument::Pointer(x.address()),
-            Argument::Pointer(w.address()),
-            Argument::Pointer(column_address(&y, first_column)),
-            Argument::count(n_rows),
-            Argument::count(n_out),
-            Argument::count(n_in),
-            Argument::count(y.width()),
-            Argument::I32((write == Write::Accumulate).into()),
-        ],
-    );
+    let address = column_address(&y, first_column);
+    let grid = Grid { blocks: [n_out.div_ceil(TILE), 1, 1], threads: THREADS, shared_bytes: 0 };
+    let arguments = [
+        Argument::Pointer(x.address()),
+        Argument::Pointer(w.address()),
+        Argument::Pointer(address),
+        Argument::count(n_rows),
+        Argument::count(n_out),
+        Argument::count(n_in),
+        Argument::count(y.width()),
+        Argument::I32((write == Write::Accumulate).into()),
+    ];
+    let kind = match (to_f32, write) {
+        (false, Write::Overwrite) => Some(LinkKind::ProductBf16),
+        (true, Write::Overwrite) => Some(LinkKind::ProductF32),
+        (true, Write::Accumulate) => Some(LinkKind::AddedF32),
+        (false, Write::Accumulate) => None,
+    };
+    let part = chain::part_of(n_rows, n_in);
+    let (Some(kind), Some(part), NumberType::Bf16) = (kind, part, x.number_type()) else {
+        return gpu.launch_early(&name, grid, &arguments);
+    };
+    let [n_rows, n_out, n_in, stride] = [n_rows, n_out, n_in, y.width()].map(count);
+    let [from, w, y] = [x.address(), w.address(), address];
+    let product = Link { kind, from, w, y, n_rows, n_out, n_in, stride, ..Link::default() };
+    let link = Link { part: count(part), ..product };
+    gpu.launch_linked(name, grid, arguments.to_vec(), link);
+}
+
+/// As an `int` of the kernel.
+pub(super) fn count(n: usize) -> i32 {
+    i32::try_from(n).expect("a count of less than 2^31")
 }
 
 /// That `x` and `y` fit a weight `[n_out, n_in]`.

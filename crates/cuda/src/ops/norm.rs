@@ -1,5 +1,7 @@
 //! Root-mean-square norm and its gradient.
 
+use super::few_rows::count;
+use crate::chain::{self, Link, LinkKind, Source};
 use crate::gpu::{Argument, Gpu, Grid};
 use crate::memory::{Matrix, MatrixMut, NumberType};
 
@@ -49,7 +51,7 @@ pub fn rms_norm(
     if x.n_values() == 0 {
         return;
     }
-    let suffix = out.number_type().suffix();
+    let (suffix, has_kept) = (out.number_type().suffix(), kept.is_some());
     let mut arguments = vec![
         Argument::Pointer(x.address()),
         Argument::Pointer(weight.address()),
@@ -63,7 +65,18 @@ pub fn rms_norm(
         let blocks = [n_rows.div_ceil(threads / threads_per_row), 1, 1];
         arguments.extend([n_rows, width, threads_per_row].map(Argument::count));
         let grid = Grid { blocks, threads, shared_bytes: 0 };
-        gpu.launch_early(&format!("rms_norm_{suffix}"), grid, &arguments);
+        let name = format!("rms_norm_{suffix}");
+        let is_link = n_rows <= chain::MAX_ROWS && out.number_type() == NumberType::Bf16;
+        if !is_link || has_kept {
+            return gpu.launch_early(&name, grid, &arguments);
+        }
+        let [n_rows, n_in] = [n_rows, width].map(count);
+        let (kind, source) = (LinkKind::Operand, Source::Norm);
+        let [from, norm_weight] = [x, weight].map(|matrix| matrix.address());
+        let [x, scales] = [out, inverse_rms].map(|matrix| matrix.address());
+        let operand = Link { kind, source, from, norm_weight, x, scales, ..Link::default() };
+        let link = Link { n_rows, n_in, eps, ..operand };
+        gpu.launch_linked(name, grid, arguments, link);
     } else {
         arguments.push(Argument::count(width));
         let grid = Grid { blocks: [n_rows, 1, 1], threads: MAX_THREADS, shared_bytes: 0 };

@@ -42,10 +42,14 @@ impl DeviceRopeTable {
         self.head_dim
     }
 
+    /// The angles, the factors of queries, and the entries of rows.
+    pub(super) fn addresses(&self) -> [u64; 3] {
+        [&self.values, &self.query_factors, &self.entries].map(Memory::address)
+    }
+
     /// As kernels take it.
     pub(super) fn arguments(&self) -> [Argument; 3] {
-        [&self.values, &self.query_factors, &self.entries]
-            .map(|memory| Argument::Pointer(memory.address()))
+        self.addresses().map(Argument::Pointer)
     }
 
     /// The launch that rotates `n_moved` heads of `n_rows` rows; none where there is nothing to do.

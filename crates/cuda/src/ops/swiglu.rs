@@ -1,5 +1,7 @@
 //! The gated activation of the feed-forward part.
 
+use super::few_rows::count;
+use crate::chain::{self, Link, LinkKind, Source};
 use crate::gpu::{Argument, Gpu, Grid};
 use crate::memory::{Matrix, MatrixMut, NumberType};
 
@@ -36,7 +38,16 @@ pub fn swiglu(gpu: &Gpu, gate_up: Matrix<'_>, out: MatrixMut<'_>) {
         Argument::count(ffn_dim),
     ];
     let kernel = format!("swiglu_{}", out.number_type().suffix());
-    gpu.launch_early(&kernel, grid(out.number_type(), n_rows, ffn_dim), &arguments);
+    let grid = grid(out.number_type(), n_rows, ffn_dim);
+    let is_link = n_rows <= chain::MAX_ROWS && out.number_type() == NumberType::Bf16;
+    if !is_link || !ffn_dim.is_multiple_of(8) {
+        return gpu.launch_early(&kernel, grid, &arguments);
+    }
+    let [n_rows, n_in] = [n_rows, ffn_dim].map(count);
+    let (kind, source) = (LinkKind::Operand, Source::Swiglu);
+    let (from, x) = (gate_up.address(), out.address());
+    let link = Link { kind, source, from, x, n_rows, n_in, ..Link::default() };
+    gpu.launch_linked(kernel, grid, arguments.to_vec(), link);
 }
 
 /// [`kernels::swiglu::swiglu_backward`], all of one type; `out` is the output of [`swiglu`] once more.

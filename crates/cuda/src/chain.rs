@@ -1,0 +1,172 @@
+//! Operations of few rows that are done by one launch, each of which needs what the one before wrote.
+//!
+//! Writing a token is a row of such operations, and a launch of each would leave memory idle at both of its ends. An operation that can
+//! be a link of a chain ([`Gpu::launch_linked`](crate::Gpu)) is therefore not launched at once: it waits, with the others before it,
+//! until something else is asked of the GPU. The order of what is asked stays as it was.
+
+use crate::driver::Address;
+use crate::gpu::{Argument, Grid};
+
+/// Threads of a block (`chain.cu`).
+pub(crate) const THREADS: usize = 256;
+/// The most operations of a launch.
+pub(crate) const MAX_LINKS: usize = 8;
+/// The most rows of an operation.
+pub(crate) const MAX_ROWS: usize = 4;
+/// The most numbers of a part of a row, of which 8 warps have 4 each on their way.
+const MAX_PART: usize = 2048;
+const PARTS_BYTES: usize = 8 * 4 * MAX_PART * 2;
+/// Parts are so many numbers or a multiple.
+const UNIT: usize = 256;
+/// Shared memory for the left operand of a product, and numbers between its rows.
+const OPERAND_BYTES: usize = 92 << 10;
+const GAP: usize = 8;
+/// Dynamic shared memory of a block; a block may have 227 KiB in all.
+pub(crate) const SHARED_BYTES: usize = PARTS_BYTES + OPERAND_BYTES;
+
+/// Numbers of the parts in which rows of a weight are read; none where the product cannot be a link.
+pub(crate) fn part_of(n_rows: usize, n_in: usize) -> Option<usize> {
+    let has_room = n_rows <= MAX_ROWS && n_rows * (n_in + GAP) * 2 <= OPERAND_BYTES;
+    let mut parts = (1..=MAX_PART / UNIT).rev().map(|n_units| n_units * UNIT);
+    parts.find(|part| has_room && n_in.is_multiple_of(*part) && n_in > 0)
+}
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub(crate) enum LinkKind {
+    /// `y = x w^T`, in bf16.
+    #[default]
+    ProductBf16 = 0,
+    /// `y = x w^T`, in f32.
+    ProductF32 = 1,
+    /// `y += x w^T`, in f32.
+    AddedF32 = 2,
+    /// The left operand of a product, x, of a norm or an activation.
+    Operand = 3,
+    /// Rotation of queries and keys, and keys and values into the cache.
+    Append = 4,
+}
+
+/// What the left operand of a product is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub(crate) enum Source {
+    /// Rows of bf16.
+    #[default]
+    Rows = 0,
+    /// The root-mean-square norm of rows of f32.
+    Norm = 1,
+    /// `silu(gate) up` of rows of both, in bf16.
+    Swiglu = 2,
+}
+
+/// An operation as the kernel reads it; `chain.cu` says what the addresses are of.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Link {
+    pub(crate) from: Address,
+    pub(crate) norm_weight: Address,
+    pub(crate) scales: Address,
+    pub(crate) x: Address,
+    pub(crate) w: Address,
+    pub(crate) y: Address,
+    /// Of the rotation: table, factors of queries, entries of rows.
+    pub(crate) angles: [Address; 3],
+    pub(crate) blocks: Address,
+    pub(crate) tables: Address,
+    pub(crate) row_sequences: Address,
+    pub(crate) row_positions: Address,
+    pub(crate) kind: LinkKind,
+    pub(crate) source: Source,
+    pub(crate) n_rows: i32,
+    pub(crate) n_out: i32,
+    pub(crate) n_in: i32,
+    /// Numbers from a row of y to the next.
+    pub(crate) stride: i32,
+    pub(crate) eps: f32,
+    pub(crate) n_heads: i32,
+    pub(crate) n_kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) table_stride: i32,
+    /// Numbers of a part of a row of w.
+    pub(crate) part: i32,
+}
+
+impl Link {
+    fn is_product(&self) -> bool {
+        !matches!(self.kind, LinkKind::Operand | LinkKind::Append)
+    }
+
+    /// This product of the operand that `earlier` makes, both in one; none where it is not one.
+    fn joined(self, earlier: &Self) -> Option<Self> {
+        let is_of_earlier = earlier.kind == LinkKind::Operand
+            && self.is_product()
+            && self.from == earlier.x
+            && [self.n_rows, self.n_in] == [earlier.n_rows, earlier.n_in];
+        let &Self { source, from, norm_weight, scales, x, eps, .. } = earlier;
+        is_of_earlier.then_some(Self { source, from, norm_weight, scales, x, eps, ..self })
+    }
+}
+
+/// The operations of a launch.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Links {
+    links: [Link; MAX_LINKS],
+    n_links: i32,
+}
+
+impl Links {
+    /// # Panics
+    /// When there are too many.
+    pub(crate) fn new(links: impl Iterator<Item = Link>) -> Self {
+        let mut all = Self { links: [Link::default(); MAX_LINKS], n_links: 0 };
+        for link in links {
+            all.links[all.n_links as usize] = link;
+            all.n_links += 1;
+        }
+        all
+    }
+
+    pub(crate) fn n_links(&self) -> usize {
+        self.n_links as usize
+    }
+}
+
+/// A launch of one operation.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) kernel: String,
+    pub(crate) grid: Grid,
+    pub(crate) arguments: Vec<Argument>,
+}
+
+/// What waits to be launched, and how far the blocks of all chains have counted.
+#[derive(Debug, Default)]
+pub(crate) struct Chain {
+    pub(crate) links: Vec<Link>,
+    /// The same operations, one by one.
+    pub(crate) launches: Vec<Launch>,
+    /// Where blocks count themselves; 0 until the first launch.
+    pub(crate) counter: Address,
+    /// What the counter will be once everything launched so far is done, modulo 2^32.
+    pub(crate) n_arrived: u32,
+}
+
+impl Chain {
+    /// Adds an operation, if there is room for it.
+    pub(crate) fn push(&mut self, link: Link, launch: Launch) -> Result<(), Launch> {
+        if let Some(last) = self.links.last_mut()
+            && let Some(joined) = link.joined(last)
+        {
+            *last = joined;
+        } else if self.links.len() < MAX_LINKS {
+            self.links.push(link);
+        } else {
+            return Err(launch);
+        }
+        self.launches.push(launch);
+        Ok(())
+    }
+}
