@@ -148,8 +148,8 @@ impl GradientWorkspace {
 }
 
 impl Decoder {
-    /// Forward and backward over a batch: adds the gradient of `sum_t weights[t] loss[t]` to `gradients` and gives the
-    /// loss of each token in nats (0 where the weight is 0).
+    /// Forward and backward over a batch: adds the gradient of `sum_t weights[t] loss[t]` to `gradients` and leaves the
+    /// loss of each token in [`Workspace::losses`]. Nothing waits for a GPU.
     ///
     /// # Panics
     /// When an id is not in the vocabulary, a document is longer than the context, a workspace is too small, or the decoder is
@@ -161,7 +161,7 @@ impl Decoder {
         workspace: &mut Workspace,
         gradient_workspace: &mut GradientWorkspace,
         gradients: &mut Parameters,
-    ) -> Vec<f32> {
+    ) {
         assert_eq!(workspace.layers.len(), self.layers.len(), "a workspace for training");
         let (w, g) = (workspace, gradient_workspace);
         g.set_rows(rows.token_ids.len());
@@ -184,7 +184,6 @@ impl Decoder {
         }
         let d_table = gradients.embedding.view_mut();
         ops::gather_backward(device, rows.token_ids, g.d_residual.view(), d_table);
-        w.losses.to_f32()
     }
 
     /// Logits, loss and the gradients of the head and of the final norm's output, a chunk of tokens at a time.

@@ -322,6 +322,13 @@ impl Workspace {
         self.max_rows
     }
 
+    /// The loss of each token of the last batch that was learnt or scored, in nats, f32 `[tokens, 1]`; of those that are learnt 0 where
+    /// the weight is 0.
+    #[must_use]
+    pub fn losses(&self) -> &Tensor {
+        &self.losses
+    }
+
     /// Uses `n_rows` rows of every tensor.
     ///
     /// # Panics

@@ -23,6 +23,7 @@ mod linear;
 mod low_rank;
 pub mod ops;
 mod tensor;
+mod weighted_sum;
 
 pub use batch::{CachedBatch, PackedRows, RopeTable};
 pub use cuda::PinnedNumbers;
@@ -33,6 +34,7 @@ pub use linear::{
 };
 pub use low_rank::{LowRank, LowRankScratch};
 pub use tensor::{DType, Tensor, View, ViewMut};
+pub use weighted_sum::WeightedSum;
 
 use cuda::Gpu;
 use kernels::Compute;
