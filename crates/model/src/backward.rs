@@ -232,10 +232,12 @@ impl Decoder {
             a.gate_up.view(),
             g.d_activated.view(),
             g.d_gate_up.view_mut(),
-            w.activated.view_mut(),
+            w.activated.as_mut().map(Tensor::view_mut),
         );
         let scratch = &mut g.layer_scratch;
-        let (d_out, activated) = (g.d_rounded.view(), w.activated.view());
+        let activated = a.activated.as_ref().or(w.activated.as_ref());
+        let activated = activated.expect("its own or one for all").view();
+        let d_out = g.d_rounded.view();
         scratch.backward_weight(device, d_out, activated, d_layer.down.view_mut());
         let (d_gate_up, normed) = (g.d_gate_up.view(), a.ffn_normed.view());
         scratch.backward_weight(device, d_gate_up, normed, d_layer.gate_up.view_mut());

@@ -210,27 +210,30 @@ pub fn swiglu(device: &Device, gate_up: Option<View<'_>>, rounded: ViewMut<'_>, 
     }
 }
 
-/// [`gated::swiglu_backward`].
+/// [`gated::swiglu_backward`]; `out` gets the output of [`swiglu`] once more, on a device that does not keep it
+/// ([`Device::keeps_activated`]).
 pub fn swiglu_backward(
     device: &Device,
     rounded: View<'_>,
     d_out: View<'_>,
     d_gate_up: ViewMut<'_>,
-    out: ViewMut<'_>,
+    out: Option<ViewMut<'_>>,
 ) {
-    let (compute, ffn_dim) = (device.compute(), out.width());
+    if let Device::Cuda { gpu, .. } = device {
+        assert!(out.is_none(), "a GPU keeps the output");
+        let (rounded, d_out) = (rounded.on_gpu(), d_out.on_gpu());
+        return cuda::ops::swiglu::swiglu_backward(gpu, rounded, d_out, d_gate_up.on_gpu());
+    }
+    let (compute, ffn_dim, d_out) = (device.compute(), d_out.width(), d_out.f32());
+    let out = out.expect("room for the output");
     match rounded {
         View::F32 { values, .. } => {
             let (d_gate_up, out) = (d_gate_up.of::<f32>(), out.of::<f32>());
-            gated::swiglu_backward(compute, values, ffn_dim, d_out.f32(), d_gate_up, out);
+            gated::swiglu_backward(compute, values, ffn_dim, d_out, d_gate_up, out);
         }
-        View::Bf16 { values, .. } => {
+        rounded => {
             let (d_gate_up, out) = (d_gate_up.of::<bf16>(), out.of::<bf16>());
-            gated::swiglu_backward(compute, values, ffn_dim, d_out.f32(), d_gate_up, out);
-        }
-        View::Cuda(rounded) => {
-            let (d_out, d_gate_up, out) = (d_out.on_gpu(), d_gate_up.on_gpu(), out.on_gpu());
-            cuda::ops::swiglu::swiglu_backward(device.gpu(), rounded, d_out, d_gate_up, out);
+            gated::swiglu_backward(compute, rounded.of(), ffn_dim, d_out, d_gate_up, out);
         }
     }
 }

@@ -192,8 +192,9 @@ impl TrainingMemory {
         let norms = (2 * n_layers + 1) * hidden;
         let matrices = config.n_parameters() as usize - norms;
         let logits = n_tokens.min(device.logit_rows()) * vocab_size;
-        // Of a layer the inputs of both parts, as they are and normed; queries, keys and values; outputs of attention; gate and up.
-        let kept = n_layers * (4 * hidden + qkv + out + 2 * ffn) + ffn + 2 * hidden;
+        // Of a layer the inputs of both parts, as they are and normed; queries, keys and values; outputs of attention; gate, up and
+        // what comes of them.
+        let kept = n_layers * (4 * hidden + qkv + out + 3 * ffn) + 2 * hidden;
         // Scales of norms, logarithms of attention, the residual stream, and losses.
         let f32s = n_layers * (2 + n_heads) + hidden + 2;
         let gradients = 2 * hidden + out + qkv + 3 * ffn;
