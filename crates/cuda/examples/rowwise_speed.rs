@@ -221,15 +221,19 @@ fn activation(bench: &Bench, [n_rows, ffn_dim]: [usize; 2]) {
 fn losses(bench: &Bench, shape: [usize; 2]) {
     let gpu = &bench.gpu;
     let ([n_rows, vocab_size], n) = (shape, shape[0] * shape[1]);
-    let (logits, weights) = (bench.matrix(F32, shape), bench.matrix(F32, [n_rows, 1]));
-    let (mut losses, mut gradient) = (bench.matrix(F32, [n_rows, 1]), bench.matrix(Bf16, shape));
+    let weights = bench.matrix(F32, [n_rows, 1]);
+    let mut losses = bench.matrix(F32, [n_rows, 1]);
     let targets = RowNumbers::new(gpu, &bench.ids(n_rows, vocab_size));
-    bench.line("cross_entropy", shape, 6 * n, || {
-        let (losses, gradient) = (losses.view_mut(), Some(gradient.view_mut()));
-        loss::cross_entropy(gpu, logits.view(), &targets, weights.view(), losses, gradient);
+    let mut logits = bench.matrix(Bf16, shape);
+    bench.line("cross_entropy_in_place", shape, 4 * n, || {
+        let (weights, losses) = (weights.view(), losses.view_mut());
+        let rows = loss::LossRows { targets: &targets, weights, losses };
+        loss::cross_entropy_in_place(gpu, logits.view_mut(), rows);
     });
-    bench.line("cross_entropy, no gradient", shape, 4 * n, || {
-        let losses = losses.view_mut();
-        loss::cross_entropy(gpu, logits.view(), &targets, weights.view(), losses, None);
+    let logits = bench.matrix(F32, shape);
+    bench.line("cross_entropy f32", shape, 4 * n, || {
+        let (weights, losses) = (weights.view(), losses.view_mut());
+        let rows = loss::LossRows { targets: &targets, weights, losses };
+        loss::cross_entropy(gpu, logits.view(), rows);
     });
 }

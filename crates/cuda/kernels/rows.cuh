@@ -103,6 +103,36 @@ DEVICE void store_row(T* row, const float (&values)[4 * N], int width, int threa
     }
 }
 
+// As load_row and store_row, in packs of 16 bytes: whole ones fill the row.
+template <int NUMBERS, typename T>
+DEVICE void load_packs(float (&values)[NUMBERS], const T* row, int width, int thread, int n_threads, float fill = 0.0f) {
+    constexpr int N = Wide<T>::N;
+#pragma unroll
+    for (int i = 0; i < NUMBERS / N; i++) {
+        int at = (i * n_threads + thread) * N;
+        if (at < width) {
+            Wide<T> x = load_wide(row + at);
+#pragma unroll
+            for (int j = 0; j < N; j++) values[i * N + j] = x.values[j];
+        } else {
+#pragma unroll
+            for (int j = 0; j < N; j++) values[i * N + j] = fill;
+        }
+    }
+}
+template <int NUMBERS, typename T>
+DEVICE void store_packs(T* row, const float (&values)[NUMBERS], int width, int thread, int n_threads) {
+    constexpr int N = Wide<T>::N;
+#pragma unroll
+    for (int i = 0; i < NUMBERS / N; i++) {
+        int at = (i * n_threads + thread) * N;
+        Wide<T> x;
+#pragma unroll
+        for (int j = 0; j < N; j++) x.values[j] = values[i * N + j];
+        if (at < width) store_wide(row + at, x);
+    }
+}
+
 // The sum over a group of neighbouring warps, the same bits in all their threads, through `partials` (one for each warp of the
 // block). All threads of the block must call it; none may use `partials` again before the next sync_block().
 DEVICE float group_sum(float x, float* partials, int warps_per_group) {

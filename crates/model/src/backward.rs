@@ -41,7 +41,7 @@ pub struct GradientWorkspace {
     d_activated: Tensor,
     /// T `[tokens, 2 ffn]`.
     d_gate_up: Tensor,
-    /// T `[rows, vocab]`, a chunk of the tokens.
+    /// T `[rows, vocab]`, a chunk of the tokens; before it the logits, where the device works in their place.
     d_logits: Tensor,
     layer_scratch: LinearScratch,
     head_scratch: LinearScratch,
@@ -198,16 +198,19 @@ impl Decoder {
         let n_tokens = rows.token_ids.len();
         for first in (0..n_tokens).step_by(device.logit_rows()) {
             let range = first..n_tokens.min(first + device.logit_rows());
-            self.logits_of(device, range.clone(), w);
             g.d_logits.set_rows(range.len());
-            ops::cross_entropy(
-                device,
-                w.logits.view(),
-                &rows.targets[range.clone()],
-                &rows.target_weights[range.clone()],
-                w.losses.rows_mut(range.clone()),
-                Some(g.d_logits.view_mut()),
-            );
+            let targets = &rows.targets[range.clone()];
+            let weights = &rows.target_weights[range.clone()];
+            let d_logits = g.d_logits.view_mut();
+            if device.works_in_place() {
+                self.logits_into(device, range.clone(), w, d_logits);
+                let (logits, losses) = (g.d_logits.view_mut(), w.losses.rows_mut(range.clone()));
+                ops::cross_entropy_in_place(device, logits, targets, weights, losses);
+            } else {
+                self.logits_of(device, range.clone(), w);
+                let (logits, losses) = (w.logits.view(), w.losses.rows_mut(range.clone()));
+                ops::cross_entropy(device, logits, targets, weights, losses, Some(d_logits));
+            }
             let d_logits = g.d_logits.view();
             self.head().backward_input(device, d_logits, g.d_normed.rows_mut(range.clone()));
             let d_head = gradients.head.as_mut().unwrap_or(&mut gradients.embedding);

@@ -4,6 +4,7 @@
 
 use cuda::ops::attention_paged;
 use cuda::ops::embedding::TokenGroups;
+use cuda::ops::loss::LossRows;
 use cuda::ops::norm::NormGradients;
 use cuda::ops::row_numbers::RowNumbers;
 use cuda::{DeviceMatrix, NumberType};
@@ -385,7 +386,8 @@ pub fn attention_backward(
     }
 }
 
-/// [`loss::cross_entropy`]; without `d_logits` the losses alone.
+/// [`loss::cross_entropy`]; without `d_logits` the losses alone. A device that works in place has the gradient of
+/// [`cross_entropy_in_place`] only.
 pub fn cross_entropy(
     device: &Device,
     logits: View<'_>,
@@ -395,12 +397,12 @@ pub fn cross_entropy(
     d_logits: Option<ViewMut<'_>>,
 ) {
     if let Device::Cuda { gpu, .. } = device {
-        let (logits, losses) = (logits.on_gpu(), losses.on_gpu());
-        let d_logits = d_logits.map(ViewMut::on_gpu);
+        assert!(d_logits.is_none(), "a GPU has the gradient in the place of the logits");
         let targets = RowNumbers::new(gpu, targets);
         let weights = DeviceMatrix::of_f32(gpu, NumberType::F32, weights, 1);
-        let weights = weights.view();
-        return cuda::ops::loss::cross_entropy(gpu, logits, &targets, weights, losses, d_logits);
+        let (weights, losses) = (weights.view(), losses.on_gpu());
+        let rows = LossRows { targets: &targets, weights, losses };
+        return cuda::ops::loss::cross_entropy(gpu, logits.on_gpu(), rows);
     }
     let (compute, logits, losses) = (device.compute(), logits.f32(), losses.f32());
     match d_logits {
@@ -413,6 +415,23 @@ pub fn cross_entropy(
             loss::cross_entropy(compute, logits, targets, weights, losses, d_logits);
         }
     }
+}
+
+/// As [`cross_entropy`] with its gradient, which goes in the place of the logits, on a device where products give their type: that of
+/// the model. Logits of bf16 have 8 bits, as PyTorch's have in such a model; all sums and the losses are f32.
+pub fn cross_entropy_in_place(
+    device: &Device,
+    logits: ViewMut<'_>,
+    targets: &[u32],
+    weights: &[f32],
+    losses: ViewMut<'_>,
+) {
+    let gpu = device.gpu();
+    let targets = RowNumbers::new(gpu, targets);
+    let weights = DeviceMatrix::of_f32(gpu, NumberType::F32, weights, 1);
+    let (weights, losses) = (weights.view(), losses.on_gpu());
+    let rows = LossRows { targets: &targets, weights, losses };
+    cuda::ops::loss::cross_entropy_in_place(gpu, logits.on_gpu(), rows);
 }
 
 /// [`likeliest::likeliest`]; ids and logarithms are all that comes from a GPU.
