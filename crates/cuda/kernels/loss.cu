@@ -190,6 +190,7 @@ DEVICE void cross_entropy_any(T* logits, const uint32_t* targets, const float* w
 #define CROSS_ENTROPY(suffix, T)                                                                                                 \
     KERNEL_BOUNDS(cross_entropy_kept_##suffix, KEPT_THREADS, 1)(T* logits, const uint32_t* targets, const float* weights,        \
                                                                 float* losses, int with_gradient, int n_rows, int vocab) {       \
+        begin();                                                                                                                 \
         DYNAMIC_SHARED(shared);                                                                                                  \
         __shared__ float max_partials[KEPT_WARPS], sum_partials[KEPT_WARPS];                                                     \
         cross_entropy_kept(logits, targets, weights, losses, with_gradient != 0, n_rows, vocab, reinterpret_cast<T*>(shared),    \
@@ -198,6 +199,7 @@ DEVICE void cross_entropy_any(T* logits, const uint32_t* targets, const float* w
     EXPORT(cross_entropy_kept_##suffix)                                                                                          \
     KERNEL_BOUNDS(cross_entropy_any_##suffix, ANY_THREADS, 3)(T* logits, const uint32_t* targets, const float* weights,          \
                                                               float* losses, int with_gradient, int vocab) {                     \
+        begin();                                                                                                                 \
         __shared__ float max_partials[ANY_THREADS / 32], sum_partials[ANY_THREADS / 32];                                         \
         bool wanted = with_gradient != 0;                                                                                        \
         if (vocab % Wide<T>::N == 0) {                                                                                           \

@@ -113,6 +113,10 @@ DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : 
 // A read past the first cache, for numbers that are read once.
 DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
 
+// Keeps a number, of which the compiler then knows nothing: it computes again what it would else keep in registers.
+DEVICE void hide_origin(uint32_t& x) { asm volatile("" : "+r"(x)); }
+DEVICE void hide_origin(float& x) { asm volatile("" : "+f"(x)); }
+
 // Kernels that are launched early (Gpu::launch_early) begin while the one before ends, and wait for all before: nothing that these
 // write is read earlier. When the next one may begin, they say: when all blocks have, it does, where there is room.
 DEVICE void let_next_begin() {

@@ -18,10 +18,25 @@ struct alignas(8) FourBf16 {
 DEVICE float low_of_pair(uint32_t pair) { return float_of_bits(pair << 16); }
 DEVICE float high_of_pair(uint32_t pair) { return float_of_bits(pair & 0xffff0000u); }
 
-DEVICE Four load_four(const float* address) { return *reinterpret_cast<const Four*>(address); }
-DEVICE Four load_four(const bf16* address) {
-    FourBf16 x = *reinterpret_cast<const FourBf16*>(address);
+DEVICE Four load_raw(const float* address) { return *reinterpret_cast<const Four*>(address); }
+DEVICE FourBf16 load_raw(const bf16* address) { return *reinterpret_cast<const FourBf16*>(address); }
+DEVICE Four widened(Four x) { return x; }
+DEVICE Four widened(FourBf16 x) {
     return Four{{low_of_pair(x.pairs[0]), high_of_pair(x.pairs[0]), low_of_pair(x.pairs[1]), high_of_pair(x.pairs[1])}};
+}
+template <typename T>
+DEVICE Four load_four(const T* address) { return widened(load_raw(address)); }
+// Four neighbours as they are in memory.
+template <typename T>
+using RawFour = decltype(load_raw(static_cast<const T*>(nullptr)));
+// What is computed of these numbers from here on is not taken from what was computed of them before.
+DEVICE void compute_again(Four& x) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) hide_origin(x.values[i]);
+}
+DEVICE void compute_again(FourBf16& x) {
+    hide_origin(x.pairs[0]);
+    hide_origin(x.pairs[1]);
 }
 DEVICE void store_four(float* address, Four x) { *reinterpret_cast<Four*>(address) = x; }
 // Rounds.

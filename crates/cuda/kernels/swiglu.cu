@@ -111,6 +111,7 @@ DEVICE void swiglu_backward(const T* gate_up, const T* d_outs, T* d_gate_up, int
     KERNEL(swiglu_##suffix)(const T* gate_up, T* out, int n_rows, int ffn) { begin(); swiglu(gate_up, out, n_rows, ffn); }               \
     EXPORT(swiglu_##suffix)                                                                                                     \
     KERNEL(swiglu_backward_##suffix)(const T* gate_up, const T* d_out, T* d_gate_up, int n_rows, int ffn) {                     \
+        begin();                                                                                                                \
         swiglu_backward(gate_up, d_out, d_gate_up, n_rows, ffn);                                                                \
     }                                                                                                                           \
     EXPORT(swiglu_backward_##suffix)

@@ -111,6 +111,25 @@ mod tests {
     use crate::library::LibraryPath;
 
     #[test]
+    #[expect(unsafe_code, reason = "pinned memory is read where the GPU would")]
+    fn what_is_staged_stays_while_the_gpu_may_not_have_read_it() {
+        let Some(directory) = testkit::cuda_emulator::directory() else { return };
+        let gpu = Gpu::open(&LibraryPath::new(Some(directory))).unwrap();
+        let mut staging = Staging::default();
+        // Three segments and a half.
+        let len = SEGMENT_BYTES / 4 / 2 - 1;
+        let staged: Vec<_> =
+            (0..7_u32).map(|i| staging.stage(&gpu, &vec![i; len]).cast::<u32>()).collect();
+        for (i, staged) in (0..).zip(staged) {
+            // SAFETY: memory of `staging`, aligned and with as many numbers.
+            let values = unsafe { std::slice::from_raw_parts(staged, len) };
+            assert!(values.iter().all(|&x| x == i), "copy {i}");
+        }
+        gpu.synchronize();
+        staging.free(gpu.driver());
+    }
+
+    #[test]
     fn staged_copies_arrive_whole_and_in_order() {
         let Some(directory) = testkit::cuda_emulator::directory() else { return };
         let gpu = Gpu::open(&LibraryPath::new(Some(directory))).unwrap();

@@ -139,7 +139,7 @@ pub struct TrainingMemory {
 /// Bytes of the workspace of cuBLASLt.
 const PRODUCT_WORKSPACE_BYTES: usize = 64 << 20;
 /// Partial sums of the gradient of a norm's weight, rows of them at most.
-const NORM_PARTIALS: usize = 1024;
+const NORM_PARTIALS: usize = 512;
 
 impl TrainingMemory {
     /// The plan of training with micro-batches of `n_rows` rows of `seq_len` tokens on data of `data_bytes` in memory.

@@ -69,12 +69,12 @@ fn launch_cross_entropy(gpu: &Gpu, logits: Matrix<'_>, rows: LossRows<'_>, with_
         let blocks = [n_rows.min(gpu.multiprocessors()), 1, 1];
         let shared_bytes = vocab_size * KEPT_SHARED_BYTES;
         let grid = Grid { blocks, threads: KEPT_THREADS, shared_bytes };
-        gpu.launch(&format!("cross_entropy_kept_{suffix}"), grid, &arguments);
+        gpu.launch_early(&format!("cross_entropy_kept_{suffix}"), grid, &arguments);
     } else {
         arguments.push(Argument::count(vocab_size));
         let threads = vocab_size.div_ceil(PER_THREAD).next_multiple_of(32).clamp(32, MAX_THREADS);
         let grid = Grid { blocks: [n_rows, 1, 1], threads, shared_bytes: 0 };
-        gpu.launch(&format!("cross_entropy_any_{suffix}"), grid, &arguments);
+        gpu.launch_early(&format!("cross_entropy_any_{suffix}"), grid, &arguments);
     }
 }
 

@@ -3,8 +3,6 @@
 use crate::gpu::{Argument, Gpu, Grid};
 use crate::memory::{Matrix, MatrixMut, NumberType};
 
-/// Numbers of a row that one thread has (`norm.cu`).
-const PER_THREAD: usize = 16;
 /// Threads of a block, where rows do not need more.
 const THREADS: usize = 256;
 /// The most threads of a row, and of a row in the gradient.
@@ -13,13 +11,30 @@ const MAX_BACKWARD_THREADS: usize = 256;
 /// Columns of a block that adds the partial sums of the weight's gradient, and its threads.
 const PARTIALS_COLUMNS: usize = 32;
 const PARTIALS_THREADS: usize = 1024;
-/// Blocks of the gradient that there are to be, where rows are many: enough for every multiprocessor to have several.
-const N_CHUNKS: usize = 1024;
+/// The most blocks of the gradient: enough for every multiprocessor to have several.
+const N_CHUNKS: usize = 512;
 
-/// Threads of a row, a power of two; none where the width is not in fours or needs more than `max`.
-fn threads_per_row(width: usize, max: usize) -> Option<usize> {
-    let threads = width.div_ceil(PER_THREAD).next_power_of_two().max(32);
-    (width.is_multiple_of(4) && threads <= max).then_some(threads)
+/// How a row is cut among threads that keep it.
+struct Cut {
+    threads_per_row: usize,
+    /// What the name of the kernel has before its number type.
+    kind: &'static str,
+}
+
+impl Cut {
+    /// None where the width is not in fours or needs more than `max` threads. A thread has 24 numbers where that leaves none of them
+    /// idle, else 16 (`norm.cu`).
+    fn of(width: usize, max: usize) -> Option<Self> {
+        if !width.is_multiple_of(4) {
+            return None;
+        }
+        let of_24 = width / 24;
+        if width.is_multiple_of(24) && of_24.is_power_of_two() && (32..=THREADS).contains(&of_24) {
+            return Some(Self { threads_per_row: of_24, kind: "24_" });
+        }
+        let threads_per_row = width.div_ceil(16).next_power_of_two().max(32);
+        (threads_per_row <= max).then_some(Self { threads_per_row, kind: "" })
+    }
 }
 
 /// [`kernels::norm::rms_norm`]: `x` is the f32 residual stream, `out` the operand of a product. `kept` gets `x` rounded to the
@@ -58,12 +73,12 @@ pub fn rms_norm(
         Argument::Pointer(inverse_rms.address()),
         Argument::Pointer(kept.map_or(0, |kept| kept.address())),
     ];
-    if let Some(threads_per_row) = threads_per_row(width, MAX_THREADS) {
+    if let Some(Cut { threads_per_row, kind }) = Cut::of(width, MAX_THREADS) {
         let threads = threads_per_row.max(THREADS);
         let blocks = [n_rows.div_ceil(threads / threads_per_row), 1, 1];
         arguments.extend([n_rows, width, threads_per_row].map(Argument::count));
         let grid = Grid { blocks, threads, shared_bytes: 0 };
-        gpu.launch_early(&format!("rms_norm_{suffix}"), grid, &arguments);
+        gpu.launch_early(&format!("rms_norm_{kind}{suffix}"), grid, &arguments);
     } else {
         arguments.push(Argument::count(width));
         let grid = Grid { blocks: [n_rows, 1, 1], threads: MAX_THREADS, shared_bytes: 0 };
@@ -112,7 +127,7 @@ pub fn rms_norm_backward(
         return;
     }
     // Of a multiple of the groups of a block, which are at most 8.
-    let rows_per_chunk = n_rows.div_ceil(N_CHUNKS).next_multiple_of(8).min(64);
+    let rows_per_chunk = n_rows.div_ceil(N_CHUNKS).next_multiple_of(8);
     let n_chunks = n_rows.div_ceil(rows_per_chunk);
     let partials = gpu.memory(n_chunks * width * size_of::<f32>());
     let suffix = x.number_type().suffix();
@@ -129,16 +144,16 @@ pub fn rms_norm_backward(
         Argument::count(rows_per_chunk),
     ];
     let blocks = [n_chunks, 1, 1];
-    if let Some(threads_per_row) = threads_per_row(width, MAX_BACKWARD_THREADS) {
+    if let Some(Cut { threads_per_row, kind }) = Cut::of(width, MAX_BACKWARD_THREADS) {
         arguments.push(Argument::count(threads_per_row));
         let grid = Grid { blocks, threads: THREADS, shared_bytes: width * size_of::<f32>() };
-        gpu.launch(&format!("rms_norm_backward_{suffix}"), grid, &arguments);
+        gpu.launch_early(&format!("rms_norm_backward_{kind}{suffix}"), grid, &arguments);
     } else {
         let grid = Grid { blocks, threads: MAX_THREADS, shared_bytes: 0 };
-        gpu.launch(&format!("rms_norm_backward_any_{suffix}"), grid, &arguments);
+        gpu.launch_early(&format!("rms_norm_backward_any_{suffix}"), grid, &arguments);
     }
     let blocks = [width.div_ceil(PARTIALS_COLUMNS), 1, 1];
-    gpu.launch(
+    gpu.launch_early(
         "add_partials",
         Grid { blocks, threads: PARTIALS_THREADS, shared_bytes: 0 },
         &[

@@ -69,5 +69,5 @@ pub fn swiglu_backward(
         Argument::count(ffn_dim),
     ];
     let kernel = format!("swiglu_backward_{}", number_type.suffix());
-    gpu.launch(&kernel, grid(number_type, n_rows, ffn_dim), &arguments);
+    gpu.launch_early(&kernel, grid(number_type, n_rows, ffn_dim), &arguments);
 }
