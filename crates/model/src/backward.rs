@@ -57,7 +57,7 @@ impl GradientWorkspace {
         let f32_rows = |width| zeroed(DType::F32, max_rows, width);
         let product = |width| zeroed(device.product_dtype(dtype), max_rows, width);
         let operand = |width| zeroed(dtype, max_rows, width);
-        let logit_rows = max_rows.min(device.logit_rows());
+        let logit_rows = max_rows.min(device.learnt_logit_rows());
         let max_in = Self::largest_input(config);
         let workspace = Self {
             d_residual: f32_rows(hidden),
@@ -196,8 +196,9 @@ impl Decoder {
         gradients: &mut Parameters,
     ) {
         let n_tokens = rows.token_ids.len();
-        for first in (0..n_tokens).step_by(device.logit_rows()) {
-            let range = first..n_tokens.min(first + device.logit_rows());
+        let logit_rows = device.learnt_logit_rows();
+        for first in (0..n_tokens).step_by(logit_rows) {
+            let range = first..n_tokens.min(first + logit_rows);
             g.d_logits.set_rows(range.len());
             let targets = &rows.targets[range.clone()];
             let weights = &rows.target_weights[range.clone()];

@@ -110,6 +110,16 @@ impl Device {
         }
     }
 
+    /// Rows of logits that are learnt at a time. On a GPU they may have half the bytes of others, and each chunk reads and writes the
+    /// gradient of the head.
+    #[must_use]
+    pub fn learnt_logit_rows(&self) -> usize {
+        match self {
+            Self::Cpu(_) => Self::CPU_LOGIT_ROWS,
+            Self::Cuda { .. } => 16384,
+        }
+    }
+
     /// The GPU.
     pub(crate) fn gpu(&self) -> &Gpu {
         match self {
