@@ -168,7 +168,7 @@ impl Decoder {
         self.forward_packed(device, rows.token_ids, rows.segment_starts, None, w);
         self.head_backward(device, rows, w, g, gradients);
         let saved = NormSaved {
-            x: w.final_input.as_ref().expect("a workspace for training").view(),
+            x: w.final_input.as_ref().unwrap_or(&w.final_normed).view(),
             weight: &self.final_norm,
             inverse_rms: w.final_scales.view(),
             d_out: g.d_normed.view(),
@@ -247,7 +247,7 @@ impl Decoder {
         scratch.backward_weight(device, d_gate_up, normed, d_layer.gate_up.view_mut());
         layer.ffn.dense().gate_up.backward_input(device, d_gate_up, g.d_normed.view_mut());
         let saved = NormSaved {
-            x: a.ffn_input.as_ref().expect("a workspace for training").view(),
+            x: a.ffn_input.as_ref().unwrap_or(&a.ffn_normed).view(),
             weight: &layer.ffn_norm,
             inverse_rms: a.ffn_scales.view(),
             d_out: g.d_normed.view(),
@@ -292,7 +292,7 @@ impl Decoder {
         scratch.backward_weight(device, d_qkv, normed, d_layer.qkv.view_mut());
         layer.qkv.backward_input(device, d_qkv, g.d_normed.view_mut());
         let saved = NormSaved {
-            x: a.attention_input.as_ref().expect("a workspace for training").view(),
+            x: a.attention_input.as_ref().unwrap_or(&a.attention_normed).view(),
             weight: &layer.attention_norm,
             inverse_rms: a.attention_scales.view(),
             d_out: g.d_normed.view(),

@@ -15,7 +15,7 @@ use crate::feed_forward::ExpertWorkspace;
 /// where packed blocks round them to 8 bits.
 #[derive(Debug)]
 pub(crate) struct LayerActivations {
-    /// Input of the layer, A `[tokens, hidden]`; only kept for a backward pass.
+    /// Input of the layer, A `[tokens, hidden]`; only kept for a backward pass, where the device keeps inputs of norms.
     pub(crate) attention_input: Option<Tensor>,
     /// Its inverse root mean square, `[tokens, 1]`.
     pub(crate) attention_scales: Tensor,
@@ -27,7 +27,7 @@ pub(crate) struct LayerActivations {
     pub(crate) attention_out: Tensor,
     /// `[tokens, n_heads]`.
     pub(crate) log_sum_exp: Tensor,
-    /// Input of the feed-forward part, A `[tokens, hidden]`; only kept for a backward pass.
+    /// Input of the feed-forward part, A `[tokens, hidden]`; kept where that of the layer is.
     pub(crate) ffn_input: Option<Tensor>,
     /// `[tokens, 1]`.
     pub(crate) ffn_scales: Tensor,
@@ -43,7 +43,7 @@ impl LayerActivations {
     fn new(device: &Device, room: Room<'_>) -> Self {
         let Room { config, dtype, activations, max_rows, .. } = room;
         let (hidden, shape) = (config.hidden_dim, config.head_shape());
-        let keeps_inputs = room.passes == Passes::ForwardAndBackward;
+        let keeps_inputs = room.keeps_inputs(device);
         let zeroed = |dtype, width| Tensor::zeroed_on(device, dtype, max_rows, width);
         let operand = |width| zeroed(activations, width);
         let scales = || zeroed(DType::F32, 1);
@@ -131,7 +131,7 @@ pub struct Workspace {
     pub(crate) activated: Option<Tensor>,
     /// One for all layers, or one for each when a backward pass follows.
     pub(crate) layers: Vec<LayerActivations>,
-    /// Input of the final norm, A; only kept for a backward pass.
+    /// Input of the final norm, A; kept where those of the layers are.
     pub(crate) final_input: Option<Tensor>,
     /// `[tokens, 1]`.
     pub(crate) final_scales: Tensor,
@@ -179,13 +179,17 @@ impl Room<'_> {
         }
     }
 
+    fn keeps_inputs(self, device: &Device) -> bool {
+        self.passes == Passes::ForwardAndBackward && device.keeps_norm_inputs()
+    }
+
     fn keeps_activated(self, device: &Device) -> bool {
         self.passes == Passes::ForwardAndBackward && device.keeps_activated()
     }
 
     fn workspace(self, device: &Device) -> Workspace {
-        let Self { config, dtype, activations, max_rows, passes } = self;
-        let keeps_inputs = passes == Passes::ForwardAndBackward;
+        let Self { config, dtype, activations, max_rows, .. } = self;
+        let keeps_inputs = self.keeps_inputs(device);
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let zeroed = |dtype, n_rows, width| Tensor::zeroed_on(device, dtype, n_rows, width);
         let f32_rows = |width| zeroed(DType::F32, max_rows, width);

@@ -101,6 +101,13 @@ impl Device {
         matches!(self, Self::Cuda { .. })
     }
 
+    /// Whether the gradient of a norm is computed of the norm's input, rounded: a GPU, whose speed is that of its memory, computes it of
+    /// the output, which is kept for the gradient of the next weight anyway.
+    #[must_use]
+    pub fn keeps_norm_inputs(&self) -> bool {
+        matches!(self, Self::Cpu(_))
+    }
+
     /// Rows of logits to have in memory at a time: enough to keep the device busy.
     #[must_use]
     pub fn logit_rows(&self) -> usize {

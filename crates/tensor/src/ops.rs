@@ -56,7 +56,7 @@ pub fn round_to(device: &Device, dtype: DType, x: View<'_>, out: ViewMut<'_>) {
     }
 }
 
-/// [`norm::rms_norm`]; x rounded is kept where backward will need it.
+/// [`norm::rms_norm`]; x rounded is kept where backward will need it ([`Device::keeps_norm_inputs`]).
 pub fn rms_norm(
     device: &Device,
     x: View<'_>,
@@ -68,8 +68,8 @@ pub fn rms_norm(
 ) {
     if let Device::Cuda { gpu, .. } = device {
         let (x, weight, out) = (x.on_gpu(), weight.view().on_gpu(), out.on_gpu());
-        let kept = kept.map(ViewMut::on_gpu);
-        return cuda::ops::norm::rms_norm(gpu, x, weight, eps, out, inverse_rms.on_gpu(), kept);
+        assert!(kept.is_none(), "a GPU needs the output only");
+        return cuda::ops::norm::rms_norm(gpu, x, weight, eps, out, inverse_rms.on_gpu());
     }
     if let Some(kept) = kept {
         convert(device, x, kept);
@@ -81,11 +81,11 @@ pub fn rms_norm(
     }
 }
 
-/// What [`rms_norm_backward`] reads: input and inverse root mean square of the forward pass, the weight, and the gradient of
-/// the output.
+/// What [`rms_norm_backward`] reads: input, or output, and inverse root mean square of the forward pass, the weight, and the gradient
+/// of the output.
 #[derive(Clone, Copy, Debug)]
 pub struct NormSaved<'a> {
-    /// `[tokens, hidden]`.
+    /// The input, or, where the device does not keep that, the output, `[tokens, hidden]`.
     pub x: View<'a>,
     /// `[1, hidden]`.
     pub weight: &'a Tensor,

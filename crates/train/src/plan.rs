@@ -193,9 +193,9 @@ impl TrainingMemory {
         let matrices = config.n_parameters() as usize - norms;
         let logits = n_tokens.min(device.logit_rows()) * vocab_size;
         let learnt_logits = n_tokens.min(device.learnt_logit_rows()) * vocab_size * bytes;
-        // Of a layer the inputs of both parts, as they are and normed; queries, keys and values; outputs of attention; gate, up and
-        // what comes of them.
-        let kept = n_layers * (4 * hidden + qkv + out + 3 * ffn) + 2 * hidden;
+        // Of a layer the normed inputs of both parts; queries, keys and values; outputs of attention; gate, up and what comes of
+        // them.
+        let kept = n_layers * (2 * hidden + qkv + out + 3 * ffn) + hidden;
         // Scales of norms, logarithms of attention, the residual stream, and losses.
         let f32s = n_layers * (2 + n_heads) + hidden + 2;
         let gradients = 2 * hidden + out + qkv + 3 * ffn;

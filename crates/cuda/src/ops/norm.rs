@@ -37,8 +37,8 @@ impl Cut {
     }
 }
 
-/// [`kernels::norm::rms_norm`]: `x` is the f32 residual stream, `out` the operand of a product. `kept` gets `x` rounded to the
-/// type of `out`, which backward needs.
+/// [`kernels::norm::rms_norm`]: `x` is the f32 residual stream, `out` the operand of a product. A weight nearer to 0 than 2^-100 counts
+/// as 2^-100 or -2^-100, so that [`rms_norm_backward`] finds in `out` what it needs of `x`.
 ///
 /// # Panics
 /// When the shapes or types do not fit.
@@ -49,7 +49,6 @@ pub fn rms_norm(
     eps: f32,
     out: MatrixMut<'_>,
     inverse_rms: MatrixMut<'_>,
-    kept: Option<MatrixMut<'_>>,
 ) {
     let (n_rows, width) = (x.n_rows(), x.width());
     assert_eq!([out.n_rows(), out.width()], [n_rows, width], "out is [tokens, hidden]");
@@ -57,10 +56,6 @@ pub fn rms_norm(
     assert_eq!(inverse_rms.n_values(), n_rows, "inverse_rms is [tokens]");
     let types = [x.number_type(), weight.number_type(), inverse_rms.number_type()];
     assert_eq!(types, [NumberType::F32; 3], "x, weight and inverse_rms");
-    if let Some(kept) = &kept {
-        assert_eq!(kept.n_values(), x.n_values(), "kept is [tokens, hidden]");
-        assert_eq!(kept.number_type(), out.number_type(), "types of kept and out");
-    }
     if x.n_values() == 0 {
         return;
     }
@@ -71,7 +66,6 @@ pub fn rms_norm(
         Argument::F32(eps),
         Argument::Pointer(out.address()),
         Argument::Pointer(inverse_rms.address()),
-        Argument::Pointer(kept.map_or(0, |kept| kept.address())),
     ];
     if let Some(Cut { threads_per_row, kind }) = Cut::of(width, MAX_THREADS) {
         let threads = threads_per_row.max(THREADS);
@@ -97,42 +91,42 @@ pub struct NormGradients<'a> {
     pub d_weight: MatrixMut<'a>,
 }
 
-/// [`kernels::norm::rms_norm_backward`], with `d_out` of the type of `x`. `d_weight` is summed over chunks of rows whose size
+/// [`kernels::norm::rms_norm_backward`], of the output of the forward pass in place of its input; `d_out` is of its type. `d_weight` is summed over chunks of rows whose size
 /// depends on the number of rows, then over chunks, both in a fixed order.
 ///
 /// # Panics
 /// When the shapes or types do not fit.
 pub fn rms_norm_backward(
     gpu: &Gpu,
-    x: Matrix<'_>,
+    out: Matrix<'_>,
     weight: Matrix<'_>,
     inverse_rms: Matrix<'_>,
     d_out: Matrix<'_>,
     gradients: NormGradients<'_>,
 ) {
     let NormGradients { d_x, rounded, d_weight } = gradients;
-    let (n_rows, width) = (x.n_rows(), x.width());
+    let (n_rows, width) = (out.n_rows(), out.width());
     assert_eq!([d_out.n_rows(), d_out.width()], [n_rows, width], "d_out is [tokens, hidden]");
     assert_eq!([d_x.n_rows(), d_x.width()], [n_rows, width], "d_x is [tokens, hidden]");
     assert_eq!([weight.n_values(), d_weight.n_values()], [width; 2], "weight is [hidden]");
     assert_eq!(inverse_rms.n_values(), n_rows, "inverse_rms is [tokens]");
-    assert_eq!(x.number_type(), d_out.number_type(), "types of x and d_out");
+    assert_eq!(out.number_type(), d_out.number_type(), "types of out and d_out");
     let types = [weight, inverse_rms, d_x.as_ref(), d_weight.as_ref()].map(|m| m.number_type());
     assert_eq!(types, [NumberType::F32; 4], "weight, inverse_rms, d_x and d_weight");
     if let Some(rounded) = &rounded {
-        assert_eq!(rounded.n_values(), x.n_values(), "rounded is [tokens, hidden]");
+        assert_eq!(rounded.n_values(), out.n_values(), "rounded is [tokens, hidden]");
         assert_eq!(rounded.number_type(), d_out.number_type(), "types of rounded and d_out");
     }
-    if x.n_values() == 0 {
+    if out.n_values() == 0 {
         return;
     }
     // Of a multiple of the groups of a block, which are at most 8.
     let rows_per_chunk = n_rows.div_ceil(N_CHUNKS).next_multiple_of(8);
     let n_chunks = n_rows.div_ceil(rows_per_chunk);
     let partials = gpu.memory(n_chunks * width * size_of::<f32>());
-    let suffix = x.number_type().suffix();
+    let suffix = out.number_type().suffix();
     let mut arguments = vec![
-        Argument::Pointer(x.address()),
+        Argument::Pointer(out.address()),
         Argument::Pointer(weight.address()),
         Argument::Pointer(inverse_rms.address()),
         Argument::Pointer(d_out.address()),
