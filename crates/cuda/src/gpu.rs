@@ -44,6 +44,8 @@ struct Inner {
     /// Bytes of memory that was not given back yet, and the most that they have been.
     used_bytes: AtomicUsize,
     most_used_bytes: AtomicUsize,
+    /// How often the stream was waited for.
+    n_waits: AtomicUsize,
     /// What was asked for while a profile is made, with events before and after.
     profile: Mutex<Option<Vec<(String, driver::Event, driver::Event)>>>,
     staging: Mutex<Staging>,
@@ -217,6 +219,7 @@ impl Gpu {
             blas,
             used_bytes,
             most_used_bytes,
+            n_waits: AtomicUsize::new(0),
             profile,
             staging: Mutex::default(),
         })))
@@ -266,8 +269,15 @@ impl Gpu {
         self.0.used_bytes.fetch_sub(n_bytes, Ordering::Relaxed);
     }
 
+    /// How often this program has waited until the GPU had done everything that was asked of it: for each result that was read.
+    #[must_use]
+    pub fn n_waits(&self) -> usize {
+        self.0.n_waits.load(Ordering::Relaxed)
+    }
+
     /// Waits until everything that was asked for is done.
     pub(crate) fn synchronize(&self) {
+        self.0.n_waits.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the stream is open.
         let status = unsafe { (self.driver().synchronize_stream)(self.0.stream) };
         self.expect("cuStreamSynchronize", status);

@@ -264,6 +264,25 @@ mod tests {
     }
 
     #[test]
+    fn a_step_waits_for_a_gpu_as_often_whatever_its_micro_batches() {
+        let Some(directory) = testkit::cuda_emulator::directory() else { return };
+        let gpu = Gpu::open(&LibraryPath::new(Some(directory))).unwrap();
+        let host = Compute::forced(Family::Reference, 1).unwrap();
+        let device = Device::Cuda { gpu: gpu.clone(), host };
+        let config = ModelConfig::new(ModelConfig::example()).unwrap();
+        let parameters = Parameters::random(&config, 1);
+        let settings = OptimizerSettings::default();
+        let mut trainer = Trainer::new(device, parameters, DType::Bf16, settings, 8);
+        let mut waits = |n_micro_batches: usize| {
+            let before = gpu.n_waits();
+            trainer.step(&vec![batch(&[1, 2, 3, 4], 4); n_micro_batches], 1e-3).unwrap();
+            gpu.n_waits() - before
+        };
+        // For the norm of the gradient, and for the loss.
+        assert_eq!([1, 2, 5].map(&mut waits), [2; 3]);
+    }
+
+    #[test]
     fn a_gradient_that_is_no_number_updates_nothing() {
         let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
         let config = ModelConfig::new(ModelConfig::example()).unwrap();
