@@ -141,11 +141,11 @@ fn rows(bench: &Bench, shape: [usize; 2]) {
     let ([n_rows, width], n) = (shape, shape[0] * shape[1]);
     let x = bench.matrix(F32, shape);
     let weight = bench.matrix(F32, [1, width]);
-    let [mut out, mut kept] = [(); 2].map(|()| bench.matrix(Bf16, shape));
+    let [mut out, mut d_out] = [(); 2].map(|()| bench.matrix(Bf16, shape));
     let mut scales = bench.matrix(F32, [n_rows, 1]);
-    bench.line("rms_norm", shape, 8 * n, || {
-        let (out, kept) = (out.view_mut(), Some(kept.view_mut()));
-        norm::rms_norm(gpu, x.view(), weight.view(), 1e-5, out, scales.view_mut(), kept);
+    bench.line("rms_norm", shape, 6 * n, || {
+        let (out, scales) = (out.view_mut(), scales.view_mut());
+        norm::rms_norm(gpu, x.view(), weight.view(), 1e-5, out, scales);
     });
     let (mut d_x, mut d_weight) = (bench.matrix(F32, shape), bench.matrix(F32, [1, width]));
     let mut rounded = bench.matrix(Bf16, shape);
@@ -157,10 +157,10 @@ fn rows(bench: &Bench, shape: [usize; 2]) {
         };
         norm::rms_norm_backward(
             gpu,
-            kept.view(),
+            out.view(),
             weight.view(),
             scales.view(),
-            out.view(),
+            d_out.view(),
             gradients,
         );
     });
@@ -177,7 +177,7 @@ fn rows(bench: &Bench, shape: [usize; 2]) {
     });
     let every = RowNumbers::new(gpu, &(0..n_rows as u32).rev().collect::<Vec<_>>());
     bench.line("gather_rows", shape, 4 * n, || {
-        elementwise::gather_rows(gpu, kept.view(), &every, out.view_mut());
+        elementwise::gather_rows(gpu, out.view(), &every, d_out.view_mut());
     });
     let every = RowNumbers::new(gpu, &(0..n_rows as u32).collect::<Vec<_>>());
     bench.line("add_weighted_rows", shape, 12 * n, || {
@@ -213,24 +213,27 @@ fn activation(bench: &Bench, [n_rows, ffn_dim]: [usize; 2]) {
     bench.line("swiglu", shape, 6 * n, || {
         swiglu::swiglu(&bench.gpu, gate_up.view(), out.view_mut())
     });
-    bench.line("swiglu_backward", shape, 12 * n, || {
-        let (d_gate_up, out) = (d_gate_up.view_mut(), out.view_mut());
-        swiglu::swiglu_backward(&bench.gpu, gate_up.view(), d_out.view(), d_gate_up, out);
+    bench.line("swiglu_backward", shape, 10 * n, || {
+        swiglu::swiglu_backward(&bench.gpu, gate_up.view(), d_out.view(), d_gate_up.view_mut());
     });
 }
 
 fn losses(bench: &Bench, shape: [usize; 2]) {
     let gpu = &bench.gpu;
     let ([n_rows, vocab_size], n) = (shape, shape[0] * shape[1]);
-    let (logits, weights) = (bench.matrix(F32, shape), bench.matrix(F32, [n_rows, 1]));
-    let (mut losses, mut gradient) = (bench.matrix(F32, [n_rows, 1]), bench.matrix(Bf16, shape));
+    let weights = bench.matrix(F32, [n_rows, 1]);
+    let mut losses = bench.matrix(F32, [n_rows, 1]);
     let targets = RowNumbers::new(gpu, &bench.ids(n_rows, vocab_size));
-    bench.line("cross_entropy", shape, 6 * n, || {
-        let (losses, gradient) = (losses.view_mut(), Some(gradient.view_mut()));
-        loss::cross_entropy(gpu, logits.view(), &targets, weights.view(), losses, gradient);
+    let mut logits = bench.matrix(Bf16, shape);
+    bench.line("cross_entropy_in_place", shape, 4 * n, || {
+        let (weights, losses) = (weights.view(), losses.view_mut());
+        let rows = loss::LossRows { targets: &targets, weights, losses };
+        loss::cross_entropy_in_place(gpu, logits.view_mut(), rows);
     });
-    bench.line("cross_entropy, no gradient", shape, 4 * n, || {
-        let losses = losses.view_mut();
-        loss::cross_entropy(gpu, logits.view(), &targets, weights.view(), losses, None);
+    let logits = bench.matrix(F32, shape);
+    bench.line("cross_entropy f32", shape, 4 * n, || {
+        let (weights, losses) = (weights.view(), losses.view_mut());
+        let rows = loss::LossRows { targets: &targets, weights, losses };
+        loss::cross_entropy(gpu, logits.view(), rows);
     });
 }

@@ -14,6 +14,7 @@
 // The sum of an output has one order: a lane sums eights of neighbours, those of a part of 2048 numbers, and these; then the lanes are
 // added.
 #include "append.cuh"
+#include "norm.cuh"
 #include "silu.cuh"
 
 constexpr int N_WARPS = 8;
@@ -202,7 +203,7 @@ DEVICE void norm_rows(const Link& link, int first_row, int n_rows, Operand to, f
 #pragma unroll
         for (int i = 0; i < 4 * FOURS; i++) sum += values[i / 4].values[i % 4] * values[i / 4].values[i % 4];
     }
-    float scale = 1.0f / sqrtf(group_sum(sum, partials, n_threads / 32) / float(to.n_in) + link.eps);
+    float scale = inverse_rms_of(group_sum(sum, partials, n_threads / 32), to.n_in, link.eps);
     if (n_in == 0) return;
     for (int start = 0; start < n_in; start += piece) {
         // A row of one piece is still there.
@@ -212,7 +213,7 @@ DEVICE void norm_rows(const Link& link, int first_row, int n_rows, Operand to, f
             int k = place(start, i);
             if (k >= n_in) continue;
 #pragma unroll
-            for (int j = 0; j < 4; j++) values[i].values[j] = values[i].values[j] * scale * weights[i].values[j];
+            for (int j = 0; j < 4; j++) values[i].values[j] *= scale * counted_weight(weights[i].values[j]);
             if (to.x != nullptr) store_four(to.x + int64_t(row) * n_in + k, values[i]);
             if (to.shared != nullptr) store_four(to.shared + row * to.row_len() + k, values[i]);
         }

@@ -128,6 +128,20 @@ KERNEL_BOUNDS(sum_of_squares, SQUARES_THREADS, 2)(const float* x, double* sums, 
 }
 EXPORT(sum_of_squares)
 
+constexpr int WEIGHTED_THREADS = 1024;
+
+// *sum += the sum of weights[i] x[i], in f64: each thread adds the products congruent to it modulo the threads, ascending, then the
+// sums of the threads are added. One block.
+KERNEL_BOUNDS(add_weighted_sum, WEIGHTED_THREADS, 1)(const float* x, const float* weights, double* sum, int64_t n) {
+    __shared__ double partials[WEIGHTED_THREADS / 32];
+    double part = 0.0;
+#pragma unroll 8
+    for (int64_t i = threadIdx.x; i < n; i += WEIGHTED_THREADS) part += double(weights[i]) * double(x[i]);
+    part = block_sum<WEIGHTED_THREADS / 32>(part, partials);
+    if (threadIdx.x == 0) *sum += part;
+}
+EXPORT(add_weighted_sum)
+
 // Output `index` of SplitMix64 from `seed` (Steele, Lea, Flood 2014), in [0, 1) in steps of 2^-24.
 DEVICE float uniform(uint64_t seed, uint64_t index) {
     uint64_t z = seed + (index + 1) * 0x9e3779b97f4a7c15ull;

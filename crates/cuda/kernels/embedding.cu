@@ -82,33 +82,35 @@ DEVICE void add_run(Four& sum, const float* d_out, const uint32_t* rows, int cou
     }
 }
 
-// Block (group, columns): d_table[tokens[group]] += the sum of d_out[rows[i]] for i in starts[group] .. starts[group + 1].
-// The group's rows are cut into runs of RUN rows. Warp w adds the runs congruent to w modulo BACKWARD_WARPS, row by row, the first
-// warp to what stands in d_table; then the warps' sums are added in order. So groups of up to RUN rows are added row by row.
+// d_table[tokens[group]] += the sum of d_out[rows[i]] for i in starts[group] .. starts[group + 1]; groups of more than RUN rows come
+// first, n_long of them. Block (x, columns) has long group x, or BACKWARD_WARPS of the others, one for each warp, which adds its rows
+// in order to what stands in d_table.
+// The rows of a long group are cut into runs of RUN rows. Warp w adds the runs congruent to w modulo BACKWARD_WARPS, row by row, the
+// first warp to what stands in d_table; then the warps' sums are added in order.
 template <bool IN_FOURS>
 DEVICE void gather_backward_columns(const float* d_out, const uint32_t* rows, const uint32_t* starts, const uint32_t* tokens,
-                                    float* d_table, int width, Four (*sums)[32]) {
+                                    float* d_table, int n_long, int n_groups, int width, Four (*sums)[32]) {
     constexpr int NUMBERS = IN_FOURS ? 4 : 1;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x;
     int64_t column = (int64_t(blockIdx.y) * 32 + lane) * NUMBERS;
-    bool is_there = column < width;
-    int first = starts[blockIdx.x], n = int(starts[blockIdx.x + 1]) - first;
-    bool is_short = n <= RUN;
-    if (is_short && warp > 0) return;
-    float* to = d_table + int64_t(tokens[blockIdx.x]) * width + column;
+    bool is_there = column < width, is_long = block < n_long;
+    int group = is_long ? block : n_long + (block - n_long) * BACKWARD_WARPS + warp;
+    if (group >= n_groups) return;
+    int first = starts[group], n = int(starts[group + 1]) - first, first_run = is_long ? warp : 0;
+    float* to = d_table + int64_t(tokens[group]) * width + column;
     Four sum = {};
-    if (warp == 0 && is_there) {
+    if (first_run == 0 && is_there) {
         if constexpr (IN_FOURS) {
             sum = load_four(to);
         } else {
             sum.values[0] = *to;
         }
     }
-    for (int start = warp * RUN; start < n; start += RUN * BACKWARD_WARPS) {
+    for (int start = first_run * RUN; start < n; start += RUN * BACKWARD_WARPS) {
         int count = n - start < RUN ? n - start : RUN;
         add_run<IN_FOURS>(sum, d_out + column, rows + first + start, count, width, is_there);
     }
-    if (!is_short) {
+    if (is_long) {
         sums[warp][lane] = sum;
         sync_block();
         if (warp > 0) return;
@@ -127,12 +129,13 @@ DEVICE void gather_backward_columns(const float* d_out, const uint32_t* rows, co
 }
 
 KERNEL_BOUNDS(gather_backward, BACKWARD_WARPS * 32, 4)(const float* d_out, const uint32_t* rows, const uint32_t* starts,
-                                                       const uint32_t* tokens, float* d_table, int width) {
+                                                       const uint32_t* tokens, float* d_table, int n_long, int n_groups,
+                                                       int width) {
     __shared__ Four sums[BACKWARD_WARPS][32];
     if (width % 4 == 0) {
-        gather_backward_columns<true>(d_out, rows, starts, tokens, d_table, width, sums);
+        gather_backward_columns<true>(d_out, rows, starts, tokens, d_table, n_long, n_groups, width, sums);
     } else {
-        gather_backward_columns<false>(d_out, rows, starts, tokens, d_table, width, sums);
+        gather_backward_columns<false>(d_out, rows, starts, tokens, d_table, n_long, n_groups, width, sums);
     }
 }
 EXPORT(gather_backward)

@@ -180,6 +180,10 @@ DEVICE void copy_bulk_async(void*, const void*, uint32_t, uint64_t*) {}
 DEVICE void wait_for_arrivals(uint64_t*, uint32_t) {}
 #endif
 
+// Keeps a number, of which the compiler then knows nothing: it computes again what it would else keep in registers.
+DEVICE void hide_origin(uint32_t& x) { asm volatile("" : "+r"(x)); }
+DEVICE void hide_origin(float& x) { asm volatile("" : "+f"(x)); }
+
 // Kernels that are launched early (Gpu::launch_early) begin while the one before ends, and wait for all before: nothing that these
 // write is read earlier. When the next one may begin, they say: when all blocks have, it does, where there is room.
 DEVICE void let_next_begin() {

@@ -18,10 +18,25 @@ struct alignas(8) FourBf16 {
 DEVICE float low_of_pair(uint32_t pair) { return float_of_bits(pair << 16); }
 DEVICE float high_of_pair(uint32_t pair) { return float_of_bits(pair & 0xffff0000u); }
 
-DEVICE Four load_four(const float* address) { return *reinterpret_cast<const Four*>(address); }
-DEVICE Four load_four(const bf16* address) {
-    FourBf16 x = *reinterpret_cast<const FourBf16*>(address);
+DEVICE Four load_raw(const float* address) { return *reinterpret_cast<const Four*>(address); }
+DEVICE FourBf16 load_raw(const bf16* address) { return *reinterpret_cast<const FourBf16*>(address); }
+DEVICE Four widened(Four x) { return x; }
+DEVICE Four widened(FourBf16 x) {
     return Four{{low_of_pair(x.pairs[0]), high_of_pair(x.pairs[0]), low_of_pair(x.pairs[1]), high_of_pair(x.pairs[1])}};
+}
+template <typename T>
+DEVICE Four load_four(const T* address) { return widened(load_raw(address)); }
+// Four neighbours as they are in memory.
+template <typename T>
+using RawFour = decltype(load_raw(static_cast<const T*>(nullptr)));
+// What is computed of these numbers from here on is not taken from what was computed of them before.
+DEVICE void compute_again(Four& x) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) hide_origin(x.values[i]);
+}
+DEVICE void compute_again(FourBf16& x) {
+    hide_origin(x.pairs[0]);
+    hide_origin(x.pairs[1]);
 }
 DEVICE void store_four(float* address, Four x) { *reinterpret_cast<Four*>(address) = x; }
 // Rounds.
@@ -110,6 +125,36 @@ DEVICE void store_row(T* row, const float (&values)[4 * N], int width, int threa
             int at = i * n_threads + thread;
             if (at < width) row[at] = from_f32<T>(values[i]);
         }
+    }
+}
+
+// As load_row and store_row, in packs of 16 bytes: whole ones fill the row.
+template <int NUMBERS, typename T>
+DEVICE void load_packs(float (&values)[NUMBERS], const T* row, int width, int thread, int n_threads, float fill = 0.0f) {
+    constexpr int N = Wide<T>::N;
+#pragma unroll
+    for (int i = 0; i < NUMBERS / N; i++) {
+        int at = (i * n_threads + thread) * N;
+        if (at < width) {
+            Wide<T> x = load_wide(row + at);
+#pragma unroll
+            for (int j = 0; j < N; j++) values[i * N + j] = x.values[j];
+        } else {
+#pragma unroll
+            for (int j = 0; j < N; j++) values[i * N + j] = fill;
+        }
+    }
+}
+template <int NUMBERS, typename T>
+DEVICE void store_packs(T* row, const float (&values)[NUMBERS], int width, int thread, int n_threads) {
+    constexpr int N = Wide<T>::N;
+#pragma unroll
+    for (int i = 0; i < NUMBERS / N; i++) {
+        int at = (i * n_threads + thread) * N;
+        Wide<T> x;
+#pragma unroll
+        for (int j = 0; j < N; j++) x.values[j] = values[i * N + j];
+        if (at < width) store_wide(row + at, x);
     }
 }
 

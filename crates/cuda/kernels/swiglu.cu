@@ -55,17 +55,17 @@ DEVICE void swiglu(const T* gate_up, T* out, int n_rows, int ffn) {
     }
 }
 
-// With s = 1 / (1 + exp(-gate)): d_gate = d_out up s (1 + gate (1 - s)), d_up = d_out gate s, and out = gate s up once more.
+// With s = 1 / (1 + exp(-gate)): d_gate = d_out up s (1 + gate (1 - s)), d_up = d_out gate s.
 struct SwigluGradients {
-    float d_gate, d_up, out;
+    float d_gate, d_up;
 };
 DEVICE SwigluGradients gradients(float gate, float up, float d_out) {
     float s = sigmoid(gate), silu = gate * s;
-    return {d_out * up * (s + silu * (1.0f - s)), d_out * silu, silu * up};
+    return {d_out * up * (s + silu * (1.0f - s)), d_out * silu};
 }
 
 template <typename T>
-DEVICE void swiglu_backward(const T* gate_up, const T* d_outs, T* d_gate_up, T* out, int n_rows, int ffn) {
+DEVICE void swiglu_backward(const T* gate_up, const T* d_outs, T* d_gate_up, int n_rows, int ffn) {
     constexpr int NUMBERS = Wide<T>::N;
     if (ffn % NUMBERS == 0) {
         Wide<T> gates[UNITS], ups[UNITS], grads[UNITS];
@@ -87,11 +87,9 @@ DEVICE void swiglu_backward(const T* gate_up, const T* d_outs, T* d_gate_up, T* 
                 SwigluGradients g = gradients(gates[i].values[j], ups[i].values[j], grads[i].values[j]);
                 gates[i].values[j] = g.d_gate;
                 ups[i].values[j] = g.d_up;
-                grads[i].values[j] = g.out;
             }
             store_wide(d_gate_up + at.row * 2 * ffn + at.column, gates[i]);
             store_wide(d_gate_up + (at.row * 2 + 1) * ffn + at.column, ups[i]);
-            store_wide(out + at.row * ffn + at.column, grads[i]);
         }
     } else {
         for (int i = 0; i < UNITS; i++) {
@@ -101,7 +99,6 @@ DEVICE void swiglu_backward(const T* gate_up, const T* d_outs, T* d_gate_up, T* 
             SwigluGradients g = gradients(to_f32(gate_up[gate]), to_f32(gate_up[up]), to_f32(d_outs[single]));
             d_gate_up[gate] = from_f32<T>(g.d_gate);
             d_gate_up[up] = from_f32<T>(g.d_up);
-            out[single] = from_f32<T>(g.out);
         }
     }
 }
@@ -109,8 +106,9 @@ DEVICE void swiglu_backward(const T* gate_up, const T* d_outs, T* d_gate_up, T* 
 #define SWIGLU(suffix, T)                                                                                                       \
     KERNEL(swiglu_##suffix)(const T* gate_up, T* out, int n_rows, int ffn) { begin(); swiglu(gate_up, out, n_rows, ffn); }               \
     EXPORT(swiglu_##suffix)                                                                                                     \
-    KERNEL(swiglu_backward_##suffix)(const T* gate_up, const T* d_out, T* d_gate_up, T* out, int n_rows, int ffn) {             \
-        swiglu_backward(gate_up, d_out, d_gate_up, out, n_rows, ffn);                                                           \
+    KERNEL(swiglu_backward_##suffix)(const T* gate_up, const T* d_out, T* d_gate_up, int n_rows, int ffn) {                     \
+        begin();                                                                                                                \
+        swiglu_backward(gate_up, d_out, d_gate_up, n_rows, ffn);                                                                \
     }                                                                                                                           \
     EXPORT(swiglu_backward_##suffix)
 SWIGLU(f32, float)

@@ -32,7 +32,13 @@ const MIN_ALIGNMENT: [i32; 4] = [5, 6, 7, 8];
 /// What the library's documentation recommends for Hopper.
 const WORKSPACE_BYTES: usize = 64 << 20;
 /// Algorithms that are tried for a large product.
-const N_TRIED: usize = 24;
+const N_TRIED: usize = 40;
+/// Runs of each in a row: a GPU that is let go between two is faster in the next than where products follow one another.
+const RUNS_OF_EACH: usize = 3;
+/// Of so many that were fastest the times are read again, in turns, as they are often within a hundredth of one another.
+const N_FINALISTS: usize = 4;
+const FINAL_ROUNDS: usize = 5;
+const RUNS_OF_ROUND: usize = 4;
 /// Operations of a product from which on algorithms are timed, not only asked for.
 const TRIED_FROM_FLOPS: f64 = 2e9;
 /// Which use of a shape times them: those of a batch that comes once are not worth it.
@@ -212,14 +218,30 @@ impl Blas {
         let scratch = gpu.memory(bytes);
         scratch.fill(0);
         let addresses = [addresses[0], addresses[1], scratch.address()];
-        let seconds = |plan: &Plan| {
-            self.run(gpu, shape, *plan, addresses);
-            let trial = || gpu.timed(|| self.run(gpu, shape, *plan, addresses));
-            (0..3).map(|_| trial()).fold(f64::INFINITY, f64::min)
+        let seconds = |plan: &Plan, n_runs: usize| {
+            gpu.timed(|| (0..n_runs).for_each(|_| self.run(gpu, shape, *plan, addresses)))
         };
-        let timed = plans.into_iter().map(|plan| (seconds(&plan), plan));
-        let fastest = timed.min_by(|a, b| a.0.total_cmp(&b.0)).expect("there is at least one");
-        fastest.1
+        let by_time = |timed: &mut Vec<(f64, Plan)>| timed.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let first = |plan: Plan| {
+            // The first run of an algorithm loads it.
+            self.run(gpu, shape, plan, addresses);
+            (seconds(&plan, RUNS_OF_EACH), plan)
+        };
+        let mut timed: Vec<(f64, Plan)> = plans.into_iter().map(first).collect();
+        by_time(&mut timed);
+        timed.truncate(N_FINALISTS);
+        let mut rounds: Vec<Vec<f64>> = vec![Vec::new(); timed.len()];
+        for _ in 0..FINAL_ROUNDS {
+            for (times, (_, plan)) in rounds.iter_mut().zip(&timed) {
+                times.push(seconds(plan, RUNS_OF_ROUND));
+            }
+        }
+        for (times, (median, _)) in rounds.iter_mut().zip(&mut timed) {
+            times.sort_by(f64::total_cmp);
+            *median = times[FINAL_ROUNDS / 2];
+        }
+        by_time(&mut timed);
+        timed.first().expect("there is at least one").1
     }
 
     fn describe(&self, shape: Shape) -> (Descriptor, [Layout; 3]) {

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +15,7 @@ use crate::driver::{self, Driver, LaunchAttribute, LaunchConfiguration};
 use crate::error::CudaError;
 use crate::library::LibraryPath;
 use crate::memory::{Memory, Plain};
+use crate::staging::Staging;
 
 /// File name of the driver's library.
 pub const DRIVER: &str = "libcuda.so.1";
@@ -48,8 +50,25 @@ struct Inner {
     chain_blocks: usize,
     /// Operations that were asked for and wait for the next.
     chain: Mutex<Chain>,
+    /// How often the stream was waited for.
+    n_waits: AtomicUsize,
     /// What was asked for while a profile is made, with events before and after.
     profile: Mutex<Option<Vec<(String, driver::Event, driver::Event)>>>,
+    staging: Mutex<Staging>,
+}
+
+impl Drop for Inner {
+    #[expect(unsafe_code, reason = "calls of the driver")]
+    fn drop(&mut self) {
+        let staging = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: context and stream are open and stay so. A failure here follows one that an earlier call reported.
+        unsafe {
+            let _status = (self.driver.set_context)(self.context);
+            let _status = (self.driver.synchronize_stream)(self.stream);
+        }
+        CURRENT.set(self.context.addr());
+        staging.free(&self.driver);
+    }
 }
 
 /// What a GPU spent its time on.
@@ -64,7 +83,7 @@ pub struct KernelTime {
 }
 
 // SAFETY: the handles are the driver's, which may be used from every thread once the context is current in it
-// (`Gpu::driver` sees to that); the table of functions is behind a lock, `Blas` has its own.
+// (`Gpu::driver` sees to that); the table of functions and pinned memory are behind locks, `Blas` has its own.
 #[expect(unsafe_code, reason = "handles of the driver are pointers")]
 unsafe impl Send for Inner {}
 // SAFETY: as above.
@@ -220,7 +239,9 @@ impl Gpu {
             chain: Mutex::default(),
             used_bytes,
             most_used_bytes,
+            n_waits: AtomicUsize::new(0),
             profile,
+            staging: Mutex::default(),
         })))
     }
 
@@ -268,8 +289,15 @@ impl Gpu {
         self.0.used_bytes.fetch_sub(n_bytes, Ordering::Relaxed);
     }
 
+    /// How often this program has waited until the GPU had done everything that was asked of it: for each result that was read.
+    #[must_use]
+    pub fn n_waits(&self) -> usize {
+        self.0.n_waits.load(Ordering::Relaxed)
+    }
+
     /// Waits until everything that was asked for is done.
     pub(crate) fn synchronize(&self) {
+        self.0.n_waits.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the stream is open.
         let status = unsafe { (self.driver().synchronize_stream)(self.stream()) };
         self.expect("cuStreamSynchronize", status);
@@ -285,6 +313,20 @@ impl Gpu {
         let memory = self.memory(size_of_val(values));
         memory.write(values);
         memory
+    }
+
+    /// Pinned memory of this machine, `n_bytes` of it and at least one, without values.
+    pub(crate) fn pinned_bytes(&self, n_bytes: usize) -> NonNull<u8> {
+        let mut address = std::ptr::null_mut::<c_void>();
+        // SAFETY: a pointer to a local variable.
+        let status = unsafe { (self.driver().allocate_on_host)(&raw mut address, n_bytes) };
+        self.expect("cuMemAllocHost", status);
+        NonNull::new(address.cast()).expect("memory that the driver gave")
+    }
+
+    /// Does something with the pinned memory of copies, which no other thread has then.
+    pub(crate) fn staged(&self, work: impl FnOnce(&mut Staging)) {
+        work(&mut lock(&self.0.staging));
     }
 
     /// Seconds between two calls as the GPU sees them.
@@ -352,8 +394,18 @@ impl Gpu {
         f64::from(ms) / 1e3
     }
 
+    /// Waits for an event, and destroys it.
+    pub(crate) fn wait_for(&self, event: driver::Event) {
+        let driver = self.driver();
+        // SAFETY: the event is open until it is destroyed here.
+        unsafe {
+            self.expect("cuEventSynchronize", (driver.synchronize_event)(event));
+            self.expect("cuEventDestroy", (driver.destroy_event)(event));
+        }
+    }
+
     /// An event, recorded.
-    fn event(&self) -> driver::Event {
+    pub(crate) fn event(&self) -> driver::Event {
         let driver = self.driver();
         let mut event = std::ptr::null_mut();
         // SAFETY: a pointer to a local variable, then the event that it was set to.

@@ -17,6 +17,7 @@ mod gpu;
 mod library;
 mod memory;
 pub mod ops;
+mod staging;
 
 pub use error::CudaError;
 pub use gpu::{DRIVER, Gpu, GpuDescription, KernelTime};

@@ -1,7 +1,6 @@
 //! Memory of a GPU, and matrices in it.
 
 use std::cell::Cell;
-use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,6 +11,7 @@ use half::bf16;
 use crate::driver::{self, Address};
 use crate::error::CudaError;
 use crate::gpu::Gpu;
+use crate::staging::copy_to_device;
 
 /// Numbers that are copied to and from a GPU byte by byte: types without padding, of which every pattern of bits is a value.
 pub(crate) trait Plain: Copy + Default {}
@@ -127,23 +127,6 @@ fn has_no_room(gpu: &Gpu, needed_bytes: usize) -> ! {
 }
 
 #[expect(unsafe_code, reason = "calls of the driver")]
-fn copy_to_device<T: Plain>(gpu: &Gpu, values: &[T], address: Address) {
-    if values.is_empty() {
-        return;
-    }
-    // SAFETY: the slice is read before the call returns, as it is not pinned; the caller saw that there is room.
-    let status = unsafe {
-        (gpu.driver().copy_to_device)(
-            address,
-            values.as_ptr().cast(),
-            size_of_val(values),
-            gpu.stream(),
-        )
-    };
-    gpu.expect("cuMemcpyHtoDAsync", status);
-}
-
-#[expect(unsafe_code, reason = "calls of the driver")]
 fn copy_to_host<T: Plain>(gpu: &Gpu, address: Address, out: &mut [T]) {
     if !out.is_empty() {
         // SAFETY: the slice lives until the stream was waited for; every pattern of bits is a value of its type.
@@ -225,12 +208,7 @@ unsafe impl Sync for PinnedMemory {}
 impl PinnedMemory {
     /// At least one number.
     fn zeroed(gpu: &Gpu, n_values: usize) -> Self {
-        let mut address = std::ptr::null_mut::<c_void>();
-        let n_bytes = n_values * size_of::<f32>();
-        // SAFETY: a pointer to a local variable.
-        let status = unsafe { (gpu.driver().allocate_on_host)(&raw mut address, n_bytes) };
-        gpu.expect("cuMemAllocHost", status);
-        let values = NonNull::new(address.cast::<f32>()).expect("memory that the driver gave");
+        let values = gpu.pinned_bytes(n_values * size_of::<f32>()).cast::<f32>();
         // SAFETY: the driver gave that many bytes, aligned to a page, or as `malloc` aligns.
         unsafe { values.write_bytes(0, n_values) };
         Self { gpu: gpu.clone(), values, n_values }

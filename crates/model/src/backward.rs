@@ -41,7 +41,7 @@ pub struct GradientWorkspace {
     d_activated: Tensor,
     /// T `[tokens, 2 ffn]`.
     d_gate_up: Tensor,
-    /// T `[rows, vocab]`, a chunk of the tokens.
+    /// T `[rows, vocab]`, a chunk of the tokens; before it the logits, where the device works in their place.
     d_logits: Tensor,
     layer_scratch: LinearScratch,
     head_scratch: LinearScratch,
@@ -57,7 +57,7 @@ impl GradientWorkspace {
         let f32_rows = |width| zeroed(DType::F32, max_rows, width);
         let product = |width| zeroed(device.product_dtype(dtype), max_rows, width);
         let operand = |width| zeroed(dtype, max_rows, width);
-        let logit_rows = max_rows.min(device.logit_rows());
+        let logit_rows = max_rows.min(device.learnt_logit_rows());
         let max_in = Self::largest_input(config);
         let workspace = Self {
             d_residual: f32_rows(hidden),
@@ -148,8 +148,8 @@ impl GradientWorkspace {
 }
 
 impl Decoder {
-    /// Forward and backward over a batch: adds the gradient of `sum_t weights[t] loss[t]` to `gradients` and gives the
-    /// loss of each token in nats (0 where the weight is 0).
+    /// Forward and backward over a batch: adds the gradient of `sum_t weights[t] loss[t]` to `gradients` and leaves the
+    /// loss of each token in [`Workspace::losses`]. Nothing waits for a GPU.
     ///
     /// # Panics
     /// When an id is not in the vocabulary, a document is longer than the context, a workspace is too small, or the decoder is
@@ -161,14 +161,14 @@ impl Decoder {
         workspace: &mut Workspace,
         gradient_workspace: &mut GradientWorkspace,
         gradients: &mut Parameters,
-    ) -> Vec<f32> {
+    ) {
         assert_eq!(workspace.layers.len(), self.layers.len(), "a workspace for training");
         let (w, g) = (workspace, gradient_workspace);
         g.set_rows(rows.token_ids.len());
         self.forward_packed(device, rows.token_ids, rows.segment_starts, None, w);
         self.head_backward(device, rows, w, g, gradients);
         let saved = NormSaved {
-            x: w.final_input.as_ref().expect("a workspace for training").view(),
+            x: w.final_input.as_ref().unwrap_or(&w.final_normed).view(),
             weight: &self.final_norm,
             inverse_rms: w.final_scales.view(),
             d_out: g.d_normed.view(),
@@ -184,7 +184,6 @@ impl Decoder {
         }
         let d_table = gradients.embedding.view_mut();
         ops::gather_backward(device, rows.token_ids, g.d_residual.view(), d_table);
-        w.losses.to_f32()
     }
 
     /// Logits, loss and the gradients of the head and of the final norm's output, a chunk of tokens at a time.
@@ -197,18 +196,22 @@ impl Decoder {
         gradients: &mut Parameters,
     ) {
         let n_tokens = rows.token_ids.len();
-        for first in (0..n_tokens).step_by(device.logit_rows()) {
-            let range = first..n_tokens.min(first + device.logit_rows());
-            self.logits_of(device, range.clone(), w);
+        let logit_rows = device.learnt_logit_rows();
+        for first in (0..n_tokens).step_by(logit_rows) {
+            let range = first..n_tokens.min(first + logit_rows);
             g.d_logits.set_rows(range.len());
-            ops::cross_entropy(
-                device,
-                w.logits.view(),
-                &rows.targets[range.clone()],
-                &rows.target_weights[range.clone()],
-                w.losses.rows_mut(range.clone()),
-                Some(g.d_logits.view_mut()),
-            );
+            let targets = &rows.targets[range.clone()];
+            let weights = &rows.target_weights[range.clone()];
+            let d_logits = g.d_logits.view_mut();
+            if device.works_in_place() {
+                self.logits_into(device, range.clone(), w, d_logits);
+                let (logits, losses) = (g.d_logits.view_mut(), w.losses.rows_mut(range.clone()));
+                ops::cross_entropy_in_place(device, logits, targets, weights, losses);
+            } else {
+                self.logits_of(device, range.clone(), w);
+                let (logits, losses) = (w.logits.view(), w.losses.rows_mut(range.clone()));
+                ops::cross_entropy(device, logits, targets, weights, losses, Some(d_logits));
+            }
             let d_logits = g.d_logits.view();
             self.head().backward_input(device, d_logits, g.d_normed.rows_mut(range.clone()));
             let d_head = gradients.head.as_mut().unwrap_or(&mut gradients.embedding);
@@ -233,16 +236,18 @@ impl Decoder {
             a.gate_up.view(),
             g.d_activated.view(),
             g.d_gate_up.view_mut(),
-            w.activated.view_mut(),
+            w.activated.as_mut().map(Tensor::view_mut),
         );
         let scratch = &mut g.layer_scratch;
-        let (d_out, activated) = (g.d_rounded.view(), w.activated.view());
+        let activated = a.activated.as_ref().or(w.activated.as_ref());
+        let activated = activated.expect("its own or one for all").view();
+        let d_out = g.d_rounded.view();
         scratch.backward_weight(device, d_out, activated, d_layer.down.view_mut());
         let (d_gate_up, normed) = (g.d_gate_up.view(), a.ffn_normed.view());
         scratch.backward_weight(device, d_gate_up, normed, d_layer.gate_up.view_mut());
         layer.ffn.dense().gate_up.backward_input(device, d_gate_up, g.d_normed.view_mut());
         let saved = NormSaved {
-            x: a.ffn_input.as_ref().expect("a workspace for training").view(),
+            x: a.ffn_input.as_ref().unwrap_or(&a.ffn_normed).view(),
             weight: &layer.ffn_norm,
             inverse_rms: a.ffn_scales.view(),
             d_out: g.d_normed.view(),
@@ -287,7 +292,7 @@ impl Decoder {
         scratch.backward_weight(device, d_qkv, normed, d_layer.qkv.view_mut());
         layer.qkv.backward_input(device, d_qkv, g.d_normed.view_mut());
         let saved = NormSaved {
-            x: a.attention_input.as_ref().expect("a workspace for training").view(),
+            x: a.attention_input.as_ref().unwrap_or(&a.attention_normed).view(),
             weight: &layer.attention_norm,
             inverse_rms: a.attention_scales.view(),
             d_out: g.d_normed.view(),

@@ -189,12 +189,12 @@ pub(crate) fn run(
     workspace: &mut Workspace,
 ) {
     let w = workspace;
-    let LayerActivations { ffn_normed, gate_up: rounded, .. } = &mut w.layers[slot];
+    let LayerActivations { ffn_normed, gate_up: rounded, activated, .. } = &mut w.layers[slot];
     let mut run = BlockRun {
         device,
         gate_up: w.gate_up.as_mut(),
         rounded,
-        activated: &mut w.activated,
+        activated: activated.as_mut().or(w.activated.as_mut()).expect("its own or one for all"),
         adapted: (adapted, layer_idx),
         low_rank: &mut w.low_rank,
         operands: &mut w.operands,

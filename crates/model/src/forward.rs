@@ -3,7 +3,7 @@
 use kernels::attention::CacheKind;
 use kernels::matmul::Write;
 use kernels::rope::Direction;
-use tensor::{CachedBatch, Device, KeyBlocks, PackedRows, RopeTable, Tensor, ops};
+use tensor::{CachedBatch, Device, KeyBlocks, PackedRows, RopeTable, Tensor, ViewMut, ops};
 
 use crate::adapted::{self, AdaptedRows, LayerChanges, LoadedAdapter};
 use crate::cache::{
@@ -394,6 +394,18 @@ impl Decoder {
         workspace.logits.set_rows(rows.len());
         let (hidden, logits) = (workspace.final_normed.rows(rows), workspace.logits.view_mut());
         let operands = &mut workspace.operands;
+        self.head().forward(device, hidden, logits, Write::Overwrite, operands);
+    }
+
+    /// As [`Decoder::logits_of`], elsewhere and in the number type of that.
+    pub(crate) fn logits_into(
+        &self,
+        device: &Device,
+        rows: std::ops::Range<usize>,
+        workspace: &mut Workspace,
+        logits: ViewMut<'_>,
+    ) {
+        let (hidden, operands) = (workspace.final_normed.rows(rows), &mut workspace.operands);
         self.head().forward(device, hidden, logits, Write::Overwrite, operands);
     }
 }

@@ -15,7 +15,7 @@ use crate::feed_forward::ExpertWorkspace;
 /// where packed blocks round them to 8 bits.
 #[derive(Debug)]
 pub(crate) struct LayerActivations {
-    /// Input of the layer, A `[tokens, hidden]`; only kept for a backward pass.
+    /// Input of the layer, A `[tokens, hidden]`; only kept for a backward pass, where the device keeps inputs of norms.
     pub(crate) attention_input: Option<Tensor>,
     /// Its inverse root mean square, `[tokens, 1]`.
     pub(crate) attention_scales: Tensor,
@@ -27,7 +27,7 @@ pub(crate) struct LayerActivations {
     pub(crate) attention_out: Tensor,
     /// `[tokens, n_heads]`.
     pub(crate) log_sum_exp: Tensor,
-    /// Input of the feed-forward part, A `[tokens, hidden]`; only kept for a backward pass.
+    /// Input of the feed-forward part, A `[tokens, hidden]`; kept where that of the layer is.
     pub(crate) ffn_input: Option<Tensor>,
     /// `[tokens, 1]`.
     pub(crate) ffn_scales: Tensor,
@@ -35,13 +35,15 @@ pub(crate) struct LayerActivations {
     pub(crate) ffn_normed: Tensor,
     /// Gate and up, A `[tokens, 2 ffn]`.
     pub(crate) gate_up: Tensor,
+    /// The gated activation, A `[tokens, ffn]`; only kept for a backward pass, where the device keeps it.
+    pub(crate) activated: Option<Tensor>,
 }
 
 impl LayerActivations {
     fn new(device: &Device, room: Room<'_>) -> Self {
         let Room { config, dtype, activations, max_rows, .. } = room;
         let (hidden, shape) = (config.hidden_dim, config.head_shape());
-        let keeps_inputs = room.passes == Passes::ForwardAndBackward;
+        let keeps_inputs = room.keeps_inputs(device);
         let zeroed = |dtype, width| Tensor::zeroed_on(device, dtype, max_rows, width);
         let operand = |width| zeroed(activations, width);
         let scales = || zeroed(DType::F32, 1);
@@ -56,6 +58,7 @@ impl LayerActivations {
             ffn_scales: scales(),
             ffn_normed: operand(hidden),
             gate_up: operand(2 * config.ffn_dim),
+            activated: room.keeps_activated(device).then(|| operand(config.ffn_dim)),
         }
     }
 
@@ -71,8 +74,9 @@ impl LayerActivations {
             ffn_scales,
             ffn_normed,
             gate_up,
+            activated,
         } = self;
-        let kept = [attention_input, ffn_input].into_iter().flatten();
+        let kept = [attention_input, ffn_input, activated].into_iter().flatten();
         let tensors = kept.chain([
             attention_scales,
             attention_normed,
@@ -87,7 +91,8 @@ impl LayerActivations {
     }
 
     fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.attention_input.iter_mut().chain(&mut self.ffn_input).chain([
+        let kept = [&mut self.attention_input, &mut self.ffn_input, &mut self.activated];
+        kept.into_iter().flatten().chain([
             &mut self.attention_scales,
             &mut self.attention_normed,
             &mut self.qkv,
@@ -122,11 +127,11 @@ pub struct Workspace {
     pub(crate) qkv: Option<Tensor>,
     /// Output of the gate and up product, f32 `[tokens, 2 ffn]`; none where the device works in its place.
     pub(crate) gate_up: Option<Tensor>,
-    /// A `[tokens, ffn]`.
-    pub(crate) activated: Tensor,
+    /// The gated activation, A `[tokens, ffn]`; none where each layer keeps its own.
+    pub(crate) activated: Option<Tensor>,
     /// One for all layers, or one for each when a backward pass follows.
     pub(crate) layers: Vec<LayerActivations>,
-    /// Input of the final norm, A; only kept for a backward pass.
+    /// Input of the final norm, A; kept where those of the layers are.
     pub(crate) final_input: Option<Tensor>,
     /// `[tokens, 1]`.
     pub(crate) final_scales: Tensor,
@@ -174,9 +179,17 @@ impl Room<'_> {
         }
     }
 
+    fn keeps_inputs(self, device: &Device) -> bool {
+        self.passes == Passes::ForwardAndBackward && device.keeps_norm_inputs()
+    }
+
+    fn keeps_activated(self, device: &Device) -> bool {
+        self.passes == Passes::ForwardAndBackward && device.keeps_activated()
+    }
+
     fn workspace(self, device: &Device) -> Workspace {
-        let Self { config, dtype, activations, max_rows, passes } = self;
-        let keeps_inputs = passes == Passes::ForwardAndBackward;
+        let Self { config, dtype, activations, max_rows, .. } = self;
+        let keeps_inputs = self.keeps_inputs(device);
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let zeroed = |dtype, n_rows, width| Tensor::zeroed_on(device, dtype, n_rows, width);
         let f32_rows = |width| zeroed(DType::F32, max_rows, width);
@@ -190,7 +203,7 @@ impl Room<'_> {
             residual: f32_rows(hidden),
             qkv: product(shape.qkv_width()),
             gate_up: product(2 * ffn),
-            activated: input(ffn),
+            activated: (!self.keeps_activated(device)).then(|| input(ffn)),
             layers: (0..self.n_layers()).map(|_| LayerActivations::new(device, self)).collect(),
             final_input: keeps_inputs.then(|| input(hidden)),
             final_scales: f32_rows(1),
@@ -303,8 +316,8 @@ impl Workspace {
             key_blocks,
             packed: _,
         } = self;
-        let tensors = [residual, activated, final_scales, final_normed, logits, losses];
-        let some = [qkv, gate_up, final_input].into_iter().flatten();
+        let tensors = [residual, final_scales, final_normed, logits, losses];
+        let some = [qkv, gate_up, activated, final_input].into_iter().flatten();
         tensors.into_iter().chain(some).map(Tensor::n_bytes).sum::<usize>()
             + layers.iter().map(LayerActivations::n_bytes).sum::<usize>()
             + host_logits.n_bytes()
@@ -322,6 +335,13 @@ impl Workspace {
         self.max_rows
     }
 
+    /// The loss of each token of the last batch that was learnt or scored, in nats, f32 `[tokens, 1]`; of those that are learnt 0 where
+    /// the weight is 0.
+    #[must_use]
+    pub fn losses(&self) -> &Tensor {
+        &self.losses
+    }
+
     /// Uses `n_rows` rows of every tensor.
     ///
     /// # Panics
@@ -331,14 +351,11 @@ impl Workspace {
         for layer in &mut self.layers {
             layer.tensors_mut().for_each(|tensor| tensor.set_rows(n_rows));
         }
-        let own = [
-            &mut self.residual,
-            &mut self.activated,
-            &mut self.final_scales,
-            &mut self.final_normed,
-            &mut self.losses,
-        ];
-        let some = [&mut self.qkv, &mut self.gate_up, &mut self.final_input].into_iter().flatten();
-        own.into_iter().chain(some).for_each(|tensor| tensor.set_rows(n_rows));
+        let own =
+            [&mut self.residual, &mut self.final_scales, &mut self.final_normed, &mut self.losses];
+        let some = [&mut self.qkv, &mut self.gate_up, &mut self.activated, &mut self.final_input];
+        own.into_iter()
+            .chain(some.into_iter().flatten())
+            .for_each(|tensor| tensor.set_rows(n_rows));
     }
 }

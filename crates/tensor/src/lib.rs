@@ -23,6 +23,7 @@ mod linear;
 mod low_rank;
 pub mod ops;
 mod tensor;
+mod weighted_sum;
 
 pub use batch::{CachedBatch, PackedRows, RopeTable};
 pub use cuda::PinnedNumbers;
@@ -33,6 +34,7 @@ pub use linear::{
 };
 pub use low_rank::{LowRank, LowRankScratch};
 pub use tensor::{DType, Tensor, View, ViewMut};
+pub use weighted_sum::WeightedSum;
 
 use cuda::Gpu;
 use kernels::Compute;
@@ -92,12 +94,36 @@ impl Device {
         matches!(self, Self::Cuda { .. })
     }
 
+    /// Whether a backward pass is to find the output of the gated activation of every layer: a GPU reads it faster than it reads and
+    /// writes what the output is computed of once more.
+    #[must_use]
+    pub fn keeps_activated(&self) -> bool {
+        matches!(self, Self::Cuda { .. })
+    }
+
+    /// Whether the gradient of a norm is computed of the norm's input, rounded: a GPU, whose speed is that of its memory, computes it of
+    /// the output, which is kept for the gradient of the next weight anyway.
+    #[must_use]
+    pub fn keeps_norm_inputs(&self) -> bool {
+        matches!(self, Self::Cpu(_))
+    }
+
     /// Rows of logits to have in memory at a time: enough to keep the device busy.
     #[must_use]
     pub fn logit_rows(&self) -> usize {
         match self {
             Self::Cpu(_) => Self::CPU_LOGIT_ROWS,
             Self::Cuda { .. } => 8192,
+        }
+    }
+
+    /// Rows of logits that are learnt at a time. On a GPU they may have half the bytes of others, and each chunk reads and writes the
+    /// gradient of the head.
+    #[must_use]
+    pub fn learnt_logit_rows(&self) -> usize {
+        match self {
+            Self::Cpu(_) => Self::CPU_LOGIT_ROWS,
+            Self::Cuda { .. } => 16384,
         }
     }
 

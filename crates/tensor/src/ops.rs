@@ -4,6 +4,7 @@
 
 use cuda::ops::attention_paged;
 use cuda::ops::embedding::TokenGroups;
+use cuda::ops::loss::LossRows;
 use cuda::ops::norm::NormGradients;
 use cuda::ops::row_numbers::RowNumbers;
 use cuda::{DeviceMatrix, NumberType};
@@ -55,7 +56,7 @@ pub fn round_to(device: &Device, dtype: DType, x: View<'_>, out: ViewMut<'_>) {
     }
 }
 
-/// [`norm::rms_norm`]; x rounded is kept where backward will need it.
+/// [`norm::rms_norm`]; x rounded is kept where backward will need it ([`Device::keeps_norm_inputs`]).
 pub fn rms_norm(
     device: &Device,
     x: View<'_>,
@@ -67,8 +68,8 @@ pub fn rms_norm(
 ) {
     if let Device::Cuda { gpu, .. } = device {
         let (x, weight, out) = (x.on_gpu(), weight.view().on_gpu(), out.on_gpu());
-        let kept = kept.map(ViewMut::on_gpu);
-        return cuda::ops::norm::rms_norm(gpu, x, weight, eps, out, inverse_rms.on_gpu(), kept);
+        assert!(kept.is_none(), "a GPU needs the output only");
+        return cuda::ops::norm::rms_norm(gpu, x, weight, eps, out, inverse_rms.on_gpu());
     }
     if let Some(kept) = kept {
         convert(device, x, kept);
@@ -80,11 +81,11 @@ pub fn rms_norm(
     }
 }
 
-/// What [`rms_norm_backward`] reads: input and inverse root mean square of the forward pass, the weight, and the gradient of
-/// the output.
+/// What [`rms_norm_backward`] reads: input, or output, and inverse root mean square of the forward pass, the weight, and the gradient
+/// of the output.
 #[derive(Clone, Copy, Debug)]
 pub struct NormSaved<'a> {
-    /// `[tokens, hidden]`.
+    /// The input, or, where the device does not keep that, the output, `[tokens, hidden]`.
     pub x: View<'a>,
     /// `[1, hidden]`.
     pub weight: &'a Tensor,
@@ -210,27 +211,30 @@ pub fn swiglu(device: &Device, gate_up: Option<View<'_>>, rounded: ViewMut<'_>, 
     }
 }
 
-/// [`gated::swiglu_backward`].
+/// [`gated::swiglu_backward`]; `out` gets the output of [`swiglu`] once more, on a device that does not keep it
+/// ([`Device::keeps_activated`]).
 pub fn swiglu_backward(
     device: &Device,
     rounded: View<'_>,
     d_out: View<'_>,
     d_gate_up: ViewMut<'_>,
-    out: ViewMut<'_>,
+    out: Option<ViewMut<'_>>,
 ) {
-    let (compute, ffn_dim) = (device.compute(), out.width());
+    if let Device::Cuda { gpu, .. } = device {
+        assert!(out.is_none(), "a GPU keeps the output");
+        let (rounded, d_out) = (rounded.on_gpu(), d_out.on_gpu());
+        return cuda::ops::swiglu::swiglu_backward(gpu, rounded, d_out, d_gate_up.on_gpu());
+    }
+    let (compute, ffn_dim, d_out) = (device.compute(), d_out.width(), d_out.f32());
+    let out = out.expect("room for the output");
     match rounded {
         View::F32 { values, .. } => {
             let (d_gate_up, out) = (d_gate_up.of::<f32>(), out.of::<f32>());
-            gated::swiglu_backward(compute, values, ffn_dim, d_out.f32(), d_gate_up, out);
+            gated::swiglu_backward(compute, values, ffn_dim, d_out, d_gate_up, out);
         }
-        View::Bf16 { values, .. } => {
+        rounded => {
             let (d_gate_up, out) = (d_gate_up.of::<bf16>(), out.of::<bf16>());
-            gated::swiglu_backward(compute, values, ffn_dim, d_out.f32(), d_gate_up, out);
-        }
-        View::Cuda(rounded) => {
-            let (d_out, d_gate_up, out) = (d_out.on_gpu(), d_gate_up.on_gpu(), out.on_gpu());
-            cuda::ops::swiglu::swiglu_backward(device.gpu(), rounded, d_out, d_gate_up, out);
+            gated::swiglu_backward(compute, rounded.of(), ffn_dim, d_out, d_gate_up, out);
         }
     }
 }
@@ -382,7 +386,8 @@ pub fn attention_backward(
     }
 }
 
-/// [`loss::cross_entropy`]; without `d_logits` the losses alone.
+/// [`loss::cross_entropy`]; without `d_logits` the losses alone. A device that works in place has the gradient of
+/// [`cross_entropy_in_place`] only.
 pub fn cross_entropy(
     device: &Device,
     logits: View<'_>,
@@ -392,12 +397,12 @@ pub fn cross_entropy(
     d_logits: Option<ViewMut<'_>>,
 ) {
     if let Device::Cuda { gpu, .. } = device {
-        let (logits, losses) = (logits.on_gpu(), losses.on_gpu());
-        let d_logits = d_logits.map(ViewMut::on_gpu);
+        assert!(d_logits.is_none(), "a GPU has the gradient in the place of the logits");
         let targets = RowNumbers::new(gpu, targets);
         let weights = DeviceMatrix::of_f32(gpu, NumberType::F32, weights, 1);
-        let weights = weights.view();
-        return cuda::ops::loss::cross_entropy(gpu, logits, &targets, weights, losses, d_logits);
+        let (weights, losses) = (weights.view(), losses.on_gpu());
+        let rows = LossRows { targets: &targets, weights, losses };
+        return cuda::ops::loss::cross_entropy(gpu, logits.on_gpu(), rows);
     }
     let (compute, logits, losses) = (device.compute(), logits.f32(), losses.f32());
     match d_logits {
@@ -410,6 +415,23 @@ pub fn cross_entropy(
             loss::cross_entropy(compute, logits, targets, weights, losses, d_logits);
         }
     }
+}
+
+/// As [`cross_entropy`] with its gradient, which goes in the place of the logits, on a device where products give their type: that of
+/// the model. Logits of bf16 have 8 bits, as PyTorch's have in such a model; all sums and the losses are f32.
+pub fn cross_entropy_in_place(
+    device: &Device,
+    logits: ViewMut<'_>,
+    targets: &[u32],
+    weights: &[f32],
+    losses: ViewMut<'_>,
+) {
+    let gpu = device.gpu();
+    let targets = RowNumbers::new(gpu, targets);
+    let weights = DeviceMatrix::of_f32(gpu, NumberType::F32, weights, 1);
+    let (weights, losses) = (weights.view(), losses.on_gpu());
+    let rows = LossRows { targets: &targets, weights, losses };
+    cuda::ops::loss::cross_entropy_in_place(gpu, logits.on_gpu(), rows);
 }
 
 /// [`likeliest::likeliest`]; ids and logarithms are all that comes from a GPU.

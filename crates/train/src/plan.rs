@@ -139,7 +139,7 @@ pub struct TrainingMemory {
 /// Bytes of the workspace of cuBLASLt.
 const PRODUCT_WORKSPACE_BYTES: usize = 64 << 20;
 /// Partial sums of the gradient of a norm's weight, rows of them at most.
-const NORM_PARTIALS: usize = 1024;
+const NORM_PARTIALS: usize = 512;
 
 impl TrainingMemory {
     /// The plan of training with micro-batches of `n_rows` rows of `seq_len` tokens on data of `data_bytes` in memory.
@@ -192,21 +192,24 @@ impl TrainingMemory {
         let norms = (2 * n_layers + 1) * hidden;
         let matrices = config.n_parameters() as usize - norms;
         let logits = n_tokens.min(device.logit_rows()) * vocab_size;
-        // Of a layer the inputs of both parts, as they are and normed; queries, keys and values; outputs of attention; gate and up.
-        let kept = n_layers * (4 * hidden + qkv + out + 2 * ffn) + ffn + 2 * hidden;
+        let learnt_logits = n_tokens.min(device.learnt_logit_rows()) * vocab_size * bytes;
+        // Of a layer the normed inputs of both parts; queries, keys and values; outputs of attention; gate, up and what comes of
+        // them.
+        let kept = n_layers * (2 * hidden + qkv + out + 3 * ffn) + hidden;
         // Scales of norms, logarithms of attention, the residual stream, and losses.
         let f32s = n_layers * (2 + n_heads) + hidden + 2;
         let gradients = 2 * hidden + out + qkv + 3 * ffn;
-        let largest_output = (n_tokens * qkv.max(2 * ffn)).max(logits).max(vocab_size * hidden);
+        let numbers = (n_tokens * qkv.max(2 * ffn)).max(logits).max(vocab_size * hidden);
+        let largest_output = (4 * numbers).max(learnt_logits);
         let of_token = 4 * (n_heads + config.head_dim) + 64;
         let working = PRODUCT_WORKSPACE_BYTES
-            + 4 * largest_output
+            + largest_output
             + n_tokens * of_token
             + NORM_PARTIALS * hidden * 4;
         Self {
             packed_bytes: (matrices * bytes + norms * 4) as u64,
             activations_bytes: (n_tokens * (kept * bytes + f32s * 4) + logits * 4) as u64,
-            backward_bytes: (n_tokens * (gradients * bytes + hidden * 4) + logits * bytes) as u64,
+            backward_bytes: (n_tokens * (gradients * bytes + hidden * 4) + learnt_logits) as u64,
             working_bytes: working as u64,
             ..self
         }

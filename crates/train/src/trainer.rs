@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use data::packing::PackedBatch;
 use model::{Decoder, GradientWorkspace, ModelConfig, Parameters, TrainingRows, Workspace};
-use tensor::{DType, Device, Passes};
+use tensor::{DType, Device, Passes, WeightedSum};
 
 use crate::error::TrainError;
 use crate::optimizer::{Optimizer, OptimizerSettings};
@@ -116,7 +116,8 @@ impl Trainer {
         assert!(n_trained_tokens > 0, "a step without trained tokens");
         self.gradients.clear();
         let scale = 1.0 / n_trained_tokens as f32;
-        let mut loss = 0.0;
+        // Read after the last micro-batch, so that a GPU has the next before it is done with one.
+        let mut loss = WeightedSum::zero(&self.device);
         for batch in batches {
             let target_weights: Vec<f32> =
                 batch.target_weights.iter().map(|weight| weight * scale).collect();
@@ -126,18 +127,17 @@ impl Trainer {
                 target_weights: &target_weights,
                 segment_starts: &batch.segment_starts,
             };
-            let losses = self.decoder.loss_and_gradients(
+            self.decoder.loss_and_gradients(
                 &self.device,
                 rows,
                 &mut self.workspace,
                 &mut self.gradient_workspace,
                 &mut self.gradients,
             );
-            let weighted = losses.iter().zip(&target_weights);
-            loss +=
-                weighted.map(|(&loss, &weight)| f64::from(loss) * f64::from(weight)).sum::<f64>();
+            loss.add(&self.device, self.workspace.losses().view(), &target_weights);
         }
         let grad_norm = Optimizer::norm(&self.device, &self.gradients);
+        let loss = loss.read();
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::NotFinite { step: self.optimizer.n_steps, loss, grad_norm });
         }
@@ -261,6 +261,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_step_waits_for_a_gpu_as_often_whatever_its_micro_batches() {
+        let Some(directory) = testkit::cuda_emulator::directory() else { return };
+        let gpu = Gpu::open(&LibraryPath::new(Some(directory))).unwrap();
+        let host = Compute::forced(Family::Reference, 1).unwrap();
+        let device = Device::Cuda { gpu: gpu.clone(), host };
+        let config = ModelConfig::new(ModelConfig::example()).unwrap();
+        let parameters = Parameters::random(&config, 1);
+        let settings = OptimizerSettings::default();
+        let mut trainer = Trainer::new(device, parameters, DType::Bf16, settings, 8);
+        let mut waits = |n_micro_batches: usize| {
+            let before = gpu.n_waits();
+            trainer.step(&vec![batch(&[1, 2, 3, 4], 4); n_micro_batches], 1e-3).unwrap();
+            gpu.n_waits() - before
+        };
+        // For the norm of the gradient, and for the loss.
+        assert_eq!([1, 2, 5].map(&mut waits), [2; 3]);
     }
 
     #[test]

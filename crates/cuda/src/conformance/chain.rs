@@ -78,7 +78,7 @@ impl Layers {
 
     fn norm(&mut self, gpu: &Gpu) {
         let (out, scales) = (self.normed.view_mut(), self.scales.view_mut());
-        rms_norm(gpu, self.residual.view(), self.norm.view(), 1e-5, out, scales, None);
+        rms_norm(gpu, self.residual.view(), self.norm.view(), 1e-5, out, scales);
     }
 }
 

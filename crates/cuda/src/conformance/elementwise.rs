@@ -15,6 +15,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "round_to_bf16", run: round_to_bf16 },
     Case { name: "adamw_step", run: adamw },
     Case { name: "sum_of_squares", run: sum_of_squares },
+    Case { name: "add_weighted_sum", run: weighted_sum },
     Case { name: "fill_uniform", run: fill_uniform },
     Case { name: "gather_rows", run: gather_rows },
     Case { name: "add_weighted_rows", run: weighted_rows },
@@ -155,6 +156,22 @@ fn sum_of_squares(gpu: &Gpu, size: Size) -> Deviation {
 }
 
 /// As the crate `model` draws the weights of a new model.
+fn weighted_sum(gpu: &Gpu, size: Size) -> Deviation {
+    let mut numbers = Numbers::new(8);
+    let mut sum = ops::DeviceSum::zero(gpu);
+    let mut expected = 0.0;
+    worst(counts(size).iter().map(|&n| {
+        let (x, weights) = (numbers.normal(n), numbers.normal(n));
+        let [x_there, weights_there] =
+            [&x, &weights].map(|values| DeviceMatrix::of_f32(gpu, NumberType::F32, values, 1));
+        sum.add_weighted(gpu, x_there.view(), weights_there.view());
+        let products = x.iter().zip(&weights).map(|(&x, &w)| f64::from(x) * f64::from(w));
+        expected += products.sum::<f64>();
+        // Both are sums in f64, in another order.
+        Deviation { value: ((sum.read() - expected) / expected).abs(), limit: 1e-11 }
+    }))
+}
+
 fn fill_uniform(gpu: &Gpu, size: Size) -> Deviation {
     worst(counts(size).iter().flat_map(|&n| TYPES.map(|number_type| (n, number_type))).map(
         |(n, number_type)| {

@@ -3,7 +3,7 @@
 use kernels::adamw::AdamW;
 
 use crate::gpu::{Argument, Gpu, Grid};
-use crate::memory::{Matrix, MatrixMut, NumberType};
+use crate::memory::{Matrix, MatrixMut, Memory, NumberType};
 use crate::ops::row_numbers::RowNumbers;
 
 const THREADS: usize = 256;
@@ -14,6 +14,8 @@ const UPDATED_PER_THREAD: usize = 4;
 /// Numbers of one sum of squares, which is part of its arithmetic, and the threads of its block.
 const SQUARES_CHUNK: usize = 65536;
 const SQUARES_THREADS: usize = 512;
+/// Threads of the one block of a weighted sum, which are part of its arithmetic.
+const WEIGHTED_THREADS: usize = 1024;
 /// 16-byte units, or numbers, of a lane where a warp copies a piece of a row.
 const UNITS_PER_LANE: usize = 4;
 
@@ -139,6 +141,46 @@ pub fn sum_of_squares(gpu: &Gpu, xs: &[Matrix<'_>]) -> f64 {
     }
     there.read(&mut sums);
     sums.iter().sum()
+}
+
+/// A sum in f64 on the device.
+#[derive(Debug)]
+pub struct DeviceSum {
+    memory: Memory,
+}
+
+impl DeviceSum {
+    /// Zero.
+    #[must_use]
+    pub fn zero(gpu: &Gpu) -> Self {
+        Self { memory: gpu.upload(&[0.0_f64]) }
+    }
+
+    /// Adds `sum_i weights[i] x[i]`, products and sums in f64, in an order of their count alone. Does not wait.
+    ///
+    /// # Panics
+    /// When the counts differ, or one is not f32.
+    pub fn add_weighted(&mut self, gpu: &Gpu, x: Matrix<'_>, weights: Matrix<'_>) {
+        let n = x.n_values();
+        assert_eq!(weights.n_values(), n, "weights of what is added");
+        assert_eq!([x.number_type(), weights.number_type()], [NumberType::F32; 2], "x and weights");
+        let arguments = [
+            Argument::Pointer(x.address()),
+            Argument::Pointer(weights.address()),
+            Argument::Pointer(self.memory.address()),
+            Argument::long(n),
+        ];
+        let grid = Grid { blocks: [1, 1, 1], threads: WEIGHTED_THREADS, shared_bytes: 0 };
+        gpu.launch("add_weighted_sum", grid, &arguments);
+    }
+
+    /// What was added so far. Waits.
+    #[must_use]
+    pub fn read(&self) -> f64 {
+        let mut sum = [0.0];
+        self.memory.read(&mut sum);
+        sum[0]
+    }
 }
 
 /// `out[i]` is uniform in `-half_width..half_width`: output `i` of SplitMix64 from the seed.

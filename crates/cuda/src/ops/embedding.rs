@@ -5,9 +5,11 @@ use crate::memory::{Matrix, MatrixMut, Memory, NumberType};
 use crate::ops::elementwise::pieces_grid;
 use crate::ops::row_numbers::RowNumbers;
 
-/// Threads of a block of the gradient, which has 32 lanes of columns (`embedding.cu`).
-const BACKWARD_THREADS: usize = 256;
+/// Warps of a block of the gradient, which has 32 lanes of columns (`embedding.cu`).
+const BACKWARD_WARPS: usize = 8;
 const LANES: usize = 32;
+/// Rows of a token that one warp adds. More are a block's work.
+const RUN: usize = 16;
 
 /// [`kernels::embedding::gather`] from a table `[vocab, hidden]`, row-major; `out` is f32.
 ///
@@ -37,13 +39,15 @@ pub fn gather(gpu: &Gpu, table: Matrix<'_>, token_ids: &RowNumbers, out: MatrixM
 /// The rows of a batch by their token, on the device: what [`gather_backward`] walks over.
 #[derive(Debug)]
 pub struct TokenGroups {
-    /// Grouped by token, ascending within a group.
+    /// Grouped by token, ascending within a group; groups of more than [`RUN`] rows first.
     rows: Memory,
     /// Where each group starts, and where the last ends.
     starts: Memory,
     tokens: Memory,
     n_rows: usize,
     n_groups: usize,
+    /// Groups of more than [`RUN`] rows.
+    n_long: usize,
     /// One more than the largest token.
     end: usize,
 }
@@ -58,22 +62,23 @@ impl TokenGroups {
         assert!(i32::try_from(token_ids.len()).is_ok(), "{} rows", token_ids.len());
         let mut pairs: Vec<(u32, u32)> = token_ids.iter().copied().zip(0..).collect();
         pairs.sort_unstable();
-        let (mut starts, mut tokens) = (Vec::new(), Vec::new());
-        for (&(token, _), start) in pairs.iter().zip(0_u32..) {
-            if tokens.last() != Some(&token) {
-                tokens.push(token);
-                starts.push(start);
-            }
+        let groups = || pairs.chunk_by(|(a, _), (b, _)| a == b);
+        let is_long = |group: &&[(u32, u32)]| group.len() > RUN;
+        let (mut rows, mut starts, mut tokens) =
+            (Vec::with_capacity(pairs.len()), vec![0], Vec::new());
+        for group in groups().filter(is_long).chain(groups().filter(|group| !is_long(group))) {
+            rows.extend(group.iter().map(|&(_, row)| row));
+            starts.push(rows.len() as u32);
+            tokens.push(group[0].0);
         }
-        starts.push(pairs.len() as u32);
-        let rows: Vec<u32> = pairs.iter().map(|&(_, row)| row).collect();
         Self {
             rows: gpu.upload(&rows),
             starts: gpu.upload(&starts),
             tokens: gpu.upload(&tokens),
             n_rows: rows.len(),
             n_groups: tokens.len(),
-            end: tokens.last().map_or(0, |&token| token as usize + 1),
+            n_long: groups().filter(is_long).count(),
+            end: pairs.last().map_or(0, |&(token, _)| token as usize + 1),
         }
     }
 }
@@ -97,16 +102,20 @@ pub fn gather_backward(gpu: &Gpu, d_out: Matrix<'_>, groups: &TokenGroups, d_tab
         return;
     }
     let per_block = if width.is_multiple_of(4) { 4 * LANES } else { LANES };
-    let blocks = [groups.n_groups, width.div_ceil(per_block), 1];
+    let n_short = groups.n_groups - groups.n_long;
+    let n_blocks = groups.n_long + n_short.div_ceil(BACKWARD_WARPS);
+    let blocks = [n_blocks, width.div_ceil(per_block), 1];
     gpu.launch(
         "gather_backward",
-        Grid { blocks, threads: BACKWARD_THREADS, shared_bytes: 0 },
+        Grid { blocks, threads: BACKWARD_WARPS * 32, shared_bytes: 0 },
         &[
             Argument::Pointer(d_out.address()),
             Argument::Pointer(groups.rows.address()),
             Argument::Pointer(groups.starts.address()),
             Argument::Pointer(groups.tokens.address()),
             Argument::Pointer(d_table.address()),
+            Argument::count(groups.n_long),
+            Argument::count(groups.n_groups),
             Argument::count(width),
         ],
     );

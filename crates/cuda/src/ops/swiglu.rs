@@ -50,9 +50,10 @@ pub fn swiglu(gpu: &Gpu, gate_up: Matrix<'_>, out: MatrixMut<'_>) {
     gpu.launch_linked(kernel, grid, arguments.to_vec(), link);
 }
 
-/// [`kernels::swiglu::swiglu_backward`], all of one type; `out` is the output of [`swiglu`] once more.
+/// The gradients of [`kernels::swiglu::swiglu_backward`], all of one type. The output of [`swiglu`], which that computes once more, is
+/// kept on a GPU.
 ///
-/// Shapes: gate_up, d_gate_up `[tokens, 2 * ffn]`; d_out, out `[tokens, ffn]`.
+/// Shapes: gate_up, d_gate_up `[tokens, 2 * ffn]`; d_out `[tokens, ffn]`.
 ///
 /// # Panics
 /// When the shapes or types do not fit.
@@ -61,25 +62,23 @@ pub fn swiglu_backward(
     gate_up: Matrix<'_>,
     d_out: Matrix<'_>,
     d_gate_up: MatrixMut<'_>,
-    out: MatrixMut<'_>,
 ) {
-    let (n_rows, ffn_dim) = (out.n_rows(), out.width());
+    let (n_rows, ffn_dim) = (d_out.n_rows(), d_out.width());
     assert_eq!([gate_up.n_rows(), gate_up.width()], [n_rows, 2 * ffn_dim], "gate_up");
     assert_eq!([d_gate_up.n_rows(), d_gate_up.width()], [n_rows, 2 * ffn_dim], "d_gate_up");
-    assert_eq!([d_out.n_rows(), d_out.width()], [n_rows, ffn_dim], "d_out");
-    let types = [gate_up.number_type(), d_out.number_type(), d_gate_up.number_type()];
-    assert_eq!(types, [out.number_type(); 3], "types of gate_up, d_out, d_gate_up");
-    if out.n_values() == 0 {
+    let number_type = d_out.number_type();
+    let types = [gate_up.number_type(), d_gate_up.number_type()];
+    assert_eq!(types, [number_type; 2], "types of gate_up and d_gate_up");
+    if d_out.n_values() == 0 {
         return;
     }
     let arguments = [
         Argument::Pointer(gate_up.address()),
         Argument::Pointer(d_out.address()),
         Argument::Pointer(d_gate_up.address()),
-        Argument::Pointer(out.address()),
         Argument::count(n_rows),
         Argument::count(ffn_dim),
     ];
-    let kernel = format!("swiglu_backward_{}", out.number_type().suffix());
-    gpu.launch(&kernel, grid(out.number_type(), n_rows, ffn_dim), &arguments);
+    let kernel = format!("swiglu_backward_{}", number_type.suffix());
+    gpu.launch_early(&kernel, grid(number_type, n_rows, ffn_dim), &arguments);
 }
