@@ -11,8 +11,11 @@ use cuda::ops::attention_packed::{
     AttentionBackward, AttentionKernels, PackedRows, attention_backward_with, attention_with,
 };
 use cuda::ops::elementwise;
+use cuda::ops::rope::DeviceRopeTable;
 use cuda::{DeviceMatrix, Gpu, LibraryPath, NumberType};
 use kernels::attention::HeadShape;
+use kernels::rope::{RopeFrequencies, RopeTable};
+use kernels::{Compute, Family};
 
 /// Calls that are timed together.
 const N_CALLS: usize = 20;
@@ -104,6 +107,7 @@ fn run(gpu: &Gpu, bench: &Bench, kernels_name: &str, kernels: AttentionKernels, 
         out: out.view(),
         log_sum_exp: log_sum_exp.view(),
         d_out: d_out.view(),
+        rope: &rope(gpu, bench),
     };
     let mut backward =
         || attention_backward_with(gpu, kernels, shape, inputs, &rows, d_qkv.view_mut());
@@ -112,6 +116,17 @@ fn run(gpu: &Gpu, bench: &Bench, kernels_name: &str, kernels: AttentionKernels, 
     for kernel in gpu.profiled(backward) {
         println!("        {:40} {:9.1} us", kernel.name, kernel.seconds * 1e6);
     }
+}
+
+/// The angles of positions within the documents.
+fn rope(gpu: &Gpu, bench: &Bench) -> DeviceRopeTable {
+    let head_dim = bench.shape.head_dim;
+    let document = 0..bench.document_len as u32;
+    let positions: Vec<u32> = (0..bench.n_documents).flat_map(|_| document.clone()).collect();
+    let mut table = RopeTable::with_capacity(positions.len(), head_dim);
+    let compute = Compute::forced(Family::Reference, 1).expect("every machine has it");
+    table.set(&compute, &RopeFrequencies::plain(head_dim, 1e4), &positions);
+    DeviceRopeTable::new(gpu, &table)
 }
 
 /// Seconds of one call.

@@ -1,6 +1,7 @@
 // What the kernels of attention on Hopper have in common.
 #pragma once
 
+#include "rope.cuh"
 #include "wgmma.cuh"
 
 // Elsewhere the files that include this one are empty.
@@ -70,6 +71,31 @@ DEVICE void mask_keys(float (&scores)[M][4], int lag, int window) {
             for (int i = 0; i < 2; i++) {
                 if (n * 8 + i > high || n * 8 + i < low) scores[n][2 * half + i] = -infinity();
             }
+    }
+}
+
+// Turns a warp's sums [16, D], a gradient of rotated rows, back by the angles of their rows below n_valid, the first of which is
+// `first_row` of the batch. A lane has both numbers of a pair.
+template <int D>
+DEVICE void rotate_back(float (&sums)[D / 8][4], Angles angles, int64_t first_row, int n_valid) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int row = half * 8 + lane / 4;
+        if (row >= n_valid) continue;
+        const float* const cosines = angles.table + static_cast<int64_t>(angles.entries[first_row + row]) * D + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < D / 16; n++) {
+            const float2 cosine = *reinterpret_cast<const float2*>(cosines + n * 8);
+            const float2 sine = *reinterpret_cast<const float2*>(cosines + D / 2 + n * 8);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float &x1 = sums[n][2 * half + i], &x2 = sums[n + D / 16][2 * half + i];
+                const float first = x1, c = i == 0 ? cosine.x : cosine.y, s = i == 0 ? sine.x : sine.y;
+                x1 = first * c + x2 * s;
+                x2 = x2 * c - first * s;
+            }
+        }
     }
 }
 

@@ -4,6 +4,9 @@
 // As there, one kernel makes the gradients of keys and values and another those of queries, so that no sum crosses blocks. Products
 // that make scores and gradients of probabilities read both sides from shared memory; what comes of them is, in registers, the left
 // operand of the sums.
+//
+// qkv are rows whose queries and keys were rotated; the gradients are those of the rows before: sums are turned back by the angles of
+// their rows while they are f32.
 #include "attention_hopper.cuh"
 
 #ifdef HOPPER
@@ -46,7 +49,7 @@ DEVICE void pack_operand(uint32_t (&packed)[STEP / 16][4], const float (&x)[STEP
 // Rows of products are keys, columns queries. Blocks: [KV heads, halves of the tiles], of 128 threads.
 template <int D, int STAGES>
 DEVICE void key_gradients(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out,
-                          bf16* d_qkv, int n_heads, int n_kv_heads, float scale, int window) {
+                          bf16* d_qkv, Angles angles, int n_heads, int n_kv_heads, float scale, int window) {
     constexpr int KEYS = GROUP_ROWS;
     using Copiers = PanelCopier<D, 128>;
     DYNAMIC_SHARED_1024(memory);
@@ -187,7 +190,9 @@ DEVICE void key_gradients(const bf16* qkv, const uint4* tiles, const float* log_
     copies_wait<0>();
     sync_block();
     if (warp_first >= n_rows) return;
-    bf16* const to = d_qkv + (static_cast<int64_t>(tile.x) + warp_first) * stride + (n_heads + kv_head) * D;
+    const int64_t first_row = static_cast<int64_t>(tile.x) + warp_first;
+    rotate_back<D>(d_keys, angles, first_row, n_rows - warp_first);
+    bf16* const to = d_qkv + first_row * stride + (n_heads + kv_head) * D;
     const float scales[2] = {scale, scale}, ones[2] = {1.0f, 1.0f};
     write_rows<D>(d_keys, scales, keys + warp * 16 * D, to, stride, n_rows - warp_first);
     write_rows<D>(d_values, ones, values + warp * 16 * D, to + n_kv_heads * D, stride, n_rows - warp_first);
@@ -196,7 +201,7 @@ DEVICE void key_gradients(const bf16* qkv, const uint4* tiles, const float* log_
 // Of 128 queries of a head: their gradients, over the keys that they see, ascending. Blocks: [heads, tiles], of 256 threads.
 template <int D, int STAGES>
 DEVICE void query_gradients(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out,
-                            bf16* d_qkv, int n_heads, int n_kv_heads, float scale, int window) {
+                            bf16* d_qkv, Angles angles, int n_heads, int n_kv_heads, float scale, int window) {
     using Copiers = PanelCopier<D, 256>;
     DYNAMIC_SHARED_1024(memory);
     bf16* const queries = reinterpret_cast<bf16*>(memory);
@@ -294,38 +299,49 @@ DEVICE void query_gradients(const bf16* qkv, const uint4* tiles, const float* lo
     copies_wait<0>();
     sync_block();
     if (warp_first >= n_rows) return;
-    const float scales[2] = {scale, scale};
-    bf16* const to = d_qkv + (static_cast<int64_t>(tile.x) + warp_first) * stride + head * D;
+    const int64_t first_row = static_cast<int64_t>(tile.x) + warp_first;
+    rotate_back<D>(sums, angles, first_row, n_rows - warp_first);
+    float scales[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int row = half * 8 + lane / 4;
+        scales[half] = warp_first + row < n_rows ? scale * angles.query_factors[angles.entries[first_row + row]] : 0.0f;
+    }
+    bf16* const to = d_qkv + first_row * stride + head * D;
     write_rows<D>(sums, scales, queries + (group * GROUP_ROWS + warp * 16) * D, to, stride, n_rows - warp_first);
 }
 
 }  // namespace
 
 KERNEL_BOUNDS(attention_hopper_backward_keys_64, 128, 3)
-(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out, bf16* d_qkv, int n_heads,
- int n_kv_heads, float scale, int window) {
-    key_gradients<64, 3>(qkv, tiles, log_sum_exp, delta, d_out, d_qkv, n_heads, n_kv_heads, scale, window);
+(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out, bf16* d_qkv,
+ const float* table, const float* query_factors, const uint32_t* entries, int n_heads, int n_kv_heads, float scale, int window) {
+    const Angles angles = {table, query_factors, entries};
+    key_gradients<64, 3>(qkv, tiles, log_sum_exp, delta, d_out, d_qkv, angles, n_heads, n_kv_heads, scale, window);
 }
 EXPORT(attention_hopper_backward_keys_64)
 
 KERNEL_BOUNDS(attention_hopper_backward_keys_128, 128, 2)
-(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out, bf16* d_qkv, int n_heads,
- int n_kv_heads, float scale, int window) {
-    key_gradients<128, 2>(qkv, tiles, log_sum_exp, delta, d_out, d_qkv, n_heads, n_kv_heads, scale, window);
+(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out, bf16* d_qkv,
+ const float* table, const float* query_factors, const uint32_t* entries, int n_heads, int n_kv_heads, float scale, int window) {
+    const Angles angles = {table, query_factors, entries};
+    key_gradients<128, 2>(qkv, tiles, log_sum_exp, delta, d_out, d_qkv, angles, n_heads, n_kv_heads, scale, window);
 }
 EXPORT(attention_hopper_backward_keys_128)
 
 KERNEL_BOUNDS(attention_hopper_backward_queries_64, 256, 2)
-(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out, bf16* d_qkv, int n_heads,
- int n_kv_heads, float scale, int window) {
-    query_gradients<64, 3>(qkv, tiles, log_sum_exp, delta, d_out, d_qkv, n_heads, n_kv_heads, scale, window);
+(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out, bf16* d_qkv,
+ const float* table, const float* query_factors, const uint32_t* entries, int n_heads, int n_kv_heads, float scale, int window) {
+    const Angles angles = {table, query_factors, entries};
+    query_gradients<64, 3>(qkv, tiles, log_sum_exp, delta, d_out, d_qkv, angles, n_heads, n_kv_heads, scale, window);
 }
 EXPORT(attention_hopper_backward_queries_64)
 
 KERNEL_BOUNDS(attention_hopper_backward_queries_128, 256, 1)
-(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out, bf16* d_qkv, int n_heads,
- int n_kv_heads, float scale, int window) {
-    query_gradients<128, 3>(qkv, tiles, log_sum_exp, delta, d_out, d_qkv, n_heads, n_kv_heads, scale, window);
+(const bf16* qkv, const uint4* tiles, const float* log_sum_exp, const float* delta, const bf16* d_out, bf16* d_qkv,
+ const float* table, const float* query_factors, const uint32_t* entries, int n_heads, int n_kv_heads, float scale, int window) {
+    const Angles angles = {table, query_factors, entries};
+    query_gradients<128, 3>(qkv, tiles, log_sum_exp, delta, d_out, d_qkv, angles, n_heads, n_kv_heads, scale, window);
 }
 EXPORT(attention_hopper_backward_queries_128)
 

@@ -1,6 +1,5 @@
 //! The backward pass, written out by hand.
 
-use kernels::rope::Direction;
 use tensor::ops::{AttentionSaved, NormSaved};
 use tensor::{DType, Device, LinearScratch, PackedRows, Tensor, ops};
 
@@ -278,16 +277,11 @@ impl Decoder {
             log_sum_exp: a.log_sum_exp.view(),
             d_out: g.d_attention_out.view(),
             rows: packed,
+            rope: &w.rope,
         };
         let heads = self.config.layer_heads(layer_idx);
-        let d_qkv = g.d_qkv.as_mut().unwrap_or(&mut g.d_qkv_rounded);
-        ops::attention_backward(device, heads, saved, d_qkv.view_mut());
-        let (heads, rounded) = (self.config.rotated_heads(), g.d_qkv_rounded.view_mut());
-        let direction = Direction::Backward;
-        match &g.d_qkv {
-            Some(d_qkv) => ops::rotate(device, d_qkv.view(), &w.rope, heads, direction, rounded),
-            None => ops::rotate_in_place(device, rounded, &w.rope, heads, direction),
-        }
+        let d_rotated = g.d_qkv.as_mut().map(Tensor::view_mut);
+        ops::attention_backward(device, heads, saved, d_rotated, g.d_qkv_rounded.view_mut());
         let (d_qkv, normed) = (g.d_qkv_rounded.view(), a.attention_normed.view());
         scratch.backward_weight(device, d_qkv, normed, d_layer.qkv.view_mut());
         layer.qkv.backward_input(device, d_qkv, g.d_normed.view_mut());

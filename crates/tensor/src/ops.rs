@@ -330,7 +330,7 @@ fn attend(
 /// the output, and the documents.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSaved<'a> {
-    /// `[tokens, n_heads + 2 n_kv_heads, head_dim]`.
+    /// `[tokens, n_heads + 2 n_kv_heads, head_dim]`; queries and keys were rotated.
     pub qkv: View<'a>,
     /// `[tokens, n_heads, head_dim]`.
     pub out: View<'a>,
@@ -340,20 +340,27 @@ pub struct AttentionSaved<'a> {
     pub d_out: View<'a>,
     /// The documents of the batch.
     pub rows: &'a PackedRows,
+    /// What queries and keys were rotated by.
+    pub rope: &'a RopeTable,
 }
 
-/// [`attention::attention_backward`].
+/// [`attention::attention_backward`], then [`rope::rotate`] backward: `d_qkv` is the gradient of queries, keys and values before queries
+/// and keys were rotated. `d_rotated` is room for what comes between, f32, on a device that does not work in place.
+///
+/// # Panics
+/// When such a device gets no room.
 pub fn attention_backward(
     device: &Device,
     shape: HeadShape,
     saved: AttentionSaved<'_>,
+    d_rotated: Option<ViewMut<'_>>,
     d_qkv: ViewMut<'_>,
 ) {
     fn run<T: HostNumber>(
         device: &Device,
         shape: HeadShape,
         saved: AttentionSaved<'_>,
-        d_qkv: ViewMut<'_>,
+        d_rotated: &mut [f32],
     ) {
         let inputs = AttentionBackward {
             qkv: saved.qkv.of::<T>(),
@@ -362,28 +369,28 @@ pub fn attention_backward(
             d_out: saved.d_out.f32(),
             segment_starts: saved.rows.segment_starts(),
         };
-        attention::attention_backward(device.compute(), shape, inputs, d_qkv.f32());
+        attention::attention_backward(device.compute(), shape, inputs, d_rotated);
     }
+    if let View::Cuda(qkv) = saved.qkv {
+        let inputs = cuda::ops::attention_packed::AttentionBackward {
+            qkv,
+            out: saved.out.on_gpu(),
+            log_sum_exp: saved.log_sum_exp.on_gpu(),
+            d_out: saved.d_out.on_gpu(),
+            rope: saved.rope.on_gpu(),
+        };
+        let (gpu, rows, d_qkv) = (device.gpu(), saved.rows.on_gpu(), d_qkv.on_gpu());
+        return cuda::ops::attention_packed::attention_backward(gpu, shape, inputs, rows, d_qkv);
+    }
+    let d_rotated = d_rotated.expect("room for the gradient of what was rotated").f32();
     match saved.qkv {
-        View::F32 { .. } => run::<f32>(device, shape, saved, d_qkv),
-        View::Bf16 { .. } => run::<bf16>(device, shape, saved, d_qkv),
-        View::Cuda(qkv) => {
-            let inputs = cuda::ops::attention_packed::AttentionBackward {
-                qkv,
-                out: saved.out.on_gpu(),
-                log_sum_exp: saved.log_sum_exp.on_gpu(),
-                d_out: saved.d_out.on_gpu(),
-            };
-            let (gpu, rows) = (device.gpu(), saved.rows.on_gpu());
-            cuda::ops::attention_packed::attention_backward(
-                gpu,
-                shape,
-                inputs,
-                rows,
-                d_qkv.on_gpu(),
-            );
-        }
+        View::Bf16 { .. } => run::<bf16>(device, shape, saved, d_rotated),
+        _ => run::<f32>(device, shape, saved, d_rotated),
     }
+    let HeadShape { n_heads, n_kv_heads, .. } = shape;
+    let heads = RotatedHeads { n_query: n_heads, n_key: n_kv_heads, n_copied: n_kv_heads };
+    let d_rotated = View::F32 { values: d_rotated, width: shape.qkv_width() };
+    rotate(device, d_rotated, saved.rope, heads, Direction::Backward, d_qkv);
 }
 
 /// [`loss::cross_entropy`]; without `d_logits` the losses alone. A device that works in place has the gradient of

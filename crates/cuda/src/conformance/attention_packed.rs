@@ -7,13 +7,16 @@ use half::bf16;
 use kernels::attention::{
     self, CacheKind, HeadShape, KEY_BLOCK, KeyBlocks, SequenceRows, append_keys_values,
 };
+use kernels::rope::{Direction, RopeFrequencies, RopeTable, RotatedHeads, rotate};
 use kernels::{Compute, Family, Operand, detect_features};
 
+use super::elementwise::reference;
 use super::{Case, Deviation, Numbers, Size};
 use crate::gpu::Gpu;
 use crate::memory::{DeviceMatrix, NumberType};
 use crate::ops::attention_packed::{AttentionBackward, AttentionKernels, PackedRows};
 use crate::ops::attention_packed::{attention_backward_with, attention_with};
+use crate::ops::rope::DeviceRopeTable;
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "attention_packed", run: |gpu, size| compared(gpu, size, AMPERE, forward) },
@@ -78,6 +81,20 @@ impl Batch {
 
     fn n_rows(&self) -> usize {
         self.lens.iter().sum()
+    }
+
+    /// The angles of positions within the documents.
+    fn rope(&self) -> RopeTable {
+        let head_dim = self.shape.head_dim;
+        let frequencies = RopeFrequencies {
+            amplitude: 1.25,
+            query_growth: Some((0.5, 5)),
+            ..RopeFrequencies::plain(head_dim, 1e4)
+        };
+        let positions: Vec<u32> = self.lens.iter().flat_map(|&len| 0..len as u32).collect();
+        let mut table = RopeTable::with_capacity(positions.len(), head_dim);
+        table.set(&reference(), &frequencies, &positions);
+        table
     }
 }
 
@@ -295,8 +312,12 @@ fn backward_on_cpu<T: Operand>(
         d_out: &values.d_out,
         segment_starts: &batch.starts(),
     };
+    let mut d_rotated = vec![0.0; values.qkv.len()];
+    attention::attention_backward(compute, batch.shape, inputs, &mut d_rotated);
+    let HeadShape { n_heads, n_kv_heads, .. } = batch.shape;
+    let heads = RotatedHeads { n_query: n_heads, n_key: n_kv_heads, n_copied: n_kv_heads };
     let mut d_qkv = vec![0.0; values.qkv.len()];
-    attention::attention_backward(compute, batch.shape, inputs, &mut d_qkv);
+    rotate(compute, &d_rotated, &batch.rope(), heads, Direction::Backward, &mut d_qkv);
     d_qkv
 }
 
@@ -319,6 +340,7 @@ fn backward_on_gpu(
         out: out.view(),
         log_sum_exp: log_sum_exp.view(),
         d_out: d_out.view(),
+        rope: &DeviceRopeTable::new(gpu, &batch.rope()),
     };
     let rows = PackedRows::new(gpu, &batch.starts());
     let mut d_qkv = DeviceMatrix::poisoned(gpu, number_type, batch.n_rows(), shape.qkv_width());

@@ -10,7 +10,9 @@
 use std::cmp::Reverse;
 
 use kernels::attention::HeadShape;
+use kernels::rope::{Direction, RotatedHeads};
 
+use super::rope::{DeviceRopeTable, rotate_in_place};
 use crate::gpu::{Argument, Gpu, Grid};
 use crate::memory::{Matrix, MatrixMut, Memory, NumberType};
 
@@ -89,15 +91,13 @@ pub enum TensorCores {
     Hopper,
 }
 
-/// Which kernel runs for each step.
+/// Which kernels run for each pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionKernels {
     /// Forward.
     pub forward: TensorCores,
-    /// Gradients of keys and values.
-    pub keys: TensorCores,
-    /// Gradients of queries.
-    pub queries: TensorCores,
+    /// The gradient.
+    pub backward: TensorCores,
 }
 
 impl AttentionKernels {
@@ -107,7 +107,7 @@ impl AttentionKernels {
     pub const HOPPER: Self = Self::all(TensorCores::Hopper);
 
     const fn all(cores: TensorCores) -> Self {
-        Self { forward: cores, keys: cores, queries: cores }
+        Self { forward: cores, backward: cores }
     }
 
     /// The fastest on this GPU.
@@ -123,7 +123,7 @@ impl AttentionKernels {
 /// What the gradient of attention is computed from.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBackward<'a> {
-    /// Queries, keys and values of the forward pass, `[tokens, n_heads + 2 n_kv_heads, head_dim]`.
+    /// Queries, keys and values of the forward pass, `[tokens, n_heads + 2 n_kv_heads, head_dim]`; queries and keys were rotated.
     pub qkv: Matrix<'a>,
     /// The output of the forward pass, `[tokens, n_heads, head_dim]`.
     pub out: Matrix<'a>,
@@ -131,6 +131,8 @@ pub struct AttentionBackward<'a> {
     pub log_sum_exp: Matrix<'a>,
     /// Gradient of the output, `[tokens, n_heads, head_dim]`.
     pub d_out: Matrix<'a>,
+    /// What queries and keys were rotated by.
+    pub rope: &'a DeviceRopeTable,
 }
 
 /// Causal attention, see [`kernels::attention::attention`]. Overwrites all of `out` `[tokens, n_heads, head_dim]`, of the type of `qkv`,
@@ -203,7 +205,9 @@ pub fn attention_with(
     }
 }
 
-/// Its gradient, see [`kernels::attention::attention_backward`]. Overwrites all of `d_qkv`, of the shape and type of `qkv`.
+/// Its gradient, see [`kernels::attention::attention_backward`], then [`kernels::rope::rotate`] backward: that of queries, keys and
+/// values before queries and keys were rotated. On Hopper's tensor cores both are one, rounded once. Overwrites all of `d_qkv`, of the
+/// shape and type of `qkv`.
 ///
 /// # Panics
 /// When a shape or type does not fit.
@@ -230,7 +234,7 @@ pub fn attention_backward_with(
     d_qkv: MatrixMut<'_>,
 ) {
     check_shape(shape);
-    let AttentionBackward { qkv, out, log_sum_exp, d_out } = inputs;
+    let AttentionBackward { qkv, out, log_sum_exp, d_out, rope } = inputs;
     let number_type = qkv.number_type();
     let out_width = shape.n_heads * shape.head_dim;
     check("qkv", qkv, number_type, [rows.n_rows, shape.qkv_width()]);
@@ -238,6 +242,7 @@ pub fn attention_backward_with(
     check("log_sum_exp", log_sum_exp, NumberType::F32, [rows.n_rows, shape.n_heads]);
     check("d_out", d_out, number_type, [rows.n_rows, out_width]);
     check("d_qkv", d_qkv.as_ref(), number_type, [rows.n_rows, shape.qkv_width()]);
+    assert_eq!([rope.n_rows(), rope.head_dim()], [rows.n_rows, shape.head_dim], "shape of rope");
     if rows.n_rows == 0 {
         return;
     }
@@ -245,21 +250,30 @@ pub fn attention_backward_with(
     let gradient = [log_sum_exp.address(), delta.address(), d_out.address(), d_qkv.address()]
         .map(Argument::Pointer);
     let products = [out.address(), d_out.address(), delta.address()].map(Argument::Pointer);
-    if is_packed(shape, number_type) {
-        packed_backward(gpu, kernels, shape, qkv, rows, products, gradient);
+    let is_packed = is_packed(shape, number_type);
+    if is_packed && kernels.backward == TensorCores::Hopper {
+        let gradient = [&gradient[..], &rope.arguments()].concat();
+        packed_backward(gpu, kernels.backward, shape, qkv, rows, products, &gradient);
+        return;
+    }
+    if is_packed {
+        packed_backward(gpu, kernels.backward, shape, qkv, rows, products, &gradient);
     } else {
         plain_backward(gpu, shape, qkv, rows, products, gradient);
     }
+    let HeadShape { n_heads, n_kv_heads, .. } = shape;
+    let heads = RotatedHeads { n_query: n_heads, n_key: n_kv_heads, n_copied: n_kv_heads };
+    rotate_in_place(gpu, d_qkv, rope, heads, Direction::Backward);
 }
 
 fn packed_backward(
     gpu: &Gpu,
-    kernels: AttentionKernels,
+    cores: TensorCores,
     shape: HeadShape,
     qkv: Matrix<'_>,
     rows: &PackedRows,
     products: [Argument; 3],
-    gradient: [Argument; 4],
+    gradient: &[Argument],
 ) {
     let HeadShape { n_heads, head_dim, .. } = shape;
     let n = rows.n_rows * n_heads;
@@ -268,9 +282,9 @@ fn packed_backward(
     let arguments = [&products[..], &[Argument::long(n)]].concat();
     gpu.launch(&format!("attention_packed_delta_{head_dim}"), grid, &arguments);
 
-    let arguments = [&gradient[..], &packed_arguments(shape)].concat();
-    keys_launch(kernels.keys, shape).run(gpu, qkv, &rows.key_tiles, &arguments);
-    queries_launch(kernels.queries, shape).run(gpu, qkv, &rows.query_tiles, &arguments);
+    let arguments = [gradient, &packed_arguments(shape)].concat();
+    keys_launch(cores, shape).run(gpu, qkv, &rows.key_tiles, &arguments);
+    queries_launch(cores, shape).run(gpu, qkv, &rows.query_tiles, &arguments);
 }
 
 fn keys_launch(
