@@ -82,7 +82,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             return Err(Failure::usage(problem).into());
         }
     }
-    args.engine.check(context)?;
+    args.engine.check()?;
     let mut left_out = LeftOut::default();
     let models = if args.model.is_empty() {
         models_of_home(&args.load, &mut left_out, context)?

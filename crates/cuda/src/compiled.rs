@@ -32,6 +32,7 @@ pub(crate) const ALL: &[Kernels] = kernels![
     "few_rows"
     "loss"
     "norm"
+    "paged_cache"
     "rope"
     "swiglu"
 ];

@@ -142,3 +142,44 @@ fn adapters_on_a_gpu_are_those_of_the_processors() {
     };
     assert!(relative_difference(&adapted(&device), &adapted(&cpu)) < 1e-5);
 }
+
+/// Logits with keys and values in 8 bits are those of the processors, to the few codes that lie between two; with operands they are not.
+#[test]
+fn keys_and_values_in_8_bits_on_a_gpu_are_those_of_the_processors() {
+    let Some(device) = gpu() else { return };
+    let cpu = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
+    for config in configs() {
+        let parameters = parameters(&config, 3);
+        let token_ids = random_ids(1, 90, config.vocab_size);
+        for (dtype, limit) in [(DType::F32, 1e-3), (DType::Bf16, 0.05)] {
+            let here = decoder(&cpu, &parameters, dtype);
+            let there = decoder(&device, &parameters.clone().on(&device), dtype);
+            for chunk_len in [1, 7, 90] {
+                let logits = |decoder, device, kind| {
+                    let cache = KvCache::new(decoder, kind, 1, token_ids.len(), chunk_len);
+                    cached_logits_in(cache, decoder, device, &token_ids, chunk_len)
+                };
+                let expected = logits(&here, &cpu, CacheKind::Int8);
+                let got = logits(&there, &device, CacheKind::Int8);
+                let difference = relative_difference(&got, &expected);
+                assert!(difference < limit, "{dtype:?}, {chunk_len}: {difference}");
+                let operands = logits(&here, &cpu, CacheKind::Operands);
+                let of_kind = relative_difference(&expected, &operands);
+                assert!(of_kind > 2e-3, "8 bits change nothing: {of_kind}");
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_on_a_gpu_take_the_planned_bytes() {
+    let Some(device) = gpu() else { return };
+    let [config, _] = configs();
+    for dtype in [DType::F32, DType::Bf16] {
+        for kind in [CacheKind::Operands, CacheKind::Int8] {
+            let blocks = KvBlocks::new(&device, &config, dtype, kind, 5);
+            let planned = 5 * KvBlocks::block_bytes(&config, dtype, kind);
+            assert_eq!(blocks.n_bytes(), planned, "{dtype:?} {kind:?}");
+        }
+    }
+}
