@@ -41,8 +41,12 @@ impl ReferenceLogits {
     ///
     /// # Errors
     /// When a weight is missing, or has another shape or type than it should.
-    pub fn bytes_for(config: &ModelConfig, weights: &ModelWeights) -> Result<u64, FormatError> {
-        let weights = Decoder::loaded_bytes(config, DType::F32, weights, None)?;
+    pub fn bytes_for(
+        device: &Device,
+        config: &ModelConfig,
+        weights: &ModelWeights,
+    ) -> Result<u64, FormatError> {
+        let weights = Decoder::loaded_bytes(device, config, DType::F32, weights, None)?;
         let workspace = Workspace::max_bytes_for_decoder(config, DType::F32, SCORED_TOKENS);
         Ok((weights + workspace + 4 * SCORED_TOKENS * config.vocab_size) as u64)
     }

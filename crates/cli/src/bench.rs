@@ -176,7 +176,6 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     context.say("measuring the machine");
     let mut machine = Machine::measure(context.compute()?);
     let device = context.device()?;
-    args.cache.check(context)?;
     if let Device::Cuda { gpu, .. } = &device {
         machine.gpu = Some(doctor::measured(gpu)?);
     }

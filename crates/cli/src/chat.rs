@@ -51,7 +51,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     context.refuse_json("chat")?;
     args.sampling.check()?;
-    args.engine.check(context)?;
+    args.engine.check()?;
     let mut talk = Talk::open(&args.model, &args, context)?;
     let mut input = Input::open()?;
     if input.is_terminal() {

@@ -2,16 +2,14 @@
 
 use clap::ValueEnum;
 use engine::{CacheKind, EngineLimits, Speculation};
-use tensor::KeyBlocks;
 
-use crate::context::Context;
 use crate::failure::Failure;
 
 /// What keys and values are kept as.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct CacheArgs {
-    /// Number type of the cache of keys and values: that of the model's products, or 8 bits, which take about half the memory of bf16, change
-    /// answers a little and are slower over long contexts
+    /// Number type of the cache of keys and values: that of the model's products, or 8 bits, which take about half the memory of bf16 and change
+    /// answers a little; on the processors they are slower over long contexts
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
     kv_cache_dtype: CacheDtype,
 }
@@ -31,20 +29,6 @@ impl CacheArgs {
             CacheDtype::Auto => CacheKind::Operands,
             CacheDtype::Int8 => CacheKind::Int8,
         }
-    }
-
-    /// Refuses a kind that the device does not have.
-    ///
-    /// # Errors
-    /// [`Failure::Usage`], and when the device cannot be used.
-    pub(crate) fn check(self, context: &Context) -> anyhow::Result<()> {
-        let kind = self.kind();
-        if kind == CacheKind::Operands || KeyBlocks::supports(&context.device()?, kind) {
-            return Ok(());
-        }
-        let problem =
-            "--kv-cache-dtype int8 is for the processors: leave it out, or give --device cpu";
-        Err(Failure::usage(problem).into())
     }
 }
 
@@ -91,15 +75,15 @@ impl EngineArgs {
         self.draft_model.as_deref()
     }
 
-    /// Refuses settings that contradict one another or the device.
+    /// Refuses settings that contradict one another.
     ///
     /// # Errors
-    /// [`Failure::Usage`], and when the device cannot be used.
-    pub(crate) fn check(&self, context: &Context) -> anyhow::Result<()> {
+    /// [`Failure::Usage`].
+    pub(crate) fn check(&self) -> Result<(), Failure> {
         if let (Some(_), When::Off) = (&self.draft_model, self.speculation) {
             let problem = "--draft-model guesses tokens: leave out --speculation off";
-            return Err(Failure::usage(problem).into());
+            return Err(Failure::usage(problem));
         }
-        self.cache.check(context)
+        Ok(())
     }
 }

@@ -126,7 +126,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         return Err(Failure::Exists { path: path.clone(), hint }.into());
     }
     args.sampling.check()?;
-    args.engine.check(context)?;
+    args.engine.check()?;
     let grammar = args.format.read()?;
     let model = OpenModel::open(&args.model, &args.load, context)?;
     let prompt = token_ids(&args, &model)?;

@@ -123,7 +123,7 @@ impl OpenModel {
     ) -> anyhow::Result<Self> {
         let device = &context.device()?;
         let config = config_of(&name, dir)?;
-        let weights_bytes = weights_bytes(&config, dir, load)?;
+        let weights_bytes = weights_bytes(device, &config, dir, load)?;
         let what = format!("model `{name}`");
         let available = machine::available_bytes(device).map(bytes);
         info!(model = name, weights = bytes(weights_bytes), available, "memory of the model");
@@ -244,17 +244,18 @@ fn seconds_since_1970(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Bytes that the weights of a model take in memory, with those of its adapter.
+/// Bytes that the weights of a model take in a device's memory, with those of its adapter.
 ///
 /// # Errors
 /// When a weight or the adapter cannot be used.
 pub(crate) fn weights_bytes(
+    device: &Device,
     config: &ModelConfig,
     dir: &ModelDir,
     load: &LoadArgs,
 ) -> anyhow::Result<u64> {
     let dtype = compute_dtype(config.dtype);
-    let weights = Decoder::loaded_bytes(config, dtype, dir.weights(), load.quantize)?;
+    let weights = Decoder::loaded_bytes(device, config, dtype, dir.weights(), load.quantize)?;
     let changes = match load.open_adapter(config)? {
         Some(adapter) => adapter_bytes(config, &adapter)?,
         None => 0,

@@ -13,6 +13,7 @@ use formats::model_dir::ModelDir;
 use model::{LoadedAdapter, ModelConfig, compute_dtype};
 use serde_json::json;
 use server::{LoadedModel, ModelRegistry, SamplingDefaults, ServerConfig};
+use tensor::Device;
 use tracing::warn;
 
 use crate::context::{Context, Form};
@@ -82,7 +83,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             return Err(Failure::usage(problem).into());
         }
     }
-    args.engine.check(context)?;
+    args.engine.check()?;
     let mut left_out = LeftOut::default();
     let models = if args.model.is_empty() {
         models_of_home(&args.load, &mut left_out, context)?
@@ -143,15 +144,16 @@ fn named_models(
     context: &Context,
 ) -> anyhow::Result<Vec<(String, ModelDir)>> {
     let (mut models, mut total_bytes) = (Vec::new(), 0);
+    let device = context.device()?;
     for value in named {
         let (name, dir) = open_dir(value, context)?;
         if !has_tokenizer(&dir).with_context(|| format!("cannot open model `{value}`"))? {
             return Err(Failure::NoTokenizer { model: name }.into());
         }
-        total_bytes += needed_bytes(&name, &dir, load)?;
+        total_bytes += needed_bytes(&device, &name, &dir, load)?;
         models.push((name, dir));
     }
-    machine::check_memory(&context.device()?, &format!("{} models", models.len()), total_bytes)?;
+    machine::check_memory(&device, &format!("{} models", models.len()), total_bytes)?;
     Ok(models)
 }
 
@@ -175,7 +177,7 @@ fn models_of_home(
                 continue;
             }
         }
-        let needed = needed_bytes(&name, &dir, load).and_then(|needed_bytes| {
+        let needed = needed_bytes(&device, &name, &dir, load).and_then(|needed_bytes| {
             let what = format!("model `{name}` with those before it");
             machine::check_memory(&device, &what, total_bytes + needed_bytes)?;
             Ok(needed_bytes)
@@ -204,9 +206,14 @@ fn answer_bytes(config: &ModelConfig) -> u64 {
 ///
 /// # Errors
 /// When it cannot be computed.
-fn needed_bytes(name: &str, dir: &ModelDir, load: &LoadArgs) -> anyhow::Result<u64> {
+fn needed_bytes(
+    device: &Device,
+    name: &str,
+    dir: &ModelDir,
+    load: &LoadArgs,
+) -> anyhow::Result<u64> {
     let config = config_of(name, dir)?;
-    Ok(weights_bytes(&config, dir, load)? + answer_bytes(&config))
+    Ok(weights_bytes(device, &config, dir, load)? + answer_bytes(&config))
 }
 
 /// Loads a model, says what it takes, and serves it, and beside it the adapters under their own names.
@@ -217,14 +224,13 @@ pub(crate) fn add(
     context: &Context,
 ) -> anyhow::Result<()> {
     warn_left_out(name, dir);
-    let config = config_of(name, dir)?;
+    let (config, device) = (config_of(name, dir)?, context.device()?);
     context.say(&format!(
         "loading {name}: {} of weights, up to {} for answers",
-        bytes(weights_bytes(&config, dir, settings.load)?),
+        bytes(weights_bytes(&device, &config, dir, settings.load)?),
         bytes(answer_bytes(&config))
     ));
     let model = OpenModel::load(name.to_owned(), dir, settings.load, context)?;
-    let device = context.device()?;
     let engine = model.start_engine(settings.engine, settings.engine.limits(), context)?;
     registry.add(name, loaded(&model, &engine, model.adapter.clone())?)?;
     for NamedAdapter { name, path } in settings.adapters {

@@ -1,13 +1,8 @@
 // New rows of keys and values on their way into the paged cache.
-//
-// A block of the cache holds the keys and the values of 32 positions: [2 (keys, values)][n_kv_heads][32][head_dim]. Row r of the
-// table names the blocks of sequence r by position / 32.
 #pragma once
 
+#include "paged_cache.cuh"
 #include "rope.cuh"
-
-constexpr int KEY_BLOCK = 32;
-constexpr uint32_t NO_SLOT = 0xffffffffu;
 
 // Where the heads of a row of qkv go: queries to where they are, keys and values into the block of its position. A row without a
 // sequence has the sequence NO_SLOT, and no place.

@@ -1,11 +1,11 @@
-// Quantised weights as GGUF files hold them. Layouts: ggml `ggml-common.h`; formulas: ggml `dequantize_row_*`, as crate
-// `kernels` has them (blocks/decode.rs).
+// Quantised weights as GGUF files hold them, and 8-bit floats. Layouts: ggml `ggml-common.h`; formulas: ggml `dequantize_row_*`, as crate
+// `kernels` has them (blocks/decode.rs). 8-bit floats are E4M3 (arXiv 2209.05433, table 1) and have one scale, of the whole tensor.
 //
 // unpack_blocks_*: all numbers of some blocks, each as the CPU decodes it (products of scales and codes are exact in f32), rounded
 // to the output's type.
 //
-// product_few_rows_*: y[t, o] (+)= sum_i x[t, i] W[o, i] for up to 8 rows t, as fast as the blocks can be read. Codes go into tensor
-// cores as bf16, which holds them exactly; the sum over the numbers that share a scale is multiplied by it in f32, so that weights
+// product_few_rows_*: y[t, o] (+)= sum_i x[t, i] W[o, i] for up to 8 rows t, as fast as the blocks can be read. Codes and 8-bit floats
+// go into tensor cores as bf16, which holds them exactly; the sum over the numbers that share a scale is multiplied by it in f32, so that weights
 // are not rounded at all. The eight warps of a block of threads take segments of 256 numbers in turn; a warp sums its segments in
 // ascending order, then the warps are added in ascending order. So a row has the same bits however many rows there are.
 #include "primitives.cuh"
@@ -261,6 +261,39 @@ UNPACK_NUMBERS(f32, F32)
 UNPACK_NUMBERS(f16, F16)
 UNPACK_NUMBERS(bf16, Bf16)
 
+// A float of 8 bits, times a scale: its exponent, of bias 7, is that of f32, of bias 127, but for 2^120, which makes numbers of the
+// subnormal ones too.
+DEVICE float f8_e4m3_to_f32(uint32_t byte, float scale) {
+    float magnitude = float_of_bits((byte & 0x7fu) == 0x7fu ? 0x7fc00000u : (byte & 0x7fu) << 20) * 0x1p120f;
+    return (byte & 0x80u ? -magnitude : magnitude) * scale;
+}
+// Eight numbers for each thread; rows of a multiple of eight begin at such addresses.
+template <typename Out>
+DEVICE void unpack_f8_e4m3(const uint8_t* bytes, Out* out, int64_t n, int in_eights, float scale) {
+    int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+    if (!in_eights) {
+        for (int64_t i = first; i < n && i < first + 8; i++) out[i] = from_f32<Out>(f8_e4m3_to_f32(bytes[i], scale));
+    } else if (first < n) {
+        uint2 words = *reinterpret_cast<const uint2*>(bytes + first);
+        Bytes codes = {words.x, words.y};
+        constexpr int N = Pack<Out>::N;
+#pragma unroll
+        for (int i = 0; i < 8; i += N) {
+            Pack<Out> pack;
+#pragma unroll
+            for (int j = 0; j < N; j++) pack.values[j] = from_f32<Out>(f8_e4m3_to_f32(codes[i + j], scale));
+            store_pack(out + first + i, pack);
+        }
+    }
+}
+#define UNPACK_F8(name, Out)                                                                      \
+    KERNEL(name)(const uint8_t* bytes, Out* out, int64_t n, int in_eights, float scale) {         \
+        unpack_f8_e4m3<Out>(bytes, out, n, in_eights, scale);                                     \
+    }                                                                                             \
+    EXPORT(name)
+UNPACK_F8(unpack_f8_e4m3_bf16, bf16)
+UNPACK_F8(unpack_f8_e4m3_f32, float)
+
 constexpr int N_WARPS = 8;
 // Numbers of a segment of a row.
 constexpr int SEGMENT = 256;
@@ -417,11 +450,32 @@ struct SegmentsOfQ8_0 {
         }
     }
 };
+// None of the numbers is a NaN, and rows are of a multiple of 16.
+struct SegmentsOfF8E4M3 {
+    static constexpr int LEN = 16, BYTES = 256, N_PIECES = 16, PITCH = 272, N_STAGES = 3;
+    // The bytes of bits 0 to 7 and 16 to 23: the exponent, of bias 7, is that of bf16, of bias 127, but for 2^120 (0x7b80), which makes
+    // numbers of the subnormal ones too.
+    static DEVICE uint32_t numbers(uint32_t bytes) {
+        return multiply_bf16((bytes << 4 & 0x07f007f0u) | (bytes << 8 & 0x80008000u), 0x7b807b80u);
+    }
+    static DEVICE void add(const uint8_t* const (&b)[2], int n_blocks, const RowsOfX& x, float (&sums)[4]) {
+        int t = threadIdx.x % 4;
+#pragma unroll
+        for (int block = 0; block < SEGMENT / LEN; block++) {
+            if (block >= n_blocks) break;
+            uint32_t low = *reinterpret_cast<const uint32_t*>(b[0] + 16 * block + 4 * t);
+            uint32_t high = *reinterpret_cast<const uint32_t*>(b[1] + 16 * block + 4 * t);
+            uint32_t a[4] = {numbers(low), numbers(high), numbers(low >> 8), numbers(high >> 8)};
+            Four four = x(16 * block);
+            mma_bf16(sums, a, four.even, four.odd);
+        }
+    }
+};
 
-// A block of threads computes 16 outputs. Shared memory: [warps, stages, 16, PITCH].
-template <typename Segments, typename Out>
+// A block of threads computes 16 outputs, which are multiplied by `scale` where SCALED. Shared memory: [warps, stages, 16, PITCH].
+template <typename Segments, typename Out, bool SCALED = false>
 DEVICE void multiply(const bf16* x, const uint8_t* blocks, Out* y, int n_rows, int n_out, int n_in, int y_stride, int accumulate,
-                     uint8_t* shared, float* partials) {
+                     uint8_t* shared, float* partials, float scale = 1.0f) {
     constexpr int BLOCK_BYTES = Segments::BYTES * Segments::LEN / SEGMENT;
     constexpr int STAGE_BYTES = N_OUTPUTS * Segments::PITCH;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -485,6 +539,7 @@ DEVICE void multiply(const bf16* x, const uint8_t* blocks, Out* y, int n_rows, i
         float sum = partials[threadIdx.x];
 #pragma unroll
         for (int of_warp = 1; of_warp < N_WARPS; of_warp++) sum += partials[of_warp * MAX_ROWS * N_OUTPUTS + threadIdx.x];
+        if constexpr (SCALED) sum *= scale;
         Out* out = y + static_cast<int64_t>(row) * y_stride + output;
         *out = from_f32<Out>(accumulate ? to_f32(*out) + sum : sum);
     }
@@ -505,3 +560,15 @@ PRODUCT(product_few_rows_q6_k, SegmentsOfQ6K, bf16, 2)
 PRODUCT(product_few_rows_q6_k_to_f32, SegmentsOfQ6K, float, 2)
 PRODUCT(product_few_rows_q8_0, SegmentsOfQ8_0, bf16, 2)
 PRODUCT(product_few_rows_q8_0_to_f32, SegmentsOfQ8_0, float, 2)
+#define PRODUCT_F8(name, Out)                                                                                    \
+    KERNEL_BOUNDS(name, N_WARPS * 32, 2)                                                                         \
+    (const bf16* x, const uint8_t* bytes, Out* y, int n_rows, int n_out, int n_in, int y_stride, int accumulate, \
+     float scale) {                                                                                              \
+        DYNAMIC_SHARED(shared);                                                                                  \
+        __shared__ float partials[N_WARPS * MAX_ROWS * N_OUTPUTS];                                               \
+        multiply<SegmentsOfF8E4M3, Out, true>(x, bytes, y, n_rows, n_out, n_in, y_stride, accumulate, shared,    \
+                                              partials, scale);                                                  \
+    }                                                                                                            \
+    EXPORT(name)
+PRODUCT_F8(product_few_rows_f8_e4m3, bf16)
+PRODUCT_F8(product_few_rows_f8_e4m3_to_f32, float)

@@ -66,6 +66,12 @@ DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
     return *reinterpret_cast<uint32_t*>(&pair);
 }
 
+// Products of two pairs, rounded.
+DEVICE uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+    __nv_bfloat162 pair = __hmul2(*reinterpret_cast<__nv_bfloat162*>(&a), *reinterpret_cast<__nv_bfloat162*>(&b));
+    return *reinterpret_cast<uint32_t*>(&pair);
+}
+
 template <typename T>
 DEVICE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 template <typename T>

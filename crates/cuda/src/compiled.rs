@@ -33,6 +33,7 @@ pub(crate) const ALL: &[Kernels] = kernels![
     "few_rows"
     "loss"
     "norm"
+    "paged_cache"
     "rope"
     "swiglu"
 ];

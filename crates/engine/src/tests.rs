@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use cuda::{Gpu, LibraryPath};
 use kernels::likeliest::likeliest_of;
 use kernels::{Compute, Family};
 use model::{
@@ -65,14 +66,18 @@ fn decoder_with(windows: [Option<usize>; 2]) -> Decoder {
 }
 
 fn decoder_of(config: &ModelConfig, seed: u64) -> Decoder {
+    decoder_on(&device(), config, seed)
+}
+
+fn decoder_on(device: &Device, config: &ModelConfig, seed: u64) -> Decoder {
     let mut parameters = Parameters::random(config, seed);
     for tensor in parameters.iter_mut() {
         for value in tensor.f32_mut() {
             *value *= 3.0;
         }
     }
-    let mut decoder = Decoder::zeroed(&device(), config, DType::F32, Passes::Forward);
-    decoder.pack(&device(), &parameters);
+    let mut decoder = Decoder::zeroed(device, config, DType::F32, Passes::Forward);
+    decoder.pack(device, &parameters.on(device));
     decoder
 }
 
@@ -151,6 +156,29 @@ fn batched_and_chunked_equals_plain_decoding() {
             assert_eq!(&drain(events).0, expected, "{cache_kind:?}");
         }
         expected
+    });
+    assert!(said[0] != said[1], "8 bits change nothing: they were not reached");
+}
+
+/// An emulated GPU chooses the tokens of the processors, with either kind of cache, in a batch and in chunks.
+#[test]
+fn a_gpu_says_what_the_processors_say() {
+    let Some(libraries) = testkit::cuda_emulator::directory() else { return };
+    let gpu = Gpu::open(&LibraryPath::new(Some(libraries))).unwrap();
+    let gpu = Device::Cuda { gpu, host: compute(1) };
+    let (here, there) = (decoder(), Arc::new(decoder_on(&gpu, &config(), 3)));
+    let prompts = random_prompts(4);
+    let said = [CacheKind::Operands, CacheKind::Int8].map(|cache_kind| {
+        let limits = EngineLimits { max_running: 3, step_tokens: 16, ..EngineLimits::default() };
+        let limits = EngineLimits { cache_kind, ..limits };
+        let engine = Engine::start(Arc::clone(&there), gpu.clone(), limits).unwrap();
+        let running: Vec<EventReceiver> =
+            prompts.iter().map(|prompt| engine.submit(greedy(prompt, 20)).unwrap()).collect();
+        let said: Vec<Vec<u32>> = running.into_iter().map(|events| drain(events).0).collect();
+        for (said, prompt) in said.iter().zip(&prompts) {
+            assert_eq!(*said, plain_decoding(&here, cache_kind, prompt, 20), "{cache_kind:?}");
+        }
+        said
     });
     assert!(said[0] != said[1], "8 bits change nothing: they were not reached");
 }

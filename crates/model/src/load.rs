@@ -18,8 +18,8 @@ const ROWS_AT_A_TIME: usize = 512;
 impl Decoder {
     /// A decoder for serving and scoring, whose operands are of `dtype`. Matrices in blocks keep their numbers: for bf16 they are
     /// packed where [`kernels::int8`] can, others, and those of half precision, stay in the mapped file where the order of
-    /// their rows allows it. Plain numbers are rounded to `dtype`, or quantised where that is asked for. Beside the decoder,
-    /// memory holds some hundred rows.
+    /// their rows allows it. Plain numbers are rounded to `dtype`, or quantised where that is asked for; on a GPU, 8-bit floats stay
+    /// what they are in a decoder of bf16. Beside the decoder, memory holds some hundred rows.
     ///
     /// # Errors
     /// When a weight is missing, or has another shape or type than it should.
@@ -53,11 +53,13 @@ impl Decoder {
         let (packed, rows) = (Some((plan, bytes)), Vec::new());
         Loader { device, config, dtype, weights, quantisation, packed, rows }.decoder()
     }
-    /// Bytes that [`Decoder::load`] takes for these files.
+
+    /// Bytes that [`Decoder::load`] takes for these files, of the device's memory.
     ///
     /// # Errors
     /// As [`Decoder::load`].
     pub fn loaded_bytes(
+        device: &Device,
         config: &ModelConfig,
         dtype: DType,
         weights: &ModelWeights,
@@ -68,7 +70,8 @@ impl Decoder {
             let weight = weights.weight(name, config)?;
             n_bytes += match *weight.shape() {
                 [n_out, n_in] => {
-                    Form::of(name, &weight, dtype, quantisation).n_bytes(dtype, [n_out, n_in])
+                    let form = Form::of(name, &weight, dtype, quantisation);
+                    form.on(device, &weight, dtype).n_bytes(dtype, [n_out, n_in])
                 }
                 _ => 4 * weight.shape().iter().product::<usize>(),
             };
@@ -165,11 +168,9 @@ impl Loader<'_> {
         let forms: Vec<Form> = names
             .iter()
             .zip(&weights)
-            .map(|(&name, weight)| Form::of(name, weight, self.dtype, self.quantisation))
-            .map(|form| match (form, self.device) {
-                // A GPU multiplies blocks as files hold them.
-                (Form::Packed(kind), Device::Cuda { .. }) => Form::Rows(kind),
-                (form, _) => form,
+            .map(|(&name, weight)| {
+                let form = Form::of(name, weight, self.dtype, self.quantisation);
+                form.on(self.device, weight, self.dtype)
             })
             .collect();
         if forms.iter().any(|&form| form != Form::Panels) {
@@ -206,6 +207,7 @@ impl Loader<'_> {
         match (form, self.packed) {
             (Form::Panels, _) => packing.rows(plain),
             (Form::Rows(kind), _) => packing.rows(kind),
+            (Form::F8, _) => Ok(packing.f8_rows()),
             (Form::Packed(_), Some((plan, bytes))) => Ok(plan.rows(name, bytes)),
             (Form::Packed(kind), None) => packing.packed(kind),
         }

@@ -34,6 +34,8 @@ pub(crate) enum Form {
     Rows(BlockKind),
     /// Packed blocks.
     Packed(BlockKind),
+    /// 8-bit floats, row by row.
+    F8,
 }
 
 impl Form {
@@ -61,12 +63,25 @@ impl Form {
         }
     }
 
+    /// What becomes of it on a device: a GPU multiplies blocks and, in a model of bf16, 8-bit floats as files hold them.
+    pub(crate) fn on(self, device: &Device, weight: &StoredWeight<'_>, dtype: DType) -> Self {
+        if let Device::Cpu(_) = device {
+            return self;
+        }
+        match self {
+            Self::Packed(kind) => Self::Rows(kind),
+            Self::Panels if weight.scale().is_some() && dtype == DType::Bf16 => Self::F8,
+            form => form,
+        }
+    }
+
     /// Bytes of a matrix in this form.
     pub(crate) fn n_bytes(self, dtype: DType, [n_out, n_in]: [usize; 2]) -> usize {
         match self {
             Self::Panels => Linear::bytes_for(dtype, n_out, n_in, Passes::Forward),
             Self::Rows(kind) => n_out * kind.bytes_of(n_in),
             Self::Packed(kind) => int8::packed_len(kind, [n_out, n_in]),
+            Self::F8 => n_out * n_in,
         }
     }
 }
@@ -245,6 +260,26 @@ impl Packing<'_> {
             }
         };
         Ok(BlockRows::new(kind, n_out, BlockOrder::Rows, bytes))
+    }
+
+    /// The weight in 8-bit floats, those of the mapped file, or a copy if their order is another.
+    ///
+    /// # Panics
+    /// When the file has it in another type.
+    pub(crate) fn f8_rows(&self) -> BlockRows {
+        let (n_out, n_in) = (self.weight.shape()[0], self.weight.shape()[1]);
+        let scale = self.weight.scale().expect("8-bit floats have a scale");
+        let bytes = match self.weights.shared_bytes(&self.weight) {
+            Some(bytes) => BlockBytes::Shared(Arc::new(bytes)),
+            None => {
+                let mut bytes = Buffer::zeroed(n_out * n_in);
+                for (row, out) in bytes.chunks_exact_mut(n_in.max(1)).enumerate() {
+                    out.copy_from_slice(self.weight.row_bytes(row));
+                }
+                BlockBytes::Owned(bytes)
+            }
+        };
+        BlockRows::of_f8(scale, n_out, bytes)
     }
 
     /// Whether the file has the weight in this kind.

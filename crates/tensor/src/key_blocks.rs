@@ -14,15 +14,12 @@ pub enum KeyBlocks {
     F32(attention::KeyBlocks<f32>),
     /// For products of bf16.
     Bf16(attention::KeyBlocks<bf16>),
-    /// On a GPU, in the number type of the products.
+    /// On a GPU.
     Cuda(DeviceKeyBlocks),
 }
 
 impl KeyBlocks {
     /// Blocks of zeros.
-    ///
-    /// # Panics
-    /// When they are to be of 8 bits on a GPU, which [`KeyBlocks::supports`] says.
     #[must_use]
     pub fn zeroed(
         device: &Device,
@@ -31,10 +28,9 @@ impl KeyBlocks {
         shape: HeadShape,
         n_blocks: usize,
     ) -> Self {
-        assert!(Self::supports(device, kind), "a cache of 8 bits on a GPU");
         match (device, dtype) {
             (Device::Cuda { gpu, .. }, dtype) => {
-                Self::Cuda(DeviceKeyBlocks::zeroed(gpu, dtype.on_gpu(), shape, n_blocks))
+                Self::Cuda(DeviceKeyBlocks::zeroed(gpu, dtype.on_gpu(), kind, shape, n_blocks))
             }
             (Device::Cpu(_), DType::F32) => {
                 Self::F32(attention::KeyBlocks::zeroed(kind, shape, n_blocks))
@@ -43,12 +39,6 @@ impl KeyBlocks {
                 Self::Bf16(attention::KeyBlocks::zeroed(kind, shape, n_blocks))
             }
         }
-    }
-
-    /// Whether a device has blocks of this kind.
-    #[must_use]
-    pub fn supports(device: &Device, kind: CacheKind) -> bool {
-        kind == CacheKind::Operands || matches!(device, Device::Cpu(_))
     }
 
     /// Bytes of one block.

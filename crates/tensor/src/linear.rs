@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use cuda::ops::blocks::{
-    DeviceBlocks, MAX_FEW_ROWS_OF_BLOCKS, has_product_of_few_rows, product_few_rows_of_blocks,
-    unpack_blocks,
+    DeviceBlocks, MAX_FEW_ROWS_OF_BLOCKS, product_few_rows_of_blocks, unpack_blocks,
 };
 use cuda::ops::few_rows;
 use cuda::ops::row_numbers::RowNumbers;
@@ -48,13 +47,22 @@ enum Packed {
     CudaBlocks(DType, Vec<DeviceBlocks>),
 }
 
-/// Some rows of a weight, quantised in blocks of one kind.
+/// Some rows of a weight, quantised in one kind.
 #[derive(Clone, Debug)]
 pub struct BlockRows {
-    kind: BlockKind,
+    kind: RowKind,
     n_rows: usize,
     order: BlockOrder,
     bytes: BlockBytes,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum RowKind {
+    Blocks(BlockKind),
+    /// 8-bit floats (E4M3), times a scale.
+    F8 {
+        scale: f32,
+    },
 }
 
 /// Where the numbers of quantised rows stand.
@@ -94,14 +102,30 @@ impl BlockRows {
     /// Rows `[n_rows, n_in]` of blocks in some order; [`Linear::of_blocks`] checks their number of bytes.
     #[must_use]
     pub fn new(kind: BlockKind, n_rows: usize, order: BlockOrder, bytes: BlockBytes) -> Self {
-        Self { kind, n_rows, order, bytes }
+        Self { kind: RowKind::Blocks(kind), n_rows, order, bytes }
+    }
+
+    /// Rows `[n_rows, n_in]` of 8-bit floats (E4M3) that are multiplied by a scale, for a GPU.
+    #[must_use]
+    pub fn of_f8(scale: f32, n_rows: usize, bytes: BlockBytes) -> Self {
+        Self { kind: RowKind::F8 { scale }, n_rows, order: BlockOrder::Rows, bytes }
     }
 
     fn numbers(&self, n_in: usize) -> BlockNumbers<'_> {
+        let RowKind::Blocks(kind) = self.kind else { panic!("8-bit floats on the processors") };
         let (bytes, shape) = (self.bytes.as_slice(), [self.n_rows, n_in]);
         match self.order {
-            BlockOrder::Rows => BlockNumbers::Rows(BlockMatrix::new(self.kind, bytes, shape)),
-            BlockOrder::Packed => BlockNumbers::Packed(PackedBlocks::new(self.kind, bytes, shape)),
+            BlockOrder::Rows => BlockNumbers::Rows(BlockMatrix::new(kind, bytes, shape)),
+            BlockOrder::Packed => BlockNumbers::Packed(PackedBlocks::new(kind, bytes, shape)),
+        }
+    }
+
+    fn on_gpu(&self, gpu: &Gpu, n_in: usize) -> DeviceBlocks {
+        assert_eq!(self.order, BlockOrder::Rows, "packed blocks on a GPU");
+        let (bytes, shape) = (self.bytes.as_slice(), [self.n_rows, n_in]);
+        match self.kind {
+            RowKind::Blocks(kind) => DeviceBlocks::new(gpu, kind, bytes, shape),
+            RowKind::F8 { scale } => DeviceBlocks::of_f8(gpu, scale, bytes, shape),
         }
     }
 }
@@ -245,16 +269,13 @@ impl Linear {
     /// When rows are not of `n_in` numbers.
     #[must_use]
     pub fn of_blocks(device: &Device, dtype: DType, n_in: usize, parts: Vec<BlockRows>) -> Self {
-        for part in &parts {
-            let _checked = part.numbers(n_in);
-        }
         let n_out = parts.iter().map(|part| part.n_rows).sum();
         if let Device::Cuda { gpu, .. } = device {
-            let parts = parts.iter().map(|part| {
-                assert_eq!(part.order, BlockOrder::Rows, "packed blocks on a GPU");
-                DeviceBlocks::new(gpu, part.kind, part.bytes.as_slice(), [part.n_rows, n_in])
-            });
+            let parts = parts.iter().map(|part| part.on_gpu(gpu, n_in));
             return Self { n_out, n_in, packed: Packed::CudaBlocks(dtype, parts.collect()) };
+        }
+        for part in &parts {
+            let _checked = part.numbers(n_in);
         }
         Self { n_out, n_in, packed: Packed::Blocks(dtype, parts) }
     }
@@ -521,7 +542,7 @@ fn product_of_blocks_on_gpu(
     write: Write,
 ) {
     let is_few = x.n_rows() <= MAX_FEW_ROWS_OF_BLOCKS && dtype == DType::Bf16;
-    if is_few && has_product_of_few_rows(blocks.kind()) {
+    if is_few && blocks.has_product_of_few_rows() {
         return product_few_rows_of_blocks(gpu, x, blocks, y, first_column, write);
     }
     let [n_out, n_in] = blocks.shape();

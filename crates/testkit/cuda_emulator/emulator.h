@@ -206,6 +206,10 @@ DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
     float low = __uint_as_float(a << 16) - __uint_as_float(b << 16);
     return pack_bf16(low, __uint_as_float(a & 0xffff0000u) - __uint_as_float(b & 0xffff0000u));
 }
+DEVICE uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+    float low = __uint_as_float(a << 16) * __uint_as_float(b << 16);
+    return pack_bf16(low, __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u));
+}
 
 DEVICE float exp2_approx(float x) {
     float y = exp2f(x);

@@ -112,15 +112,14 @@ fn reference(
         return Ok(None);
     }
     let config = config_of(name, dir)?;
-    let needed_bytes = ReferenceLogits::bytes_for(&config, dir.weights())?;
-    if let Err(error) =
-        machine::check_memory(&context.device()?, "the reference in f32", needed_bytes)
-    {
+    let device = context.device()?;
+    let needed_bytes = ReferenceLogits::bytes_for(&device, &config, dir.weights())?;
+    if let Err(error) = machine::check_memory(&device, "the reference in f32", needed_bytes) {
         context.say(&format!("no divergence: {error}"));
         return Ok(None);
     }
     context.say("computing the reference in f32");
-    Ok(Some(ReferenceLogits::compute(&context.device()?, &config, dir.weights())?))
+    Ok(Some(ReferenceLogits::compute(&device, &config, dir.weights())?))
 }
 
 /// What all figures of a run share.

@@ -10,6 +10,7 @@ use formats::published::published;
 use formats::{DecoderConfig, RopeScaling, TensorDtype, to_hf_json};
 use model::ModelConfig;
 use serde_json::{Value, json};
+use tensor::Device;
 use tokenizer::Tokenizer;
 
 use crate::context::{Context, Form, one_line};
@@ -23,10 +24,11 @@ use crate::table::table;
 pub(super) fn inspect(value: &str, context: &Context) -> anyhow::Result<()> {
     let (name, dir) = open_dir(value, context)?;
     let tokenizer = open_tokenizer(&name, &dir)?.map(|(tokenizer, _)| tokenizer);
-    let files = files_of(&dir)?;
+    let tokenizer = tokenizer.as_ref();
+    let (files, serving) = (files_of(&dir)?, serving_bytes(&context.device()?, &dir));
     match context.form() {
-        Form::Json => context.print_json(&as_json(&name, &dir, tokenizer.as_ref(), &files)?),
-        Form::Text => context.print(&as_text(&name, &dir, tokenizer.as_ref(), &files)?),
+        Form::Json => context.print_json(&as_json(&name, &dir, tokenizer, &files, serving)?),
+        Form::Text => context.print(&as_text(&name, &dir, tokenizer, &files, serving)?),
     }
 }
 
@@ -68,6 +70,7 @@ fn as_json(
     dir: &ModelDir,
     tokenizer: Option<&Tokenizer>,
     files: &[(String, u64)],
+    serving_bytes: Option<u64>,
 ) -> anyhow::Result<Value> {
     let tensors = tensors(dir)?;
     let tensors = tensors
@@ -88,7 +91,7 @@ fn as_json(
         "parameters": dir.config().n_parameters(),
         "config": to_hf_json(dir.config()).ok(),
         "eos_ids": dir.eos_ids(),
-        "serving_memory_bytes": serving_bytes(dir),
+        "serving_memory_bytes": serving_bytes,
         "tensors": tensors.collect::<Vec<_>>(),
         "unused_tensors": dir.unused_tensors(),
         "text_part_of": dir.text_part_of().map(|(whole, n_tensors)| {
@@ -103,9 +106,9 @@ fn as_json(
 }
 
 /// None for a model that this program reads and cannot compute.
-fn serving_bytes(dir: &ModelDir) -> Option<u64> {
+fn serving_bytes(device: &Device, dir: &ModelDir) -> Option<u64> {
     let config = ModelConfig::new(dir.config().clone()).ok()?;
-    weights_bytes(&config, dir, &LoadArgs::default()).ok()
+    weights_bytes(device, &config, dir, &LoadArgs::default()).ok()
 }
 
 fn as_text(
@@ -113,6 +116,7 @@ fn as_text(
     dir: &ModelDir,
     tokenizer: Option<&Tokenizer>,
     files: &[(String, u64)],
+    serving_bytes: Option<u64>,
 ) -> anyhow::Result<String> {
     let none = || "none".to_owned();
     let unknown = || "not stated".to_owned();
@@ -127,7 +131,7 @@ fn as_text(
     }));
     rows.extend(shape_rows(dir.config()));
     rows.extend([
-        ("serving memory", serving_bytes(dir).map_or_else(unknown, bytes)),
+        ("serving memory", serving_bytes.map_or_else(unknown, bytes)),
         ("tokenizer", tokenizer.map_or_else(none, of_tokenizer)),
         ("licence", licence_of(dir)?.map_or_else(unknown, |licence| licence.name)),
         ("run", lineage.and_then(|l| l.run.clone()).unwrap_or_else(unknown)),

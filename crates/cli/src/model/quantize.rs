@@ -12,6 +12,7 @@ use formats::durable::read_text;
 use formats::model_dir::ModelDir;
 use model::{Decoder, FileQuantiser, ModelConfig, Quantisation, Workspace, compute_dtype};
 use serde_json::json;
+use tensor::Device;
 use tokenizer::Tokenizer;
 
 use crate::context::{Context, Form};
@@ -66,7 +67,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<()> {
     };
     check_name("--name", &new_name)?;
     let out = context.models_dir().join(&new_name);
-    check_disk(&original, &config, args.to, &out)?;
+    check_disk(&original, &config, args.to, &out, context)?;
     warn_left_out(&name, &original);
     let device = context.device()?;
     context.say(&format!("writing {}", out.display()));
@@ -83,10 +84,12 @@ fn check_disk(
     config: &ModelConfig,
     to: Quantisation,
     out: &Path,
+    context: &Context,
 ) -> anyhow::Result<()> {
-    let dtype = compute_dtype(config.dtype);
-    let needed_bytes = Decoder::loaded_bytes(config, dtype, model.weights(), Some(to))? as u64;
-    machine::check_disk("the quantised model", out, needed_bytes)
+    // Files hold what the processors have in memory.
+    let (device, dtype) = (Device::Cpu(context.compute()?.clone()), compute_dtype(config.dtype));
+    let needed_bytes = Decoder::loaded_bytes(&device, config, dtype, model.weights(), Some(to))?;
+    machine::check_disk("the quantised model", out, needed_bytes as u64)
 }
 
 /// How far apart the two are; `None`, with a word why, where it cannot be known.
@@ -106,10 +109,9 @@ fn compare(
     let workspace =
         Workspace::max_bytes_for_decoder(&config, compute_dtype(config.dtype), piece_len);
     let computing_bytes = workspace + 4 * piece_len * config.vocab_size;
-    let needed_bytes = weights_bytes(&config, original, &LoadArgs::default())?
-        + weights_bytes(&config, quantised, &LoadArgs::default())?
-        + 2 * computing_bytes as u64;
     let device = context.device()?;
+    let of = |dir| weights_bytes(&device, &config, dir, &LoadArgs::default());
+    let needed_bytes = of(original)? + of(quantised)? + 2 * computing_bytes as u64;
     if let Err(error) = machine::check_memory(&device, "comparing both models", needed_bytes) {
         context.say(&format!("not compared: {error}"));
         return Ok(None);

@@ -1,8 +1,9 @@
 //! Attention over the paged cache: ragged mixes of single rows and chunks, on shuffled blocks.
 
 use half::bf16;
+use kernels::attention::CacheKind::{self, Int8, Operands};
 use kernels::attention::{
-    CacheKind, HeadShape, KEY_BLOCK, KeyBlocks, SequenceRows, append_keys_values, attention,
+    HeadShape, KEY_BLOCK, KeyBlocks, SequenceRows, append_keys_values, attention,
 };
 use kernels::rope::{Direction, RopeFrequencies, RopeTable, RotatedHeads};
 use kernels::{Compute, Family, Operand};
@@ -18,7 +19,9 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "attention_paged_window", run: windows },
     Case { name: "attention_paged_any_head", run: plain },
     Case { name: "attention_paged_row_alone", run: rows_alone },
+    Case { name: "attention_paged_int8", run: int8 },
     Case { name: "rotate_and_append", run: rotate_and_append },
+    Case { name: "rotate_and_append_int8", run: rotate_and_append_int8 },
 ];
 
 /// First position and rows of each sequence.
@@ -35,14 +38,29 @@ fn shape(n_heads: usize, n_kv_heads: usize, head_dim: usize, window: Option<usiz
 fn folded(gpu: &Gpu, size: Size) -> Deviation {
     let ragged = [&SINGLE[..], &[[0, 70], [500, 17], [1090, 5], [2, 2]]].concat();
     let mut worst = vec![
-        compared::<bf16>(gpu, shape(8, 2, 64, None), &ragged),
-        compared::<bf16>(gpu, shape(4, 4, 64, None), &[[3, 40], [127, 1], [128, 1], [1020, 3]]),
-        compared::<bf16>(gpu, shape(6, 2, 128, None), &[[0, 40], [32, 1], [513, 1], [500, 24]]),
-        compared::<bf16>(gpu, shape(32, 8, 128, None), &[[31, 1], [0, 1], [130, 1], [20, 5]]),
+        compared::<bf16>(gpu, Operands, shape(8, 2, 64, None), &ragged),
+        compared::<bf16>(
+            gpu,
+            Operands,
+            shape(4, 4, 64, None),
+            &[[3, 40], [127, 1], [128, 1], [1020, 3]],
+        ),
+        compared::<bf16>(
+            gpu,
+            Operands,
+            shape(6, 2, 128, None),
+            &[[0, 40], [32, 1], [513, 1], [500, 24]],
+        ),
+        compared::<bf16>(
+            gpu,
+            Operands,
+            shape(32, 8, 128, None),
+            &[[31, 1], [0, 1], [130, 1], [20, 5]],
+        ),
     ];
     if size == Size::Large {
         let many = [&SINGLE[..], &[[0, 700], [1500, 300], [4095, 1], [4000, 17]]].concat();
-        worst.push(compared::<bf16>(gpu, shape(32, 8, 128, None), &many));
+        worst.push(compared::<bf16>(gpu, Operands, shape(32, 8, 128, None), &many));
     }
     worst.into_iter().reduce(Deviation::worst).expect("there are shapes")
 }
@@ -51,8 +69,8 @@ fn windows(gpu: &Gpu, _size: Size) -> Deviation {
     let rows = [[1099, 1], [600, 1], [5, 1], [500, 24], [1023, 2]];
     [1, 33, 600]
         .map(|window| {
-            let folded = compared::<bf16>(gpu, shape(4, 2, 64, Some(window)), &rows);
-            folded.worst(compared::<f32>(gpu, shape(2, 2, 8, Some(window)), &rows))
+            let folded = compared::<bf16>(gpu, Operands, shape(4, 2, 64, Some(window)), &rows);
+            folded.worst(compared::<f32>(gpu, Operands, shape(2, 2, 8, Some(window)), &rows))
         })
         .into_iter()
         .reduce(Deviation::worst)
@@ -61,45 +79,71 @@ fn windows(gpu: &Gpu, _size: Size) -> Deviation {
 
 fn plain(gpu: &Gpu, _size: Size) -> Deviation {
     let rows = [[0, 1], [31, 1], [30, 5], [300, 1]];
-    compared::<f32>(gpu, shape(4, 2, 64, None), &rows)
-        .worst(compared::<f32>(gpu, shape(6, 2, 10, None), &rows))
-        .worst(compared::<bf16>(gpu, shape(4, 4, 8, None), &rows))
-        .worst(compared::<bf16>(gpu, shape(2, 1, 34, None), &rows))
+    compared::<f32>(gpu, Operands, shape(4, 2, 64, None), &rows)
+        .worst(compared::<f32>(gpu, Operands, shape(6, 2, 10, None), &rows))
+        .worst(compared::<bf16>(gpu, Operands, shape(4, 4, 8, None), &rows))
+        .worst(compared::<bf16>(gpu, Operands, shape(2, 1, 34, None), &rows))
+}
+
+/// Blocks of 8 bits, in all kernels. The CPU has the same codes and scales.
+fn int8(gpu: &Gpu, size: Size) -> Deviation {
+    let ragged = [&SINGLE[..], &[[0, 70], [500, 17], [1090, 5], [2, 2]]].concat();
+    let short = [[0, 40], [32, 1], [513, 1], [500, 24]];
+    let mut worst = vec![
+        compared::<bf16>(gpu, Int8, shape(8, 2, 64, None), &ragged),
+        compared::<bf16>(gpu, Int8, shape(6, 2, 128, None), &short),
+        compared::<bf16>(gpu, Int8, shape(4, 1, 64, Some(33)), &[[1099, 1], [500, 24], [5, 1]]),
+        compared::<bf16>(gpu, Int8, shape(2, 1, 34, None), &short[1..2]),
+        compared::<f32>(gpu, Int8, shape(4, 2, 64, None), &short),
+        compared::<f32>(gpu, Int8, shape(6, 2, 10, Some(40)), &[[30, 5], [300, 1]]),
+    ];
+    if size == Size::Large {
+        let many = [&SINGLE[..], &[[0, 700], [1500, 300], [4095, 1], [4000, 17]]].concat();
+        worst.push(compared::<bf16>(gpu, Int8, shape(32, 8, 128, None), &many));
+    }
+    worst.into_iter().reduce(Deviation::worst).expect("there are shapes")
 }
 
 /// A row of a batch has the bits that it has alone, however the work is shared out.
 fn rows_alone(gpu: &Gpu, _size: Size) -> Deviation {
     let rows = [[1030, 1], [400, 70], [1099, 3], [3, 1]];
-    [shape(8, 2, 64, None), shape(4, 1, 64, Some(520)), shape(4, 2, 128, None)]
-        .map(|shape| {
-            let run = Run::<bf16>::new(gpu, shape, &rows);
-            let together = run.on_gpu(gpu, &run.sequences(&rows), 0);
-            let split = run.on_gpu(gpu, &run.sequences(&rows), usize::MAX);
-            let mut worst = Deviation::equal(&together, &split);
-            for (idx, [position, n_rows]) in rows.into_iter().enumerate() {
-                let all = run.sequences(&rows);
-                for row in (0..n_rows).step_by(23).chain([n_rows - 1]) {
-                    let sequence = CachedSequence {
-                        first_row: all[idx].first_row + row,
-                        n_rows: 1,
-                        first_position: position + row,
-                        ..all[idx]
-                    };
-                    let alone = run.on_gpu(gpu, &[sequence], 0);
-                    let width = shape.n_heads * shape.head_dim;
-                    let at = sequence.first_row * width..(sequence.first_row + 1) * width;
-                    worst = worst.worst(Deviation::equal(&alone[at.clone()], &together[at]));
-                }
+    let shapes = [shape(8, 2, 64, None), shape(4, 1, 64, Some(520)), shape(4, 2, 128, None)];
+    [
+        (Operands, shapes[0]),
+        (Operands, shapes[1]),
+        (Operands, shapes[2]),
+        (Int8, shapes[1]),
+        (Int8, shapes[2]),
+    ]
+    .map(|(kind, shape)| {
+        let run = Run::<bf16>::new(gpu, kind, shape, &rows);
+        let together = run.on_gpu(gpu, &run.sequences(&rows), 0);
+        let split = run.on_gpu(gpu, &run.sequences(&rows), usize::MAX);
+        let mut worst = Deviation::equal(&together, &split);
+        for (idx, [position, n_rows]) in rows.into_iter().enumerate() {
+            let all = run.sequences(&rows);
+            for row in (0..n_rows).step_by(23).chain([n_rows - 1]) {
+                let sequence = CachedSequence {
+                    first_row: all[idx].first_row + row,
+                    n_rows: 1,
+                    first_position: position + row,
+                    ..all[idx]
+                };
+                let alone = run.on_gpu(gpu, &[sequence], 0);
+                let width = shape.n_heads * shape.head_dim;
+                let at = sequence.first_row * width..(sequence.first_row + 1) * width;
+                worst = worst.worst(Deviation::equal(&alone[at.clone()], &together[at]));
             }
-            worst
-        })
-        .into_iter()
-        .reduce(Deviation::worst)
-        .expect("there are shapes")
+        }
+        worst
+    })
+    .into_iter()
+    .reduce(Deviation::worst)
+    .expect("there are shapes")
 }
 
-fn compared<T: Number>(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Deviation {
-    let run = Run::<T>::new(gpu, shape, rows);
+fn compared<T: Number>(gpu: &Gpu, kind: CacheKind, shape: HeadShape, rows: &[Rows]) -> Deviation {
+    let run = Run::<T>::new(gpu, kind, shape, rows);
     let expected = run.on_cpu(rows);
     let limit = if T::TYPE == NumberType::F32 { 1e-5 } else { 3e-3 };
     let compared = |n_parallel| {
@@ -133,7 +177,7 @@ struct Run<T: Number> {
 }
 
 impl<T: Number> Run<T> {
-    fn new(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Self {
+    fn new(gpu: &Gpu, kind: CacheKind, shape: HeadShape, rows: &[Rows]) -> Self {
         let mut numbers = Numbers::new(11);
         let lens = rows.iter().map(|[position, n_rows]| (position + n_rows).div_ceil(KEY_BLOCK));
         let n_blocks: usize = lens.clone().sum();
@@ -156,8 +200,8 @@ impl<T: Number> Run<T> {
             shape,
             qkv: Vec::new(),
             // Memory that an earlier owner left: nothing of it may be seen.
-            blocks: DeviceKeyBlocks::filled(gpu, T::TYPE, shape, n_blocks, 0xff),
-            cpu_blocks: KeyBlocks::zeroed(CacheKind::Operands, shape, n_blocks),
+            blocks: DeviceKeyBlocks::poisoned(gpu, T::TYPE, kind, shape, n_blocks),
+            cpu_blocks: KeyBlocks::zeroed(kind, shape, n_blocks),
             tables,
             hidden_tables,
         };
@@ -275,11 +319,12 @@ fn rotate_and_append(gpu: &Gpu, size: Size) -> Deviation {
 }
 
 fn appended<T: Number>(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Deviation {
-    let run = Run::<T>::new(gpu, shape, rows);
+    let run = Run::<T>::new(gpu, Operands, shape, rows);
     let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
     let table = angles(gpu, run.qkv.len() / shape.qkv_width(), head_dim);
     let rotated = rotated(gpu, shape, &run.qkv, &table);
-    let mut blocks = DeviceKeyBlocks::filled(gpu, T::TYPE, shape, run.blocks.n_blocks(), 0xff);
+    let n_blocks = run.blocks.n_blocks();
+    let mut blocks = DeviceKeyBlocks::poisoned(gpu, T::TYPE, Operands, shape, n_blocks);
     let (mut expected_qkv, mut expected) = (run.qkv.clone(), blocks.numbers::<T>());
     for (sequence, [block_table]) in run.sequences(rows).iter().zip(&run.tables) {
         for row in 0..sequence.n_rows {
@@ -301,6 +346,69 @@ fn appended<T: Number>(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Deviation 
     let widened = |numbers: &[T]| -> Vec<f32> { numbers.iter().map(|x| x.to_f32()).collect() };
     Deviation::equal(&qkv.to_f32(), &widened(&expected_qkv))
         .worst(Deviation::equal(&widened(&blocks.numbers()), &widened(&expected)))
+}
+
+/// Queries and keys have the bits of rows that were rotated, the blocks the codes and scales of such rows.
+fn rotate_and_append_int8(gpu: &Gpu, size: Size) -> Deviation {
+    let rows = [[0, 1], [31, 1], [30, 5], [90, 7]];
+    let mut worst = appended_int8::<bf16>(gpu, shape(6, 2, 128, None), &rows)
+        .worst(appended_int8::<f32>(gpu, shape(5, 5, 34, Some(40)), &rows));
+    if size == Size::Large {
+        let rows = [&SINGLE[..], &[[0, 700], [1500, 300]]].concat();
+        worst = worst.worst(appended_int8::<bf16>(gpu, shape(32, 8, 128, None), &rows));
+    }
+    worst
+}
+
+fn appended_int8<T: Number>(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Deviation {
+    let mut run = Run::<T>::new(gpu, Int8, shape, rows);
+    let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
+    // Heads whose scale is zero or NaN, and one whose scale is subnormal.
+    for (token, value) in [(0, 0.0), (2, f32::NAN), (4, f32::INFINITY), (6, 1e-38)] {
+        let values = token * shape.qkv_width() + (n_heads + n_kv_heads) * head_dim;
+        run.qkv[values..][..head_dim].fill(T::from_f32(value));
+    }
+    let table = angles(gpu, run.qkv.len() / shape.qkv_width(), head_dim);
+    let rotated = rotated(gpu, shape, &run.qkv, &table);
+    let n_blocks = run.blocks.n_blocks();
+    let mut blocks = DeviceKeyBlocks::poisoned(gpu, T::TYPE, Int8, shape, n_blocks);
+    let mut expected = blocks.numbers::<u8>();
+    for (sequence, [block_table]) in run.sequences(rows).iter().zip(&run.tables) {
+        for row in 0..sequence.n_rows {
+            let start = (sequence.first_row + row) * shape.qkv_width() + n_heads * head_dim;
+            let position = sequence.first_position + row;
+            let (block, slot) = (block_table[position / KEY_BLOCK] as usize, position % KEY_BLOCK);
+            let of_block = &mut expected[block * 2 * n_kv_heads * KEY_BLOCK * (head_dim + 4)..];
+            let heads = of_block.chunks_exact_mut(KEY_BLOCK * (head_dim + 4));
+            for (head, x) in heads.zip(rotated[start..].chunks_exact(head_dim)).take(2 * n_kv_heads)
+            {
+                let (codes, scale) = quantised(x);
+                head[slot * head_dim..][..head_dim].copy_from_slice(&codes);
+                head[KEY_BLOCK * head_dim + 4 * slot..][..4].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+    }
+    let (mut qkv, sequences) = (device(gpu, shape, &run.qkv), run.sequences(rows));
+    let batch = CachedBatch::new(gpu, &sequences, shape);
+    ops::rotate_and_append(gpu, shape, qkv.view_mut(), &table, (&batch, 1), &mut blocks);
+    let widened = |bytes: &[u8]| -> Vec<f32> { bytes.iter().map(|x| f32::from(*x)).collect() };
+    let rotated: Vec<f32> = rotated.iter().map(|x| x.to_f32()).collect();
+    Deviation::between(&qkv.to_f32(), &rotated, 0.0)
+        .worst(Deviation::equal(&widened(&blocks.numbers()), &widened(&expected)))
+}
+
+/// Codes and scale, as [`append_keys_values`] has them.
+fn quantised<T: Number>(x: &[T]) -> (Vec<u8>, f32) {
+    let max = x.iter().map(|x| x.to_f32().abs()).fold(0.0, f32::max);
+    if !x.iter().all(|x| x.to_f32().is_finite()) {
+        return (vec![0; x.len()], f32::from_bits(0x7fc0_0000));
+    }
+    let scale = max / 127.0;
+    if !scale.is_normal() {
+        return (vec![0; x.len()], 0.0);
+    }
+    let code = |x: &T| ((x.to_f32() * (1.0 / scale)).round_ties_even() as i8).cast_unsigned();
+    (x.iter().map(code).collect(), scale)
 }
 
 fn device<T: Number>(gpu: &Gpu, shape: HeadShape, values: &[T]) -> DeviceMatrix {

@@ -8,12 +8,12 @@ use super::{Case, Deviation, Numbers, Size, rounded};
 use crate::gpu::Gpu;
 use crate::memory::{DeviceMatrix, NumberType};
 use crate::ops::blocks::{
-    DeviceBlocks, MAX_FEW_ROWS_OF_BLOCKS, has_product_of_few_rows, product_few_rows_of_blocks,
-    unpack_blocks,
+    DeviceBlocks, MAX_FEW_ROWS_OF_BLOCKS, product_few_rows_of_blocks, unpack_blocks,
 };
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "unpack_blocks", run: unpacked },
+    Case { name: "unpack_f8", run: unpacked_f8 },
     Case { name: "product_few_rows_of_blocks", run: products },
     Case { name: "product_few_rows_of_blocks_alone", run: rows_alone },
 ];
@@ -93,6 +93,61 @@ fn unpacked(gpu: &Gpu, size: Size) -> Deviation {
     worst
 }
 
+/// All 8-bit floats, in rows of whole eights and others.
+fn unpacked_f8(gpu: &Gpu, _size: Size) -> Deviation {
+    let mut worst = Deviation { value: 0.0, limit: 0.0 };
+    for (k, scale) in [(64, 0.5), (64, 3e-5), (37, 0.037)] {
+        let bytes: Vec<u8> = (0..9 * k).map(|i| (i * 7) as u8).collect();
+        let blocks = DeviceBlocks::of_f8(gpu, scale, &bytes, [9, k]);
+        let expected: Vec<f32> = bytes[k..].iter().map(|byte| f8_e4m3(*byte) * scale).collect();
+        for number_type in [NumberType::F32, NumberType::Bf16] {
+            let mut out = DeviceMatrix::poisoned(gpu, number_type, 8, k);
+            unpack_blocks(gpu, &blocks, 1..9, out.view_mut());
+            let expected = match number_type {
+                NumberType::F32 => expected.clone(),
+                NumberType::Bf16 => rounded(&expected),
+            };
+            worst = worst.worst(Deviation::between(&out.to_f32(), &expected, 0.0));
+        }
+    }
+    worst
+}
+
+/// Source: arXiv 2209.05433, table 1.
+fn f8_e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7) / 8.0);
+    let magnitude = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2.0_f32.powi(-6),
+        _ => (1.0 + mantissa) * 2.0_f32.powi(exponent - 7),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// What few rows are multiplied with: kinds of blocks, and 8-bit floats.
+const MULTIPLIED: [Option<BlockKind>; 4] =
+    [Some(BlockKind::Q4_K), Some(BlockKind::Q6_K), Some(BlockKind::Q8_0), None];
+
+/// A matrix of some kind and its numbers; inputs are counted in blocks, 8-bit floats in sixteens.
+fn random_weight(
+    gpu: &Gpu,
+    numbers: &mut Numbers,
+    kind: Option<BlockKind>,
+    [n_out, n_blocks]: [usize; 2],
+) -> (DeviceBlocks, Vec<f32>) {
+    let Some(kind) = kind else {
+        let (shape, scale) = ([n_out, 16 * n_blocks], 0.013);
+        // All but the two NaN.
+        let bytes = numbers.ids(n_out * 16 * n_blocks, 254).into_iter();
+        let bytes: Vec<u8> = bytes.map(|id| id as u8 + u8::from(id >= 127)).collect();
+        let values = bytes.iter().map(|byte| f8_e4m3(*byte) * scale).collect();
+        return (DeviceBlocks::of_f8(gpu, scale, &bytes, shape), values);
+    };
+    let shape = [n_out, n_blocks * kind.block_len()];
+    let bytes = random_blocks(numbers, kind, shape[0] * shape[1]);
+    (DeviceBlocks::new(gpu, kind, &bytes, shape), decoded(kind, &bytes))
+}
+
 /// Rows, outputs, inputs in blocks.
 fn shapes(size: Size) -> Vec<[usize; 3]> {
     let mut shapes = vec![[1, 1, 1], [2, 16, 9], [3, 37, 8], [8, 19, 27]];
@@ -105,12 +160,12 @@ fn shapes(size: Size) -> Vec<[usize; 3]> {
 fn products(gpu: &Gpu, size: Size) -> Deviation {
     let mut numbers = Numbers::new(22);
     let mut worst = Deviation { value: 0.0, limit: 0.0 };
-    for kind in BlockKind::ALL.into_iter().filter(|kind| has_product_of_few_rows(*kind)) {
+    for kind in MULTIPLIED {
         for [n_rows, n_out, n_blocks] in shapes(size) {
-            let n_in = n_blocks * kind.block_len();
-            let bytes = random_blocks(&mut numbers, kind, n_out * n_in);
-            let w = decoded(kind, &bytes);
-            let blocks = DeviceBlocks::new(gpu, kind, &bytes, [n_out, n_in]);
+            // More than a segment for some of the warps too.
+            let n_blocks = if kind.is_some() { n_blocks } else { 11 * n_blocks };
+            let (blocks, w) = random_weight(gpu, &mut numbers, kind, [n_out, n_blocks]);
+            let [_, n_in] = blocks.shape();
             let x = rounded(&numbers.normal(n_rows * n_in));
             let there = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &x, n_in);
             let width = n_out + 3;
@@ -149,10 +204,11 @@ fn rows_alone(gpu: &Gpu, size: Size) -> Deviation {
     let mut numbers = Numbers::new(23);
     let n_out = if size == Size::Small { 21 } else { 4000 };
     let mut worst = Deviation { value: 0.0, limit: 0.0 };
-    for kind in BlockKind::ALL.into_iter().filter(|kind| has_product_of_few_rows(*kind)) {
-        let n_in = 11 * kind.block_len();
-        let bytes = random_blocks(&mut numbers, kind, n_out * n_in);
-        let blocks = DeviceBlocks::new(gpu, kind, &bytes, [n_out, n_in]);
+    for kind in MULTIPLIED {
+        // More than a segment for some of the warps.
+        let n_blocks = if kind.is_some() { 11 } else { 150 };
+        let (blocks, _) = random_weight(gpu, &mut numbers, kind, [n_out, n_blocks]);
+        let [_, n_in] = blocks.shape();
         let x = numbers.normal(MAX_FEW_ROWS_OF_BLOCKS * n_in);
         let product = |x: &[f32]| {
             let x = DeviceMatrix::of_f32(gpu, NumberType::Bf16, x, n_in);

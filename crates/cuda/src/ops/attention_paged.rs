@@ -1,9 +1,10 @@
 //! Attention of new rows over a cache in blocks of [`KEY_BLOCK`] positions, many sequences at once.
 
-use kernels::attention::{HeadShape, KEY_BLOCK};
+use kernels::attention::{CacheKind, HeadShape, KEY_BLOCK};
+use kernels::rope::{Direction, RotatedHeads};
 
 use super::few_rows::count;
-use super::rope::DeviceRopeTable;
+use super::rope::{self, DeviceRopeTable};
 use crate::chain::{self, Link, LinkKind};
 use crate::gpu::{Argument, Gpu, Grid};
 use crate::memory::{Matrix, MatrixMut, Memory, NumberType, Plain};
@@ -22,11 +23,14 @@ const MAX_SCRATCH_NUMBERS: usize = 64 << 20;
 /// In the place of a sequence where a row has none, and of a slot where a tile needs none.
 const NONE: u32 = u32::MAX;
 
-/// Memory for the keys and values of one layer: `[n_blocks, 2 (keys, values), n_kv_heads, KEY_BLOCK, head_dim]`.
+/// Memory for the keys and values of one layer: `[n_blocks, 2 (keys, values), n_kv_heads, KEY_BLOCK, head_dim]`. In 8 bits the
+/// scales of the [`KEY_BLOCK`] positions, f32, follow the codes of a head.
 #[derive(Debug)]
 pub struct DeviceKeyBlocks {
     memory: Memory,
+    /// Of the products that take them.
     number_type: NumberType,
+    kind: CacheKind,
     n_kv_heads: usize,
     head_dim: usize,
     n_blocks: usize,
@@ -35,29 +39,52 @@ pub struct DeviceKeyBlocks {
 impl DeviceKeyBlocks {
     /// Blocks of zeros.
     #[must_use]
-    pub fn zeroed(gpu: &Gpu, number_type: NumberType, shape: HeadShape, n_blocks: usize) -> Self {
-        Self::filled(gpu, number_type, shape, n_blocks, 0)
-    }
-
-    /// Blocks whose bytes are all the same.
-    pub(crate) fn filled(
+    pub fn zeroed(
         gpu: &Gpu,
         number_type: NumberType,
+        kind: CacheKind,
         shape: HeadShape,
         n_blocks: usize,
-        byte: u8,
     ) -> Self {
-        let n_bytes = Self::block_bytes(number_type, shape).checked_mul(n_blocks);
+        let blocks = Self::uninitialised(gpu, number_type, kind, shape, n_blocks);
+        blocks.memory.fill(0);
+        blocks
+    }
+
+    /// Blocks as an earlier owner left them, whose numbers are NaN.
+    pub(crate) fn poisoned(
+        gpu: &Gpu,
+        number_type: NumberType,
+        kind: CacheKind,
+        shape: HeadShape,
+        n_blocks: usize,
+    ) -> Self {
+        let blocks = Self::uninitialised(gpu, number_type, kind, shape, n_blocks);
+        blocks.memory.fill(0xff);
+        blocks
+    }
+
+    fn uninitialised(
+        gpu: &Gpu,
+        number_type: NumberType,
+        kind: CacheKind,
+        shape: HeadShape,
+        n_blocks: usize,
+    ) -> Self {
+        let n_bytes = Self::block_bytes(number_type, kind, shape).checked_mul(n_blocks);
         let memory = gpu.memory(n_bytes.expect("the number of bytes fits usize"));
-        memory.fill(byte);
         let HeadShape { n_kv_heads, head_dim, .. } = shape;
-        Self { memory, number_type, n_kv_heads, head_dim, n_blocks }
+        Self { memory, number_type, kind, n_kv_heads, head_dim, n_blocks }
     }
 
     /// Bytes of one block.
     #[must_use]
-    pub fn block_bytes(number_type: NumberType, shape: HeadShape) -> usize {
-        2 * shape.n_kv_heads * KEY_BLOCK * shape.head_dim * number_type.bytes()
+    pub fn block_bytes(number_type: NumberType, kind: CacheKind, shape: HeadShape) -> usize {
+        let position_bytes = match kind {
+            CacheKind::Operands => shape.head_dim * number_type.bytes(),
+            CacheKind::Int8 => shape.head_dim + size_of::<f32>(),
+        };
+        2 * shape.n_kv_heads * KEY_BLOCK * position_bytes
     }
 
     /// Blocks that there are.
@@ -72,9 +99,8 @@ impl DeviceKeyBlocks {
         self.memory.n_bytes()
     }
 
-    /// A copy of the numbers, `T` being of their type.
+    /// A copy of the memory.
     pub(crate) fn numbers<T: Plain + Default>(&self) -> Vec<T> {
-        assert_eq!(size_of::<T>(), self.number_type.bytes(), "bytes of a number");
         let mut numbers = vec![T::default(); self.n_bytes() / size_of::<T>()];
         self.memory.read(&mut numbers);
         numbers
@@ -385,6 +411,9 @@ impl Tile {
 /// [`super::rope::rotate_in_place`], but what `qkv` has of keys stays as it is. Nothing is cleared: attention reads no position that was
 /// not written. Rows of no sequence are left alone.
 ///
+/// In blocks of 8 bits the codes and scales of [`kernels::attention::append_keys_values`]. There keys are rotated in their place too, and so are
+/// rows of no sequence.
+///
 /// Shapes: qkv as on the CPU; the table of its rows.
 ///
 /// # Panics
@@ -392,7 +421,7 @@ impl Tile {
 pub fn rotate_and_append(
     gpu: &Gpu,
     shape: HeadShape,
-    qkv: MatrixMut<'_>,
+    mut qkv: MatrixMut<'_>,
     table: &DeviceRopeTable,
     (batch, layer_idx): (&CachedBatch, usize),
     blocks: &mut DeviceKeyBlocks,
@@ -404,6 +433,11 @@ pub fn rotate_and_append(
     let grid = table.grid(number_type, batch.n_rows, n_heads + 2 * n_kv_heads);
     let Some(grid) = grid else { return };
     batch.check(shape, qkv.as_ref(), layer_idx, blocks);
+    if blocks.kind == CacheKind::Int8 {
+        let heads = RotatedHeads { n_query: n_heads, n_key: n_kv_heads, n_copied: n_kv_heads };
+        rope::rotate_in_place(gpu, qkv.reborrow(), table, heads, Direction::Forward);
+        return append_int8(gpu, shape, qkv.as_ref(), (batch, layer_idx), blocks);
+    }
     let (angles, [row_sequences, row_positions]) = (table.addresses(), batch.rows());
     let (blocks, tables) = (blocks.memory.address(), batch.tables(layer_idx));
     let [values, query_factors, entries] = angles;
@@ -444,11 +478,44 @@ pub fn rotate_and_append(
     gpu.launch_linked(kernel, grid, arguments, link);
 }
 
+/// Writes keys, rotated before, and values of new rows into blocks of 8 bits.
+fn append_int8(
+    gpu: &Gpu,
+    shape: HeadShape,
+    qkv: Matrix<'_>,
+    (batch, layer_idx): (&CachedBatch, usize),
+    blocks: &DeviceKeyBlocks,
+) {
+    let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
+    let n_warps = 4;
+    let [sequences, positions] = batch.rows().map(Argument::Pointer);
+    gpu.launch_early(
+        &format!("append_int8_{}", qkv.number_type().suffix()),
+        Grid {
+            blocks: [(batch.n_rows * 2 * n_kv_heads).div_ceil(n_warps), 1, 1],
+            threads: 32 * n_warps,
+            shared_bytes: 0,
+        },
+        &[
+            Argument::Pointer(qkv.address()),
+            Argument::Pointer(blocks.memory.address()),
+            Argument::Pointer(batch.tables(layer_idx)),
+            sequences,
+            positions,
+            Argument::count(batch.n_rows),
+            Argument::count(n_heads),
+            Argument::count(n_kv_heads),
+            Argument::count(head_dim),
+            Argument::count(batch.table_stride),
+        ],
+    );
+}
+
 /// Causal attention of new rows over the blocks of their sequences, in which [`rotate_and_append`] has put these rows' own.
 /// Overwrites the rows of the sequences.
 ///
 /// Shapes: qkv as on the CPU; out `[tokens, n_heads * head_dim]` of the same number type. Numerics: sums, maxima and exponentials in f32;
-/// probabilities are rounded to the number type. A row has the same bits whatever rows stand beside it (`attention_paged.cu`).
+/// probabilities are rounded to the number type, of 8 bits as on the CPU. A row has the same bits whatever rows stand beside it (`attention_paged.cu`).
 ///
 /// # Panics
 /// When a shape does not fit or a block id is out of range.
@@ -493,6 +560,13 @@ impl Call<'_> {
         Argument::count(window.unwrap_or(0))
     }
 
+    fn kind_suffix(&self) -> &'static str {
+        match self.blocks.kind {
+            CacheKind::Operands => "",
+            CacheKind::Int8 => "_int8",
+        }
+    }
+
     fn folded(&self) {
         let Tiles { few, many, merges, n_slots } = &self.batch.tiles;
         let head_dim = self.shape.head_dim;
@@ -500,11 +574,16 @@ impl Call<'_> {
         // Sums, then maxima and divisors, of single partitions.
         let scratch = self.gpu.memory(sums_bytes + n_slots * 2 * size_of::<f32>());
         let scratch = [0, sums_bytes].map(|at| Argument::Pointer(scratch.address() + at as u64));
+        let number_bytes = if self.blocks.kind == CacheKind::Int8 { 1 } else { 2 };
         // Keys of a step and values of two, probabilities, maxima and sums.
-        let few_bytes = 3 * STEP * head_dim * 2 + STEP * 16 * 2 + 2 * 4 * 16 * 4;
+        let few_bytes = 3 * STEP * head_dim * number_bytes + STEP * 16 * 2 + 2 * 4 * 16 * 4;
         self.tiles("attention_paged_few", [0, few.len()], few_bytes, scratch);
-        // Keys and values of a step, and the sums of a tile's rows.
-        let many_bytes = 2 * STEP * head_dim * 2 + MANY_ROWS * head_dim * 4;
+        // Keys and values of a step, and the sums of a tile's rows; then codes of a step, and scales of its keys and values.
+        let codes_bytes = match self.blocks.kind {
+            CacheKind::Operands => 0,
+            CacheKind::Int8 => STEP * head_dim + 2 * STEP * size_of::<f32>(),
+        };
+        let many_bytes = 2 * STEP * head_dim * 2 + MANY_ROWS * head_dim * 4 + codes_bytes;
         self.tiles("attention_paged_many", [few.len(), many.len()], many_bytes, scratch);
         self.merge(8 * (few.len() + many.len()), merges.len(), scratch);
     }
@@ -522,7 +601,7 @@ impl Call<'_> {
         let HeadShape { n_heads, n_kv_heads, head_dim, scale, .. } = self.shape;
         let factor = f64::from(scale) * std::f64::consts::LOG2_E;
         self.gpu.launch_early(
-            &format!("{name}_{head_dim}"),
+            &format!("{name}{}_{head_dim}", self.kind_suffix()),
             Grid { blocks: [n_tiles, n_kv_heads, 1], threads: 128, shared_bytes },
             &[
                 Argument::Pointer(self.qkv.address()),
@@ -566,7 +645,11 @@ impl Call<'_> {
         let n_warps = 4;
         let [sequences, positions] = self.batch.rows().map(Argument::Pointer);
         self.gpu.launch(
-            &format!("attention_paged_plain_{}", self.qkv.number_type().suffix()),
+            &format!(
+                "attention_paged_plain{}_{}",
+                self.kind_suffix(),
+                self.qkv.number_type().suffix()
+            ),
             Grid {
                 blocks: [(self.batch.n_rows * n_heads).div_ceil(n_warps), 1, 1],
                 threads: 32 * n_warps,

@@ -1,6 +1,9 @@
 //! The decoder on a GPU, emulated where there is none, against independent implementations and against the processors.
 
 use cuda::{Gpu, LibraryPath};
+use formats::model_dir::ModelDirWriter;
+use formats::{Layout, TensorData, TensorDtype, TensorSource, WeightDtype};
+use testkit::test_dir::TestDir;
 
 use super::*;
 use crate::LoadedAdapter;
@@ -141,4 +144,132 @@ fn adapters_on_a_gpu_are_those_of_the_processors() {
         decoder.adapted_logits(device, &token_ids, &[0, 25], Some(&adapter), &mut workspace)
     };
     assert!(relative_difference(&adapted(&device), &adapted(&cpu)) < 1e-5);
+}
+
+/// Logits with keys and values in 8 bits are those of the processors, to the few codes that lie between two; with operands they are not.
+#[test]
+fn keys_and_values_in_8_bits_on_a_gpu_are_those_of_the_processors() {
+    let Some(device) = gpu() else { return };
+    let cpu = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
+    for config in configs() {
+        let parameters = parameters(&config, 3);
+        let token_ids = random_ids(1, 90, config.vocab_size);
+        for (dtype, limit) in [(DType::F32, 1e-3), (DType::Bf16, 0.05)] {
+            let here = decoder(&cpu, &parameters, dtype);
+            let there = decoder(&device, &parameters.clone().on(&device), dtype);
+            for chunk_len in [1, 7, 90] {
+                let logits = |decoder, device, kind| {
+                    let cache = KvCache::new(decoder, kind, 1, token_ids.len(), chunk_len);
+                    cached_logits_in(cache, decoder, device, &token_ids, chunk_len)
+                };
+                let expected = logits(&here, &cpu, CacheKind::Int8);
+                let got = logits(&there, &device, CacheKind::Int8);
+                let difference = relative_difference(&got, &expected);
+                assert!(difference < limit, "{dtype:?}, {chunk_len}: {difference}");
+                let operands = logits(&here, &cpu, CacheKind::Operands);
+                let of_kind = relative_difference(&expected, &operands);
+                assert!(of_kind > 2e-3, "8 bits change nothing: {of_kind}");
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_on_a_gpu_take_the_planned_bytes() {
+    let Some(device) = gpu() else { return };
+    let [config, _] = configs();
+    for dtype in [DType::F32, DType::Bf16] {
+        for kind in [CacheKind::Operands, CacheKind::Int8] {
+            let blocks = KvBlocks::new(&device, &config, dtype, kind, 5);
+            let planned = 5 * KvBlocks::block_bytes(&config, dtype, kind);
+            assert_eq!(blocks.n_bytes(), planned, "{dtype:?} {kind:?}");
+        }
+    }
+}
+
+/// What a weight is multiplied by.
+const F8_SCALE: [f32; 1] = [0.11];
+
+/// Two directories with one model, the matrices of whose layers are 8-bit floats with a scale, and these numbers in bf16.
+fn models_of_f8(scratch: &TestDir) -> [ModelDir; 2] {
+    let config = config(|config| {
+        (config.vocab_size, config.hidden_dim, config.ffn_dim) = (48, 64, 96);
+        (config.head_dim, config.tied_embeddings) = (64, false);
+        config.dtype = WeightDtype::Bf16;
+    });
+    let mut rng = Rng::new(21);
+    let mut weights: Vec<(WeightName, Vec<u8>, Vec<f32>)> = Vec::new();
+    for name in WeightName::all(&config) {
+        let shape = name.shape(&config);
+        let n: usize = shape.iter().product();
+        let (mut bytes, mut numbers) = (Vec::new(), vec![1.0; n]);
+        if matches!(name, WeightName::Layer { .. }) && shape.len() == 2 {
+            // Up to 2^1: magnitudes 0 to 0x40, subnormal ones among them.
+            bytes.extend((0..n).map(|_| (rng.below(0x41) + 0x80 * rng.below(2)) as u8));
+            TensorDtype::F8E4M3.read_f32(&bytes, &mut numbers);
+            numbers.iter_mut().for_each(|number| *number *= F8_SCALE[0]);
+        } else if shape.len() == 2 {
+            numbers = (0..n).map(|_| 0.2 * rng.normal() as f32).collect();
+        }
+        weights.push((name, bytes, numbers));
+    }
+    [true, false].map(|in_8_bits| {
+        let mut sources = Vec::new();
+        for (name, bytes, numbers) in &weights {
+            let (shape, name) = (name.shape(&config), name.name(Layout::HuggingFace));
+            let (dtype, data) = match in_8_bits && !bytes.is_empty() {
+                true => (TensorDtype::F8E4M3, TensorData::Bytes(bytes)),
+                false => (TensorDtype::Bf16, TensorData::F32(numbers)),
+            };
+            if dtype == TensorDtype::F8E4M3 {
+                let (name, data) = (format!("{name}_scale_inv"), TensorData::F32(&F8_SCALE));
+                sources.push(TensorSource { name, dtype: TensorDtype::F32, shape: vec![], data });
+            }
+            sources.push(TensorSource { name, dtype, shape, data });
+        }
+        let dir = scratch.path().join(if in_8_bits { "f8" } else { "bf16" });
+        let writer = ModelDirWriter::begin(&dir).unwrap();
+        writer.config(&config).unwrap();
+        writer.weights(sources).unwrap();
+        writer.commit().unwrap()
+    })
+}
+
+#[test]
+fn floats_of_8_bits_stay_so_on_a_gpu_and_give_the_logits_of_their_numbers() {
+    let Some(device) = gpu() else { return };
+    let scratch = TestDir::new("f8_on_gpu");
+    let [in_8_bits, widened] = models_of_f8(&scratch);
+    let config = ModelConfig::new(in_8_bits.config().clone()).unwrap();
+    let decoders = [&in_8_bits, &widened].map(|model| load(&device, model, DType::Bf16));
+    let [there, wide] = &decoders;
+    for (decoder, model) in decoders.iter().zip([&in_8_bits, &widened]) {
+        let planned =
+            Decoder::loaded_bytes(&device, &config, DType::Bf16, model.weights(), None).unwrap();
+        assert_eq!(decoder.n_bytes(), planned);
+    }
+    let n_in_8_bits: usize = WeightName::all(&config)
+        .into_iter()
+        .filter(|name| matches!(name, WeightName::Layer { .. }))
+        .map(|name| name.shape(&config))
+        .filter(|shape| shape.len() == 2)
+        .map(|shape| shape[0] * shape[1])
+        .sum();
+    assert_eq!(wide.n_bytes() - there.n_bytes(), n_in_8_bits);
+
+    let token_ids = random_ids(22, 40, config.vocab_size);
+    // With many rows the numbers are those that loading would give; with few they are not rounded.
+    let logits = |decoder, chunk_len| cached_logits(decoder, &device, &token_ids, chunk_len);
+    assert_eq!(logits(there, 40), logits(wide, 40));
+    for chunk_len in [1, 7] {
+        let (got, expected) = (logits(there, chunk_len), logits(wide, chunk_len));
+        let difference = relative_difference(&got, &expected);
+        assert!(difference > 0.0 && difference < 0.03, "{chunk_len}: {difference}");
+    }
+    // On the processors, and in f32 on a GPU, they are widened.
+    let exact = load(&device, &in_8_bits, DType::F32);
+    let cpu = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
+    let here = cached_logits(&load(&cpu, &in_8_bits, DType::F32), &cpu, &token_ids, 7);
+    let difference = relative_difference(&logits(&exact, 7), &here);
+    assert!(difference < 1e-5, "{difference}");
 }
