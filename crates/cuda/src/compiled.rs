@@ -31,6 +31,7 @@ pub(crate) const ALL: &[Kernels] = kernels![
     "embedding"
     "few_rows"
     "loss"
+    "low_rank"
     "norm"
     "rope"
     "swiglu"
