@@ -89,13 +89,18 @@ impl LowRank {
     ) {
         let LowRankScratch { sums, rounded } = scratch;
         let rank = self.b.n_in();
-        for tensor in [&mut *sums, &mut *rounded] {
-            tensor.set_shape(x.n_rows(), rank);
-        }
+        sums.set_shape(x.n_rows(), rank);
         self.a.forward(device, x, sums.view_mut(), Write::Overwrite, operands);
-        ops::convert(device, sums.view(), rounded.view_mut());
-        let (x, write) = (rounded.view(), Write::Accumulate);
-        self.b.forward_columns(device, x, y, self.first_out, write, operands);
+        let inner = match rounded {
+            None => sums,
+            Some(rounded) => {
+                rounded.set_shape(sums.n_rows(), rank);
+                ops::convert(device, sums.view(), rounded.view_mut());
+                rounded
+            }
+        };
+        let write = Write::Accumulate;
+        self.b.forward_columns(device, inner.view(), y, self.first_out, write, operands);
     }
 
     /// Gradient of the input: `d_inner[t, r] = sum_o d_y[t, first + o] b[o, r]`, which stays in the scratch, and
@@ -155,30 +160,30 @@ impl LowRank {
 pub struct LowRankScratch {
     /// As products give it, `[tokens, rank]`.
     sums: Tensor,
-    /// In the number type of the changes.
-    rounded: Tensor,
+    /// In the number type of the changes; none where products give that.
+    rounded: Option<Tensor>,
 }
 
 impl LowRankScratch {
     /// Room for up to `max_rows` tokens and changes of up to `max_rank`.
     #[must_use]
     pub fn new(device: &Device, dtype: DType, max_rows: usize, max_rank: usize) -> Self {
-        Self {
-            sums: Tensor::zeroed_on(device, device.product_dtype(dtype), max_rows, max_rank),
-            rounded: Tensor::zeroed_on(device, dtype, max_rows, max_rank),
-        }
+        let zeroed = |dtype| Tensor::zeroed_on(device, dtype, max_rows, max_rank);
+        let sums_dtype = device.product_dtype(dtype);
+        Self { sums: zeroed(sums_dtype), rounded: (sums_dtype != dtype).then(|| zeroed(dtype)) }
     }
 
-    /// Bytes of [`LowRankScratch::new`].
+    /// Bytes of [`LowRankScratch::new`] where the processors compute.
     #[must_use]
     pub fn bytes_for(dtype: DType, max_rows: usize, max_rank: usize) -> usize {
-        max_rows * max_rank * (size_of::<f32>() + dtype.bytes())
+        let rounded = if dtype == DType::F32 { 0 } else { dtype.bytes() };
+        max_rows * max_rank * (size_of::<f32>() + rounded)
     }
 
     /// Bytes that it holds.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
-        self.sums.n_bytes() + self.rounded.n_bytes()
+        self.sums.n_bytes() + self.rounded.as_ref().map_or(0, Tensor::n_bytes)
     }
 }
 

@@ -281,13 +281,13 @@ impl TrainingMemory {
         let (n_factors, rank) = adapter.map_or((0, 0), |adapter| {
             (adapter.n_numbers(config) as usize, adapter.rank.next_multiple_of(2))
         });
-        let low_rank = n_tokens * rank * 2 * bytes;
-        let activations = n_tokens * (kept * bytes + f32s * 4) + logits * 4 + low_rank;
-        let backward = n_tokens * (gradients * bytes + hidden * 4 + rank * 4) + logits * bytes;
+        let activations = n_tokens * ((kept + rank) * bytes + f32s * 4) + logits * 4;
+        // Of an adapter the products of a, and what goes into those of gradients: their input and its gradient.
+        let backward = n_tokens * ((gradients + 2 * rank) * bytes + (hidden + rank) * 4);
         Self {
             packed_bytes: ((matrices + n_factors) * bytes + norms * 4) as u64,
             activations_bytes: activations as u64,
-            backward_bytes: (backward + low_rank) as u64,
+            backward_bytes: (backward + logits * bytes) as u64,
             working_bytes: working as u64,
             ..self
         }
