@@ -1,5 +1,6 @@
 //! What a backward pass gives the gradients of: a model, or an adapter beside it.
 
+use kernels::matmul::Write;
 use tensor::{Device, LinearScratch, LowRank, LowRankGradients, View, ViewMut};
 
 use crate::adapted::{AdaptedProduct, LoadedAdapter};
@@ -50,8 +51,9 @@ impl Learnt<'_> {
         layer_idx == 0 && matches!(self, Self::Adapter { .. })
     }
 
-    /// Gradients through and of the changes to a product: added to that of its input, where one is given, and to those of the
-    /// factors.
+    /// Gradients through and of the changes to a product: over that of its input, where one is given, and added to those of the
+    /// factors. The product's own gradient of its input comes after them, written as this says: added, it is read back by a product
+    /// that has time for it.
     pub(crate) fn changes_backward(
         &mut self,
         device: &Device,
@@ -59,14 +61,18 @@ impl Learnt<'_> {
         (x, d_y): (View<'_>, View<'_>),
         mut d_x: Option<ViewMut<'_>>,
         (scratch, weights): ChangesScratch<'_>,
-    ) {
+    ) -> Write {
         let scaling = self.scaling();
+        let mut write = Write::Overwrite;
         for (change, gradients) in self.changes(product) {
             let scratch = of_adapter(scratch);
-            change.backward_input(device, d_y, d_x.as_mut().map(ViewMut::reborrow), scratch);
+            let d_x = d_x.as_mut().map(|d_x| (d_x.reborrow(), write));
+            change.backward_input(device, d_y, d_x, scratch);
+            write = Write::Accumulate;
             let gradients = [gradients.a.view_mut(), gradients.b.view_mut()];
             change.backward_factors(device, (x, d_y), scaling, gradients, scratch, weights);
         }
+        write
     }
 
     /// The first half of [`Learnt::changes_backward`], for a product whose input is computed again after it.
@@ -80,11 +86,12 @@ impl Learnt<'_> {
         d_y: View<'_>,
         d_x: ViewMut<'_>,
         scratch: &mut Option<LowRankGradients>,
-    ) {
+    ) -> Write {
         let mut changes = self.changes(product);
-        let Some((change, _)) = changes.next() else { return };
+        let Some((change, _)) = changes.next() else { return Write::Overwrite };
         assert!(changes.next().is_none(), "one change to {product:?}");
-        change.backward_input(device, d_y, Some(d_x), of_adapter(scratch));
+        change.backward_input(device, d_y, Some((d_x, Write::Overwrite)), of_adapter(scratch));
+        Write::Accumulate
     }
 
     /// The second half.

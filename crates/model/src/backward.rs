@@ -300,9 +300,10 @@ impl Decoder {
         let (layer, a) = (&self.layers[layer_idx], &w.layers[layer_idx]);
         let (down, gate_up) = (AdaptedProduct::Down, AdaptedProduct::GateUp);
         let (d_out, d_activated) = (g.d_rounded.view(), &mut g.d_activated);
-        layer.ffn.dense().down.backward_input(device, d_out, d_activated.view_mut());
         let (at, d_x) = ((layer_idx, down), d_activated.view_mut());
-        learnt.change_backward_input(device, at, d_out, d_x, &mut g.low_rank);
+        let write = learnt.change_backward_input(device, at, d_out, d_x, &mut g.low_rank);
+        let (ffn, d_x) = (layer.ffn.dense(), d_activated.view_mut());
+        ffn.down.backward_input_columns(device, d_out, 0, d_x, write);
         ops::swiglu_backward(
             device,
             a.gate_up.view(),
@@ -319,10 +320,12 @@ impl Decoder {
             scratch.backward_weight(device, d_out, activated, d.down.view_mut());
             scratch.backward_weight(device, d_gate_up, normed, d.gate_up.view_mut());
         }
-        layer.ffn.dense().gate_up.backward_input(device, d_gate_up, g.d_normed.view_mut());
         let (operands, d_x) = ((normed, d_gate_up), Some(g.d_normed.view_mut()));
         let scratch = (&mut g.low_rank, &mut g.layer_scratch);
-        learnt.changes_backward(device, (layer_idx, gate_up), operands, d_x, scratch);
+        let at = (layer_idx, gate_up);
+        let write = learnt.changes_backward(device, at, operands, d_x, scratch);
+        let d_x = g.d_normed.view_mut();
+        ffn.gate_up.backward_input_columns(device, d_gate_up, 0, d_x, write);
         let saved = NormSaved {
             x: a.ffn_input.as_ref().expect("a workspace for training").view(),
             weight: &layer.ffn_norm,
@@ -345,13 +348,14 @@ impl Decoder {
     ) {
         let (layer, a) = (&self.layers[layer_idx], &w.layers[layer_idx]);
         let (d_out, out) = (g.d_rounded.view(), a.attention_out.view());
-        layer.attention_out.backward_input(device, d_out, g.d_attention_out.view_mut());
         if let Some(d) = learnt.layer(layer_idx) {
             g.layer_scratch.backward_weight(device, d_out, out, d.attention_out.view_mut());
         }
         let (at, d_x) = ((layer_idx, AdaptedProduct::AttentionOut), g.d_attention_out.view_mut());
         let scratch = (&mut g.low_rank, &mut g.layer_scratch);
-        learnt.changes_backward(device, at, (out, d_out), Some(d_x), scratch);
+        let write = learnt.changes_backward(device, at, (out, d_out), Some(d_x), scratch);
+        let d_x = g.d_attention_out.view_mut();
+        layer.attention_out.backward_input_columns(device, d_out, 0, d_x, write);
         let saved = AttentionSaved {
             qkv: a.qkv.view(),
             out,
@@ -373,16 +377,14 @@ impl Decoder {
             g.layer_scratch.backward_weight(device, d_qkv, normed, d.qkv.view_mut());
         }
         let is_last = learnt.ends_at(layer_idx);
-        if !is_last {
-            layer.qkv.backward_input(device, d_qkv, g.d_normed.view_mut());
-        }
         let (at, d_x) = ((layer_idx, AdaptedProduct::Qkv), (!is_last).then_some(&mut g.d_normed));
         let scratch = (&mut g.low_rank, &mut g.layer_scratch);
         let d_x = d_x.map(Tensor::view_mut);
-        learnt.changes_backward(device, at, (normed, d_qkv), d_x, scratch);
+        let write = learnt.changes_backward(device, at, (normed, d_qkv), d_x, scratch);
         if is_last {
             return;
         }
+        layer.qkv.backward_input_columns(device, d_qkv, 0, g.d_normed.view_mut(), write);
         let saved = NormSaved {
             x: a.attention_input.as_ref().expect("a workspace for training").view(),
             weight: &layer.attention_norm,

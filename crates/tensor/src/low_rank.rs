@@ -104,7 +104,7 @@ impl LowRank {
     }
 
     /// Gradient of the input: `d_inner[t, r] = sum_o d_y[t, first + o] b[o, r]`, which stays in the scratch, and
-    /// `d_x[t, i] += sum_r d_inner[t, r] a[r, i]`, where that is wanted.
+    /// `d_x[t, i] (+)= sum_r d_inner[t, r] a[r, i]`, where that is wanted.
     ///
     /// Shapes: d_y `[tokens, outputs of the layer]` in the number type of the change; d_x `[tokens, n_in]` f32, on a GPU also of that
     /// type. Numerics: sums in f32; d_inner is rounded to the number type before it is multiplied.
@@ -115,16 +115,15 @@ impl LowRank {
         &self,
         device: &Device,
         d_y: View<'_>,
-        d_x: Option<ViewMut<'_>>,
+        d_x: Option<(ViewMut<'_>, Write)>,
         scratch: &mut LowRankGradients,
     ) {
         scratch.set_shape(d_y.n_rows(), self.b.n_in());
         let LowRankGradients { sums, d_inner, .. } = scratch;
-        let (out, write) = (sums.view_mut(), Write::Overwrite);
-        self.b.backward_input_columns(device, d_y, self.first_out, out, write);
+        let (out, overwrite) = (sums.view_mut(), Write::Overwrite);
+        self.b.backward_input_columns(device, d_y, self.first_out, out, overwrite);
         ops::convert(device, sums.view(), d_inner.view_mut());
-        if let Some(d_x) = d_x {
-            let write = Write::Accumulate;
+        if let Some((d_x, write)) = d_x {
             self.a.backward_input_columns(device, d_inner.view(), 0, d_x, write);
         }
     }
@@ -280,7 +279,8 @@ mod tests {
             let mut d_x = Tensor::from_f32(&[100.0; 8], 4);
             let mut d_a = Tensor::from_f32(&[10.0; 8], 4);
             let mut d_b = Tensor::from_f32(&[20.0; 4], 2);
-            change.backward_input(&device, d_y.view(), Some(d_x.view_mut()), &mut scratch);
+            let written = Some((d_x.view_mut(), Write::Accumulate));
+            change.backward_input(&device, d_y.view(), written, &mut scratch);
             let gradients = [d_a.view_mut(), d_b.view_mut()];
             let operands = (x.view(), d_y.view());
             change.backward_factors(&device, operands, 0.5, gradients, &mut scratch, &mut weights);
