@@ -43,7 +43,7 @@ fn initial_parameters(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Paramete
 pub(super) enum Beginning {
     Model(Parameters),
     /// The adapter, and the model beside which it is trained.
-    Adapter(AdapterParameters, Decoder),
+    Adapter(AdapterParameters, Box<Decoder>),
 }
 
 impl Beginning {
@@ -63,7 +63,7 @@ impl Beginning {
                 Trainer::new(device, parameters, dtype, settings, max_tokens)
             }
             Self::Adapter(factors, decoder) => {
-                Trainer::of_adapter(device, decoder, factors, settings, max_tokens)
+                Trainer::of_adapter(device, *decoder, factors, settings, max_tokens)
             }
         }
     }
@@ -100,7 +100,7 @@ pub(super) fn beginning(
     }
     let dtype = compute_dtype(recipe.dtype);
     let decoder = Decoder::load_frozen(device, &config, dtype, model.weights())?;
-    Ok(Beginning::Adapter(factors, decoder))
+    Ok(Beginning::Adapter(factors, Box::new(decoder)))
 }
 
 /// Whether the model that training makes could be written: known before the first step, not after the last.
