@@ -1,14 +1,16 @@
 //! Loading a decoder beside which an adapter is trained.
 
+use formats::weights::StoredWeight;
 use formats::{FfnMatrix, FormatError, LayerPart, ModelWeights, WeightName};
 use tensor::{DType, Device, Linear, Passes, Tensor, View};
 
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
+use crate::load::{ROWS_AT_A_TIME, read_rows};
 
 impl Decoder {
     /// A decoder that stays as it is while an adapter beside it is trained: matrices rounded to `dtype` and packed for both passes.
-    /// Beside it, memory holds one matrix in f32.
+    /// Beside it, memory holds one matrix in f32; for a GPU, some hundred rows of one.
     ///
     /// # Errors
     /// When a weight is missing, has another shape than it should, or is in blocks, which have no backward pass.
@@ -63,27 +65,35 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// A matrix made of the rows of one or several weights, one after the other.
     fn matrix(&mut self, linear: &mut Linear, names: &[WeightName]) -> Result<(), FormatError> {
-        self.numbers.clear();
-        for &name in names {
-            self.append(name)?;
+        let weights: Vec<StoredWeight<'_>> = names
+            .iter()
+            .map(|&name| self.weights.weight(name, self.config))
+            .collect::<Result<_, _>>()?;
+        let n_out = weights.iter().map(|weight| weight.shape()[0]).sum();
+        let (device, width) = (self.device, linear.n_in());
+        // What products of the backward pass read is packed from whole columns.
+        let rows_at_a_time = match device {
+            Device::Cuda { .. } => ROWS_AT_A_TIME,
+            _ => n_out,
+        };
+        for first in (0..n_out).step_by(rows_at_a_time) {
+            let n_rows = rows_at_a_time.min(n_out - first);
+            self.numbers.resize(n_rows * width, 0.0);
+            read_rows(&weights, first, &mut self.numbers, width);
+            let view = View::F32 { values: &self.numbers, width };
+            match device {
+                Device::Cuda { .. } => linear.pack_rows(device, first, view),
+                _ => linear.pack(device, view),
+            }
         }
-        let view = View::F32 { values: &self.numbers, width: linear.n_in() };
-        linear.pack(self.device, view);
         Ok(())
     }
 
     fn norm(&mut self, norm: &mut Tensor, name: WeightName) -> Result<(), FormatError> {
-        self.numbers.clear();
-        self.append(name)?;
-        norm.write_f32(&self.numbers);
-        Ok(())
-    }
-
-    fn append(&mut self, name: WeightName) -> Result<(), FormatError> {
         let weight = self.weights.weight(name, self.config)?;
-        let start = self.numbers.len();
-        self.numbers.resize(start + weight.shape().iter().product::<usize>(), 0.0);
-        weight.read_f32(&mut self.numbers[start..]);
+        self.numbers.resize(weight.shape().iter().product(), 0.0);
+        weight.read_f32(&mut self.numbers);
+        norm.write_f32(&self.numbers);
         Ok(())
     }
 }
