@@ -50,6 +50,7 @@ const COMPARISONS: &[Comparison] = &[
     Comparison { name: "jinja", means: Means::Golden("golden/make_jinja.py") },
     Comparison { name: "family", means: Means::Golden("golden/make_family.py") },
     Comparison { name: "train_steps", means: Means::Golden("golden/make_train_steps.py") },
+    Comparison { name: "lora_steps", means: Means::Golden("golden/make_lora_steps.py") },
     Comparison { name: "tokenizer", means: Means::Golden("golden/make_tokenizer.py") },
     Comparison {
         name: "tests",

@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     println!("{}", compute.family());
     let config = TRAIN_STEP_SHAPE.config()?;
-    for speed in train_step(&Device::Cpu(compute), &config, TRAIN_STEP_BATCH, 5)? {
+    for speed in train_step(&Device::Cpu(compute), &config, None, TRAIN_STEP_BATCH, 5)? {
         println!(
             "{speed:.0} tokens/s, {:.0} GFLOP/s",
             speed * config.train_flops_per_token(512) / 1e9

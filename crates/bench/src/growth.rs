@@ -13,7 +13,7 @@ use train::recipe::BatchSettings;
 use crate::accuracy::prompt;
 use crate::inference::{CHUNK, Subject, batched_decode};
 use crate::result::median;
-use crate::shapes::Shape;
+use crate::shapes::{Shape, TRAIN_STEP_SHAPE};
 use crate::training::train_step;
 
 pub use report::{DocumentError, GrowthReport};
@@ -172,7 +172,7 @@ pub fn training_growth(
             let (width, n_layers) = shape(size);
             on_start(&format!("training {n_layers} layers of width {width}"));
             let config = trained(width, n_layers).expect("the shape is right");
-            let mut speeds = train_step(device, &config, BATCH, N_STEPS)?;
+            let mut speeds = train_step(device, &config, None, BATCH, N_STEPS)?;
             points.push((size, n_tokens / median(&mut speeds)));
         }
         Ok::<_, TrainError>(points)
@@ -190,7 +190,7 @@ pub fn training_growth(
 fn trained(width: usize, n_layers: usize) -> Result<ModelConfig, ModelError> {
     let (n_heads, ffn_dim) = (width / 64, (8 * width / 3).next_multiple_of(64));
     let dims = [width, n_layers, n_heads, n_heads / 2, 64, ffn_dim, 8192, BATCH.seq_len];
-    Shape { name: "trained", dims, tied_embeddings: true }.config()
+    Shape { name: "trained", dims, ..TRAIN_STEP_SHAPE }.config()
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ fn read(mut receiver: EventReceiver, start: Instant) -> (f64, usize) {
 mod tests {
     use kernels::{Compute, Family};
     use model::ModelConfig;
-    use tensor::DType;
+    use tensor::{DType, Passes};
 
     use super::*;
 
@@ -141,7 +141,7 @@ mod tests {
     fn every_prompt_of_a_load_is_read() {
         let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
         let config = ModelConfig::new(ModelConfig::example()).unwrap();
-        let decoder = Arc::new(Decoder::random(&device, &config, DType::F32, 1));
+        let decoder = Arc::new(Decoder::random(&device, &config, DType::F32, Passes::Forward, 1));
         let load = Load { n_requests: 3, prompt_len: 40, answer_len: 5, step_tokens: 64 };
         let served = serve_load(&device, &decoder, load).unwrap();
         assert!(served.tokens_per_s > 0.0 && served.first_token_s.is_finite());

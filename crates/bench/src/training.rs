@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use cuda::KernelTime;
 use data::packing::PackedBatch;
-use model::{ModelConfig, Parameters};
-use tensor::{DType, Device};
+use model::{AdapterParameters, AdapterSettings, Decoder, ModelConfig, Parameters};
+use tensor::{DType, Device, Passes};
 use train::optimizer::OptimizerSettings;
 use train::recipe::BatchSettings;
 use train::{TrainError, Trainer};
@@ -20,7 +20,7 @@ pub const TRAIN_STEP_BATCH: BatchSettings =
 const MEASURED_ROWS: usize = 8;
 
 /// Tokens per second of `n_steps` whole training steps in bf16 after a warm-up: forward, backward, clipping, AdamW,
-/// packing. One figure per step.
+/// packing. One figure per step. What is trained is the model, or an adapter beside it.
 ///
 /// # Errors
 /// When a step fails.
@@ -30,11 +30,12 @@ const MEASURED_ROWS: usize = 8;
 pub fn train_step(
     device: &Device,
     config: &ModelConfig,
+    adapter: Option<&AdapterSettings>,
     batch: BatchSettings,
     n_steps: usize,
 ) -> Result<Vec<f64>, TrainError> {
     let BatchSettings { seq_len, rows_per_step, .. } = batch;
-    let (mut trainer, batches) = prepared(device, config, batch);
+    let (mut trainer, batches) = prepared(device, config, adapter, batch);
     let mut speeds = Vec::with_capacity(n_steps);
     for step in 0..=n_steps {
         let start = Instant::now();
@@ -56,10 +57,11 @@ pub fn train_step(
 pub fn train_step_profile(
     device: &Device,
     config: &ModelConfig,
+    adapter: Option<&AdapterSettings>,
     batch: BatchSettings,
 ) -> Result<Vec<KernelTime>, TrainError> {
     let Device::Cuda { gpu, .. } = device else { panic!("a profile of the processors") };
-    let (mut trainer, batches) = prepared(device, config, batch);
+    let (mut trainer, batches) = prepared(device, config, adapter, batch);
     trainer.step(&batches, 1e-3)?;
     let mut outcome = Ok(());
     let times = gpu.profiled(|| outcome = trainer.step(&batches, 1e-3).map(|_| ()));
@@ -70,14 +72,25 @@ pub fn train_step_profile(
 fn prepared(
     device: &Device,
     config: &ModelConfig,
+    adapter: Option<&AdapterSettings>,
     batch: BatchSettings,
 ) -> (Trainer, Vec<PackedBatch>) {
     let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch } = batch;
     assert!(rows_per_step.is_multiple_of(rows_per_micro_batch), "{batch:?}");
     let max_tokens = seq_len * rows_per_micro_batch;
     let settings = OptimizerSettings::default();
-    let parameters = Parameters::random(config, 1);
-    let trainer = Trainer::new(device.clone(), parameters, DType::Bf16, settings, max_tokens);
+    let (dtype, passes) = (DType::Bf16, Passes::ForwardAndBackward);
+    let trainer = match adapter {
+        None => {
+            let parameters = Parameters::random(config, 1);
+            Trainer::new(device.clone(), parameters, dtype, settings, max_tokens)
+        }
+        Some(adapter) => {
+            let decoder = Decoder::random(device, config, dtype, passes, 1);
+            let parameters = AdapterParameters::random(config, adapter, 2);
+            Trainer::of_adapter(device.clone(), decoder, parameters, settings, max_tokens)
+        }
+    };
     let batches = (0..rows_per_step)
         .step_by(rows_per_micro_batch)
         .map(|row| random_batch(config.vocab_size, seq_len, rows_per_micro_batch, row));
@@ -91,12 +104,13 @@ fn prepared(
 pub fn training_speed(
     device: &Device,
     config: &ModelConfig,
+    adapter: Option<&AdapterSettings>,
     batch: BatchSettings,
 ) -> Result<f64, TrainError> {
     let rows = batch.rows_per_micro_batch;
     let rows_per_step = batch.rows_per_step.min((MEASURED_ROWS / rows).max(1) * rows);
     let batch = BatchSettings { rows_per_step, ..batch };
-    Ok(median(&mut train_step(device, config, batch, 3)?))
+    Ok(median(&mut train_step(device, config, adapter, batch, 3)?))
 }
 
 /// Rows of pseudo-random tokens: multiples of a large odd number, modulo the vocabulary.

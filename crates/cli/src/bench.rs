@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     cache: CacheArgs,
     /// Shape with random weights [default: 15.7m]
-    #[arg(long, value_name = "SHAPE", value_parser = ["15.7m", "124m", "1b", "7b"])]
+    #[arg(long, value_name = "SHAPE", value_parser = ["15.7m", "124m", "1b", "7b", "8b"])]
     shape: Option<String>,
     /// Random weights of a shape: q4km, q8 or bf16, a GGUF file that is made once in the home's cache [default: bf16]
     #[arg(long, value_name = "TYPE", value_parser = parse_weights, conflicts_with = "model")]
@@ -64,6 +64,9 @@ pub(crate) struct Args {
     /// Say on stderr what a GPU spends its time on (train, and decode and batch of a shape)
     #[arg(long)]
     profile: bool,
+    /// Train a LoRA adapter of this rank, of all matrices, beside the model that stays as it is (train)
+    #[arg(long, value_name = "N")]
+    lora_rank: Option<NonZeroUsize>,
     /// Document whose figures and plots are rewritten (growth)
     #[arg(long, value_name = "FILE.md")]
     document: Option<PathBuf>,
@@ -221,6 +224,10 @@ fn check(args: &Args) -> Result<(), Failure> {
         _ if what != What::Growth && args.document.is_some() => {
             "--document is for bench growth: leave it out"
         }
+        _ if what != What::Train && args.lora_rank.is_some() => {
+            "--lora-rank is for bench train: leave it out"
+        }
+        Some(_) if args.lora_rank.is_some() => "--peer trains models: leave out --lora-rank",
         _ if what == What::Train && args.model.is_some() => {
             "bench train measures shapes: give --shape"
         }
@@ -348,6 +355,8 @@ mod tests {
             (&["growth", "--peer"], "bench growth has no peer"),
             (&["decode", "--document", "d.md"], "--document is for bench growth"),
             (&["train", "--divergence"], "--divergence is for prefill"),
+            (&["decode", "--lora-rank", "4"], "--lora-rank is for bench train"),
+            (&["train", "--lora-rank", "4", "--peer"], "leave out --lora-rank"),
             (&["growth", "--kv-cache-dtype", "int8"], "--kv-cache-dtype is for prefill"),
             (&["growth", "--model", "m", "--adapter", "a"], "leave out --adapter"),
             (&["train", "--shape", "1b", "--peer"], "--peer trains the shape 15.7m"),

@@ -77,6 +77,11 @@ impl Context {
         self.home.join("models")
     }
 
+    /// Where adapters are.
+    pub(crate) fn adapters_dir(&self) -> PathBuf {
+        self.home.join("adapters")
+    }
+
     /// Where packed copies of large models' weights are.
     pub(crate) fn packed_dir(&self) -> PathBuf {
         self.home.join("cache/packed")

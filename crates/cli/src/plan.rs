@@ -124,6 +124,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             memory["total_bytes"] = json!(plan.memory.total_bytes());
             context.print_json(&json!({
                 "parameters": plan.config.n_parameters(),
+                "trained_parameters": plan.n_trained_parameters(),
                 "tokens": plan.n_tokens,
                 "flops": plan.flops,
                 "training_memory": memory,
@@ -180,7 +181,7 @@ fn planned(args: &Args) -> anyhow::Result<Planned> {
     let dtype = WeightDtype::Bf16;
     let data_bytes = args.tokens * TokenDtype::for_vocab(args.vocab).n_bytes();
     let config = shape.planned_config().map_err(Failure::usage)?;
-    let plan = RunPlan::new(config, dtype, batch, n_steps, data_bytes);
+    let plan = RunPlan::new(config, None, dtype, batch, n_steps, data_bytes);
     Ok(Planned { plan, batch, dtype })
 }
 
@@ -207,13 +208,12 @@ fn speed(
     if config.n_parameters() <= MAX_MEASURED_PARAMETERS
         && planned.plan.memory.total_bytes() < available
     {
-        let speed = training_speed(&device, config, planned.batch)?;
+        let adapter = planned.plan.adapter.as_ref();
+        let speed = training_speed(&device, config, adapter, planned.batch)?;
         return Ok(Some((speed, SpeedSource::Measured)));
     }
     let small: ModelConfig = TRAIN_STEP_SHAPE.config()?;
-    let flops_of =
-        |config: &ModelConfig, batch: BatchSettings| config.train_flops_per_token(batch.seq_len);
-    let flops =
-        training_speed(&device, &small, TRAIN_STEP_BATCH)? * flops_of(&small, TRAIN_STEP_BATCH);
-    Ok(Some((flops / flops_of(config, planned.batch), SpeedSource::Estimated)))
+    let of_small = small.train_flops_per_token(TRAIN_STEP_BATCH.seq_len);
+    let flops = training_speed(&device, &small, None, TRAIN_STEP_BATCH)? * of_small;
+    Ok(Some((flops / planned.plan.flops_per_token(), SpeedSource::Estimated)))
 }

@@ -26,13 +26,14 @@ impl ClaimedDir {
     /// Makes the folder of the run that `--run` names, or takes over what is left of one that was killed before it was a run.
     ///
     /// # Errors
-    /// When it is no name for a run, there is a run or a model of that name, or the system refuses.
+    /// When it is no name for a run, there is a run, a model or an adapter of that name, or the system refuses.
     pub(crate) fn named(name: &str, context: &Context) -> anyhow::Result<Self> {
         check_name("--run", name)?;
-        let model_dir = context.models_dir().join(name);
-        if model_dir.exists() {
-            let hint = "choose another --run: the model gets the same name".to_owned();
-            return Err(Failure::Exists { path: model_dir, hint }.into());
+        for (what, path) in made_dirs(name, context) {
+            if path.exists() {
+                let hint = format!("choose another --run: the {what} gets the same name");
+                return Err(Failure::Exists { path, hint }.into());
+            }
         }
         context.make_dir(&context.runs_dir())?;
         let path = context.runs_dir().join(name);
@@ -50,7 +51,7 @@ impl ClaimedDir {
     pub(crate) fn numbered(recipe: &Path, context: &Context) -> anyhow::Result<Self> {
         let stem = recipe.file_stem().unwrap_or_default().to_string_lossy();
         let stem = stem.replace(|c: char| matches!(c, '.' | '\\') || c.is_control(), "-");
-        let is_taken = |name: &str| context.models_dir().join(name).exists();
+        let is_taken = |name: &str| made_dirs(name, context).iter().any(|(_, path)| path.exists());
         make_numbered_dir(&stem, is_taken, context).map(Self::new)
     }
 
@@ -93,6 +94,11 @@ pub(crate) fn make_numbered_dir(
         }
     }
     unreachable!("there are fewer folders than numbers")
+}
+
+/// Where a run of this name may put what it makes.
+fn made_dirs(name: &str, context: &Context) -> [(&'static str, PathBuf); 2] {
+    [("model", context.models_dir().join(name)), ("adapter", context.adapters_dir().join(name))]
 }
 
 /// Whether a folder holds at most a lock, which nobody holds.

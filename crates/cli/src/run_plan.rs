@@ -14,7 +14,7 @@ use crate::table::table;
 
 /// Names and values for people.
 pub(crate) fn rows(plan: &RunPlan) -> Vec<(&'static str, String)> {
-    let memory = &plan.memory;
+    let (memory, is_adapter) = (&plan.memory, plan.adapter.is_some());
     let mut rows = vec![
         ("parameters", short(plan.config.n_parameters() as f64)),
         ("tokens", short(plan.n_tokens as f64)),
@@ -28,8 +28,11 @@ pub(crate) fn rows(plan: &RunPlan) -> Vec<(&'static str, String)> {
         ("  backward pass", bytes(memory.backward_bytes)),
         ("  data", bytes(memory.data_bytes)),
         ("checkpoint on disk", bytes(memory.checkpoint_bytes())),
-        ("model on disk", bytes(plan.model_bytes)),
+        (if is_adapter { "adapter on disk" } else { "model on disk" }, bytes(plan.model_bytes)),
     ];
+    if is_adapter {
+        rows.insert(1, ("trained parameters", short(plan.n_trained_parameters() as f64)));
+    }
     if memory.working_bytes > 0 {
         let after = rows.iter().position(|(name, _)| *name == "  data").unwrap_or(rows.len());
         rows.insert(after, ("  working memory", bytes(memory.working_bytes)));

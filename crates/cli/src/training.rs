@@ -1,18 +1,20 @@
-//! A training run from the command line: from a recipe to a model. Shared by `pretrain`, `tune` and
+//! A training run from the command line: from a recipe to a model or an adapter. Shared by `pretrain`, `tune` and
 //! `resume`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
 use eval::figures::duration;
-use formats::model_dir::{Lineage, ModelDir};
+use formats::adapter::Adapter;
+use formats::model_dir::{Lineage, ModelDir, read_lineage};
+use model::{AdapterParameters, Parameters};
 use serde_json::json;
 use tokenizer::Tokenizer;
-use train::export::{ModelNotes, write_model};
+use train::export::{ModelNotes, write_adapter, write_model};
 use train::plan::RunPlan;
 use train::recipe::Start;
-use train::{Inherited, Outcome, Progress, Recipe, Run, RunControl, template_of};
+use train::{Inherited, Outcome, Progress, Recipe, Run, RunControl, Trained, template_of};
 
 use crate::context::{Context, Form};
 use crate::failure::Failure;
@@ -80,7 +82,7 @@ fn check_start(start: RunStart, recipe: &Recipe) -> Result<(), Failure> {
     Err(Failure::usage(problem))
 }
 
-/// Trains to the end and writes the model. `run_value` is what `galerne resume` will be given.
+/// Trains to the end and writes the model, or the adapter. `run_value` is what `galerne resume` will be given.
 ///
 /// # Errors
 /// When training or writing fails; [`Failure::Stopped`] after a signal, with a checkpoint.
@@ -92,14 +94,14 @@ pub(crate) fn finish(
 ) -> anyhow::Result<()> {
     let start = Instant::now();
     let last = train(run, run_value, signals)?;
-    let model_dir = export(run, context)?;
+    let (made, dir) = export(run, context)?;
     let seconds = start.elapsed().as_secs_f64();
     context.say(&format!("done in {}", duration(seconds)));
     match context.form() {
-        Form::Text => context.print(&format!("{}\n", model_dir.display())),
+        Form::Text => context.print(&format!("{}\n", dir.display())),
         Form::Json => context.print_json(&json!({
             "run": run.dir().display().to_string(),
-            "model": model_dir.display().to_string(),
+            made: dir.display().to_string(),
             "steps": run.step(),
             "tokens": run.tokens(),
             "loss": last.map(|progress| progress.loss),
@@ -146,27 +148,73 @@ fn inherited(run: &Run, context: &Context) -> Lineage {
     Lineage { licence, data_sheet_sha256, ..Lineage::default() }
 }
 
-/// Writes the model of a finished run into the home, unless it is there already.
-fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
+/// Writes what a finished run trained into the home, unless it is there already; gives what it is and where.
+fn export(run: &Run, context: &Context) -> anyhow::Result<(&'static str, PathBuf)> {
+    let trained = run.trained();
+    let (made, parent) = match &*trained {
+        Trained::Model(_) => ("model", context.models_dir()),
+        Trained::Adapter(_) => ("adapter", context.adapters_dir()),
+    };
     let name = folder_name(run.dir());
-    let dir = context.models_dir().join(&name);
+    let dir = parent.join(&name);
     if dir.exists() {
-        let is_own = |found: &Lineage| found.run.as_ref() == Some(&name);
-        if !ModelDir::open(&dir)?.lineage().is_some_and(is_own) {
+        match &*trained {
+            Trained::Model(_) => drop(ModelDir::open(&dir)?),
+            Trained::Adapter(factors) => drop(Adapter::open(&dir, factors.config(), None)?),
+        }
+        if read_lineage(&dir)?.is_none_or(|found| found.run.as_ref() != Some(&name)) {
             let hint =
-                format!("move it away, then `galerne resume {name}` writes the model of the run");
+                format!("move it away, then `galerne resume {name}` writes the {made} of the run");
             return Err(Failure::Exists { path: dir, hint }.into());
         }
-        context.say(&format!("the model of this run is there already: {}", dir.display()));
-        return Ok(dir);
+        context.say(&format!("the {made} of this run is there already: {}", dir.display()));
+        return Ok((made, dir));
     }
+    let failed = || format!("cannot write the {made} of run {}", run.dir().display());
+    match &*trained {
+        Trained::Model(parameters) => export_model(run, parameters, &dir, context),
+        Trained::Adapter(factors) => export_adapter(run, factors, &dir, context),
+    }
+    .with_context(failed)?;
+    Ok((made, dir))
+}
+
+/// The model that the run's weights come from.
+fn parent_of(run: &Run) -> Option<&Path> {
+    match &run.recipe().start {
+        Start::Model(parent) | Start::Run(parent) => Some(parent),
+        Start::Random(_) => None,
+    }
+}
+
+fn export_adapter(
+    run: &Run,
+    factors: &AdapterParameters,
+    dir: &Path,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let parent = parent_of(run).context("an adapter is one for a model")?;
+    let lineage = Lineage {
+        run: Some(folder_name(run.dir())),
+        parent: Some(folder_name(parent)),
+        ..inherited(run, context)
+    };
+    context.make_dir(&context.adapters_dir())?;
+    write_adapter(dir, factors, parent, lineage)?;
+    Ok(())
+}
+
+fn export_model(
+    run: &Run,
+    parameters: &Parameters,
+    dir: &Path,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let name = folder_name(run.dir());
     let recipe = run.recipe();
     let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
     let has_conversations = !recipe.data.conversations.is_empty();
-    let parent = match &recipe.start {
-        Start::Model(parent) | Start::Run(parent) => Some(folder_name(parent)),
-        Start::Random(_) => None,
-    };
+    let parent = parent_of(run).map(folder_name);
     let origin = match &parent {
         Some(parent) => format!("trained further from `{parent}`"),
         None => "trained from random weights".to_owned(),
@@ -183,7 +231,6 @@ fn export(run: &Run, context: &Context) -> anyhow::Result<PathBuf> {
         template: has_conversations.then(|| template_of(recipe, &tokenizer)).transpose()?,
         name,
     };
-    write_model(&dir, &run.parameters(), recipe.dtype, &tokenizer, &notes)
-        .with_context(|| format!("cannot write the model of run {}", run.dir().display()))?;
-    Ok(dir)
+    write_model(dir, parameters, recipe.dtype, &tokenizer, &notes)?;
+    Ok(())
 }

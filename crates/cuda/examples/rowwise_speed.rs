@@ -153,7 +153,7 @@ fn rows(bench: &Bench, shape: [usize; 2]) {
         let gradients = norm::NormGradients {
             d_x: d_x.view_mut(),
             rounded: Some(rounded.view_mut()),
-            d_weight: d_weight.view_mut(),
+            d_weight: Some(d_weight.view_mut()),
         };
         norm::rms_norm_backward(
             gpu,

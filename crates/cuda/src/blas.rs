@@ -369,6 +369,11 @@ fn alignment(address: u64) -> u32 {
     1 << address.trailing_zeros().min(8)
 }
 
+/// Where the columns of a matrix from `first` on begin.
+fn column_address(matrix: Matrix<'_>, first: usize) -> u64 {
+    matrix.address() + (first * matrix.number_type().bytes()) as u64
+}
+
 /// `y[t, first + o] (+)= sum_i x[t, i] w[o, i]`.
 ///
 /// Shapes: x `[tokens, n_in]`, w `[n_out, n_in]`, of one number type; y `[tokens, at least first + n_out]`, f32 or of that type.
@@ -389,8 +394,7 @@ pub fn product(
     assert_eq!(x.number_type(), w.number_type(), "number types of operands");
     assert_eq!(y.n_rows(), n_tokens, "rows of a product");
     assert!(first_column + n_out <= y.width(), "columns of a product");
-    let out = y.address() + (first_column * y.number_type().bytes()) as u64;
-    let addresses = [w.address(), x.address(), out];
+    let addresses = [w.address(), x.address(), column_address(y.as_ref(), first_column)];
     let shape = Shape {
         types: [w.number_type(), x.number_type(), y.number_type()],
         transposed: [true, false],
@@ -402,49 +406,63 @@ pub fn product(
     gpu.blas().multiply(gpu, shape, addresses);
 }
 
-/// Gradient of the input of [`product`]: `d_x[t, i] = sum_o d_y[t, o] w[o, i]`. Overwrites.
+/// Gradient of the input of [`product`]: `d_x[t, i] (+)= sum_o d_y[t, first + o] w[o, i]`.
 ///
-/// Shapes: d_y `[tokens, n_out]`, w `[n_out, n_in]`, of one number type; d_x `[tokens, n_in]`, f32 or of that type.
+/// Shapes: d_y `[tokens, at least first + n_out]`, w `[n_out, n_in]`, of one number type; d_x `[tokens, n_in]`, f32 or of that type.
 ///
 /// # Panics
 /// When a shape or number type does not fit.
-pub fn product_backward_input(gpu: &Gpu, d_y: Matrix<'_>, w: Matrix<'_>, d_x: MatrixMut<'_>) {
-    let (n_tokens, n_out, n_in) = (d_y.n_rows(), d_y.width(), w.width());
-    assert_eq!(w.n_rows(), n_out, "inner dimension of a product");
+pub fn product_backward_input(
+    gpu: &Gpu,
+    d_y: Matrix<'_>,
+    first_column: usize,
+    w: Matrix<'_>,
+    d_x: MatrixMut<'_>,
+    write: Write,
+) {
+    let (n_tokens, n_out, n_in) = (d_y.n_rows(), w.n_rows(), w.width());
+    assert!(first_column + n_out <= d_y.width(), "inner dimension of a product");
     assert_eq!(d_y.number_type(), w.number_type(), "number types of operands");
     assert_eq!([d_x.n_rows(), d_x.width()], [n_tokens, n_in], "shape of a product");
-    let addresses = [w.address(), d_y.address(), d_x.address()];
+    let addresses = [w.address(), column_address(d_y, first_column), d_x.address()];
     let shape = Shape {
         types: [w.number_type(), d_y.number_type(), d_x.number_type()],
         transposed: [false, false],
         dims: [n_in, n_tokens, n_out],
-        strides: [n_in, n_out, n_in],
+        strides: [n_in, d_y.width(), n_in],
         alignments: addresses.map(alignment),
-        accumulates: false,
+        accumulates: write == Write::Accumulate,
     };
     gpu.blas().multiply(gpu, shape, addresses);
 }
 
-/// Gradient of the weight of [`product`]: `d_w[o, i] += sum_t d_y[t, o] x[t, i]`. Accumulates.
+/// Gradient of the weight of [`product`]: `d_w[o, i] += sum_t d_y[t, first + o] x[t, i]`. Accumulates.
 ///
-/// Shapes: d_y `[tokens, n_out]`, x `[tokens, n_in]`, of one number type; d_w f32 `[n_out, n_in]`.
+/// Shapes: d_y `[tokens, at least first + n_out]`, x `[tokens, n_in]`, of one number type; d_w f32 `[n_out, n_in]`.
 ///
 /// # Panics
 /// When a shape or number type does not fit.
-pub fn product_backward_weight(gpu: &Gpu, d_y: Matrix<'_>, x: Matrix<'_>, d_w: MatrixMut<'_>) {
-    let (n_tokens, n_out, n_in) = (d_y.n_rows(), d_y.width(), x.width());
+pub fn product_backward_weight(
+    gpu: &Gpu,
+    d_y: Matrix<'_>,
+    first_column: usize,
+    x: Matrix<'_>,
+    d_w: MatrixMut<'_>,
+) {
+    let (n_tokens, n_out, n_in) = (d_y.n_rows(), d_w.n_rows(), x.width());
+    assert!(first_column + n_out <= d_y.width(), "outputs of a product");
     assert_eq!(x.n_rows(), n_tokens, "inner dimension of a product");
     assert_eq!(d_y.number_type(), x.number_type(), "number types of operands");
-    assert_eq!([d_w.n_rows(), d_w.width()], [n_out, n_in], "shape of a product");
+    assert_eq!(d_w.width(), n_in, "shape of a product");
     if n_tokens == 0 {
         return;
     }
-    let addresses = [x.address(), d_y.address(), d_w.address()];
+    let addresses = [x.address(), column_address(d_y, first_column), d_w.address()];
     let shape = Shape {
         types: [x.number_type(), d_y.number_type(), d_w.number_type()],
         transposed: [false, true],
         dims: [n_in, n_out, n_tokens],
-        strides: [n_in, n_out, n_in],
+        strides: [n_in, d_y.width(), n_in],
         alignments: addresses.map(alignment),
         accumulates: true,
     };

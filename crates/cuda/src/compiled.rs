@@ -32,6 +32,7 @@ pub(crate) const ALL: &[Kernels] = kernels![
     "embedding"
     "few_rows"
     "loss"
+    "low_rank"
     "norm"
     "paged_cache"
     "rope"

@@ -14,6 +14,10 @@ use crate::fields::Fields;
 use crate::names::{Layout, WeightName};
 use crate::weights::WeightFiles;
 
+mod write;
+
+pub use write::{AdapterNotes, peft_names, write_adapter};
+
 /// What a PEFT directory holds.
 const PEFT_CONFIG: &str = "adapter_config.json";
 const PEFT_WEIGHTS: &str = "adapter_model.safetensors";

@@ -1,7 +1,7 @@
 //! Checkpoints: what a run needs to go on, whole or not at all.
 //!
-//! A checkpoint is the folder `checkpoints/step-00001234` of a run with `model.safetensors` (f32 masters),
-//! `optimizer.safetensors`, `state.json` and `SHA256SUMS`. It is written under a temporary name, synced and renamed; the
+//! A checkpoint is the folder `checkpoints/step-00001234` of a run with `model.safetensors` (f32 masters; of a run that trains an
+//! adapter `adapter.safetensors`, and no model), `optimizer.safetensors`, `state.json` and `SHA256SUMS`. It is written under a temporary name, synced and renamed; the
 //! text file `checkpoints/LATEST`, which names it, moves last. So a process killed at any moment leaves the last
 //! checkpoint usable, and at most leftovers that [`clean_leftovers`] removes.
 
@@ -29,6 +29,8 @@ use sums::{read_sums, sums_text};
 
 /// The weights of a checkpoint.
 pub const MODEL_FILE: &str = "model.safetensors";
+/// The factors of an adapter, in a checkpoint that holds no weights of a model.
+pub const ADAPTER_FILE: &str = "adapter.safetensors";
 /// The optimiser's state.
 pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// Everything else: step, counters, schedules, random states.
@@ -36,7 +38,9 @@ pub const STATE_FILE: &str = "state.json";
 /// Names the last checkpoint; in the folder `checkpoints`.
 const LATEST_FILE: &str = "LATEST";
 
-const REQUIRED_FILES: [&str; 3] = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
+/// What every checkpoint has; of each line one file will do, and the first is named where there is none.
+const REQUIRED_FILES: [&[&str]; 3] =
+    [&[MODEL_FILE, ADAPTER_FILE], &[OPTIMIZER_FILE], &[STATE_FILE]];
 /// Version 1 did not hold the model's configuration, which the training code puts into its state.
 const FORMAT_VERSION: u64 = 2;
 /// Largest `state.json` or `LATEST` that is written or read; a state of the digests of thousands of files is smaller.
@@ -156,15 +160,10 @@ impl CheckpointWriter {
     /// Makes the checkpoint visible, then moves `LATEST` to it. A checkpoint of the same step is replaced in one step.
     ///
     /// # Errors
-    /// [`FormatError::FileMissing`] when one of the three files was not written, or the system's refusal; `LATEST` then
+    /// [`FormatError::FileMissing`] when one of the files that it must have was not written, or the system's refusal; `LATEST` then
     /// still names the checkpoint before.
     pub fn commit(self) -> Result<PathBuf, FormatError> {
-        for required in REQUIRED_FILES {
-            if !self.sums.iter().any(|(name, _)| name == required) {
-                let (dir, name) = (self.temporary.path().to_owned(), required.to_owned());
-                return Err(FormatError::FileMissing { dir, name });
-            }
-        }
+        check_required(self.temporary.path(), &self.sums)?;
         let text = sums_text(&self.sums);
         write_bytes_atomically(&self.temporary.path().join(SUMS_FILE), text.as_bytes())?;
         let final_dir = self.temporary.final_dir().to_owned();
@@ -214,12 +213,7 @@ impl Checkpoint {
     /// newer program wrote it.
     pub fn open(dir: &Path) -> Result<Self, FormatError> {
         let sums = read_sums(dir)?;
-        for required in REQUIRED_FILES {
-            if !sums.iter().any(|(name, _)| name == required) {
-                let (dir, name) = (dir.to_owned(), required.to_owned());
-                return Err(FormatError::FileMissing { dir, name });
-            }
-        }
+        check_required(dir, &sums)?;
         for (name, expected) in sums {
             verify(dir, name, expected)?;
         }
@@ -252,12 +246,32 @@ impl Checkpoint {
         WeightFiles::open_file(&self.dir.join(MODEL_FILE))
     }
 
+    /// Maps the factors of an adapter.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::open_file`].
+    pub fn adapter(&self) -> Result<WeightFiles, FormatError> {
+        WeightFiles::open_file(&self.dir.join(ADAPTER_FILE))
+    }
+
     /// Maps the optimiser's state.
     ///
     /// # Errors
     /// As [`WeightFiles::open_file`].
     pub fn optimizer(&self) -> Result<WeightFiles, FormatError> {
         WeightFiles::open_file(&self.dir.join(OPTIMIZER_FILE))
+    }
+}
+
+/// Whether every file that a checkpoint must have is among those of its sums.
+fn check_required(dir: &Path, sums: &[(String, String)]) -> Result<(), FormatError> {
+    let is_there = |required: &&str| sums.iter().any(|(name, _)| name == required);
+    match REQUIRED_FILES.iter().find(|choices| !choices.iter().any(is_there)) {
+        None => Ok(()),
+        Some(choices) => {
+            let (dir, name) = (dir.to_owned(), choices[0].to_owned());
+            Err(FormatError::FileMissing { dir, name })
+        }
     }
 }
 

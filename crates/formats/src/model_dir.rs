@@ -31,7 +31,7 @@ use generation::read_generation;
 pub use list::{ModelList, list_models};
 pub use repository::model_files;
 pub use write::ModelDirWriter;
-use write::write_lineage;
+pub(crate) use write::write_lineage;
 
 /// The configuration of a Hugging Face directory.
 pub const CONFIG_FILE: &str = "config.json";
@@ -257,7 +257,11 @@ fn read_json(path: &Path) -> Result<Option<Value>, FormatError> {
     serde_json::from_slice(&bytes).map(Some).map_err(FormatError::json(path))
 }
 
-fn read_lineage(dir: &Path) -> Result<Option<Lineage>, FormatError> {
+/// Reads the `galerne.json` of a folder of a model or an adapter; `None` where there is none.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_lineage(dir: &Path) -> Result<Option<Lineage>, FormatError> {
     let path = dir.join(LINEAGE_FILE);
     let Some(value) = read_json(&path)? else { return Ok(None) };
     check_format_version(&path, &value, FORMAT_VERSION)?;

@@ -85,8 +85,8 @@ impl<T: Operand> LaneKernel for Norm<'_, T> {
 /// `d_weight[i] += sum_t d_out[t, i] * n[t, i]`.
 ///
 /// Shapes: x, d_out, d_x `[tokens, hidden]`; weight, d_weight `[hidden]`; inverse_rms `[tokens]`. Accumulates into both
-/// outputs. Numerics: sums in f32, over tokens in ascending order. A value of `x` or `d_out` that is not finite leaves no
-/// finite value in its row of `d_x`.
+/// outputs; a frozen weight has no `d_weight`. Numerics: sums in f32, over tokens in ascending order. A value of `x` or `d_out`
+/// that is not finite leaves no finite value in its row of `d_x`.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
@@ -97,13 +97,12 @@ pub fn rms_norm_backward<T: Operand>(
     inverse_rms: &[f32],
     d_out: &[f32],
     d_x: &mut [f32],
-    d_weight: &mut [f32],
+    d_weight: Option<&mut [f32]>,
 ) {
     let hidden = weight.len();
     let n_tokens = inverse_rms.len();
     assert_eq!(x.len(), n_tokens * hidden, "x is [tokens, hidden]");
     assert_eq!(d_out.len(), x.len(), "d_out is [tokens, hidden]");
-    assert_eq!(d_weight.len(), hidden, "d_weight is [hidden]");
     let family = compute.family();
     let outputs = (RowsOut::new(d_x, hidden), RowsOut::<u8>::none(), RowsOut::<u8>::none());
     compute.pool().run_rows(n_tokens, TASK_ROWS, outputs, |row, n, (d_x, ..)| {
@@ -115,6 +114,8 @@ pub fn rms_norm_backward<T: Operand>(
             dispatch(family, NormBackwardInput { x, weight, scales, d_out, d_x });
         }
     });
+    let Some(d_weight) = d_weight else { return };
+    assert_eq!(d_weight.len(), hidden, "d_weight is [hidden]");
     compute.pool().run_chunks(d_weight, TASK_COLUMNS, |chunk_idx, d_weight, _| {
         let column = chunk_idx * TASK_COLUMNS;
         if family == Family::Reference {
@@ -273,7 +274,7 @@ mod tests {
         let (_, scales) = run::<f32>(&reference(), x, weight);
         let x: Vec<T> = x.iter().map(|&x| T::from_f32(x)).collect();
         let (mut d_x, mut d_weight) = (vec![1.0; x.len()], vec![1.0; weight.len()]);
-        rms_norm_backward(compute, &x, weight, &scales, d_out, &mut d_x, &mut d_weight);
+        rms_norm_backward(compute, &x, weight, &scales, d_out, &mut d_x, Some(&mut d_weight));
         (d_x, d_weight)
     }
 
@@ -346,7 +347,10 @@ mod tests {
         for compute in computes(2) {
             let (_, scales) = run::<f32>(&compute, &x, &weight);
             let (mut d_x, mut d_weight) = (vec![1.0; x.len()], vec![2.0; hidden]);
-            rms_norm_backward(&compute, &x, &weight, &scales, &c, &mut d_x, &mut d_weight);
+            rms_norm_backward(&compute, &x, &weight, &scales, &c, &mut d_x, Some(&mut d_weight));
+            let mut alone = vec![1.0; x.len()];
+            rms_norm_backward(&compute, &x, &weight, &scales, &c, &mut alone, None);
+            assert_eq!(alone, d_x, "the input's gradient beside a frozen weight");
             // Both outputs accumulate.
             let d_x: Vec<f64> = d_x.iter().map(|d| f64::from(d - 1.0)).collect();
             let d_weight: Vec<f64> = d_weight.iter().map(|d| f64::from(d - 2.0)).collect();

@@ -4,13 +4,14 @@ use std::ops::Range;
 
 use formats::adapter::{Adapter, LowRankPair};
 use formats::{FfnMatrix, FormatError, LayerPart, WeightName};
-use tensor::{DType, Device, LowRank, LowRankScratch, OperandScratch, Tensor};
+use tensor::{DType, Device, LowRank, LowRankScratch, OperandScratch, Passes, Tensor};
 
+use crate::adapter_parameters::{AdapterParameters, AdapterSettings};
 use crate::config::ModelConfig;
 use crate::parameters::UniformStream;
 
 /// Ranks of one change; a change of more is computed as several.
-const MAX_RANK: usize = 256;
+pub(crate) const MAX_RANK: usize = 256;
 
 /// An adapter, ready to compute beside the weights of a decoder: requests of different adapters, and of none, share the decoder and
 /// a batch. A product becomes `W x + scaling * B (A x)`; merged, it would be rounded otherwise.
@@ -28,60 +29,72 @@ pub(crate) struct AdaptedRows<'a> {
     pub(crate) rows: Range<usize>,
 }
 
-/// The changes to the products of a layer.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct LayerChanges {
-    qkv: Vec<LowRank>,
-    attention_out: Vec<LowRank>,
-    gate_up: Vec<LowRank>,
-    down: Vec<LowRank>,
+/// A product of a layer beside which changes are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AdaptedProduct {
+    Qkv,
+    AttentionOut,
+    GateUp,
+    Down,
 }
 
-impl LayerChanges {
-    pub(crate) fn qkv(&self) -> &[LowRank] {
-        &self.qkv
-    }
-
-    pub(crate) fn attention_out(&self) -> &[LowRank] {
-        &self.attention_out
-    }
-
-    pub(crate) fn gate_up(&self) -> &[LowRank] {
-        &self.gate_up
-    }
-
-    pub(crate) fn down(&self) -> &[LowRank] {
-        &self.down
-    }
-
-    fn of_mut(&mut self, part: LayerPart) -> &mut Vec<LowRank> {
+impl AdaptedProduct {
+    /// The product that a matrix is part of; `None` for matrices that are changed by merging only.
+    pub(crate) fn of_part(part: LayerPart) -> Option<Self> {
         match part {
-            LayerPart::AttentionOut => &mut self.attention_out,
-            LayerPart::Ffn(FfnMatrix::Down) => &mut self.down,
-            LayerPart::Ffn(_) => &mut self.gate_up,
-            _ => &mut self.qkv,
+            LayerPart::Query | LayerPart::Key | LayerPart::Value => Some(Self::Qkv),
+            LayerPart::AttentionOut => Some(Self::AttentionOut),
+            LayerPart::Ffn(FfnMatrix::Gate | FfnMatrix::Up) => Some(Self::GateUp),
+            LayerPart::Ffn(FfnMatrix::Down) => Some(Self::Down),
+            _ => None,
         }
     }
+}
 
-    fn all(&self) -> impl Iterator<Item = &LowRank> {
-        self.qkv.iter().chain(&self.attention_out).chain(&self.gate_up).chain(&self.down)
+/// Something of each change to a layer, by the product that is changed.
+#[derive(Clone, Debug)]
+pub(crate) struct OfProducts<T>([Vec<T>; 4]);
+
+/// The changes to the products of a layer.
+pub(crate) type LayerChanges = OfProducts<LowRank>;
+
+impl<T> OfProducts<T> {
+    pub(crate) fn empty() -> Self {
+        Self(std::array::from_fn(|_| Vec::new()))
+    }
+
+    pub(crate) fn of(&self, product: AdaptedProduct) -> &[T] {
+        &self.0[product as usize]
+    }
+
+    pub(crate) fn of_mut(&mut self, product: AdaptedProduct) -> &mut Vec<T> {
+        &mut self.0[product as usize]
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().flatten()
+    }
+
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.0.iter_mut().flatten()
     }
 }
 
-/// The product of a layer that a matrix belongs to, and the first of its outputs; `None` for matrices that are changed by
-/// merging only.
-pub(crate) fn place(name: WeightName, config: &ModelConfig) -> Option<(usize, LayerPart, usize)> {
+/// Where a change is computed: its layer, the product, and the first of the product's outputs that it changes; `None` for
+/// matrices that are changed by merging only.
+pub(crate) fn place(
+    name: WeightName,
+    config: &ModelConfig,
+) -> Option<(usize, AdaptedProduct, usize)> {
     let WeightName::Layer { layer_idx, part } = name else { return None };
     let (n_heads, n_kv_heads) = (config.n_heads, config.n_kv_heads);
     let first_out = match part {
-        LayerPart::Query | LayerPart::AttentionOut => 0,
         LayerPart::Key => n_heads * config.head_dim,
         LayerPart::Value => (n_heads + n_kv_heads) * config.head_dim,
-        LayerPart::Ffn(FfnMatrix::Gate | FfnMatrix::Down) => 0,
         LayerPart::Ffn(FfnMatrix::Up) => config.ffn_dim,
-        _ => return None,
+        _ => 0,
     };
-    Some((layer_idx, part, first_out))
+    Some((layer_idx, AdaptedProduct::of_part(part)?, first_out))
 }
 
 impl LoadedAdapter {
@@ -95,12 +108,12 @@ impl LoadedAdapter {
         dtype: DType,
         adapter: &Adapter,
     ) -> Result<Self, FormatError> {
-        let mut layers = vec![LayerChanges::default(); config.n_layers];
+        let mut layers = vec![LayerChanges::empty(); config.n_layers];
         for name in adapter.names() {
-            let (layer_idx, part, first_out) =
+            let (layer_idx, product, first_out) =
                 place(name, config).ok_or_else(|| merges_only(adapter, name))?;
             let Some(pair) = adapter.pair(name, config)? else { continue };
-            let changes = layers[layer_idx].of_mut(part);
+            let changes = layers[layer_idx].of_mut(product);
             changes
                 .extend(ranks(pair.rank).map(|part| packed(device, dtype, first_out, &pair, part)));
         }
@@ -126,12 +139,60 @@ impl LoadedAdapter {
             let pair = LowRankPair { rank, a, b, scaling: 1.0 / rank as f64 };
             ranks(rank).map(|part| packed(device, dtype, 0, &pair, part)).collect()
         };
-        let layers = (0..config.n_layers).map(|_| LayerChanges {
-            qkv: changes(heads.qkv_width(), config.hidden_dim),
-            attention_out: changes(config.hidden_dim, out),
-            ..LayerChanges::default()
+        let layers = (0..config.n_layers).map(|_| {
+            let mut layer = LayerChanges::empty();
+            *layer.of_mut(AdaptedProduct::Qkv) = changes(heads.qkv_width(), config.hidden_dim);
+            *layer.of_mut(AdaptedProduct::AttentionOut) = changes(config.hidden_dim, out);
+            layer
         });
         Self { layers: layers.collect(), config: config.clone(), dtype }
+    }
+
+    /// An adapter that is trained, as it is computed.
+    #[must_use]
+    pub fn trainable(device: &Device, dtype: DType, parameters: &AdapterParameters) -> Self {
+        let config = parameters.config();
+        let mut layers = vec![LayerChanges::empty(); config.n_layers];
+        for name in parameters.names() {
+            let (layer_idx, product, first_out) = place(name, config).expect("a matrix of a layer");
+            let [n_out, n_in] = name.shape(config)[..] else { unreachable!("a matrix") };
+            let shape = [n_in, n_out, even(parameters.settings().rank)];
+            let change = LowRank::trainable(device, dtype, first_out, shape);
+            layers[layer_idx].of_mut(product).push(change);
+        }
+        let mut adapter = Self { config: config.clone(), dtype, layers };
+        adapter.pack(device, parameters);
+        adapter
+    }
+
+    /// Takes over the parameters, which are on its device, rounding them to its number type. What is computed is what
+    /// [`LoadedAdapter::load`] makes of them.
+    ///
+    /// # Panics
+    /// When the parameters are those of another adapter.
+    pub fn pack(&mut self, device: &Device, parameters: &AdapterParameters) {
+        let scaling = parameters.settings().scaling() as f32;
+        let changes = self.layers.iter_mut().flat_map(OfProducts::all_mut);
+        let factors = parameters.layers.iter().flat_map(OfProducts::all);
+        for (change, factors) in changes.zip(factors) {
+            change.pack(device, factors.a.view(), factors.b.view(), scaling);
+        }
+    }
+
+    /// Bytes of [`LoadedAdapter::trainable`].
+    #[must_use]
+    pub fn trainable_bytes(
+        config: &ModelConfig,
+        dtype: DType,
+        settings: &AdapterSettings,
+    ) -> usize {
+        let bytes = |shape| LowRank::bytes_for(dtype, shape, Passes::ForwardAndBackward);
+        config.n_layers * settings.shapes(config).map(bytes).sum::<usize>()
+    }
+
+    /// The changes to a product of a layer.
+    pub(crate) fn changes(&self, layer_idx: usize, product: AdaptedProduct) -> &[LowRank] {
+        self.layers[layer_idx].of(product)
     }
 
     /// Bytes that an adapter takes in memory.
@@ -148,7 +209,9 @@ impl LoadedAdapter {
             place(name, config).ok_or_else(|| merges_only(adapter, name))?;
             let [n_out, n_in] = name.shape(config)[..] else { unreachable!("a matrix") };
             n_bytes += ranks(adapter.rank(name)?)
-                .map(|part| LowRank::bytes_for(dtype, n_in, n_out, even(part.len())))
+                .map(|part| {
+                    LowRank::bytes_for(dtype, [n_in, n_out, even(part.len())], Passes::Forward)
+                })
                 .sum::<usize>();
         }
         Ok(n_bytes)
@@ -157,7 +220,7 @@ impl LoadedAdapter {
     /// Bytes that it holds.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
-        self.layers.iter().flat_map(LayerChanges::all).map(LowRank::n_bytes).sum()
+        self.layers.iter().flat_map(OfProducts::all).map(LowRank::n_bytes).sum()
     }
 
     /// Whether it was made for decoders of this shape and number type.
@@ -183,7 +246,7 @@ fn ranks(rank: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// Products read their operands in pairs.
-fn even(rank: usize) -> usize {
+pub(crate) fn even(rank: usize) -> usize {
     rank.next_multiple_of(2)
 }
 
@@ -214,19 +277,16 @@ fn packed(
     LowRank::new(device, dtype, first_out, &a, &b)
 }
 
-/// Which product of a layer is changed.
-pub(crate) type Product = fn(&LayerChanges) -> &[LowRank];
-
 /// Adds what adapters change of a product to what it wrote, each to its own rows.
 pub(crate) fn add(
     device: &Device,
-    (adapted, layer_idx, product): (&[AdaptedRows<'_>], usize, Product),
+    (adapted, layer_idx, product): (&[AdaptedRows<'_>], usize, AdaptedProduct),
     x: &Tensor,
     y: &mut Tensor,
     (low_rank, operands): (&mut Option<LowRankScratch>, &mut OperandScratch),
 ) {
     for AdaptedRows { adapter, rows } in adapted {
-        for change in product(&adapter.layers[layer_idx]) {
+        for change in adapter.changes(layer_idx, product) {
             let low_rank = low_rank.as_mut().expect("the workspace is one for a decoder");
             let (x, y) = (x.rows(rows.clone()), y.rows_mut(rows.clone()));
             change.add(device, x, y, low_rank, operands);

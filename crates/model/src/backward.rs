@@ -1,11 +1,13 @@
 //! The backward pass, written out by hand.
 
 use tensor::ops::{AttentionSaved, NormSaved};
-use tensor::{DType, Device, LinearScratch, PackedRows, Tensor, ops};
+use tensor::{DType, Device, LinearScratch, LowRankGradients, PackedRows, Tensor, ops};
 
+use crate::adapted::{AdaptedProduct, even};
+use crate::adapter_backward::Learnt;
+use crate::adapter_parameters::AdapterSettings;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
-use crate::parameters::Parameters;
 use crate::workspace::Workspace;
 
 /// Packed documents to be learnt.
@@ -44,12 +46,40 @@ pub struct GradientWorkspace {
     d_logits: Tensor,
     layer_scratch: LinearScratch,
     head_scratch: LinearScratch,
+    /// For an adapter.
+    low_rank: Option<LowRankGradients>,
 }
 
-impl GradientWorkspace {
-    /// Room for up to `max_rows` tokens.
-    #[must_use]
-    pub fn new(device: &Device, config: &ModelConfig, dtype: DType, max_rows: usize) -> Self {
+/// What a workspace has room for.
+#[derive(Clone, Copy)]
+struct GradientRoom<'a> {
+    config: &'a ModelConfig,
+    /// The adapter, where one is learnt and the model is not.
+    adapter: Option<&'a AdapterSettings>,
+    dtype: DType,
+    max_rows: usize,
+}
+
+impl GradientRoom<'_> {
+    /// Most inputs of a weight whose gradient is computed: of a layer's, of b of an adapter.
+    fn largest_input(self) -> usize {
+        let (config, shape) = (self.config, self.config.head_shape());
+        let of_layer = config.hidden_dim.max(config.ffn_dim).max(shape.n_heads * shape.head_dim);
+        of_layer.max(self.rank().unwrap_or(0))
+    }
+
+    /// Of the adapter, as it is computed.
+    fn rank(self) -> Option<usize> {
+        self.adapter.map(|settings| even(settings.rank))
+    }
+
+    /// Rows and inputs of the head's gradient; none where the model is not learnt.
+    fn head_input(self, logit_rows: usize) -> [usize; 2] {
+        if self.adapter.is_some() { [0, 0] } else { [logit_rows, self.config.hidden_dim] }
+    }
+
+    fn workspace(self, device: &Device) -> GradientWorkspace {
+        let Self { config, dtype, max_rows, .. } = self;
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
         let zeroed = |dtype, n_rows, width| Tensor::zeroed_on(device, dtype, n_rows, width);
@@ -57,8 +87,9 @@ impl GradientWorkspace {
         let product = |width| zeroed(device.product_dtype(dtype), max_rows, width);
         let operand = |width| zeroed(dtype, max_rows, width);
         let logit_rows = max_rows.min(device.learnt_logit_rows());
-        let max_in = Self::largest_input(config);
-        let workspace = Self {
+        let [head_rows, head_in] = self.head_input(logit_rows);
+        let low_rank = |rank| LowRankGradients::new(device, dtype, max_rows, rank);
+        let workspace = GradientWorkspace {
             d_residual: f32_rows(hidden),
             d_rounded: operand(hidden),
             d_normed: product(hidden),
@@ -68,34 +99,69 @@ impl GradientWorkspace {
             d_activated: product(ffn),
             d_gate_up: operand(2 * ffn),
             d_logits: zeroed(dtype, logit_rows, config.vocab_size),
-            layer_scratch: LinearScratch::new(device, dtype, max_rows, max_in),
-            head_scratch: LinearScratch::new(device, dtype, logit_rows, hidden),
+            layer_scratch: LinearScratch::new(device, dtype, max_rows, self.largest_input()),
+            head_scratch: LinearScratch::new(device, dtype, head_rows, head_in),
+            low_rank: self.rank().map(low_rank),
         };
         if let Device::Cpu(_) = device {
-            let planned = Self::bytes_for(config, dtype, max_rows);
+            let planned = self.n_bytes();
             debug_assert_eq!(workspace.n_bytes(), planned, "bytes of a workspace against the plan");
         }
         workspace
     }
 
-    /// Most inputs of a layer's weight.
-    fn largest_input(config: &ModelConfig) -> usize {
-        let shape = config.head_shape();
-        config.hidden_dim.max(config.ffn_dim).max(shape.n_heads * shape.head_dim)
+    /// Bytes of it where the processors compute.
+    fn n_bytes(self) -> usize {
+        let Self { config, dtype, max_rows, .. } = self;
+        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
+        let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
+        let logit_rows = max_rows.min(Device::CPU_LOGIT_ROWS);
+        let [head_rows, head_in] = self.head_input(logit_rows);
+        max_rows
+            * ((2 * hidden + attention + qkv + ffn) * 4 + (hidden + qkv + 2 * ffn) * dtype.bytes())
+            + logit_rows * config.vocab_size * dtype.bytes()
+            + LinearScratch::bytes_for(dtype, max_rows, self.largest_input())
+            + LinearScratch::bytes_for(dtype, head_rows, head_in)
+            + self.rank().map_or(0, |rank| LowRankGradients::bytes_for(dtype, max_rows, rank))
+    }
+}
+
+impl GradientWorkspace {
+    /// Room for up to `max_rows` tokens.
+    #[must_use]
+    pub fn new(device: &Device, config: &ModelConfig, dtype: DType, max_rows: usize) -> Self {
+        let room = GradientRoom { config, adapter: None, dtype, max_rows };
+        room.workspace(device)
+    }
+
+    /// Room for the gradients of an adapter beside a model that stays as it is.
+    #[must_use]
+    pub fn for_adapter(
+        device: &Device,
+        config: &ModelConfig,
+        settings: &AdapterSettings,
+        dtype: DType,
+        max_rows: usize,
+    ) -> Self {
+        let room = GradientRoom { config, adapter: Some(settings), dtype, max_rows };
+        room.workspace(device)
     }
 
     /// Bytes of [`GradientWorkspace::new`] where the processors compute.
     #[must_use]
     pub fn bytes_for(config: &ModelConfig, dtype: DType, max_rows: usize) -> usize {
-        let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
-        let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
-        let logit_rows = max_rows.min(Device::CPU_LOGIT_ROWS);
-        let max_in = Self::largest_input(config);
-        max_rows
-            * ((2 * hidden + attention + qkv + ffn) * 4 + (hidden + qkv + 2 * ffn) * dtype.bytes())
-            + logit_rows * config.vocab_size * dtype.bytes()
-            + LinearScratch::bytes_for(dtype, max_rows, max_in)
-            + LinearScratch::bytes_for(dtype, logit_rows, hidden)
+        GradientRoom { config, adapter: None, dtype, max_rows }.n_bytes()
+    }
+
+    /// Bytes of [`GradientWorkspace::for_adapter`] where the processors compute.
+    #[must_use]
+    pub fn bytes_for_adapter(
+        config: &ModelConfig,
+        settings: &AdapterSettings,
+        dtype: DType,
+        max_rows: usize,
+    ) -> usize {
+        GradientRoom { config, adapter: Some(settings), dtype, max_rows }.n_bytes()
     }
 
     /// Bytes that it holds.
@@ -112,6 +178,7 @@ impl GradientWorkspace {
             d_logits,
             layer_scratch,
             head_scratch,
+            low_rank,
         } = self;
         let tensors = [
             d_residual,
@@ -126,6 +193,7 @@ impl GradientWorkspace {
         tensors.into_iter().chain(d_qkv).map(Tensor::n_bytes).sum::<usize>()
             + layer_scratch.n_bytes()
             + head_scratch.n_bytes()
+            + low_rank.as_ref().map_or(0, LowRankGradients::n_bytes)
     }
 
     fn set_rows(&mut self, n_rows: usize) {
@@ -147,25 +215,25 @@ impl GradientWorkspace {
 }
 
 impl Decoder {
-    /// Forward and backward over a batch: adds the gradient of `sum_t weights[t] loss[t]` to `gradients` and leaves the
+    /// Forward and backward over a batch: adds the gradient of `sum_t weights[t] loss[t]` to those of what is learnt, and leaves the
     /// loss of each token in [`Workspace::losses`]. Nothing waits for a GPU.
     ///
     /// # Panics
-    /// When an id is not in the vocabulary, a document is longer than the context, a workspace is too small, or the decoder is
-    /// not packed for training.
+    /// When an id is not in the vocabulary, a document is longer than the context, a workspace is too small or not one for an
+    /// adapter that is learnt, or the decoder is not packed for training.
     pub fn loss_and_gradients(
         &self,
         device: &Device,
         rows: TrainingRows<'_>,
         workspace: &mut Workspace,
         gradient_workspace: &mut GradientWorkspace,
-        gradients: &mut Parameters,
+        mut learnt: Learnt<'_>,
     ) {
         assert_eq!(workspace.layers.len(), self.layers.len(), "a workspace for training");
         let (w, g) = (workspace, gradient_workspace);
         g.set_rows(rows.token_ids.len());
-        self.forward_packed(device, rows.token_ids, rows.segment_starts, None, w);
-        self.head_backward(device, rows, w, g, gradients);
+        self.forward_packed(device, rows.token_ids, rows.segment_starts, learnt.adapter(), w);
+        self.head_backward(device, rows, w, g, &mut learnt);
         let saved = NormSaved {
             x: w.final_input.as_ref().unwrap_or(&w.final_normed).view(),
             weight: &self.final_norm,
@@ -174,15 +242,17 @@ impl Decoder {
         };
         let (d_residual, d_rounded) = (&mut g.d_residual, &mut g.d_rounded);
         d_residual.clear();
-        let d_weight = gradients.final_norm.view_mut();
+        let d_weight = learnt.model().map(|d| d.final_norm.view_mut());
         ops::rms_norm_backward(device, saved, d_residual, d_rounded, d_weight);
         let packed = w.packed.take().expect("the forward pass was one of packed documents");
         for layer_idx in (0..self.layers.len()).rev() {
-            self.ffn_backward(device, layer_idx, w, g, gradients);
-            self.attention_backward(device, layer_idx, &packed, w, g, gradients);
+            self.ffn_backward(device, layer_idx, w, g, &mut learnt);
+            self.attention_backward(device, layer_idx, &packed, w, g, &mut learnt);
         }
-        let d_table = gradients.embedding.view_mut();
-        ops::gather_backward(device, rows.token_ids, g.d_residual.view(), d_table);
+        if let Some(d) = learnt.model() {
+            let d_table = d.embedding.view_mut();
+            ops::gather_backward(device, rows.token_ids, g.d_residual.view(), d_table);
+        }
     }
 
     /// Logits, loss and the gradients of the head and of the final norm's output, a chunk of tokens at a time.
@@ -192,7 +262,7 @@ impl Decoder {
         rows: TrainingRows<'_>,
         w: &mut Workspace,
         g: &mut GradientWorkspace,
-        gradients: &mut Parameters,
+        learnt: &mut Learnt<'_>,
     ) {
         let n_tokens = rows.token_ids.len();
         let logit_rows = device.learnt_logit_rows();
@@ -213,9 +283,11 @@ impl Decoder {
             }
             let d_logits = g.d_logits.view();
             self.head().backward_input(device, d_logits, g.d_normed.rows_mut(range.clone()));
-            let d_head = gradients.head.as_mut().unwrap_or(&mut gradients.embedding);
-            let hidden = w.final_normed.rows(range);
-            g.head_scratch.backward_weight(device, d_logits, hidden, d_head.view_mut());
+            if let Some(d) = learnt.model() {
+                let d_head = d.head.as_mut().unwrap_or(&mut d.embedding);
+                let hidden = w.final_normed.rows(range);
+                g.head_scratch.backward_weight(device, d_logits, hidden, d_head.view_mut());
+            }
         }
     }
 
@@ -225,11 +297,15 @@ impl Decoder {
         layer_idx: usize,
         w: &mut Workspace,
         g: &mut GradientWorkspace,
-        gradients: &mut Parameters,
+        learnt: &mut Learnt<'_>,
     ) {
         let (layer, a) = (&self.layers[layer_idx], &w.layers[layer_idx]);
-        let d_layer = &mut gradients.layers[layer_idx];
-        layer.ffn.dense().down.backward_input(device, g.d_rounded.view(), g.d_activated.view_mut());
+        let (down, gate_up) = (AdaptedProduct::Down, AdaptedProduct::GateUp);
+        let (d_out, d_activated) = (g.d_rounded.view(), &mut g.d_activated);
+        let (at, d_x) = ((layer_idx, down), d_activated.view_mut());
+        let write = learnt.change_backward_input(device, at, d_out, d_x, &mut g.low_rank);
+        let (ffn, d_x) = (layer.ffn.dense(), d_activated.view_mut());
+        ffn.down.backward_input_columns(device, d_out, 0, d_x, write);
         ops::swiglu_backward(
             device,
             a.gate_up.view(),
@@ -237,14 +313,22 @@ impl Decoder {
             g.d_gate_up.view_mut(),
             w.activated.as_mut().map(Tensor::view_mut),
         );
-        let scratch = &mut g.layer_scratch;
+        let scratch = (&mut g.low_rank, &mut g.layer_scratch);
         let activated = a.activated.as_ref().or(w.activated.as_ref());
         let activated = activated.expect("its own or one for all").view();
-        let d_out = g.d_rounded.view();
-        scratch.backward_weight(device, d_out, activated, d_layer.down.view_mut());
+        learnt.change_backward_factors(device, at, (activated, d_out), scratch);
         let (d_gate_up, normed) = (g.d_gate_up.view(), a.ffn_normed.view());
-        scratch.backward_weight(device, d_gate_up, normed, d_layer.gate_up.view_mut());
-        layer.ffn.dense().gate_up.backward_input(device, d_gate_up, g.d_normed.view_mut());
+        if let Some(d) = learnt.layer(layer_idx) {
+            let scratch = &mut g.layer_scratch;
+            scratch.backward_weight(device, d_out, activated, d.down.view_mut());
+            scratch.backward_weight(device, d_gate_up, normed, d.gate_up.view_mut());
+        }
+        let (operands, d_x) = ((normed, d_gate_up), Some(g.d_normed.view_mut()));
+        let scratch = (&mut g.low_rank, &mut g.layer_scratch);
+        let at = (layer_idx, gate_up);
+        let write = learnt.changes_backward(device, at, operands, d_x, scratch);
+        let d_x = g.d_normed.view_mut();
+        ffn.gate_up.backward_input_columns(device, d_gate_up, 0, d_x, write);
         let saved = NormSaved {
             x: a.ffn_input.as_ref().unwrap_or(&a.ffn_normed).view(),
             weight: &layer.ffn_norm,
@@ -252,7 +336,7 @@ impl Decoder {
             d_out: g.d_normed.view(),
         };
         let (d_residual, d_rounded) = (&mut g.d_residual, &mut g.d_rounded);
-        let d_weight = d_layer.ffn_norm.view_mut();
+        let d_weight = learnt.layer(layer_idx).map(|d| d.ffn_norm.view_mut());
         ops::rms_norm_backward(device, saved, d_residual, d_rounded, d_weight);
     }
 
@@ -263,14 +347,18 @@ impl Decoder {
         packed: &PackedRows,
         w: &mut Workspace,
         g: &mut GradientWorkspace,
-        gradients: &mut Parameters,
+        learnt: &mut Learnt<'_>,
     ) {
         let (layer, a) = (&self.layers[layer_idx], &w.layers[layer_idx]);
-        let d_layer = &mut gradients.layers[layer_idx];
-        let d_out = g.d_rounded.view();
-        layer.attention_out.backward_input(device, d_out, g.d_attention_out.view_mut());
-        let (scratch, out) = (&mut g.layer_scratch, a.attention_out.view());
-        scratch.backward_weight(device, d_out, out, d_layer.attention_out.view_mut());
+        let (d_out, out) = (g.d_rounded.view(), a.attention_out.view());
+        if let Some(d) = learnt.layer(layer_idx) {
+            g.layer_scratch.backward_weight(device, d_out, out, d.attention_out.view_mut());
+        }
+        let (at, d_x) = ((layer_idx, AdaptedProduct::AttentionOut), g.d_attention_out.view_mut());
+        let scratch = (&mut g.low_rank, &mut g.layer_scratch);
+        let write = learnt.changes_backward(device, at, (out, d_out), Some(d_x), scratch);
+        let d_x = g.d_attention_out.view_mut();
+        layer.attention_out.backward_input_columns(device, d_out, 0, d_x, write);
         let saved = AttentionSaved {
             qkv: a.qkv.view(),
             out,
@@ -283,8 +371,18 @@ impl Decoder {
         let d_rotated = g.d_qkv.as_mut().map(Tensor::view_mut);
         ops::attention_backward(device, heads, saved, d_rotated, g.d_qkv_rounded.view_mut());
         let (d_qkv, normed) = (g.d_qkv_rounded.view(), a.attention_normed.view());
-        scratch.backward_weight(device, d_qkv, normed, d_layer.qkv.view_mut());
-        layer.qkv.backward_input(device, d_qkv, g.d_normed.view_mut());
+        if let Some(d) = learnt.layer(layer_idx) {
+            g.layer_scratch.backward_weight(device, d_qkv, normed, d.qkv.view_mut());
+        }
+        let is_last = learnt.ends_at(layer_idx);
+        let (at, d_x) = ((layer_idx, AdaptedProduct::Qkv), (!is_last).then_some(&mut g.d_normed));
+        let scratch = (&mut g.low_rank, &mut g.layer_scratch);
+        let d_x = d_x.map(Tensor::view_mut);
+        let write = learnt.changes_backward(device, at, (normed, d_qkv), d_x, scratch);
+        if is_last {
+            return;
+        }
+        layer.qkv.backward_input_columns(device, d_qkv, 0, g.d_normed.view_mut(), write);
         let saved = NormSaved {
             x: a.attention_input.as_ref().unwrap_or(&a.attention_normed).view(),
             weight: &layer.attention_norm,
@@ -292,7 +390,7 @@ impl Decoder {
             d_out: g.d_normed.view(),
         };
         let (d_residual, d_rounded) = (&mut g.d_residual, &mut g.d_rounded);
-        let d_weight = d_layer.attention_norm.view_mut();
+        let d_weight = learnt.layer(layer_idx).map(|d| d.attention_norm.view_mut());
         ops::rms_norm_backward(device, saved, d_residual, d_rounded, d_weight);
     }
 }

@@ -57,6 +57,16 @@ pub enum ModelError {
         /// Experts of a layer.
         n_experts: usize,
     },
+    /// A setting of an adapter that cannot be trained.
+    #[error("the adapter's {setting} is {got}, expected {expected}")]
+    Adapter {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        got: String,
+        /// What would do.
+        expected: String,
+    },
     /// A model whose backward pass is not computed.
     #[error("a model of routed experts cannot be trained yet ({n_experts} experts)")]
     Untrainable {
@@ -187,6 +197,11 @@ impl ModelConfig {
     /// 2 `n_heads head_dim seq_len` per layer for causal attention.
     #[must_use]
     pub fn forward_flops_per_token(&self, seq_len: usize) -> f64 {
+        self.product_flops_per_token() + self.attention_flops_per_token(seq_len)
+    }
+
+    /// Those of the products with parameters.
+    fn product_flops_per_token(&self) -> f64 {
         let head = self.vocab_size * self.hidden_dim;
         let block = 3 * self.hidden_dim * self.ffn_dim;
         let ffn = match self.experts {
@@ -196,8 +211,11 @@ impl ModelConfig {
         let layer = self.hidden_dim * self.head_shape().qkv_width()
             + self.n_heads * self.head_dim * self.hidden_dim
             + ffn;
-        let attention = self.n_layers * self.n_heads * self.head_dim * seq_len;
-        2.0 * (self.n_layers * layer + head + attention) as f64
+        2.0 * (self.n_layers * layer + head) as f64
+    }
+
+    fn attention_flops_per_token(&self, seq_len: usize) -> f64 {
+        2.0 * (self.n_layers * self.n_heads * self.head_dim * seq_len) as f64
     }
 
     /// Floating-point operations of one trained token: those of the forward pass, and twice as many for the gradients of
@@ -205,6 +223,14 @@ impl ModelConfig {
     #[must_use]
     pub fn train_flops_per_token(&self, seq_len: usize) -> f64 {
         3.0 * self.forward_flops_per_token(seq_len)
+    }
+
+    /// Floating-point operations of one token with which an adapter is trained beside the model: as
+    /// [`ModelConfig::train_flops_per_token`] without the gradients of parameters, so 4 per parameter of a product in place of 6.
+    /// Those of the adapter itself, in proportion to its rank, are not counted.
+    #[must_use]
+    pub fn adapter_flops_per_token(&self, seq_len: usize) -> f64 {
+        2.0 * self.product_flops_per_token() + 3.0 * self.attention_flops_per_token(seq_len)
     }
 }
 
@@ -242,5 +268,8 @@ mod tests {
         assert_eq!(dense.forward_flops_per_token(10), expected(block));
         assert_eq!(routed.forward_flops_per_token(10), expected(2 * block + 8 * 16));
         assert_eq!(routed.train_flops_per_token(10), 3.0 * expected(2 * block + 8 * 16));
+        let scores = (2 * scores) as f64;
+        let of_adapter = 2.0 * (expected(block) - scores) + 3.0 * scores;
+        assert_eq!(dense.adapter_flops_per_token(10), of_adapter);
     }
 }

@@ -84,13 +84,20 @@ impl Decoder {
         }
     }
 
-    /// A decoder of random weights for measurements: on a GPU they are made there, in seconds whatever the size.
+    /// A decoder of random weights for measurements, packed for the passes wanted: on a GPU they are made there, in seconds
+    /// whatever the size.
     ///
     /// # Panics
     /// When it has experts and is to be in this machine's memory: their parameters are not made.
     #[must_use]
-    pub fn random(device: &Device, config: &ModelConfig, dtype: DType, seed: u64) -> Self {
-        let mut decoder = Self::zeroed(device, config, dtype, Passes::Forward);
+    pub fn random(
+        device: &Device,
+        config: &ModelConfig,
+        dtype: DType,
+        passes: Passes,
+        seed: u64,
+    ) -> Self {
+        let mut decoder = Self::zeroed(device, config, dtype, passes);
         if let Device::Cpu(_) = device {
             decoder.pack(device, &Parameters::random(config, seed));
             return decoder;

@@ -6,7 +6,7 @@ use tensor::{
     DType, Device, Linear, LowRankScratch, OperandScratch, Passes, PinnedNumbers, Tensor, ops,
 };
 
-use crate::adapted::{self, AdaptedRows, LayerChanges};
+use crate::adapted::{self, AdaptedProduct, AdaptedRows};
 use crate::config::ModelConfig;
 use crate::workspace::{LayerActivations, Workspace};
 
@@ -250,14 +250,14 @@ impl BlockRun<'_> {
         let (operands, write_product) = (&mut *self.operands, Write::Overwrite);
         block.gate_up.forward(device, x.view(), product.view_mut(), write_product, operands);
         let (adapted, layer_idx) = self.adapted;
-        let changes = (adapted, layer_idx, LayerChanges::gate_up as adapted::Product);
+        let changes = (adapted, layer_idx, AdaptedProduct::GateUp);
         let scratch = (&mut *self.low_rank, &mut *self.operands);
         adapted::add(device, changes, x, product, scratch);
         let (rounded, activated) = (self.rounded.view_mut(), self.activated.view_mut());
         let gate_up = self.gate_up.as_deref().map(Tensor::view);
         ops::swiglu(device, gate_up, rounded, activated);
         block.down.forward(device, self.activated.view(), out.view_mut(), write, self.operands);
-        let changes = (adapted, layer_idx, LayerChanges::down as adapted::Product);
+        let changes = (adapted, layer_idx, AdaptedProduct::Down);
         let scratch = (&mut *self.low_rank, &mut *self.operands);
         adapted::add(device, changes, self.activated, out, scratch);
     }

@@ -5,7 +5,7 @@ use kernels::matmul::Write;
 use kernels::rope::Direction;
 use tensor::{CachedBatch, Device, KeyBlocks, PackedRows, RopeTable, Tensor, ViewMut, ops};
 
-use crate::adapted::{self, AdaptedRows, LayerChanges, LoadedAdapter};
+use crate::adapted::{self, AdaptedProduct, AdaptedRows, LoadedAdapter};
 use crate::cache::{
     self, CachedContext, CachedRows, KvBlocks, LogitsRow, OnLogits, RowLogits, Wanted,
 };
@@ -269,7 +269,7 @@ impl Decoder {
         ops::rms_norm(device, x, &layer.attention_norm, eps, normed, scales, kept);
         let (normed, out) = (&a.attention_normed, w.qkv.as_mut().unwrap_or(&mut a.qkv));
         layer.qkv.forward(device, normed.view(), out.view_mut(), Write::Overwrite, &mut w.operands);
-        let changes = (adapted, layer_idx, LayerChanges::qkv as adapted::Product);
+        let changes = (adapted, layer_idx, AdaptedProduct::Qkv);
         let scratch = (&mut w.low_rank, &mut w.operands);
         adapted::add(device, changes, normed, out, scratch);
         match &w.qkv {
@@ -286,7 +286,7 @@ impl Decoder {
         let (x, residual, scratch) =
             (a.attention_out.view(), w.residual.view_mut(), &mut w.operands);
         layer.attention_out.forward(device, x, residual, Write::Accumulate, scratch);
-        let changes = (adapted, layer_idx, LayerChanges::attention_out as adapted::Product);
+        let changes = (adapted, layer_idx, AdaptedProduct::AttentionOut);
         let scratch = (&mut w.low_rank, &mut w.operands);
         adapted::add(device, changes, &a.attention_out, &mut w.residual, scratch);
     }
@@ -329,8 +329,25 @@ impl Decoder {
         segment_starts: &[u32],
         workspace: &mut Workspace,
     ) -> Vec<f32> {
+        self.adapted_token_losses(device, token_ids, targets, segment_starts, None, workspace)
+    }
+
+    /// As [`Decoder::token_losses`], with the changes of an adapter.
+    ///
+    /// # Panics
+    /// As [`Decoder::token_losses`], and when the adapter is one for another model.
+    #[must_use]
+    pub fn adapted_token_losses(
+        &self,
+        device: &Device,
+        token_ids: &[u32],
+        targets: &[u32],
+        segment_starts: &[u32],
+        adapter: Option<&LoadedAdapter>,
+        workspace: &mut Workspace,
+    ) -> Vec<f32> {
         assert_eq!(token_ids.len(), targets.len(), "one target per token");
-        self.forward_packed(device, token_ids, segment_starts, None, workspace);
+        self.forward_packed(device, token_ids, segment_starts, adapter, workspace);
         let logit_rows = device.logit_rows();
         for first in (0..targets.len()).step_by(logit_rows) {
             let rows = first..targets.len().min(first + logit_rows);

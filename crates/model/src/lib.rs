@@ -21,6 +21,8 @@
 //! ```
 
 mod adapted;
+mod adapter_backward;
+mod adapter_parameters;
 mod backward;
 mod block_kind;
 mod cache;
@@ -28,6 +30,7 @@ mod config;
 mod decoder;
 mod feed_forward;
 mod forward;
+mod frozen;
 mod load;
 mod merge;
 mod packing;
@@ -40,6 +43,8 @@ mod workspace;
 mod tests;
 
 pub use adapted::LoadedAdapter;
+pub use adapter_backward::Learnt;
+pub use adapter_parameters::{AdapterParameters, AdapterSettings};
 pub use backward::{GradientWorkspace, TrainingRows};
 pub use cache::{CachedRows, KvBlocks, KvCache, LogitsRow, OnLogits, RowLogits, Wanted};
 pub use config::{ModelConfig, ModelError, compute_dtype};

@@ -13,7 +13,7 @@ use crate::packing::{Form, PackedBytes, PackedPlan, Packing};
 use crate::quantise::Quantisation;
 
 /// Rows of a matrix that are in memory as f32 at a time; whole panels.
-const ROWS_AT_A_TIME: usize = 512;
+pub(crate) const ROWS_AT_A_TIME: usize = 512;
 
 impl Decoder {
     /// A decoder for serving and scoring, whose operands are of `dtype`. Matrices in blocks keep their numbers: for bf16 they are
@@ -215,7 +215,7 @@ impl Loader<'_> {
 }
 
 /// Rows from `first` on of weights that follow one another.
-fn read_rows(weights: &[StoredWeight<'_>], first: usize, out: &mut [f32], width: usize) {
+pub(crate) fn read_rows(weights: &[StoredWeight<'_>], first: usize, out: &mut [f32], width: usize) {
     let end = first + out.len() / width;
     let mut weight_start = 0;
     for weight in weights {

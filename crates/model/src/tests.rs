@@ -11,10 +11,11 @@ use testkit::golden;
 use testkit::random::Rng;
 
 use crate::{
-    CacheKind, CachedRows, Decoder, GradientWorkspace, KvBlocks, KvCache, Likeliest, LogitsRow,
-    ModelConfig, ModelError, Parameters, RowLogits, TrainingRows, Wanted, Workspace,
+    CacheKind, CachedRows, Decoder, GradientWorkspace, KvBlocks, KvCache, Learnt, Likeliest,
+    LogitsRow, ModelConfig, ModelError, Parameters, RowLogits, TrainingRows, Wanted, Workspace,
 };
 
+mod adapter_training;
 mod adapters;
 mod architectures;
 mod f64_decoder;
@@ -336,7 +337,7 @@ fn gradients(decoder: &Decoder, device: &Device, rows: TrainingRows<'_>) -> Para
         rows,
         &mut workspace,
         &mut gradient_workspace,
-        &mut gradients,
+        Learnt::Model(&mut gradients),
     );
     let losses = workspace.losses().to_f32();
     assert!(
@@ -404,7 +405,7 @@ fn one_batch_is_overfitted() {
             rows,
             &mut workspace,
             &mut gradient_workspace,
-            &mut gradients,
+            Learnt::Model(&mut gradients),
         );
         loss = workspace.losses().f32().iter().sum::<f32>() / 40.0;
         adamw(&device, step, &mut parameters, &gradients, &mut m, &mut v);

@@ -6,7 +6,8 @@ use tensor::{
     RopeTable, Tensor,
 };
 
-use crate::adapted::LoadedAdapter;
+use crate::adapted::{LoadedAdapter, even};
+use crate::adapter_parameters::AdapterSettings;
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::feed_forward::ExpertWorkspace;
@@ -149,7 +150,7 @@ pub struct Workspace {
     /// For a model with experts.
     pub(crate) experts: Option<ExpertWorkspace>,
     pub(crate) n_active_experts: usize,
-    /// For a decoder that serves, beside which adapters may be computed.
+    /// For a decoder beside which adapters may be computed: one that serves, or is trained so.
     pub(crate) low_rank: Option<LowRankScratch>,
     /// For a decoder with packed blocks.
     pub(crate) operands: OperandScratch,
@@ -261,6 +262,32 @@ impl Workspace {
         passes: Passes,
     ) -> Self {
         Room { config, dtype, activations: dtype, max_rows, passes }.workspace(device)
+    }
+
+    /// Room for the training of an adapter, with the activations of every layer.
+    #[must_use]
+    pub fn for_adapter(
+        device: &Device,
+        config: &ModelConfig,
+        settings: &AdapterSettings,
+        dtype: DType,
+        max_rows: usize,
+    ) -> Self {
+        let low_rank = LowRankScratch::new(device, dtype, max_rows, even(settings.rank));
+        let workspace = Self::new(device, config, dtype, max_rows, Passes::ForwardAndBackward);
+        Self { low_rank: Some(low_rank), ..workspace }
+    }
+
+    /// Bytes of [`Workspace::for_adapter`].
+    #[must_use]
+    pub fn bytes_for_adapter(
+        config: &ModelConfig,
+        settings: &AdapterSettings,
+        dtype: DType,
+        max_rows: usize,
+    ) -> usize {
+        Self::bytes_for(config, dtype, max_rows, Passes::ForwardAndBackward)
+            + LowRankScratch::bytes_for(dtype, max_rows, even(settings.rank))
     }
 
     /// Bytes of [`Workspace::new`].

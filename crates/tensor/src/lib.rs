@@ -32,7 +32,7 @@ pub use key_blocks::KeyBlocks;
 pub use linear::{
     BlockBytes, BlockOrder, BlockRows, Linear, LinearScratch, OperandScratch, Passes,
 };
-pub use low_rank::{LowRank, LowRankScratch};
+pub use low_rank::{LowRank, LowRankGradients, LowRankScratch};
 pub use tensor::{DType, Tensor, View, ViewMut};
 pub use weighted_sum::WeightedSum;
 

@@ -427,10 +427,15 @@ impl Linear {
         let end = first_column + self.n_out;
         assert!(end <= y.width(), "columns up to {end} of {}", y.width());
         let columns = Columns { device, first: first_column, stride: y.width(), write };
+        let (n_rows, stride) = (x.n_rows(), self.n_in);
         match &self.packed {
-            Packed::F32(weight) => columns.product(x.f32(), &weight.forward, y.f32()),
+            Packed::F32(weight) => {
+                let left = Left::Rows { values: x.f32(), stride };
+                columns.product(left, n_rows, &weight.forward, y.f32());
+            }
             Packed::Bf16(weight) => {
-                columns.product(scratch.bf16(device, x), &weight.forward, y.f32());
+                let left = Left::Rows { values: scratch.bf16(device, x), stride };
+                columns.product(left, n_rows, &weight.forward, y.f32());
             }
             Packed::Blocks(dtype, parts) => {
                 columns.block_products(*dtype, parts, x, y.f32(), scratch)
@@ -458,17 +463,45 @@ impl Linear {
     /// # Panics
     /// When a shape or number type does not fit, or the weight is not packed for training.
     pub fn backward_input(&self, device: &Device, d_y: View<'_>, d_x: ViewMut<'_>) {
-        assert_eq!([d_x.width(), d_y.width()], [self.n_in, self.n_out], "widths of d_x and d_y");
-        let columns = Columns { device, first: 0, stride: self.n_in, write: Write::Overwrite };
+        assert_eq!(d_y.width(), self.n_out, "width of d_y");
+        self.backward_input_columns(device, d_y, 0, d_x, Write::Overwrite);
+    }
+
+    /// As [`Linear::backward_input`], of the columns of a wider `d_y` from `first_column` on: the gradient of
+    /// [`Linear::forward_columns`].
+    ///
+    /// # Panics
+    /// As [`Linear::backward_input`].
+    pub fn backward_input_columns(
+        &self,
+        device: &Device,
+        d_y: View<'_>,
+        first_column: usize,
+        d_x: ViewMut<'_>,
+        write: Write,
+    ) {
+        assert_eq!(d_x.width(), self.n_in, "width of d_x");
+        let (end, stride) = (first_column + self.n_out, d_y.width());
+        assert!(end <= stride, "columns up to {end} of {stride}");
+        let columns = Columns { device, first: 0, stride: self.n_in, write };
+        let n_rows = d_y.n_rows();
         match &self.packed {
-            Packed::F32(weight) => columns.product(d_y.f32(), weight.backward(), d_x.f32()),
-            Packed::Bf16(weight) => columns.product(d_y.of::<bf16>(), weight.backward(), d_x.f32()),
+            Packed::F32(weight) => {
+                let left = Left::Rows { values: columns_from(d_y.f32(), first_column), stride };
+                columns.product(left, n_rows, weight.backward(), d_x.f32());
+            }
+            Packed::Bf16(weight) => {
+                let values = columns_from(d_y.of::<bf16>(), first_column);
+                let left = Left::Rows { values, stride };
+                columns.product(left, n_rows, weight.backward(), d_x.f32());
+            }
             Packed::Blocks(..) | Packed::CudaBlocks(..) => {
                 panic!("quantised rows have no backward pass")
             }
             Packed::Cuda(weight) => {
                 let (gpu, d_y, d_x) = (device.gpu(), d_y.on_gpu(), d_x.on_gpu());
-                cuda::ops::product_backward_input(gpu, d_y, weight.view(), d_x);
+                let weight = weight.view();
+                cuda::ops::product_backward_input(gpu, d_y, first_column, weight, d_x, write);
             }
         }
     }
@@ -563,6 +596,11 @@ fn columns_of(
     })
 }
 
+/// The values from a column of the first row on; of no rows none.
+fn columns_from<T>(values: &[T], first_column: usize) -> &[T] {
+    values.get(first_column..).unwrap_or_default()
+}
+
 /// Where products go: the columns of a matrix from `first` on, whose rows are `stride` apart.
 #[derive(Clone, Copy)]
 struct Columns<'a> {
@@ -573,10 +611,14 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    fn product<T: Operand>(self, x: &[T], weight: &Panels<T>, y: &mut [f32]) {
-        let k = weight.k();
-        let dims = [x.len() / k.max(1), weight.n(), k];
-        let left = Left::Rows { values: x, stride: k };
+    fn product<T: Operand>(
+        self,
+        left: Left<'_, T>,
+        n_rows: usize,
+        weight: &Panels<T>,
+        y: &mut [f32],
+    ) {
+        let dims = [n_rows, weight.n(), weight.k()];
         self.write(left, Right::Panels(weight.values()), dims, 0, y);
     }
 
@@ -692,18 +734,38 @@ impl LinearScratch {
         x: View<'_>,
         d_weight: ViewMut<'_>,
     ) {
+        assert_eq!(d_y.width(), d_weight.n_rows(), "outputs of the weight's gradient");
+        self.backward_weight_columns(device, d_y, 0, x, d_weight);
+    }
+
+    /// As [`LinearScratch::backward_weight`], of the columns of a wider `d_y` from `first_column` on, as many as d_weight has
+    /// rows.
+    ///
+    /// # Panics
+    /// As [`LinearScratch::backward_weight`].
+    pub fn backward_weight_columns(
+        &mut self,
+        device: &Device,
+        d_y: View<'_>,
+        first_column: usize,
+        x: View<'_>,
+        d_weight: ViewMut<'_>,
+    ) {
         assert_eq!(d_y.n_rows(), x.n_rows(), "one gradient row per token");
         assert_eq!(d_weight.width(), x.width(), "width of the weight's gradient");
+        let end = first_column + d_weight.n_rows();
+        assert!(end <= d_y.width(), "columns up to {end} of {}", d_y.width());
         match &mut self.packed {
             ScratchPanels::F32(right) => {
-                outer_product::<f32>(device, d_y, x, right, d_weight.f32());
+                outer_product::<f32>(device, (d_y, first_column), x, right, d_weight);
             }
             ScratchPanels::Bf16(right) => {
-                outer_product::<bf16>(device, d_y, x, right, d_weight.f32());
+                outer_product::<bf16>(device, (d_y, first_column), x, right, d_weight);
             }
             ScratchPanels::None => {
                 let (gpu, d_y, x) = (device.gpu(), d_y.on_gpu(), x.on_gpu());
-                cuda::ops::product_backward_weight(gpu, d_y, x, d_weight.on_gpu());
+                let d_weight = d_weight.on_gpu();
+                cuda::ops::product_backward_weight(gpu, d_y, first_column, x, d_weight);
             }
         }
     }
@@ -711,16 +773,17 @@ impl LinearScratch {
 
 fn outer_product<T: HostNumber>(
     device: &Device,
-    d_y: View<'_>,
+    (d_y, first_column): (View<'_>, usize),
     x: View<'_>,
     right: &mut [T],
-    d_weight: &mut [f32],
+    d_weight: ViewMut<'_>,
 ) {
     let (compute, n_tokens) = (device.compute(), x.n_rows());
-    let (n_out, n_in) = (d_y.width(), x.width());
+    let (n_out, n_in) = (d_weight.n_rows(), x.width());
     let right = &mut right[..panels_len::<T>(n_in, n_tokens)];
     panels::pack(compute, Source::rows_of_k(x.of::<T>(), n_in), [n_in, n_tokens], right);
-    let left = Left::Columns { values: d_y.of::<T>(), stride: n_out };
+    let values = columns_from(d_y.of::<T>(), first_column);
+    let left = Left::Columns { values, stride: d_y.width() };
     let dims = [n_out, n_in, n_tokens];
-    matmul(compute, left, Right::Panels(&*right), dims, d_weight, Write::Accumulate);
+    matmul(compute, left, Right::Panels(&*right), dims, d_weight.f32(), Write::Accumulate);
 }

@@ -56,6 +56,20 @@ pub fn round_to(device: &Device, dtype: DType, x: View<'_>, out: ViewMut<'_>) {
     }
 }
 
+/// `out[i] = factor x[i]` of f32 numbers, rounded to the type of `out`.
+pub fn scale(device: &Device, x: View<'_>, factor: f32, out: ViewMut<'_>) {
+    match out {
+        ViewMut::Cuda(out) => cuda::ops::elementwise::scale(device.gpu(), x.on_gpu(), factor, out),
+        ViewMut::F32 { values, .. } => {
+            values.iter_mut().zip(x.f32()).for_each(|(out, x)| *out = factor * x);
+        }
+        ViewMut::Bf16 { values, .. } => {
+            let numbers = values.iter_mut().zip(x.f32());
+            numbers.for_each(|(out, x)| *out = bf16::from_f32(factor * x));
+        }
+    }
+}
+
 /// [`norm::rms_norm`]; x rounded is kept where backward will need it ([`Device::keeps_norm_inputs`]).
 pub fn rms_norm(
     device: &Device,
@@ -95,20 +109,20 @@ pub struct NormSaved<'a> {
     pub d_out: View<'a>,
 }
 
-/// [`norm::rms_norm_backward`]; the new `d_x` goes to `rounded` too.
+/// [`norm::rms_norm_backward`]; the new `d_x` goes to `rounded` too. A frozen weight has no `d_weight`.
 pub fn rms_norm_backward(
     device: &Device,
     saved: NormSaved<'_>,
     d_x: &mut Tensor,
     rounded: &mut Tensor,
-    d_weight: ViewMut<'_>,
+    d_weight: Option<ViewMut<'_>>,
 ) {
     let NormSaved { x, weight, inverse_rms, d_out } = saved;
     if let Device::Cuda { gpu, .. } = device {
         let gradients = NormGradients {
             d_x: d_x.view_mut().on_gpu(),
             rounded: Some(rounded.view_mut().on_gpu()),
-            d_weight: d_weight.on_gpu(),
+            d_weight: d_weight.map(ViewMut::on_gpu),
         };
         let (x, weight, scales) = (x.on_gpu(), weight.view().on_gpu(), inverse_rms.on_gpu());
         let d_out = d_out.on_gpu();
@@ -118,12 +132,13 @@ pub fn rms_norm_backward(
         device: &Device,
         saved: NormSaved<'_>,
         d_x: ViewMut<'_>,
-        d_weight: ViewMut<'_>,
+        d_weight: Option<ViewMut<'_>>,
     ) {
         let (compute, weight, scales) =
             (device.compute(), saved.weight.f32(), saved.inverse_rms.f32());
         let (x, d_out) = (saved.x.of::<T>(), saved.d_out.f32());
-        norm::rms_norm_backward(compute, x, weight, scales, d_out, d_x.f32(), d_weight.f32());
+        let d_weight = d_weight.map(ViewMut::f32);
+        norm::rms_norm_backward(compute, x, weight, scales, d_out, d_x.f32(), d_weight);
     }
     match x {
         View::Bf16 { .. } => run::<bf16>(device, saved, d_x.view_mut(), d_weight),

@@ -424,6 +424,17 @@ impl<'a> ViewMut<'a> {
         }
     }
 
+    /// Rows.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        let len = match self {
+            Self::F32 { values, .. } => values.len(),
+            Self::Bf16 { values, .. } => values.len(),
+            Self::Cuda(rows) => return rows.n_rows(),
+        };
+        len / self.width().max(1)
+    }
+
     /// Type of the numbers.
     #[must_use]
     pub fn dtype(&self) -> DType {
@@ -431,6 +442,15 @@ impl<'a> ViewMut<'a> {
             Self::F32 { .. } => DType::F32,
             Self::Bf16 { .. } => DType::Bf16,
             Self::Cuda(rows) => DType::from_gpu(rows.number_type()),
+        }
+    }
+
+    /// The same rows for a shorter time.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        match self {
+            Self::F32 { values, width } => ViewMut::F32 { values, width: *width },
+            Self::Bf16 { values, width } => ViewMut::Bf16 { values, width: *width },
+            Self::Cuda(rows) => ViewMut::Cuda(rows.reborrow()),
         }
     }
 

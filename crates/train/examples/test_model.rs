@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         template: None,
     };
     let dir = home.join("models/test-model");
-    write_model(&dir, &run.parameters(), WeightDtype::Bf16, &tokenizer, &notes)?;
+    write_model(&dir, run.trained().model(), WeightDtype::Bf16, &tokenizer, &notes)?;
     Ok(())
 }
 
@@ -74,6 +74,7 @@ fn recipe(data: &Path) -> Recipe {
             context_len: 512,
             rope_theta: 1e4,
         }),
+        adapter: None,
         data: DataSettings {
             tokenizer: data.join("tokenizer"),
             shards: Vec::new(),

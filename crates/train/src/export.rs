@@ -1,14 +1,16 @@
-//! A trained model as a Hugging Face directory, with model card and lineage.
+//! A trained model as a Hugging Face directory, with model card and lineage, and a trained adapter as one of PEFT.
 
 use std::path::Path;
 
+use formats::adapter::{Adapter, AdapterNotes};
 use formats::durable::write_bytes_atomically;
 use formats::model_dir::{GenerationConfig, Lineage, ModelDir, ModelDirWriter};
 use formats::{DecoderConfig, TensorData, TensorSource, WeightDtype, WeightName};
-use model::Parameters;
+use model::{AdapterParameters, Parameters};
 use tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::error::TrainError;
+use crate::run::{Named, named_factors};
 
 /// What an export says about the model beside its weights.
 #[derive(Clone, Debug)]
@@ -69,6 +71,29 @@ pub fn write_model(
     writer.lineage(&notes.lineage)?;
     writer.model_card(&model_card(&config, notes))?;
     Ok(writer.commit()?)
+}
+
+/// Writes an adapter as a PEFT directory, with its lineage. It appears whole or not at all. `base_model` is where PEFT finds the
+/// model.
+///
+/// # Errors
+/// When the directory exists or cannot be written.
+pub fn write_adapter(
+    dir: &Path,
+    factors: &AdapterParameters,
+    base_model: &Path,
+    lineage: Lineage,
+) -> Result<Adapter, TrainError> {
+    let settings = factors.settings();
+    let notes = AdapterNotes {
+        rank: settings.rank,
+        alpha: settings.alpha,
+        base_model: base_model.display().to_string(),
+        lineage,
+    };
+    let (matrices, tensors) = (factors.names().collect::<Vec<_>>(), named_factors(factors, ""));
+    let tensors = tensors.iter().map(Named::source);
+    Ok(formats::adapter::write_adapter(dir, factors.config(), &notes, &matrices, tensors)?)
 }
 
 /// Writes the files of a tokenizer into a folder, which is made when missing. Each appears whole or not at all, and

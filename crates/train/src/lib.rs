@@ -20,6 +20,7 @@ pub mod recipe;
 mod rows;
 mod run;
 pub mod schedule;
+mod trained;
 mod trainer;
 pub mod validation;
 
@@ -30,4 +31,5 @@ pub use run::{
     Inherited, METRICS_FILE, Outcome, Progress, RECIPE_FILE, Run, RunControl, latest_parameters,
     starting_config, template_of,
 };
+pub use trained::Trained;
 pub use trainer::{StepReport, Trainer};

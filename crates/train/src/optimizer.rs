@@ -1,9 +1,11 @@
-//! AdamW over all parameters, with clipping by the norm of the whole gradient.
+//! AdamW over what is trained, with clipping by the norm of the whole gradient.
 
 use kernels::adamw::AdamW;
-use model::{ModelConfig, ParameterKind, Parameters};
+use model::ParameterKind;
 use serde::{Deserialize, Serialize};
 use tensor::{Device, ops};
+
+use crate::trained::Trained;
 
 /// The constants of the optimiser.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,22 +36,22 @@ pub struct Optimizer {
     /// Steps made.
     pub(crate) n_steps: u64,
     /// First moments.
-    pub(crate) m: Parameters,
+    pub(crate) m: Trained,
     /// Second moments.
-    pub(crate) v: Parameters,
+    pub(crate) v: Trained,
 }
 
 impl Optimizer {
-    /// Zero moments.
+    /// Zero moments of these parameters.
     #[must_use]
-    pub fn new(device: &Device, config: &ModelConfig, settings: OptimizerSettings) -> Self {
-        let moments = || Parameters::zeroed_on(device, config);
+    pub fn new(device: &Device, parameters: &Trained, settings: OptimizerSettings) -> Self {
+        let moments = || parameters.zeroed_on(device);
         Self { settings, n_steps: 0, m: moments(), v: moments() }
     }
 
     /// Euclidean norm of all values, of the whole gradient for one, summed in f64 in a fixed order.
     #[must_use]
-    pub fn norm(device: &Device, values: &Parameters) -> f64 {
+    pub fn norm(device: &Device, values: &Trained) -> f64 {
         ops::norm(device, values.iter().map(|(_, tensor)| tensor.view()))
     }
 
@@ -59,8 +61,8 @@ impl Optimizer {
         device: &Device,
         learning_rate: f32,
         grad_norm: f64,
-        gradients: &Parameters,
-        parameters: &mut Parameters,
+        gradients: &Trained,
+        parameters: &mut Trained,
     ) {
         self.n_steps += 1;
         let settings = self.settings;

@@ -4,12 +4,15 @@ use std::fs;
 use std::path::Path;
 
 use formats::{WeightDtype, checkpoint};
-use model::{Decoder, GradientWorkspace, ModelConfig, Workspace, compute_dtype};
+use model::{
+    AdapterSettings, Decoder, GradientWorkspace, LoadedAdapter, ModelConfig, Workspace,
+    compute_dtype,
+};
 use serde::Serialize;
 use tensor::{DType, Device, Passes};
 
 use crate::error::TrainError;
-use crate::recipe::{BatchSettings, Recipe, Start};
+use crate::recipe::{AdapterRecipe, BatchSettings, Recipe, Start};
 use crate::run::starting_config;
 
 /// What a run will take.
@@ -17,9 +20,11 @@ use crate::run::starting_config;
 pub struct RunPlan {
     /// Shape of the model.
     pub config: ModelConfig,
+    /// The adapter that is trained beside it, where the model itself is not.
+    pub adapter: Option<AdapterSettings>,
     /// Memory, by purpose.
     pub memory: TrainingMemory,
-    /// Bytes of the model directory's weights.
+    /// Bytes of the weights in the folder that the run makes.
     pub model_bytes: u64,
     /// Input tokens of the run.
     pub n_tokens: u64,
@@ -38,8 +43,16 @@ impl RunPlan {
         let BatchSettings { seq_len, rows_per_micro_batch, .. } = self.batch;
         let data_bytes = self.memory.data_bytes;
         let rows = rows_per_micro_batch;
-        self.memory =
-            TrainingMemory::on(device, &self.config, self.dtype, rows, seq_len, data_bytes);
+        let adapter = self.adapter.as_ref();
+        self.memory = TrainingMemory::on(
+            device,
+            &self.config,
+            adapter,
+            self.dtype,
+            rows,
+            seq_len,
+            data_bytes,
+        );
         self
     }
 
@@ -64,7 +77,9 @@ impl RunPlan {
         let data = &recipe.data;
         let paths = data.shards.iter().chain(&data.documents).chain(&data.conversations);
         let data_bytes = paths.map(|path| size_on_disk(path)).sum();
-        let plan = Self::new(config, recipe.dtype, recipe.batch, recipe.n_steps, data_bytes);
+        let adapter = recipe.adapter.as_ref().map(AdapterRecipe::settings);
+        let plan =
+            Self::new(config, adapter, recipe.dtype, recipe.batch, recipe.n_steps, data_bytes);
         // The last one and those before; one is written before the oldest goes.
         // A run that starts from weights keeps them as its first.
         let n_first = u64::from(!matches!(recipe.start, Start::Random(_)));
@@ -73,10 +88,11 @@ impl RunPlan {
         Self { n_checkpoints, ..plan }
     }
 
-    /// The plan of a run of `n_steps` on data of `data_bytes` that keeps one checkpoint.
+    /// The plan of a run of `n_steps` on data of `data_bytes` that keeps one checkpoint, of a model or of an adapter beside it.
     #[must_use]
     pub fn new(
         config: ModelConfig,
+        adapter: Option<AdapterSettings>,
         dtype: WeightDtype,
         batch: BatchSettings,
         n_steps: u64,
@@ -84,22 +100,43 @@ impl RunPlan {
     ) -> Self {
         let BatchSettings { seq_len, rows_per_step, rows_per_micro_batch } = batch;
         let n_tokens = n_steps * (rows_per_step * seq_len) as u64;
+        let model_bytes = match &adapter {
+            None => config.n_parameters() * dtype.n_bytes() as u64,
+            // Adapters are written in f32.
+            Some(adapter) => 4 * adapter.n_parameters(&config),
+        };
+        let flops_per_token = flops_per_token(&config, adapter.as_ref(), seq_len);
         Self {
             memory: TrainingMemory::of(
                 &config,
+                adapter.as_ref(),
                 compute_dtype(dtype),
                 rows_per_micro_batch,
                 seq_len,
                 data_bytes,
             ),
-            model_bytes: config.n_parameters() * dtype.n_bytes() as u64,
+            model_bytes,
             n_tokens,
-            flops: n_tokens as f64 * config.train_flops_per_token(seq_len),
+            flops: n_tokens as f64 * flops_per_token,
             n_checkpoints: 2,
             dtype: compute_dtype(dtype),
             batch,
             config,
+            adapter,
         }
+    }
+
+    /// Parameters that are trained.
+    #[must_use]
+    pub fn n_trained_parameters(&self) -> u64 {
+        let of_adapter = |adapter: &AdapterSettings| adapter.n_parameters(&self.config);
+        self.adapter.as_ref().map_or(self.config.n_parameters(), of_adapter)
+    }
+
+    /// Floating-point operations of one token.
+    #[must_use]
+    pub fn flops_per_token(&self) -> f64 {
+        flops_per_token(&self.config, self.adapter.as_ref(), self.batch.seq_len)
     }
 
     /// Disk that must be free: for the checkpoints that the run does not have yet, and then the
@@ -111,6 +148,18 @@ impl RunPlan {
         let n_there = checkpoint::list(run_dir)?.len() as u64;
         let n_to_come = self.n_checkpoints.saturating_sub(n_there);
         Ok(n_to_come * self.memory.checkpoint_bytes() + self.model_bytes)
+    }
+}
+
+/// Floating-point operations of one trained token, of a model or of an adapter beside it.
+pub(crate) fn flops_per_token(
+    config: &ModelConfig,
+    adapter: Option<&AdapterSettings>,
+    seq_len: usize,
+) -> f64 {
+    match adapter {
+        None => config.train_flops_per_token(seq_len),
+        Some(_) => config.adapter_flops_per_token(seq_len),
     }
 }
 
@@ -142,24 +191,41 @@ const PRODUCT_WORKSPACE_BYTES: usize = 64 << 20;
 const NORM_PARTIALS: usize = 512;
 
 impl TrainingMemory {
-    /// The plan of training with micro-batches of `n_rows` rows of `seq_len` tokens on data of `data_bytes` in memory.
+    /// The plan of training with micro-batches of `n_rows` rows of `seq_len` tokens on data of `data_bytes` in memory. Where an
+    /// adapter is trained, masters, moments and gradients are its own, and the model is there in packed form alone.
     #[must_use]
     pub fn of(
         config: &ModelConfig,
+        adapter: Option<&AdapterSettings>,
         dtype: DType,
         n_rows: usize,
         seq_len: usize,
         data_bytes: u64,
     ) -> Self {
-        let parameter_bytes = 4 * config.n_parameters();
         let (n_tokens, passes) = (n_rows * seq_len, Passes::ForwardAndBackward);
+        let packed_bytes = Decoder::bytes_for(config, dtype, passes);
+        let (n_trained, packed_bytes, activations_bytes, backward_bytes) = match adapter {
+            None => (
+                config.n_parameters(),
+                packed_bytes,
+                Workspace::bytes_for(config, dtype, n_tokens, passes),
+                GradientWorkspace::bytes_for(config, dtype, n_tokens),
+            ),
+            Some(adapter) => (
+                adapter.n_numbers(config),
+                packed_bytes + LoadedAdapter::trainable_bytes(config, dtype, adapter),
+                Workspace::bytes_for_adapter(config, adapter, dtype, n_tokens),
+                GradientWorkspace::bytes_for_adapter(config, adapter, dtype, n_tokens),
+            ),
+        };
+        let parameter_bytes = 4 * n_trained;
         Self {
             masters_bytes: parameter_bytes,
             optimizer_bytes: 2 * parameter_bytes,
             gradients_bytes: parameter_bytes,
-            packed_bytes: Decoder::bytes_for(config, dtype, passes) as u64,
-            activations_bytes: Workspace::bytes_for(config, dtype, n_tokens, passes) as u64,
-            backward_bytes: GradientWorkspace::bytes_for(config, dtype, n_tokens) as u64,
+            packed_bytes: packed_bytes as u64,
+            activations_bytes: activations_bytes as u64,
+            backward_bytes: backward_bytes as u64,
             working_bytes: 0,
             data_bytes,
         }
@@ -170,21 +236,30 @@ impl TrainingMemory {
     pub fn on(
         device: &Device,
         config: &ModelConfig,
+        adapter: Option<&AdapterSettings>,
         dtype: DType,
         n_rows: usize,
         seq_len: usize,
         data_bytes: u64,
     ) -> Self {
-        let of_processors = Self::of(config, dtype, n_rows, seq_len, data_bytes);
+        let of_processors = Self::of(config, adapter, dtype, n_rows, seq_len, data_bytes);
+        let n_tokens = n_rows * seq_len;
         match device {
-            Device::Cuda { .. } => of_processors.on_gpu(device, config, dtype, n_rows * seq_len),
+            Device::Cuda { .. } => of_processors.on_gpu(device, config, adapter, dtype, n_tokens),
             _ => of_processors,
         }
     }
 
     /// A GPU keeps each weight once and as it is, has no f32 copy of products beside their rounded output nor blocks of keys, and more
     /// logits at a time.
-    fn on_gpu(self, device: &Device, config: &ModelConfig, dtype: DType, n_tokens: usize) -> Self {
+    fn on_gpu(
+        self,
+        device: &Device,
+        config: &ModelConfig,
+        adapter: Option<&AdapterSettings>,
+        dtype: DType,
+        n_tokens: usize,
+    ) -> Self {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let (n_layers, n_heads, vocab_size) = (config.n_layers, config.n_heads, config.vocab_size);
         let (qkv, out) = (shape.qkv_width(), n_heads * config.head_dim);
@@ -206,10 +281,16 @@ impl TrainingMemory {
             + largest_output
             + n_tokens * of_token
             + NORM_PARTIALS * hidden * 4;
+        let (n_factors, rank) = adapter.map_or((0, 0), |adapter| {
+            (adapter.n_numbers(config) as usize, adapter.rank.next_multiple_of(2))
+        });
+        let activations = n_tokens * ((kept + rank) * bytes + f32s * 4) + logits * 4;
+        // Of an adapter the products of a, and what goes into those of gradients: their input and its gradient.
+        let backward = n_tokens * ((gradients + 2 * rank) * bytes + (hidden + rank) * 4);
         Self {
-            packed_bytes: (matrices * bytes + norms * 4) as u64,
-            activations_bytes: (n_tokens * (kept * bytes + f32s * 4) + logits * 4) as u64,
-            backward_bytes: (n_tokens * (gradients * bytes + hidden * 4) + learnt_logits) as u64,
+            packed_bytes: ((matrices + n_factors) * bytes + norms * 4) as u64,
+            activations_bytes: activations as u64,
+            backward_bytes: (backward + learnt_logits) as u64,
             working_bytes: working as u64,
             ..self
         }
@@ -260,7 +341,7 @@ mod tests {
     use data::packing::PackedBatch;
     use formats::DecoderConfig;
     use kernels::{Compute, Family};
-    use model::Parameters;
+    use model::{AdapterParameters, Parameters};
     use testkit::test_dir::TestDir;
 
     use super::*;
@@ -275,15 +356,31 @@ mod tests {
         let host = Compute::forced(Family::Reference, 1).unwrap();
         let device = Device::Cuda { gpu: gpu.clone(), host };
         let (n_rows, seq_len) = (2, 8);
-        for (dtype, tied_embeddings) in [(DType::Bf16, true), (DType::F32, false)] {
+        let all = [
+            (DType::Bf16, true, None),
+            (DType::F32, false, None),
+            (DType::Bf16, false, Some(AdapterSettings::of_rank(3))),
+        ];
+        for (dtype, tied_embeddings, adapter) in all {
             let config = DecoderConfig { tied_embeddings, ..ModelConfig::example() };
             let config = ModelConfig::new(config).unwrap();
-            let plan = TrainingMemory::on(&device, &config, dtype, n_rows, seq_len, 0);
+            let plan =
+                TrainingMemory::on(&device, &config, adapter.as_ref(), dtype, n_rows, seq_len, 0);
             let before = gpu.used_bytes();
-            let parameters = Parameters::random(&config, 1);
-            let settings = OptimizerSettings::default();
-            let n_tokens = n_rows * seq_len;
-            let mut trainer = Trainer::new(device.clone(), parameters, dtype, settings, n_tokens);
+            let (settings, n_tokens) = (OptimizerSettings::default(), n_rows * seq_len);
+            let device = device.clone();
+            let mut trainer = match adapter {
+                None => {
+                    let parameters = Parameters::random(&config, 1);
+                    Trainer::new(device, parameters, dtype, settings, n_tokens)
+                }
+                Some(adapter) => {
+                    let passes = Passes::ForwardAndBackward;
+                    let decoder = Decoder::random(&device, &config, dtype, passes, 1);
+                    let parameters = AdapterParameters::random(&config, &adapter, 1);
+                    Trainer::of_adapter(device, decoder, parameters, settings, n_tokens)
+                }
+            };
             let taken = (gpu.used_bytes() - before) as u64;
             assert_eq!(taken, plan.device_bytes() - plan.working_bytes, "{dtype:?}");
             let mut batch = PackedBatch::new();
@@ -312,7 +409,7 @@ mod tests {
         };
         let batch = BatchSettings { seq_len: 32, rows_per_step: 4, rows_per_micro_batch: 2 };
         let config = shape.planned_config().unwrap();
-        let plan = RunPlan::new(config, WeightDtype::Bf16, batch, 4, 0);
+        let plan = RunPlan::new(config, None, WeightDtype::Bf16, batch, 4, 0);
         let plan = RunPlan { n_checkpoints: 3, ..plan };
         let run = TestDir::new("plan-disk");
         let needed = |n_to_come| n_to_come * plan.memory.checkpoint_bytes() + plan.model_bytes;

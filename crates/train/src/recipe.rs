@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use formats::durable::read_text;
-use formats::{DecoderConfig, Rope, WeightDtype, check_format_version};
-use model::ModelConfig;
+use formats::{DecoderConfig, FfnMatrix, LayerPart, Rope, WeightDtype, check_format_version};
+use model::{AdapterSettings, ModelConfig, ModelError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -38,6 +38,9 @@ pub struct Recipe {
     pub dtype: WeightDtype,
     /// Where the weights come from.
     pub start: Start,
+    /// The adapter that is trained; without it, the model is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterRecipe>,
     /// What is learnt.
     pub data: DataSettings,
     /// Sizes of rows and steps.
@@ -64,6 +67,84 @@ pub enum Start {
     Model(PathBuf),
     /// The f32 weights of the last checkpoint of another run.
     Run(PathBuf),
+}
+
+/// A low-rank adapter (LoRA) that is trained beside the model, which stays as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterRecipe {
+    /// Rank of every change.
+    pub rank: usize,
+    /// Changes are multiplied with `alpha / rank`.
+    pub alpha: f64,
+    /// The matrices that are changed, of every layer.
+    #[serde(default = "AdaptedMatrix::all")]
+    pub matrices: Vec<AdaptedMatrix>,
+}
+
+/// A matrix of a layer that an adapter can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the parts of a layer of the same names")]
+pub enum AdaptedMatrix {
+    Query,
+    Key,
+    Value,
+    AttentionOut,
+    Gate,
+    Up,
+    Down,
+}
+
+impl AdaptedMatrix {
+    fn all() -> Vec<Self> {
+        use AdaptedMatrix::{AttentionOut, Down, Gate, Key, Query, Up, Value};
+        vec![Query, Key, Value, AttentionOut, Gate, Up, Down]
+    }
+
+    fn part(self) -> LayerPart {
+        match self {
+            Self::Query => LayerPart::Query,
+            Self::Key => LayerPart::Key,
+            Self::Value => LayerPart::Value,
+            Self::AttentionOut => LayerPart::AttentionOut,
+            Self::Gate => LayerPart::Ffn(FfnMatrix::Gate),
+            Self::Up => LayerPart::Ffn(FfnMatrix::Up),
+            Self::Down => LayerPart::Ffn(FfnMatrix::Down),
+        }
+    }
+}
+
+impl AdapterRecipe {
+    /// What the model is told of it.
+    #[must_use]
+    pub fn settings(&self) -> AdapterSettings {
+        let matrices = self.matrices.iter().map(|matrix| matrix.part()).collect();
+        AdapterSettings { rank: self.rank, alpha: self.alpha, matrices }
+    }
+
+    fn check(&self, start: &Start) -> Result<(), TrainError> {
+        let start = match start {
+            Start::Model(_) => None,
+            Start::Random(_) => Some("random weights"),
+            Start::Run(_) => Some("a run"),
+        };
+        if let Some(start) = start {
+            let expected = "start.model: an adapter is one for a model that is there as files";
+            return wrong("start", format!("{start}, with an adapter"), expected);
+        }
+        match self.settings().check_numbers() {
+            Err(ModelError::Adapter { setting, got, expected }) => {
+                let key = match setting {
+                    "rank" => "adapter.rank",
+                    "alpha" => "adapter.alpha",
+                    _ => "adapter.matrices",
+                };
+                wrong(key, got, &expected)
+            }
+            other => Ok(other?),
+        }
+    }
 }
 
 /// The shape of a fresh model.
@@ -320,6 +401,9 @@ impl Recipe {
             if value == 0 {
                 return wrong(key, "0".to_owned(), "at least 1");
             }
+        }
+        if let Some(adapter) = &self.adapter {
+            adapter.check(&self.start)?;
         }
         self.batch.check(self.n_steps)?;
         if self.checkpoint.n_keep > MAX_KEPT {

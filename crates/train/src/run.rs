@@ -10,15 +10,16 @@ use formats::checkpoint::{self, Checkpoint, CheckpointWriter};
 use formats::durable::{DirLock, open_to_append, write_bytes_atomically};
 use formats::json_lines::truncate_jsonl;
 use kernels::Family;
-use model::{Parameters, compute_dtype};
 use serde::Serialize;
 use serde_json::json;
 use tensor::Device;
 use tokenizer::Tokenizer;
 
 use crate::error::TrainError;
+use crate::plan::flops_per_token;
 use crate::recipe::{Recipe, Start};
 use crate::rows::Rows;
+use crate::trained::Trained;
 use crate::trainer::Trainer;
 use crate::validation::{TextLoss, score_documents};
 
@@ -32,6 +33,7 @@ pub use inputs::template_of;
 pub use saved::Inherited;
 use saved::SavedState;
 pub use start::{latest_parameters, starting_config};
+pub(crate) use storage::{Named, named_factors};
 
 /// The recipe of a run, in its folder.
 pub const RECIPE_FILE: &str = "run.toml";
@@ -193,19 +195,16 @@ impl Run {
         device: Device,
     ) -> Result<Self, TrainError> {
         let tokenizer = Tokenizer::open(&recipe.data.tokenizer)?;
-        let (parameters, inherited) = match checkpoint {
+        let beginning = start::beginning(&recipe, &tokenizer, checkpoint, &device)?;
+        let inherited = match checkpoint {
             Some(checkpoint) => {
                 let state = SavedState::read(checkpoint.state(), checkpoint.dir())?;
                 let now = || start::inherited(&recipe).inspect_err(warn_unknown).ok();
-                let inherited = state.inherited.or_else(now);
-                (start::checkpoint_parameters(checkpoint, &recipe)?, inherited)
+                state.inherited.or_else(now)
             }
-            None => {
-                let inherited = start::inherited(&recipe)?;
-                (start::initial_parameters(&recipe, &tokenizer)?, Some(inherited))
-            }
+            None => Some(start::inherited(&recipe)?),
         };
-        let config = parameters.config();
+        let config = beginning.config();
         if tokenizer.vocab_size() > config.vocab_size {
             let (data, model) = (tokenizer.vocab_size(), config.vocab_size);
             return Err(TrainError::Vocabulary { data, model });
@@ -220,14 +219,7 @@ impl Run {
         let rows = inputs::read_rows(&recipe, &tokenizer)?;
         let validation = inputs::read_validation(&recipe, &tokenizer)?;
         let sources = inputs::sources(&recipe, &tokenizer)?;
-        let max_tokens = recipe.micro_batch_tokens();
-        let trainer = Trainer::new(
-            device,
-            parameters,
-            compute_dtype(recipe.dtype),
-            recipe.optimizer,
-            max_tokens,
-        );
+        let trainer = beginning.trainer(&recipe, device);
         let dir = dir.to_owned();
         Ok(Self {
             dir,
@@ -275,10 +267,10 @@ impl Run {
         self.tokens
     }
 
-    /// The weights as they stand.
+    /// What is trained, as it stands, in this machine's memory.
     #[must_use]
-    pub fn parameters(&self) -> Cow<'_, Parameters> {
-        self.trainer.parameters()
+    pub fn trained(&self) -> Cow<'_, Trained> {
+        self.trainer.trained()
     }
 
     /// Trains to the end of the recipe, or until `observe`, called after each step, wants to stop.
@@ -324,7 +316,8 @@ impl Run {
         self.step += 1;
         self.tokens += report.n_tokens;
         let tokens_per_s = report.n_tokens as f64 / seconds;
-        let flops = self.trainer.config().train_flops_per_token(batch.seq_len);
+        let adapter = self.trainer.trained.adapter_settings();
+        let flops = flops_per_token(self.trainer.config(), adapter, batch.seq_len);
         let validation = self.recipe.validation.as_ref().filter(|validation| {
             self.step == self.recipe.n_steps || self.step.is_multiple_of(validation.every_steps)
         });
@@ -350,8 +343,9 @@ impl Run {
 
     fn validation_loss(&mut self) -> TextLoss {
         let device = self.trainer.device().clone();
-        let (decoder, workspace) = self.trainer.scoring();
-        score_documents(&device, decoder, workspace, &self.tokenizer, &self.validation)
+        let (decoder, adapter, workspace) = self.trainer.scoring();
+        let scored = (decoder, adapter);
+        score_documents(&device, scored, workspace, &self.tokenizer, &self.validation)
     }
 
     fn save_checkpoint(&self) -> Result<(), TrainError> {

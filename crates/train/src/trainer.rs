@@ -3,11 +3,15 @@
 use std::borrow::Cow;
 
 use data::packing::PackedBatch;
-use model::{Decoder, GradientWorkspace, ModelConfig, Parameters, TrainingRows, Workspace};
+use model::{
+    AdapterParameters, Decoder, GradientWorkspace, Learnt, LoadedAdapter, ModelConfig, Parameters,
+    TrainingRows, Workspace,
+};
 use tensor::{DType, Device, Passes, WeightedSum};
 
 use crate::error::TrainError;
 use crate::optimizer::{Optimizer, OptimizerSettings};
+use crate::trained::Trained;
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,15 +31,18 @@ pub struct StepReport {
 pub struct Trainer {
     device: Device,
     decoder: Decoder,
-    pub(crate) parameters: Parameters,
+    /// As it is computed, where one is trained.
+    adapter: Option<LoadedAdapter>,
+    /// Masters.
+    pub(crate) trained: Trained,
     pub(crate) optimizer: Optimizer,
-    gradients: Parameters,
+    gradients: Trained,
     workspace: Workspace,
     gradient_workspace: GradientWorkspace,
 }
 
 impl Trainer {
-    /// Prepares training from `parameters` with micro-batches of up to `max_tokens` tokens.
+    /// Prepares training of a model from `parameters`, with micro-batches of up to `max_tokens` tokens.
     #[must_use]
     pub fn new(
         device: Device,
@@ -49,13 +56,48 @@ impl Trainer {
         let mut decoder = Decoder::zeroed(&device, &config, dtype, passes);
         let parameters = parameters.on(&device);
         decoder.pack(&device, &parameters);
+        let trained = Trained::Model(parameters);
         Self {
             decoder,
-            optimizer: Optimizer::new(&device, &config, settings),
-            gradients: Parameters::zeroed_on(&device, &config),
+            adapter: None,
+            optimizer: Optimizer::new(&device, &trained, settings),
+            gradients: trained.zeroed_on(&device),
             workspace: Workspace::new(&device, &config, dtype, max_tokens, passes),
             gradient_workspace: GradientWorkspace::new(&device, &config, dtype, max_tokens),
-            parameters,
+            trained,
+            device,
+        }
+    }
+
+    /// Prepares training of an adapter from `parameters` beside a decoder, which is packed for training and stays as it is.
+    ///
+    /// # Panics
+    /// When the adapter is one for another model.
+    #[must_use]
+    pub fn of_adapter(
+        device: Device,
+        decoder: Decoder,
+        parameters: AdapterParameters,
+        settings: OptimizerSettings,
+        max_tokens: usize,
+    ) -> Self {
+        let (config, dtype) = (parameters.config().clone(), decoder.dtype());
+        assert_eq!(*decoder.config(), config, "an adapter for another model");
+        let of = parameters.settings().clone();
+        let parameters = parameters.on(&device);
+        let adapter = Some(LoadedAdapter::trainable(&device, dtype, &parameters));
+        let trained = Trained::Adapter(parameters);
+        let workspace = Workspace::for_adapter(&device, &config, &of, dtype, max_tokens);
+        let gradient_workspace =
+            GradientWorkspace::for_adapter(&device, &config, &of, dtype, max_tokens);
+        Self {
+            decoder,
+            adapter,
+            optimizer: Optimizer::new(&device, &trained, settings),
+            gradients: trained.zeroed_on(&device),
+            workspace,
+            gradient_workspace,
+            trained,
             device,
         }
     }
@@ -69,23 +111,23 @@ impl Trainer {
     /// The model's configuration.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
-        self.parameters.config()
+        self.trained.config()
     }
 
     /// The f32 masters, in this machine's memory.
     #[must_use]
-    pub fn parameters(&self) -> Cow<'_, Parameters> {
-        self.parameters.in_memory()
+    pub fn trained(&self) -> Cow<'_, Trained> {
+        self.trained.in_memory()
     }
 
-    /// The decoder as it stands, for scoring with the trainer's own memory.
-    pub fn scoring(&mut self) -> (&Decoder, &mut Workspace) {
-        (&self.decoder, &mut self.workspace)
+    /// The decoder as it stands, and the adapter beside it, for scoring with the trainer's own memory.
+    pub fn scoring(&mut self) -> (&Decoder, Option<&LoadedAdapter>, &mut Workspace) {
+        (&self.decoder, self.adapter.as_ref(), &mut self.workspace)
     }
 
     /// Refuses weights or moments that are no numbers, so that they never replace a good checkpoint.
     pub(crate) fn check_finite(&self, step: u64) -> Result<(), TrainError> {
-        let all = [&self.parameters, &self.optimizer.m, &self.optimizer.v];
+        let all = [&self.trained, &self.optimizer.m, &self.optimizer.v];
         let norms = all.map(|values| Optimizer::norm(&self.device, values));
         if norms.iter().all(|norm| norm.is_finite()) {
             return Ok(());
@@ -95,7 +137,7 @@ impl Trainer {
 
     /// The gradient of the last step, before clipping.
     #[must_use]
-    pub fn gradients(&self) -> Cow<'_, Parameters> {
+    pub fn gradients(&self) -> Cow<'_, Trained> {
         self.gradients.in_memory()
     }
 
@@ -127,12 +169,19 @@ impl Trainer {
                 target_weights: &target_weights,
                 segment_starts: &batch.segment_starts,
             };
+            let learnt = match (&mut self.gradients, &self.adapter) {
+                (Trained::Model(gradients), _) => Learnt::Model(gradients),
+                (Trained::Adapter(gradients), adapter) => {
+                    let adapter = adapter.as_ref().expect("an adapter is trained");
+                    Learnt::Adapter { adapter, gradients }
+                }
+            };
             self.decoder.loss_and_gradients(
                 &self.device,
                 rows,
                 &mut self.workspace,
                 &mut self.gradient_workspace,
-                &mut self.gradients,
+                learnt,
             );
             loss.add(&self.device, self.workspace.losses().view(), &target_weights);
         }
@@ -141,13 +190,27 @@ impl Trainer {
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::NotFinite { step: self.optimizer.n_steps, loss, grad_norm });
         }
-        let (gradients, parameters) = (&self.gradients, &mut self.parameters);
-        self.optimizer.step(&self.device, learning_rate, grad_norm, gradients, parameters);
-        self.decoder.pack(&self.device, &self.parameters);
+        let (gradients, trained) = (&self.gradients, &mut self.trained);
+        self.optimizer.step(&self.device, learning_rate, grad_norm, gradients, trained);
+        self.pack();
         let n_tokens = batches.iter().map(|batch| batch.n_tokens() as u64).sum();
         Ok(StepReport { loss, grad_norm, n_tokens, n_trained_tokens })
     }
+
+    /// Rounds the masters to what is computed with.
+    fn pack(&mut self) {
+        match (&self.trained, &mut self.adapter) {
+            (Trained::Model(parameters), _) => self.decoder.pack(&self.device, parameters),
+            (Trained::Adapter(parameters), adapter) => {
+                let adapter = adapter.as_mut().expect("an adapter is trained");
+                adapter.pack(&self.device, parameters);
+            }
+        }
+    }
 }
+
+#[cfg(test)]
+mod adapter_tests;
 
 #[cfg(test)]
 mod tests {
@@ -161,7 +224,14 @@ mod tests {
     use super::*;
     use crate::schedule::Schedule;
 
-    fn batch(token_ids: &[i64], seq_len: usize) -> PackedBatch {
+    /// A GPU, emulated; `None` where there is no C++ compiler.
+    pub(super) fn gpu() -> Option<Device> {
+        let libraries = LibraryPath::new(Some(testkit::cuda_emulator::directory()?));
+        let gpu = Gpu::open(&libraries).unwrap();
+        Some(Device::Cuda { gpu, host: Compute::forced(Family::Reference, 1).unwrap() })
+    }
+
+    pub(super) fn batch(token_ids: &[i64], seq_len: usize) -> PackedBatch {
         let mut batch = PackedBatch::new();
         for sequence in token_ids.chunks(seq_len) {
             for (i, &id) in sequence.iter().enumerate() {
@@ -198,7 +268,7 @@ mod tests {
                 for name in WeightName::all(&config) {
                     let golden = expected.f32(&format!("grad.{}", name.hf_name()));
                     let tolerance = Tolerance { absolute: 3e-6, relative: 1e-4 };
-                    assert_close(trainer.gradients().weight(name), golden, tolerance);
+                    assert_close(trainer.gradients().model().weight(name), golden, tolerance);
                 }
             }
             report
@@ -228,7 +298,7 @@ mod tests {
                 for name in WeightName::all(trainer.config()) {
                     let golden = expected.f32(&format!("final.{}", name.hf_name()));
                     let tolerance = Tolerance { absolute: 1.5e-4, relative: 0.0 };
-                    assert_close(trainer.parameters().weight(name), golden, tolerance);
+                    assert_close(trainer.trained().model().weight(name), golden, tolerance);
                 }
             }
             let (_, reports) = golden_run(device(), DType::Bf16, 4);
@@ -243,21 +313,18 @@ mod tests {
 
     #[test]
     fn ten_steps_on_a_gpu_equal_those_of_pytorch() {
-        let Some(directory) = testkit::cuda_emulator::directory() else { return };
-        let gpu = Gpu::open(&LibraryPath::new(Some(directory))).unwrap();
-        let host = Compute::forced(Family::Reference, 1).unwrap();
-        let device = Device::Cuda { gpu, host };
+        let Some(device) = gpu() else { return };
         let expected = golden::load("golden/train_steps/expected.safetensors");
         for (dtype, absolute) in [(DType::F32, 1e-5), (DType::Bf16, 0.01)] {
             let (trainer, reports) = golden_run(device.clone(), dtype, 2);
             let losses: Vec<f32> = reports.iter().map(|report| report.loss as f32).collect();
             assert_close(&losses, expected.f32("losses"), Tolerance { absolute, relative: 0.0 });
             if dtype == DType::F32 {
-                let parameters = trainer.parameters();
+                let trained = trainer.trained();
                 for name in WeightName::all(trainer.config()) {
                     let golden = expected.f32(&format!("final.{}", name.hf_name()));
                     let tolerance = Tolerance { absolute: 1.5e-4, relative: 0.0 };
-                    assert_close(parameters.weight(name), golden, tolerance);
+                    assert_close(trained.model().weight(name), golden, tolerance);
                 }
             }
         }
@@ -290,9 +357,9 @@ mod tests {
         parameters.weight_mut(WeightName::FinalNorm)[0] = f32::NAN;
         let mut trainer =
             Trainer::new(device, parameters, DType::F32, OptimizerSettings::default(), 8);
-        let before = trainer.parameters().weight(WeightName::Embedding).to_vec();
+        let before = trainer.trained().model().weight(WeightName::Embedding).to_vec();
         let error = trainer.step(&[batch(&[1, 2, 3, 4], 4)], 0.1).unwrap_err();
         assert!(error.to_string().starts_with("step 0: the loss is NaN"), "{error}");
-        assert_eq!(trainer.parameters().weight(WeightName::Embedding), before);
+        assert_eq!(trainer.trained().model().weight(WeightName::Embedding), before);
     }
 }

@@ -1,7 +1,7 @@
 //! Bits per byte on text that was not trained on.
 
 use data::packing::PackedBatch;
-use model::{Decoder, Workspace};
+use model::{Decoder, LoadedAdapter, Workspace};
 use serde::{Deserialize, Serialize};
 use tensor::Device;
 use tokenizer::Tokenizer;
@@ -25,12 +25,12 @@ impl TextLoss {
     }
 }
 
-/// Scores documents (each beginning with BOS), packed into rows as large as the workspace. A document longer than the
+/// Scores documents (each beginning with BOS) by a model, with the changes of an adapter if there is one, packed into rows as large as the workspace. A document longer than the
 /// context is scored in pieces that do not see one another.
 #[must_use]
 pub fn score_documents(
     device: &Device,
-    decoder: &Decoder,
+    (decoder, adapter): (&Decoder, Option<&LoadedAdapter>),
     workspace: &mut Workspace,
     tokenizer: &Tokenizer,
     documents: &[Vec<u32>],
@@ -44,7 +44,7 @@ pub fn score_documents(
             let end = document.len().min(start + piece_len + 1);
             let piece = &document[start..end];
             if batch.n_tokens() + piece.len() - 1 > workspace.max_rows() {
-                total.add_batch(device, decoder, workspace, tokenizer, &batch);
+                total.add_batch(device, (decoder, adapter), workspace, tokenizer, &batch);
                 batch = PackedBatch::new();
             }
             batch.token_ids.extend_from_slice(&piece[..piece.len() - 1]);
@@ -54,7 +54,7 @@ pub fn score_documents(
         }
     }
     if batch.n_tokens() > 0 {
-        total.add_batch(device, decoder, workspace, tokenizer, &batch);
+        total.add_batch(device, (decoder, adapter), workspace, tokenizer, &batch);
     }
     total
 }
@@ -63,13 +63,13 @@ impl TextLoss {
     fn add_batch(
         &mut self,
         device: &Device,
-        decoder: &Decoder,
+        (decoder, adapter): (&Decoder, Option<&LoadedAdapter>),
         workspace: &mut Workspace,
         tokenizer: &Tokenizer,
         batch: &PackedBatch,
     ) {
         let (ids, targets, starts) = (&batch.token_ids, &batch.targets, &batch.segment_starts);
-        let losses = decoder.token_losses(device, ids, targets, starts, workspace);
+        let losses = decoder.adapted_token_losses(device, ids, targets, starts, adapter, workspace);
         for (loss, &target) in losses.iter().zip(targets) {
             if tokenizer.is_control(target) {
                 continue;

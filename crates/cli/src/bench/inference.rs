@@ -10,7 +10,7 @@ use bench::{
 use eval::figures::bytes;
 use formats::model_dir::ModelDir;
 use model::{CacheKind, Decoder, KvBlocks};
-use tensor::{DType, Device};
+use tensor::{DType, Device, Passes};
 
 use super::{Args, What};
 use crate::context::Context;
@@ -46,7 +46,7 @@ pub(super) fn measure(
             return Err(Failure::usage(problem).into());
         }
         let (shape, config) = args.shape()?;
-        let decoder = Decoder::random(device, &config, DType::Bf16, 1);
+        let decoder = Decoder::random(device, &config, DType::Bf16, Passes::Forward, 1);
         let subject = Subject { decoder: &decoder, adapter: None, cache_kind: args.cache.kind() };
         let name = shape.name;
         let run = Run { args, machine, context, device, name, subject, reference: None };

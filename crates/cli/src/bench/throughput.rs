@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bench::{BenchResult, Load, serve_load};
 use model::Decoder;
-use tensor::{DType, Device};
+use tensor::{DType, Device, Passes};
 
 use super::Args;
 use crate::context::Context;
@@ -25,7 +25,7 @@ pub(super) fn measure(
     context: &Context,
 ) -> anyhow::Result<Vec<BenchResult>> {
     let (shape, config) = args.shape()?;
-    let decoder = Arc::new(Decoder::random(device, &config, DType::Bf16, 1));
+    let decoder = Arc::new(Decoder::random(device, &config, DType::Bf16, Passes::Forward, 1));
     let mut results = Vec::new();
     for load in LOADS {
         let Load { n_requests, prompt_len, answer_len, .. } = load;

@@ -59,7 +59,7 @@ pub(crate) fn make_plan(
         if wanted < needed {
             continue;
         }
-        let tokens_per_s = training_speed(device, &config, BATCH)?;
+        let tokens_per_s = training_speed(device, &config, None, BATCH)?;
         // Measuring counts too.
         let left_s = budget_s - spent_s - start.elapsed().as_secs_f64();
         let training_s = (left_s * TRAINING_SHARE).max(budget_s * MIN_TRAINING_SHARE);

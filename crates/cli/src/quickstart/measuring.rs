@@ -86,7 +86,7 @@ fn bits_per_byte(
         let documents = Shard::open(&path)?.documents;
         let documents: Vec<Vec<u32>> =
             (0..documents.n_documents()).map(|idx| documents.document(idx)).collect();
-        let loss = score_documents(device, decoder, &mut workspace, tokenizer, &documents);
+        let loss = score_documents(device, (decoder, None), &mut workspace, tokenizer, &documents);
         figures.push(LanguageBits {
             language: language.map_or("und", Language::code).to_owned(),
             bits_per_byte: loss.bits_per_byte(),

@@ -139,6 +139,7 @@ impl Stage {
             seed: settings.seed,
             dtype: WeightDtype::Bf16,
             start,
+            adapter: None,
             data,
             batch: BATCH,
             schedule,

@@ -13,6 +13,7 @@ use crate::ops::row_numbers::RowNumbers;
 pub(super) const CASES: &[Case] = &[
     Case { name: "convert", run: convert },
     Case { name: "round_to_bf16", run: round_to_bf16 },
+    Case { name: "scale", run: scale },
     Case { name: "adamw_step", run: adamw },
     Case { name: "sum_of_squares", run: sum_of_squares },
     Case { name: "add_weighted_sum", run: weighted_sum },
@@ -71,6 +72,21 @@ fn convert(gpu: &Gpu, size: Size) -> Deviation {
         let expected = rounded(&x[first..]);
         let got = [&narrow, &wide].map(|out| out.rows(rows.clone(), 1).to_f32());
         worst(got.map(|got| Deviation::equal(&got, &expected)))
+    }))
+}
+
+fn scale(gpu: &Gpu, size: Size) -> Deviation {
+    let mut numbers = Numbers::new(8);
+    let all = counts(size).iter().flat_map(|&n| [0, 3].map(|first| (n, first)));
+    worst(all.flat_map(|(n, first)| TYPES.map(|out| (n, first, out))).map(|(n, first, out)| {
+        let x = all_kinds(&mut numbers, n + first);
+        let x_there = DeviceMatrix::of_f32(gpu, NumberType::F32, &x, 1);
+        let mut there = DeviceMatrix::poisoned(gpu, out, n + first, 1);
+        let rows = first..n + first;
+        ops::scale(gpu, x_there.rows(rows.clone(), 1), 2.3, there.rows_mut(rows.clone(), 1));
+        let exact: Vec<f32> = x[first..].iter().map(|&x| 2.3 * x).collect();
+        let expected = if out == NumberType::F32 { exact } else { rounded(&exact) };
+        Deviation::equal(&there.rows(rows, 1).to_f32(), &expected)
     }))
 }
 

@@ -13,6 +13,9 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "product_backward_weight", run: backward_weight },
 ];
 
+/// Columns of a wider matrix before those of the product.
+const FIRST: usize = 2;
+
 /// Tokens, outputs, inputs.
 fn shapes(size: Size) -> &'static [[usize; 3]] {
     match size {
@@ -69,7 +72,7 @@ fn compared(
 fn forward(gpu: &Gpu, size: Size) -> Deviation {
     compared(gpu, size, |gpu, [tokens, n_out, n_in], [operands, output], numbers| {
         let (x, w) = (numbers.normal(tokens * n_in), numbers.normal(n_out * n_in));
-        let first = 2;
+        let first = FIRST;
         let before = rounded(&numbers.normal(tokens * (n_out + first)));
         let x_there = DeviceMatrix::of_f32(gpu, operands, &x, n_in);
         let w_there = DeviceMatrix::of_f32(gpu, operands, &w, n_in);
@@ -90,28 +93,40 @@ fn forward(gpu: &Gpu, size: Size) -> Deviation {
 
 fn backward_input(gpu: &Gpu, size: Size) -> Deviation {
     compared(gpu, size, |gpu, [tokens, n_out, n_in], [operands, output], numbers| {
-        let (d_y, w) = (numbers.normal(tokens * n_out), numbers.normal(n_out * n_in));
-        let d_y = DeviceMatrix::of_f32(gpu, operands, &d_y, n_out);
+        let width = FIRST + n_out;
+        let (d_y, w) = (numbers.normal(tokens * width), numbers.normal(n_out * n_in));
+        let d_y = DeviceMatrix::of_f32(gpu, operands, &d_y, width);
         let w = DeviceMatrix::of_f32(gpu, operands, &w, n_in);
         let mut d_x = DeviceMatrix::poisoned(gpu, output, tokens, n_in);
-        ops::product_backward_input(gpu, d_y.view(), w.view(), d_x.view_mut());
-        let mut expected = vec![0.0; tokens * n_in];
+        let mut product = |first, write| {
+            ops::product_backward_input(gpu, d_y.view(), first, w.view(), d_x.view_mut(), write);
+            d_x.to_f32()
+        };
+        let once = product(FIRST, Write::Overwrite);
         let (d_y, w) = (d_y.to_f32(), w.to_f32());
-        sums([tokens, n_in, n_out], (&d_y, [n_out, 1]), (&w, [1, n_in]), &mut expected);
-        Deviation::between(&d_x.to_f32(), &expected, limit(output))
+        let mut expected = vec![0.0; tokens * n_in];
+        let dims = [tokens, n_in, n_out];
+        sums(dims, (&d_y[FIRST..], [width, 1]), (&w, [1, n_in]), &mut expected);
+        let deviation = Deviation::between(&once, &expected, limit(output));
+        let both = product(0, Write::Accumulate);
+        let mut expected = once;
+        sums(dims, (&d_y, [width, 1]), (&w, [1, n_in]), &mut expected);
+        deviation.worst(Deviation::between(&both, &expected, limit(output)))
     })
 }
 
 fn backward_weight(gpu: &Gpu, size: Size) -> Deviation {
     compared(gpu, size, |gpu, [tokens, n_out, n_in], [operands, _], numbers| {
-        let (d_y, x) = (numbers.normal(tokens * n_out), numbers.normal(tokens * n_in));
+        let width = FIRST + n_out;
+        let (d_y, x) = (numbers.normal(tokens * width), numbers.normal(tokens * n_in));
         let mut expected = numbers.normal(n_out * n_in);
-        let d_y = DeviceMatrix::of_f32(gpu, operands, &d_y, n_out);
+        let d_y = DeviceMatrix::of_f32(gpu, operands, &d_y, width);
         let x = DeviceMatrix::of_f32(gpu, operands, &x, n_in);
         let mut d_w = DeviceMatrix::of_f32(gpu, NumberType::F32, &expected, n_in);
-        ops::product_backward_weight(gpu, d_y.view(), x.view(), d_w.view_mut());
+        ops::product_backward_weight(gpu, d_y.view(), FIRST, x.view(), d_w.view_mut());
         let (d_y, x) = (d_y.to_f32(), x.to_f32());
-        sums([n_out, n_in, tokens], (&d_y, [1, n_out]), (&x, [1, n_in]), &mut expected);
+        let d_y = (&d_y[FIRST..], [1, width]);
+        sums([n_out, n_in, tokens], d_y, (&x, [1, n_in]), &mut expected);
         Deviation::between(&d_w.to_f32(), &expected, limit(NumberType::F32))
     })
 }

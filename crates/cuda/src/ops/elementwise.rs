@@ -9,7 +9,7 @@ use crate::ops::row_numbers::RowNumbers;
 const THREADS: usize = 256;
 /// Numbers of a thread of the conversions (`elementwise.cu`).
 const CONVERTED_PER_THREAD: usize = 16;
-/// Numbers of a thread of the update, and of random numbers.
+/// Numbers of a thread of the update, of scaled numbers (`low_rank.cu`), and of random ones.
 const UPDATED_PER_THREAD: usize = 4;
 /// Numbers of one sum of squares, which is part of its arithmetic, and the threads of its block.
 const SQUARES_CHUNK: usize = 65536;
@@ -47,6 +47,26 @@ pub fn convert(gpu: &Gpu, x: Matrix<'_>, out: MatrixMut<'_>) {
         let arguments =
             [Argument::Pointer(x.address()), Argument::Pointer(out.address()), Argument::long(n)];
         gpu.launch(kernel, grid(n, CONVERTED_PER_THREAD), &arguments);
+    }
+}
+
+/// `out[i] = factor x[i]` of f32 numbers, rounded to the type of `out`.
+///
+/// # Panics
+/// When the counts differ, or x is not f32.
+pub fn scale(gpu: &Gpu, x: Matrix<'_>, factor: f32, out: MatrixMut<'_>) {
+    let n = x.n_values();
+    assert_eq!(n, out.n_values(), "numbers to be scaled");
+    assert_eq!(x.number_type(), NumberType::F32, "type of x");
+    if n > 0 {
+        let arguments = [
+            Argument::Pointer(x.address()),
+            Argument::Pointer(out.address()),
+            Argument::long(n),
+            Argument::F32(factor),
+        ];
+        let kernel = format!("scale_{}", out.number_type().suffix());
+        gpu.launch(&kernel, grid(n, UPDATED_PER_THREAD), &arguments);
     }
 }
 

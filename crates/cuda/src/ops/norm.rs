@@ -99,8 +99,8 @@ pub struct NormGradients<'a> {
     pub d_x: MatrixMut<'a>,
     /// The new `d_x`, rounded to the type of `d_out`: the operand of the products before. Overwritten.
     pub rounded: Option<MatrixMut<'a>>,
-    /// `[hidden]`, f32. Accumulates.
-    pub d_weight: MatrixMut<'a>,
+    /// `[hidden]`, f32. Accumulates. None of a frozen weight.
+    pub d_weight: Option<MatrixMut<'a>>,
 }
 
 /// [`kernels::norm::rms_norm_backward`], of the output of the forward pass in place of its input; `d_out` is of its type. `d_weight` is summed over chunks of rows whose size
@@ -120,11 +120,15 @@ pub fn rms_norm_backward(
     let (n_rows, width) = (out.n_rows(), out.width());
     assert_eq!([d_out.n_rows(), d_out.width()], [n_rows, width], "d_out is [tokens, hidden]");
     assert_eq!([d_x.n_rows(), d_x.width()], [n_rows, width], "d_x is [tokens, hidden]");
-    assert_eq!([weight.n_values(), d_weight.n_values()], [width; 2], "weight is [hidden]");
+    assert_eq!(weight.n_values(), width, "weight is [hidden]");
     assert_eq!(inverse_rms.n_values(), n_rows, "inverse_rms is [tokens]");
     assert_eq!(out.number_type(), d_out.number_type(), "types of out and d_out");
-    let types = [weight, inverse_rms, d_x.as_ref(), d_weight.as_ref()].map(|m| m.number_type());
-    assert_eq!(types, [NumberType::F32; 4], "weight, inverse_rms, d_x and d_weight");
+    let types = [weight, inverse_rms, d_x.as_ref()].map(|m| m.number_type());
+    assert_eq!(types, [NumberType::F32; 3], "weight, inverse_rms and d_x");
+    if let Some(d_weight) = &d_weight {
+        let d_weight = (d_weight.n_values(), d_weight.number_type());
+        assert_eq!(d_weight, (width, NumberType::F32), "d_weight is [hidden], f32");
+    }
     if let Some(rounded) = &rounded {
         assert_eq!(rounded.n_values(), out.n_values(), "rounded is [tokens, hidden]");
         assert_eq!(rounded.number_type(), d_out.number_type(), "types of rounded and d_out");
@@ -158,6 +162,7 @@ pub fn rms_norm_backward(
         let grid = Grid { blocks, threads: MAX_THREADS, shared_bytes: 0 };
         gpu.launch_early(&format!("rms_norm_backward_any_{suffix}"), grid, &arguments);
     }
+    let Some(d_weight) = d_weight else { return };
     let blocks = [width.div_ceil(PARTIALS_COLUMNS), 1, 1];
     gpu.launch_early(
         "add_partials",

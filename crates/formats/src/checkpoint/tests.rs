@@ -59,10 +59,32 @@ fn the_program_sha256sum_accepts_the_sums() {
 }
 
 #[test]
+fn a_checkpoint_holds_a_model_or_an_adapter() {
+    let scratch = TestDir::new("checkpoint-adapter");
+    let write = |step, files: &[&str]| {
+        let mut writer = CheckpointWriter::begin(scratch.path(), step).unwrap();
+        files.iter().for_each(|name| writer.tensors(name, tensor(&[3.0])).unwrap());
+        writer.state(&json!({})).unwrap();
+        writer.commit()
+    };
+    write(1, &[ADAPTER_FILE, OPTIMIZER_FILE]).unwrap();
+    let checkpoint = latest(scratch.path()).unwrap().unwrap();
+    assert_eq!(checkpoint.adapter().unwrap().get("x").unwrap().to_f32(), [3.0]);
+    assert!(checkpoint.model().is_err());
+    for (files, missing) in [([OPTIMIZER_FILE], MODEL_FILE), ([ADAPTER_FILE], OPTIMIZER_FILE)] {
+        let error = write(2, &files).unwrap_err();
+        assert!(
+            matches!(&error, FormatError::FileMissing { name, .. } if name == missing),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn every_kind_of_damage_names_the_file() {
     let scratch = TestDir::new("damage");
     let dir = save(scratch.path(), 5, 1.0);
-    for name in REQUIRED_FILES {
+    for name in [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE] {
         let path = dir.join(name);
         let whole = fs::read(&path).unwrap();
         let mut flipped = whole.clone();

@@ -17,7 +17,7 @@ pub(super) fn gpu() -> Option<Device> {
     })
 }
 
-fn relative_difference(got: &[f32], expected: &[f32]) -> f64 {
+pub(super) fn relative_difference(got: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let square = |x: f32| f64::from(x).powi(2);
     let difference: f64 = got.iter().zip(expected).map(|(a, b)| square(a - b)).sum();

@@ -7,6 +7,7 @@ use data::packing::{ConversationRows, PretrainingRows, TrainingSample};
 use data::shard::Shard;
 use formats::digest::sha256_of_file;
 use formats::json_lines::JsonLines;
+use formats::model_dir::ModelDir;
 use tokenizer::{ChatTemplate, Conversation, Ending, Tokenizer};
 
 use crate::error::TrainError;
@@ -135,7 +136,7 @@ pub(super) struct Source {
     pub(super) digest: String,
 }
 
-/// Everything that the rows are made of.
+/// Everything that the rows are made of, and the model where it is not trained itself.
 pub(super) fn sources(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Vec<Source>, TrainError> {
     let data = &recipe.data;
     let source = |path: &Path, digest| Source { name: path.display().to_string(), digest };
@@ -151,7 +152,17 @@ pub(super) fn sources(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Vec<Sour
     if let Some(digest) = template_digest(recipe, tokenizer)? {
         sources.push(Source { name: "the template of the conversations".to_owned(), digest });
     }
+    if let (Some(_), Start::Model(dir)) = (&recipe.adapter, &recipe.start) {
+        sources.push(source(dir, weights_digest(dir)?));
+    }
     Ok(sources)
+}
+
+/// Of the weights of the model beside which an adapter is trained: beside others it would be another adapter.
+fn weights_digest(dir: &Path) -> Result<String, TrainError> {
+    let model = ModelDir::open(dir)?;
+    let digests = model.weights().paths().map(|path| Ok(sha256_of_file(path)?.0));
+    Ok(digests.collect::<Result<Vec<_>, TrainError>>()?.join(" "))
 }
 
 /// How conversations are rendered, where there are any: names of files and files beside the tokenizer's own decide it, which

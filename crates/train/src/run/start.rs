@@ -7,22 +7,22 @@ use formats::config::to_hf_json;
 use formats::licence::licence_of;
 use formats::model_dir::ModelDir;
 use formats::{FormatError, Layout, ModelWeights, WeightName};
-use model::{ModelConfig, Parameters};
+use model::{AdapterParameters, Decoder, ModelConfig, Parameters, compute_dtype};
+use tensor::Device;
 use tokenizer::Tokenizer;
 
 use super::RECIPE_FILE;
 use super::saved::{Inherited, SavedState};
+use super::storage::read_factors;
 use crate::error::TrainError;
 use crate::recipe::{Recipe, Start};
+use crate::trainer::Trainer;
 
 /// Runs that may start from one another in a row.
 const MAX_CHAIN: usize = 64;
 
 /// The weights that a run begins with.
-pub(super) fn initial_parameters(
-    recipe: &Recipe,
-    tokenizer: &Tokenizer,
-) -> Result<Parameters, TrainError> {
+fn initial_parameters(recipe: &Recipe, tokenizer: &Tokenizer) -> Result<Parameters, TrainError> {
     match &recipe.start {
         Start::Random(shape) => {
             let config = shape.config(tokenizer.bos_id(), tokenizer.eos_id())?;
@@ -37,6 +37,70 @@ pub(super) fn initial_parameters(
         }
         Start::Run(dir) => latest_parameters(dir),
     }
+}
+
+/// What a run trains, as the trainer has it.
+pub(super) enum Beginning {
+    Model(Parameters),
+    /// The adapter, and the model beside which it is trained.
+    Adapter(AdapterParameters, Box<Decoder>),
+}
+
+impl Beginning {
+    /// The configuration of the model.
+    pub(super) fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Model(parameters) => parameters.config(),
+            Self::Adapter(factors, _) => factors.config(),
+        }
+    }
+
+    pub(super) fn trainer(self, recipe: &Recipe, device: Device) -> Trainer {
+        let (settings, max_tokens) = (recipe.optimizer, recipe.micro_batch_tokens());
+        match self {
+            Self::Model(parameters) => {
+                let dtype = compute_dtype(recipe.dtype);
+                Trainer::new(device, parameters, dtype, settings, max_tokens)
+            }
+            Self::Adapter(factors, decoder) => {
+                Trainer::of_adapter(device, *decoder, factors, settings, max_tokens)
+            }
+        }
+    }
+}
+
+/// What a run trains: from the beginning, or as its checkpoint has it.
+pub(super) fn beginning(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    checkpoint: Option<&Checkpoint>,
+    device: &Device,
+) -> Result<Beginning, TrainError> {
+    let Some(adapter) = &recipe.adapter else {
+        return Ok(Beginning::Model(match checkpoint {
+            Some(checkpoint) => checkpoint_parameters(checkpoint, recipe)?,
+            None => initial_parameters(recipe, tokenizer)?,
+        }));
+    };
+    let Start::Model(dir) = &recipe.start else { unreachable!("a recipe is checked") };
+    let (model, settings) = (ModelDir::open(dir)?, adapter.settings());
+    let config = ModelConfig::new(model.config().clone())?;
+    settings.check(&config)?;
+    let mut factors = AdapterParameters::random(&config, &settings, recipe.seed);
+    if let Some(checkpoint) = checkpoint {
+        let saved = SavedState::read(checkpoint.state(), checkpoint.dir())?.config()?;
+        if saved.as_ref() != Some(&config) {
+            let [got, expected] =
+                [Some(&config), saved.as_ref()].map(|of| format!("{:?}", of.map(|of| &**of)));
+            let path = checkpoint.dir().to_owned();
+            let field = "configuration of start.model";
+            return Err(TrainError::Checkpoint { path, field, got, expected });
+        }
+        read_factors(checkpoint, &mut factors)?;
+    }
+    let dtype = compute_dtype(recipe.dtype);
+    let decoder = Decoder::load_frozen(device, &config, dtype, model.weights())?;
+    Ok(Beginning::Adapter(factors, Box::new(decoder)))
 }
 
 /// Whether the model that training makes could be written: known before the first step, not after the last.
@@ -62,10 +126,18 @@ fn read_parameters(config: &ModelConfig, weights: &ModelWeights) -> Result<Param
 }
 
 /// The f32 weights of a checkpoint of a run of this recipe, with the configuration that they were trained with.
-pub(super) fn checkpoint_parameters(
+fn checkpoint_parameters(
     checkpoint: &Checkpoint,
     recipe: &Recipe,
 ) -> Result<Parameters, TrainError> {
+    if recipe.adapter.is_some() {
+        return Err(TrainError::Setting {
+            key: "start.run",
+            got: format!("{}, of a run that trains an adapter", checkpoint.dir().display()),
+            expected: "a run that trains a model, or start.model: `galerne model merge` makes one"
+                .to_owned(),
+        });
+    }
     let config = match SavedState::read(checkpoint.state(), checkpoint.dir())?.config()? {
         Some(config) => config,
         // Format 1: as what the run began with says it now.

@@ -16,6 +16,7 @@ use crate::recipe::{
 };
 use crate::schedule::Schedule;
 
+mod adapter;
 mod resume;
 
 fn device() -> Device {
@@ -60,6 +61,7 @@ fn recipe(dir: &Path) -> Recipe {
             context_len: 64,
             rope_theta: 1e4,
         }),
+        adapter: None,
         data: DataSettings {
             tokenizer: dir.join("tokenizer"),
             shards: vec![shard.clone()],
@@ -77,7 +79,7 @@ fn recipe(dir: &Path) -> Recipe {
 /// Every number of the run: weights, moments.
 fn fingerprint(run: &Run) -> Vec<u32> {
     let trainer = &run.trainer;
-    let all = [&trainer.parameters, &trainer.optimizer.m, &trainer.optimizer.v];
+    let all = [&trainer.trained, &trainer.optimizer.m, &trainer.optimizer.v];
     all.iter()
         .flat_map(|parameters| parameters.iter())
         .flat_map(|(_, tensor)| tensor.f32().iter().map(|x| x.to_bits()))

@@ -5,19 +5,19 @@ use formats::checkpoint::{STATE_FILE, SUMS_FILE};
 use formats::digest::sha256_of_file;
 use formats::model_dir::{CONFIG_FILE, LINEAGE_FILE, Lineage};
 use formats::{DecoderConfig, Rope, RopeScaling};
-use model::ModelConfig;
+use model::{ModelConfig, Parameters};
 use serde_json::Value;
 use testkit::golden;
 
 use super::*;
 use crate::export::{ModelNotes, write_model};
 
-fn stop_at(step: u64) -> impl FnMut(&Progress) -> RunControl {
+pub(super) fn stop_at(step: u64) -> impl FnMut(&Progress) -> RunControl {
     move |progress| if progress.step == step { RunControl::Stop } else { RunControl::Continue }
 }
 
 /// A recipe that starts from a model in the folder `model`, whose configuration has numbers of many digits.
-fn recipe_from_model(dir: &Path) -> Recipe {
+pub(super) fn recipe_from_model(dir: &Path) -> Recipe {
     let recipe = recipe(dir);
     let (factor, model_dir) = (7.0_f64 / 3.0, dir.join("model"));
     let config = DecoderConfig {
@@ -57,7 +57,7 @@ fn recipe_from_model(dir: &Path) -> Recipe {
 }
 
 /// The run of a recipe in one go, and the folder of another that was stopped after three steps.
-fn whole_and_part(dir: &TestDir, recipe: &Recipe) -> (Run, PathBuf) {
+pub(super) fn whole_and_part(dir: &TestDir, recipe: &Recipe) -> (Run, PathBuf) {
     let mut whole = Run::create(&dir.join("whole"), recipe.clone(), device()).unwrap();
     assert_eq!(whole.train(|_| RunControl::Continue).unwrap(), Outcome::Done);
     let part = dir.join("part");
@@ -71,7 +71,7 @@ fn a_run_outlives_the_model_that_it_began_with() {
     let dir = TestDir::new("train-outlives");
     let recipe = recipe_from_model(dir.path());
     let (whole, part) = whole_and_part(&dir, &recipe);
-    let config = |run: &Run| run.parameters().config().clone();
+    let config = |run: &Run| run.trained().config().clone();
     // In the model's place there is another one of the same shapes.
     let path = dir.join("model").join(CONFIG_FILE);
     let text = fs::read_to_string(&path).unwrap();
