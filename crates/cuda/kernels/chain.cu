@@ -1,4 +1,4 @@
-// Several operations of few rows in one launch, each of which needs what the one before wrote: products, the norms and activations
+// Several operations of one row in one launch, each of which needs what the one before wrote: products, the norms and activations
 // that give their left operands, and what becomes of queries, keys and values.
 //
 // Every block works on every link of the chain, and the blocks wait for one another between links. There is at most one block for each
@@ -19,24 +19,21 @@
 
 constexpr int N_WARPS = 8;
 constexpr int N_THREADS = N_WARPS * 32;
-constexpr int MAX_ROWS = 4;
 // Parts of a warp that are on their way, the most numbers of one, and those that all lanes have at a time.
 constexpr int N_PARTS = 4;
 constexpr int PART = 2048;
 constexpr int UNIT = 256;
-// Of the left operand in shared memory, so that rows lie in different banks.
-constexpr int GAP = 8;
 
 enum Kind { PRODUCT_BF16 = 0, PRODUCT_F32 = 1, ADDED_F32 = 2, OPERAND = 3, APPEND = 4 };
-enum Source { ROWS = 0, NORM = 1, SWIGLU = 2 };
+enum Source { ROW = 0, NORM = 1, SWIGLU = 2 };
 
-// Names as in chain.rs. A product takes x [rows, n_in] and w [n_out, n_in] of bf16 and gives y [rows, stride] of bf16 or f32. x is what
-// `source` says: rows as they are; the norm of the rows [rows, n_in] of f32 by norm_weight, with scales [rows]; or the activation of
-// [rows, 2, n_in] of bf16. Of the last two x is written too; an OPERAND is that alone. Of rotate_and_append y is qkv.
+// Names as in chain.rs. A product takes x [n_in] and w [n_out, n_in] of bf16 and gives y [n_out] of bf16 or f32. x is what `source`
+// says: a row as it is; the norm of a row [n_in] of f32 by norm_weight, with its scale; or the activation of a row [2, n_in] of bf16. Of
+// the last two x is written too; an OPERAND is that alone. Of rotate_and_append y is qkv.
 struct Link {
     const void* from;
     const float* norm_weight;
-    float* scales;
+    float* scale;
     bf16* x;
     const bf16* w;
     void* y;
@@ -47,10 +44,8 @@ struct Link {
     const uint32_t* row_positions;
     int kind;
     int source;
-    int n_rows;
     int n_out;
     int n_in;
-    int stride;
     float eps;
     int n_heads;
     int n_kv_heads;
@@ -117,23 +112,17 @@ DEVICE void ask(Ahead& ahead, const Links& chain, const Parts& parts) {
     }
 }
 
-// Where left operands go: the matrix x, shared memory, or both.
+// Where a left operand goes: the row x, shared memory, or both; null where it does not.
 struct Operand {
-    // [rows, n_in], or null.
-    bf16* x;
-    // [rows, row_len], or null.
-    bf16* shared;
-    int n_in;
-
-    DEVICE int row_len() const { return n_in + GAP; }
+    bf16 *x, *shared;
 };
 
 // Reads of a thread that are on their way at the same time.
 constexpr int AT_ONCE = 8;
 
-// The rows as they are.
-DEVICE void copy_rows(const Link& link, Operand to) {
-    int per_row = to.n_in / 8, n = link.n_rows * per_row;
+// The row as it is.
+DEVICE void copy_row(const Link& link, Operand to) {
+    int n = link.n_in / 8;
     const uint4* from = static_cast<const uint4*>(link.from);
     for (int first = threadIdx.x; first < n; first += AT_ONCE * N_THREADS) {
         uint4 numbers[AT_ONCE];
@@ -145,49 +134,44 @@ DEVICE void copy_rows(const Link& link, Operand to) {
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
             int unit = first + i * N_THREADS;
-            if (unit < n) *reinterpret_cast<uint4*>(to.shared + unit / per_row * to.row_len() + unit % per_row * 8) = numbers[i];
+            if (unit < n) reinterpret_cast<uint4*>(to.shared)[unit] = numbers[i];
         }
     }
 }
 
 // silu(gate) up
-DEVICE void activate_rows(const Link& link, int first_row, int n_rows, Operand to) {
-    int per_row = to.n_in / 8, n = n_rows * per_row;
-    const bf16* from = static_cast<const bf16*>(link.from);
+DEVICE void activate_row(const Link& link, Operand to) {
+    int n = link.n_in / 8;
+    const uint4* from = static_cast<const uint4*>(link.from);
     for (int first = threadIdx.x; first < n; first += AT_ONCE * N_THREADS) {
         uint4 of_gates[AT_ONCE], of_ups[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
-            int unit = first + i * N_THREADS, row = first_row + unit / per_row;
-            const uint4* gate = reinterpret_cast<const uint4*>(from + int64_t(row) * 2 * to.n_in) + unit % per_row;
-            if (unit < n) of_gates[i] = load_fresh(gate), of_ups[i] = load_fresh(gate + per_row);
+            int unit = first + i * N_THREADS;
+            if (unit < n) of_gates[i] = load_fresh(from + unit), of_ups[i] = load_fresh(from + n + unit);
         }
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
-            int unit = first + i * N_THREADS, row = first_row + unit / per_row, column = unit % per_row * 8;
+            int unit = first + i * N_THREADS;
             if (unit >= n) break;
             Wide<bf16> gates = widened(of_gates[i]), ups = widened(of_ups[i]);
 #pragma unroll
             for (int j = 0; j < 8; j++) gates.values[j] = silu(gates.values[j]) * ups.values[j];
-            if (to.x != nullptr) store_wide(to.x + int64_t(row) * to.n_in + column, gates);
-            if (to.shared != nullptr) store_wide(to.shared + row * to.row_len() + column, gates);
+            if (to.x != nullptr) store_wide(to.x + unit * 8, gates);
+            if (to.shared != nullptr) store_wide(to.shared + unit * 8, gates);
         }
     }
 }
 
 // Fours of a row that a thread has at a time.
 constexpr int FOURS = 4;
+constexpr int PIECE = N_THREADS * 4 * FOURS;
 
-// x weight / sqrt(mean(x^2) + eps). The warps share out the rows; each row belongs to neighbours.
-DEVICE void norm_rows(const Link& link, int first_row, int n_rows, Operand to, float* partials) {
-    int n_groups = 1;
-    while (n_groups < n_rows) n_groups *= 2;
-    int n_threads = N_THREADS / n_groups, thread = threadIdx.x % n_threads, of_group = threadIdx.x / n_threads;
-    int row = first_row + of_group, piece = n_threads * 4 * FOURS;
-    // Groups behind the last row have rows of width 0.
-    int n_in = of_group < n_rows ? to.n_in : 0;
-    const float* from = static_cast<const float*>(link.from) + int64_t(row) * to.n_in;
-    auto place = [&](int start, int i) { return start + (i * n_threads + thread) * 4; };
+// x weight / sqrt(mean(x^2) + eps)
+DEVICE void norm_row(const Link& link, Operand to, float* partials) {
+    int n_in = link.n_in;
+    const float* from = static_cast<const float*>(link.from);
+    auto place = [&](int start, int i) { return start + (i * N_THREADS + int(threadIdx.x)) * 4; };
     Four values[FOURS], weights[FOURS];
     auto load = [&](int start) {
 #pragma unroll
@@ -198,30 +182,39 @@ DEVICE void norm_rows(const Link& link, int first_row, int n_rows, Operand to, f
         }
     };
     float sum = 0.0f;
-    for (int start = 0; start < n_in; start += piece) {
+    for (int start = 0; start < n_in; start += PIECE) {
         load(start);
 #pragma unroll
         for (int i = 0; i < 4 * FOURS; i++) sum += values[i / 4].values[i % 4] * values[i / 4].values[i % 4];
     }
-    float scale = inverse_rms_of(group_sum(sum, partials, n_threads / 32), to.n_in, link.eps);
-    if (n_in == 0) return;
-    for (int start = 0; start < n_in; start += piece) {
+    float scale = inverse_rms_of(block_sum<N_WARPS>(sum, partials), n_in, link.eps);
+    for (int start = 0; start < n_in; start += PIECE) {
         // A row of one piece is still there.
-        if (n_in > piece) load(start);
+        if (n_in > PIECE) load(start);
 #pragma unroll
         for (int i = 0; i < FOURS; i++) {
             int k = place(start, i);
             if (k >= n_in) continue;
 #pragma unroll
             for (int j = 0; j < 4; j++) values[i].values[j] *= scale * counted_weight(weights[i].values[j]);
-            if (to.x != nullptr) store_four(to.x + int64_t(row) * n_in + k, values[i]);
-            if (to.shared != nullptr) store_four(to.shared + row * to.row_len() + k, values[i]);
+            if (to.x != nullptr) store_four(to.x + k, values[i]);
+            if (to.shared != nullptr) store_four(to.shared + k, values[i]);
         }
     }
-    if (to.x != nullptr && thread == 0) link.scales[row] = scale;
+    if (to.x != nullptr && threadIdx.x == 0) *link.scale = scale;
 }
 
-DEVICE void write_output(const Link& link, int64_t at, float sum) {
+DEVICE void make_operand(const Link& link, Operand to, float* partials) {
+    if (link.source == ROW) {
+        copy_row(link, to);
+    } else if (link.source == NORM) {
+        norm_row(link, to, partials);
+    } else {
+        activate_row(link, to);
+    }
+}
+
+DEVICE void write_output(const Link& link, int at, float sum) {
     if (link.kind == PRODUCT_BF16) {
         static_cast<bf16*>(link.y)[at] = from_f32<bf16>(sum);
     } else if (link.kind == PRODUCT_F32) {
@@ -231,31 +224,23 @@ DEVICE void write_output(const Link& link, int64_t at, float sum) {
     }
 }
 
-// What a part of a row of W adds to its sums.
-DEVICE void multiply_part(float (&sums)[MAX_ROWS], const bf16* numbers, int part, const bf16* x, int row_len, int n_rows) {
+// What a part of a row of W gives.
+DEVICE float multiply_part(const bf16* numbers, int part, const bf16* x) {
     constexpr int N_UNITS = PART / UNIT;
     int lane = threadIdx.x % 32 * 8;
-    uint4 of_w[N_UNITS];
+    float of_units[N_UNITS];
 #pragma unroll
     for (int i = 0; i < N_UNITS; i++) {
-        of_w[i] = {0, 0, 0, 0};
-        if (i * UNIT < part) of_w[i] = *reinterpret_cast<const uint4*>(numbers + i * UNIT + lane);
+        of_units[i] = 0.0f;
+        if (i * UNIT >= part) continue;
+        Wide<bf16> of_w = load_wide(numbers + i * UNIT + lane), of_x = load_wide(x + i * UNIT + lane);
+#pragma unroll
+        for (int j = 0; j < 8; j++) of_units[i] = fmaf(of_w.values[j], of_x.values[j], of_units[i]);
     }
+    float sum = 0.0f;
 #pragma unroll
-    for (int n = 0; n < MAX_ROWS; n++) {
-        if (n >= n_rows) break;
-        float of_units[N_UNITS];
-#pragma unroll
-        for (int i = 0; i < N_UNITS; i++) {
-            of_units[i] = 0.0f;
-            if (i * UNIT >= part) continue;
-            Wide<bf16> w = widened(of_w[i]), of_x = load_wide(x + n * row_len + i * UNIT + lane);
-#pragma unroll
-            for (int j = 0; j < 8; j++) of_units[i] = fmaf(w.values[j], of_x.values[j], of_units[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < N_UNITS; i++) sums[n] += of_units[i];
-    }
+    for (int i = 0; i < N_UNITS; i++) sum += of_units[i];
+    return sum;
 }
 
 // The slot of the part that comes next, and the parity of its arrival.
@@ -266,57 +251,33 @@ struct Progress {
 // The rows of a product that this warp has.
 DEVICE void product_link(const Links& chain, const Link& link, Ahead& ahead, Progress& at, const Parts& parts, bf16* x, float* partials) {
     // One block writes what the others make too.
-    Operand operand = {blockIdx.x == 0 ? link.x : nullptr, x, link.n_in};
-    if (link.source == ROWS) {
-        copy_rows(link, operand);
-    } else if (link.source == NORM) {
-        norm_rows(link, 0, link.n_rows, operand, partials);
-    } else {
-        activate_rows(link, 0, link.n_rows, operand);
-    }
+    make_operand(link, {blockIdx.x == 0 ? link.x : nullptr, x}, partials);
     sync_block();
     Rows rows = rows_of_warp(link);
     for (int row = rows.begin; row < rows.end; row++) {
-        float sums[MAX_ROWS] = {};
+        float sum = 0.0f;
         for (int k = 0; k < link.n_in; k += link.part) {
             wait_for_arrivals(parts.arrivals + at.slot, at.parity);
-            multiply_part(sums, parts.numbers + at.slot * PART, link.part, x + k, operand.row_len(), link.n_rows);
+            sum += multiply_part(parts.numbers + at.slot * PART, link.part, x + k);
             // All lanes have read the part.
             sync_warp();
             ask(ahead, chain, parts);
             at.slot = (at.slot + 1) % N_PARTS;
             if (at.slot == 0) at.parity ^= 1;
         }
-#pragma unroll
-        for (int n = 0; n < MAX_ROWS; n++) {
-            if (n >= link.n_rows) break;
-            float sum = warp_sum(sums[n]);
-            if (threadIdx.x % 32 == 0) write_output(link, int64_t(n) * link.stride + row, sum);
-        }
-    }
-}
-
-// A left operand for what comes after the chain: a block for each row.
-DEVICE void operand_link(const Link& link, float* partials) {
-    Operand operand = {link.x, nullptr, link.n_in};
-    for (int row = blockIdx.x; row < link.n_rows; row += gridDim.x) {
-        if (link.source == NORM) {
-            norm_rows(link, row, 1, operand, partials);
-            sync_block();
-        } else {
-            activate_rows(link, row, 1, operand);
-        }
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) write_output(link, row, sum);
     }
 }
 
 DEVICE void append_link(const Link& link) {
     constexpr int NUMBERS = Pack<bf16>::N;
     int n_groups = (link.n_heads + 2 * link.n_kv_heads + HEADS - 1) / HEADS;
-    unsigned n_threads = link.n_rows * n_groups * (link.head_dim / 2 / NUMBERS);
+    unsigned n_threads = n_groups * (link.head_dim / 2 / NUMBERS);
     for (unsigned thread = blockIdx.x * N_THREADS + threadIdx.x; thread < n_threads; thread += gridDim.x * N_THREADS) {
         rotate_and_append<bf16, NUMBERS, Reading::OF_LAUNCH>(
-            thread, static_cast<bf16*>(link.y), link.angles, link.blocks, link.tables, link.row_sequences, link.row_positions,
-            link.n_rows, link.n_heads, link.n_kv_heads, link.head_dim, link.table_stride);
+            thread, static_cast<bf16*>(link.y), link.angles, link.blocks, link.tables, link.row_sequences, link.row_positions, 1,
+            link.n_heads, link.n_kv_heads, link.head_dim, link.table_stride);
     }
 }
 
@@ -346,7 +307,8 @@ KERNEL_BOUNDS(chain, N_THREADS, 1)(const LAUNCH_CONSTANT Links links, uint32_t* 
         if (is_product(link)) {
             product_link(links, link, ahead, at, parts, x, partials);
         } else if (link.kind == OPERAND) {
-            operand_link(link, partials);
+            // For what comes after the chain.
+            if (blockIdx.x == 0) make_operand(link, {link.x, nullptr}, partials);
         } else {
             append_link(link);
         }

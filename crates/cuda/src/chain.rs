@@ -1,4 +1,4 @@
-//! Operations of few rows that are done by one launch, each of which needs what the one before wrote.
+//! Operations of one row that are done by one launch, each of which needs what the one before wrote.
 //!
 //! Writing a token is a row of such operations, and a launch of each would leave memory idle at both of its ends. An operation that can
 //! be a link of a chain ([`Gpu::launch_linked`](crate::Gpu)) is therefore not launched at once: it waits, with the others before it,
@@ -11,22 +11,21 @@ use crate::gpu::{Argument, Grid};
 pub(crate) const THREADS: usize = 256;
 /// The most operations of a launch.
 pub(crate) const MAX_LINKS: usize = 8;
-/// The most rows of an operation.
-pub(crate) const MAX_ROWS: usize = 4;
+/// Rows of an operation. Of more the sums, which are not those of tensor cores, would take longer than reading the weight.
+pub(crate) const N_ROWS: usize = 1;
 /// The most numbers of a part of a row, of which 8 warps have 4 each on their way.
 const MAX_PART: usize = 2048;
 const PARTS_BYTES: usize = 8 * 4 * MAX_PART * 2;
 /// Parts are so many numbers or a multiple.
 const UNIT: usize = 256;
-/// Shared memory for the left operand of a product, and numbers between its rows.
+/// Shared memory for the left operand of a product.
 const OPERAND_BYTES: usize = 92 << 10;
-const GAP: usize = 8;
 /// Dynamic shared memory of a block; a block may have 227 KiB in all.
 pub(crate) const SHARED_BYTES: usize = PARTS_BYTES + OPERAND_BYTES;
 
 /// Numbers of the parts in which rows of a weight are read; none where the product cannot be a link.
 pub(crate) fn part_of(n_rows: usize, n_in: usize) -> Option<usize> {
-    let has_room = n_rows <= MAX_ROWS && n_rows * (n_in + GAP) * 2 <= OPERAND_BYTES;
+    let has_room = n_rows == N_ROWS && n_in * 2 <= OPERAND_BYTES;
     let mut parts = (1..=MAX_PART / UNIT).rev().map(|n_units| n_units * UNIT);
     parts.find(|part| has_room && n_in.is_multiple_of(*part) && n_in > 0)
 }
@@ -52,12 +51,12 @@ pub(crate) enum LinkKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(i32)]
 pub(crate) enum Source {
-    /// Rows of bf16.
+    /// A row of bf16.
     #[default]
-    Rows = 0,
-    /// The root-mean-square norm of rows of f32.
+    Row = 0,
+    /// The root-mean-square norm of a row of f32.
     Norm = 1,
-    /// `silu(gate) up` of rows of both, in bf16.
+    /// `silu(gate) up` of a row of both, in bf16.
     Swiglu = 2,
 }
 
@@ -67,7 +66,7 @@ pub(crate) enum Source {
 pub(crate) struct Link {
     pub(crate) from: Address,
     pub(crate) norm_weight: Address,
-    pub(crate) scales: Address,
+    pub(crate) scale: Address,
     pub(crate) x: Address,
     pub(crate) w: Address,
     pub(crate) y: Address,
@@ -79,11 +78,8 @@ pub(crate) struct Link {
     pub(crate) row_positions: Address,
     pub(crate) kind: LinkKind,
     pub(crate) source: Source,
-    pub(crate) n_rows: i32,
     pub(crate) n_out: i32,
     pub(crate) n_in: i32,
-    /// Numbers from a row of y to the next.
-    pub(crate) stride: i32,
     pub(crate) eps: f32,
     pub(crate) n_heads: i32,
     pub(crate) n_kv_heads: i32,
@@ -103,9 +99,9 @@ impl Link {
         let is_of_earlier = earlier.kind == LinkKind::Operand
             && self.is_product()
             && self.from == earlier.x
-            && [self.n_rows, self.n_in] == [earlier.n_rows, earlier.n_in];
-        let &Self { source, from, norm_weight, scales, x, eps, .. } = earlier;
-        is_of_earlier.then_some(Self { source, from, norm_weight, scales, x, eps, ..self })
+            && self.n_in == earlier.n_in;
+        let &Self { source, from, norm_weight, scale, x, eps, .. } = earlier;
+        is_of_earlier.then_some(Self { source, from, norm_weight, scale, x, eps, ..self })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Operations of few rows in one launch, against the same launched one by one.
+//! Operations of one row in one launch, against the same launched one by one.
 
 use kernels::matmul::Write;
 
@@ -28,21 +28,21 @@ struct Layers {
 }
 
 impl Layers {
-    fn new(gpu: &Gpu, [n_rows, hidden, ffn, vocab]: [usize; 4]) -> Self {
+    fn new(gpu: &Gpu, [hidden, ffn, vocab]: [usize; 3]) -> Self {
         let mut numbers = Numbers::new(11);
         let mut matrix = |number_type, [rows, width]: [usize; 2], scale: f32| {
             let values: Vec<f32> = numbers.normal(rows * width).iter().map(|x| x * scale).collect();
             DeviceMatrix::of_f32(gpu, number_type, &values, width)
         };
         let (f32, bf16) = (NumberType::F32, NumberType::Bf16);
-        let empty = |number_type, width| DeviceMatrix::poisoned(gpu, number_type, n_rows, width);
+        let empty = |number_type, width| DeviceMatrix::poisoned(gpu, number_type, 1, width);
         let by_width = |width: usize| 1.0 / (width as f32).sqrt();
         Self {
             norm: matrix(f32, [1, hidden], 1.0),
             gate_up: matrix(bf16, [2 * ffn, hidden], by_width(hidden)),
             down: matrix(bf16, [hidden, ffn], by_width(ffn)),
             head: matrix(bf16, [vocab, hidden], by_width(hidden)),
-            residual: matrix(f32, [n_rows, hidden], 1.0),
+            residual: matrix(f32, [1, hidden], 1.0),
             scales: empty(f32, 1),
             normed: empty(bf16, hidden),
             gates_and_ups: empty(bf16, 2 * ffn),
@@ -83,10 +83,9 @@ impl Layers {
 }
 
 fn layers(gpu: &Gpu, size: Size) -> Deviation {
-    let mut shapes =
-        vec![[1, 256, 512, 3], [3, 768, 1280, 40], [4, 2304, 256, 17], [2, 5120, 256, 65]];
+    let mut shapes = vec![[256, 512, 3], [768, 1280, 40], [2304, 256, 17], [5120, 256, 65]];
     if size == Size::Large {
-        shapes.extend([[1, 4096, 14336, 32768], [3, 4096, 14336, 4096], [4, 8192, 2048, 100]]);
+        shapes.extend([[4096, 14336, 32768], [8192, 2048, 100]]);
     }
     let mut worst = Deviation { value: 0.0, limit: 0.0 };
     for shape in shapes {
@@ -111,16 +110,16 @@ fn layers(gpu: &Gpu, size: Size) -> Deviation {
 /// Products as chains of one link, of which any number of blocks gives the same bits.
 fn products(gpu: &Gpu, size: Size) -> Deviation {
     let mut numbers = Numbers::new(12);
-    let mut shapes = vec![[1, 1, 256], [4, 100, 1280], [3, 37, 2304], [2, 16, 512]];
+    let mut shapes = vec![[1, 256], [100, 1280], [37, 2304], [16, 512]];
     if size == Size::Large {
-        shapes.extend([[1, 6144, 4096], [4, 4096, 14336]]);
+        shapes.extend([[6144, 4096], [4096, 14336]]);
     }
     let mut worst = Deviation { value: 0.0, limit: 0.0 };
-    for [n_rows, n_out, n_in] in shapes {
-        let (x, w) = (numbers.normal(n_rows * n_in), numbers.normal(n_out * n_in));
+    for [n_out, n_in] in shapes {
+        let (x, w) = (numbers.normal(n_in), numbers.normal(n_out * n_in));
         let x = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &x, n_in);
         let w = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &w, n_in);
-        let before = numbers.normal(n_rows * n_out);
+        let before = numbers.normal(n_out);
         for (kind, number_type, write) in [
             (LinkKind::ProductBf16, NumberType::Bf16, Write::Overwrite),
             (LinkKind::ProductF32, NumberType::F32, Write::Overwrite),
@@ -139,11 +138,9 @@ fn products(gpu: &Gpu, size: Size) -> Deviation {
                     from: x.view().address(),
                     w: w.view().address(),
                     y: y.view_mut().address(),
-                    n_rows: n_rows as i32,
                     n_out: n_out as i32,
                     n_in: n_in as i32,
-                    stride: n_out as i32,
-                    part: part_of(n_rows, n_in).expect("a product that can be a link") as i32,
+                    part: part_of(1, n_in).expect("a product that can be a link") as i32,
                     ..Link::default()
                 };
                 gpu.launch_link(link, n_blocks);

@@ -455,11 +455,11 @@ pub fn rotate_and_append(
     let arguments = pointers.map(Argument::Pointer).into_iter().chain(counts.map(Argument::count));
     let arguments: Vec<_> = arguments.collect();
     let kernel = format!("rotate_and_append_{}", number_type.suffix());
-    let is_link = batch.n_rows <= chain::MAX_ROWS && number_type == NumberType::Bf16;
+    let is_link = batch.n_rows == chain::N_ROWS && number_type == NumberType::Bf16;
     if !is_link || !(head_dim / 2).is_multiple_of(8) {
         return gpu.launch_early(&kernel, grid, &arguments);
     }
-    let [n_rows, n_heads, n_kv_heads, head_dim, table_stride] = counts.map(count);
+    let [_, n_heads, n_kv_heads, head_dim, table_stride] = counts.map(count);
     let link = Link {
         kind: LinkKind::Append,
         y: qkv.address(),
@@ -468,7 +468,6 @@ pub fn rotate_and_append(
         tables,
         row_sequences,
         row_positions,
-        n_rows,
         n_heads,
         n_kv_heads,
         head_dim,

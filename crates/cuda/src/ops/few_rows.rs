@@ -81,10 +81,9 @@ pub fn product_few_rows(
     let (Some(kind), Some(part), NumberType::Bf16) = (kind, part, x.number_type()) else {
         return gpu.launch_early(&name, grid, &arguments);
     };
-    let [n_rows, n_out, n_in, stride] = [n_rows, n_out, n_in, y.width()].map(count);
+    let [n_out, n_in, part] = [n_out, n_in, part].map(count);
     let [from, w, y] = [x.address(), w.address(), address];
-    let product = Link { kind, from, w, y, n_rows, n_out, n_in, stride, ..Link::default() };
-    let link = Link { part: count(part), ..product };
+    let link = Link { kind, from, w, y, n_out, n_in, part, ..Link::default() };
     gpu.launch_linked(name, grid, arguments.to_vec(), link);
 }
 

@@ -75,15 +75,14 @@ pub fn rms_norm(
         arguments.extend([n_rows, width, threads_per_row].map(Argument::count));
         let grid = Grid { blocks, threads, shared_bytes: 0 };
         let name = format!("rms_norm_{kind}{suffix}");
-        if n_rows > chain::MAX_ROWS || out.number_type() != NumberType::Bf16 {
+        if n_rows != chain::N_ROWS || out.number_type() != NumberType::Bf16 {
             return gpu.launch_early(&name, grid, &arguments);
         }
-        let [n_rows, n_in] = [n_rows, width].map(count);
-        let (kind, source) = (LinkKind::Operand, Source::Norm);
+        let (kind, source, n_in) = (LinkKind::Operand, Source::Norm, count(width));
         let [from, norm_weight] = [x, weight].map(|matrix| matrix.address());
-        let [x, scales] = [out, inverse_rms].map(|matrix| matrix.address());
-        let operand = Link { kind, source, from, norm_weight, x, scales, ..Link::default() };
-        let link = Link { n_rows, n_in, eps, ..operand };
+        let [x, scale] = [out, inverse_rms].map(|matrix| matrix.address());
+        let operand = Link { kind, source, from, norm_weight, x, scale, ..Link::default() };
+        let link = Link { n_in, eps, ..operand };
         gpu.launch_linked(name, grid, arguments, link);
     } else {
         arguments.push(Argument::count(width));

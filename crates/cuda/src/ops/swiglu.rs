@@ -39,14 +39,13 @@ pub fn swiglu(gpu: &Gpu, gate_up: Matrix<'_>, out: MatrixMut<'_>) {
     ];
     let kernel = format!("swiglu_{}", out.number_type().suffix());
     let grid = grid(out.number_type(), n_rows, ffn_dim);
-    let is_link = n_rows <= chain::MAX_ROWS && out.number_type() == NumberType::Bf16;
+    let is_link = n_rows == chain::N_ROWS && out.number_type() == NumberType::Bf16;
     if !is_link || !ffn_dim.is_multiple_of(8) {
         return gpu.launch_early(&kernel, grid, &arguments);
     }
-    let [n_rows, n_in] = [n_rows, ffn_dim].map(count);
-    let (kind, source) = (LinkKind::Operand, Source::Swiglu);
+    let (kind, source, n_in) = (LinkKind::Operand, Source::Swiglu, count(ffn_dim));
     let (from, x) = (gate_up.address(), out.address());
-    let link = Link { kind, source, from, x, n_rows, n_in, ..Link::default() };
+    let link = Link { kind, source, from, x, n_in, ..Link::default() };
     gpu.launch_linked(kernel, grid, arguments.to_vec(), link);
 }
 
