@@ -2,11 +2,13 @@
 // that give their left operands, and what becomes of queries, keys and values.
 //
 // Every block works on every link of the chain, and the blocks wait for one another between links. There is at most one block for each
-// multiprocessor, and none of the blocks of a later launch begins before all of these have, so they may wait for one another.
+// multiprocessor, and none of the blocks of a later launch begins before all of these have, so they may wait for one another, as long as
+// one stream of one program uses the GPU at a time.
 //
 // Weights depend on nothing that a chain computes. Each warp of the grid has some rows of W, neighbours and so one piece of memory, which
 // it asks for in parts of a row, N_PARTS ahead, beyond the end of a link: memory is read while blocks wait and while left operands are
-// made. Only the warp waits for them.
+// made. Only the warp waits for them. They are asked for before the launches before this one are done, so kernels that write weights are
+// none that are launched early or end before they have written.
 //
 // The left operand is whole in shared memory; where it comes of a norm or an activation every block makes it, which takes less time
 // than to wait for another block.
@@ -196,7 +198,7 @@ DEVICE void norm_row(const Link& link, Operand to, float* partials) {
             int k = place(start, i);
             if (k >= n_in) continue;
 #pragma unroll
-            for (int j = 0; j < 4; j++) values[i].values[j] *= scale * counted_weight(weights[i].values[j]);
+            for (int j = 0; j < 4; j++) values[i].values[j] = values[i].values[j] * scale * counted_weight(weights[i].values[j]);
             if (to.x != nullptr) store_four(to.x + k, values[i]);
             if (to.shared != nullptr) store_four(to.shared + k, values[i]);
         }

@@ -13,6 +13,7 @@ constexpr int HEADS = 4;
 template <typename T, int NUMBERS, Reading READING>
 DEVICE void load_numbers(float (&values)[NUMBERS], const T* address) {
     if constexpr (NUMBERS == 1) {
+        static_assert(READING == Reading::OF_EARLIER, "single numbers are read through the first cache");
         values[0] = to_f32(*address);
     } else {
         Wide<T> x = READING == Reading::OF_LAUNCH ? load_fresh_wide(address) : load_wide(address);

@@ -6,13 +6,14 @@
 
 use crate::driver::Address;
 use crate::gpu::{Argument, Grid};
+use crate::memory::NumberType;
 
 /// Threads of a block (`chain.cu`).
 pub(crate) const THREADS: usize = 256;
 /// The most operations of a launch.
 pub(crate) const MAX_LINKS: usize = 8;
 /// Rows of an operation. Of more the sums, which are not those of tensor cores, would take longer than reading the weight.
-pub(crate) const N_ROWS: usize = 1;
+const N_ROWS: usize = 1;
 /// The most numbers of a part of a row, of which 8 warps have 4 each on their way.
 const MAX_PART: usize = 2048;
 const PARTS_BYTES: usize = 8 * 4 * MAX_PART * 2;
@@ -22,6 +23,11 @@ const UNIT: usize = 256;
 const OPERAND_BYTES: usize = 92 << 10;
 /// Dynamic shared memory of a block; a block may have 227 KiB in all.
 pub(crate) const SHARED_BYTES: usize = PARTS_BYTES + OPERAND_BYTES;
+
+/// Whether what an operation writes can be that of a link.
+pub(crate) fn is_row(n_rows: usize, number_type: NumberType) -> bool {
+    n_rows == N_ROWS && number_type == NumberType::Bf16
+}
 
 /// Numbers of the parts in which rows of a weight are read; none where the product cannot be a link.
 pub(crate) fn part_of(n_rows: usize, n_in: usize) -> Option<usize> {
@@ -99,7 +105,9 @@ impl Link {
         let is_of_earlier = earlier.kind == LinkKind::Operand
             && self.is_product()
             && self.from == earlier.x
-            && self.n_in == earlier.n_in;
+            && self.n_in == earlier.n_in
+            // Some blocks make the operand while others write already.
+            && self.y != earlier.from;
         let &Self { source, from, norm_weight, scale, x, eps, .. } = earlier;
         is_of_earlier.then_some(Self { source, from, norm_weight, scale, x, eps, ..self })
     }
@@ -144,7 +152,7 @@ pub(crate) struct Chain {
     pub(crate) links: Vec<Link>,
     /// The same operations, one by one.
     pub(crate) launches: Vec<Launch>,
-    /// Where blocks count themselves; 0 until the first launch.
+    /// Where blocks count themselves.
     pub(crate) counter: Address,
     /// What the counter will be once everything launched so far is done, modulo 2^32.
     pub(crate) n_arrived: u32,

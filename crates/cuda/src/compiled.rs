@@ -32,7 +32,6 @@ pub(crate) const ALL: &[Kernels] = kernels![
     "embedding"
     "few_rows"
     "loss"
-    "low_rank"
     "norm"
     "paged_cache"
     "rope"

@@ -139,10 +139,15 @@ pub(crate) enum Argument {
     Links(Links),
 }
 
+/// A count as an `int` of a kernel.
+pub(crate) fn int(n: usize) -> i32 {
+    i32::try_from(n).expect("a count of less than 2^31")
+}
+
 impl Argument {
     /// A count as an `int`.
     pub(crate) fn count(n: usize) -> Self {
-        Self::I32(i32::try_from(n).expect("a count of less than 2^31"))
+        Self::I32(int(n))
     }
 
     /// A count as an `int64_t`.
@@ -221,6 +226,7 @@ impl Gpu {
             driver.check("cuMemPoolSetAttribute", set)?;
         }
         CURRENT.set(context.addr());
+        let counter = new_counter(&driver, stream)?;
         let modules = load_modules(&driver, description.capability)?;
         let blas = Blas::open(path)?;
         description.blas_version = blas.version();
@@ -236,7 +242,7 @@ impl Gpu {
             functions,
             blas,
             chain_blocks,
-            chain: Mutex::default(),
+            chain: Mutex::new(Chain { counter, ..Chain::default() }),
             used_bytes,
             most_used_bytes,
             n_waits: AtomicUsize::new(0),
@@ -472,18 +478,17 @@ impl Gpu {
     }
 
     fn launch_chain(&self, chain: &mut Chain) {
-        match chain.launches.as_slice() {
-            [] => return,
+        // What cannot be launched is not kept: its memory is given back while the panic unwinds.
+        let links = std::mem::take(&mut chain.links);
+        match std::mem::take(&mut chain.launches).as_slice() {
+            [] => {}
             [Launch { kernel, grid, arguments }] => {
                 self.launch_early_alone(kernel, *grid, arguments);
             }
             _ => {
-                let links = Links::new(chain.links.iter().copied());
-                self.launch_links(links, self.0.chain_blocks, chain);
+                self.launch_links(Links::new(links.into_iter()), self.0.chain_blocks, chain);
             }
         }
-        chain.links.clear();
-        chain.launches.clear();
     }
 
     /// Launches a chain of one link on some number of blocks.
@@ -494,9 +499,6 @@ impl Gpu {
     }
 
     fn launch_links(&self, links: Links, n_blocks: usize, chain: &mut Chain) {
-        if chain.counter == 0 {
-            chain.counter = self.new_counter();
-        }
         let arguments = [
             Argument::Links(links),
             Argument::Pointer(chain.counter),
@@ -510,18 +512,6 @@ impl Gpu {
         self.launch_early_alone("chain", grid, &arguments);
         let n_arrivals = (links.n_links() - 1) * n_blocks;
         chain.n_arrived = chain.n_arrived.wrapping_add(n_arrivals as u32);
-    }
-
-    /// A number on the GPU, 0, which stays as long as the context.
-    fn new_counter(&self) -> driver::Address {
-        let (mut address, n_bytes) = (0, size_of::<u32>());
-        let (driver, stream) = (self.driver(), self.0.stream);
-        // SAFETY: a pointer to a local variable, then the bytes that it was set to; an open stream.
-        unsafe {
-            self.expect("cuMemAllocAsync", (driver.allocate)(&raw mut address, n_bytes, stream));
-            self.expect("cuMemsetD8Async", (driver.set_bytes)(address, 0, n_bytes, stream));
-        }
-        address
     }
 
     fn launch_now(
@@ -675,6 +665,20 @@ fn describe(driver: &Driver, device: i32) -> Result<GpuDescription, CudaError> {
         driver_version: (version / 1000, version % 1000 / 10),
         blas_version: 0,
     })
+}
+
+/// The number by which the blocks of chains wait for one another, 0. It stays as long as the context.
+#[expect(unsafe_code, reason = "calls of the driver")]
+fn new_counter(driver: &Driver, stream: driver::Stream) -> Result<driver::Address, CudaError> {
+    let (mut address, n_bytes) = (0, size_of::<u32>());
+    // SAFETY: a pointer to a local variable, then the bytes that it was set to; an open stream.
+    unsafe {
+        let allocated = (driver.allocate)(&raw mut address, n_bytes, stream);
+        driver.check("cuMemAllocAsync", allocated)?;
+        let cleared = (driver.set_bytes)(address, 0, n_bytes, stream);
+        driver.check("cuMemsetD8Async", cleared)?;
+    }
+    Ok(address)
 }
 
 /// Refuses a GPU that cannot run the kernels.

@@ -269,7 +269,7 @@ fn check_required(dir: &Path, sums: &[(String, String)]) -> Result<(), FormatErr
     match REQUIRED_FILES.iter().find(|choices| !choices.iter().any(is_there)) {
         None => Ok(()),
         Some(choices) => {
-            let (dir, name) = (dir.to_owned(), choices[0].to_owned());
+            let (dir, name) = (dir.to_owned(), choices.join(" or "));
             Err(FormatError::FileMissing { dir, name })
         }
     }

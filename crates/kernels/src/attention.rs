@@ -23,6 +23,7 @@ use crate::operand::Operand;
 use crate::paths::KernelPath;
 use crate::pool::{Scratch, SliceParts, reinterpret};
 use crate::reference;
+use crate::rope::RotatedHeads;
 
 mod backward;
 mod key_blocks;
@@ -54,6 +55,13 @@ pub struct HeadShape {
 }
 
 impl HeadShape {
+    /// The heads of its rows of queries, keys and values: queries and keys are rotated, values copied.
+    #[must_use]
+    pub fn rotated(&self) -> RotatedHeads {
+        let &Self { n_heads, n_kv_heads, .. } = self;
+        RotatedHeads { n_query: n_heads, n_key: n_kv_heads, n_copied: n_kv_heads }
+    }
+
     /// Query heads that share a KV head.
     #[must_use]
     pub fn group_len(&self) -> usize {

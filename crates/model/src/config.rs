@@ -4,7 +4,6 @@ use std::ops::Deref;
 
 use formats::{DecoderConfig, Experts, Rope, WeightDtype};
 use kernels::attention::HeadShape;
-use kernels::rope::RotatedHeads;
 use tensor::DType;
 
 /// Why a model cannot be built.
@@ -172,12 +171,6 @@ impl ModelConfig {
     #[must_use]
     pub fn layer_heads(&self, layer_idx: usize) -> HeadShape {
         HeadShape { window: self.sliding_window(layer_idx), ..self.head_shape() }
-    }
-
-    /// Which heads of a row of queries, keys and values are rotated.
-    pub(crate) fn rotated_heads(&self) -> RotatedHeads {
-        let (n_query, n_key) = (self.n_heads, self.n_kv_heads);
-        RotatedHeads { n_query, n_key, n_copied: n_key }
     }
 
     /// The heads of any layer, without its window.

@@ -58,7 +58,7 @@ impl AttentionContext for PackedContext<'_> {
         table: &RopeTable,
         qkv: &mut Tensor,
     ) {
-        let (heads, direction) = (config.rotated_heads(), Direction::Forward);
+        let (heads, direction) = (config.head_shape().rotated(), Direction::Forward);
         ops::rotate_in_place(device, qkv.view_mut(), table, heads, direction);
     }
 
@@ -274,7 +274,7 @@ impl Decoder {
         adapted::add(device, changes, normed, out, scratch);
         match &w.qkv {
             Some(x) => {
-                let (heads, direction) = (self.config.rotated_heads(), Direction::Forward);
+                let (heads, direction) = (self.config.head_shape().rotated(), Direction::Forward);
                 ops::rotate(device, x.view(), &w.rope, heads, direction, a.qkv.view_mut());
             }
             None => {

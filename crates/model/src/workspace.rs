@@ -278,7 +278,7 @@ impl Workspace {
         Self { low_rank: Some(low_rank), ..workspace }
     }
 
-    /// Bytes of [`Workspace::for_adapter`].
+    /// Bytes of [`Workspace::for_adapter`] where the processors compute.
     #[must_use]
     pub fn bytes_for_adapter(
         config: &ModelConfig,
@@ -290,7 +290,7 @@ impl Workspace {
             + LowRankScratch::bytes_for(dtype, max_rows, even(settings.rank))
     }
 
-    /// Bytes of [`Workspace::new`].
+    /// Bytes of [`Workspace::new`] where the processors compute.
     #[must_use]
     pub fn bytes_for(config: &ModelConfig, dtype: DType, max_rows: usize, passes: Passes) -> usize {
         Room { config, dtype, activations: dtype, max_rows, passes }.n_bytes()

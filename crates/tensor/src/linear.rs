@@ -579,6 +579,7 @@ fn product_of_blocks_on_gpu(
         return product_few_rows_of_blocks(gpu, x, blocks, y, first_column, write);
     }
     let [n_out, n_in] = blocks.shape();
+    // It is given back at once, so that the product never waits for others, which might ask for it before it is unpacked.
     let mut weight = DeviceMatrix::uninitialised(gpu, dtype.on_gpu(), n_out, n_in);
     unpack_blocks(gpu, blocks, 0..n_out, weight.view_mut());
     product_on_gpu(gpu, x, weight.view(), y, first_column, write);

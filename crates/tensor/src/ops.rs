@@ -57,7 +57,15 @@ pub fn round_to(device: &Device, dtype: DType, x: View<'_>, out: ViewMut<'_>) {
 }
 
 /// `out[i] = factor x[i]` of f32 numbers, rounded to the type of `out`.
+///
+/// # Panics
+/// When the shapes differ.
 pub fn scale(device: &Device, x: View<'_>, factor: f32, out: ViewMut<'_>) {
+    assert_eq!(
+        [x.n_rows(), x.width()],
+        [out.n_rows(), out.width()],
+        "shapes of x and of the output"
+    );
     match out {
         ViewMut::Cuda(out) => cuda::ops::elementwise::scale(device.gpu(), x.on_gpu(), factor, out),
         ViewMut::F32 { values, .. } => {
@@ -402,8 +410,7 @@ pub fn attention_backward(
         View::Bf16 { .. } => run::<bf16>(device, shape, saved, d_rotated),
         _ => run::<f32>(device, shape, saved, d_rotated),
     }
-    let HeadShape { n_heads, n_kv_heads, .. } = shape;
-    let heads = RotatedHeads { n_query: n_heads, n_key: n_kv_heads, n_copied: n_kv_heads };
+    let heads = shape.rotated();
     let d_rotated = View::F32 { values: d_rotated, width: shape.qkv_width() };
     rotate(device, d_rotated, saved.rope, heads, Direction::Backward, d_qkv);
 }

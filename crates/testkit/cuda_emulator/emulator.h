@@ -248,7 +248,6 @@ DEVICE void copies_wait() { emulator::finish_copies(N); }
 
 DEVICE uint4 load_once(const uint4* address) { return *address; }
 DEVICE uint4 load_fresh(const uint4* address) { return *address; }
-DEVICE float load_fresh(const float* address) { return *address; }
 // Blocks run one after the other, so that only a block without others can wait for all.
 DEVICE void wait_for_blocks(uint32_t* counter, uint32_t target) {
     sync_block();

@@ -187,7 +187,7 @@ pub struct TrainingMemory {
 
 /// Bytes of the workspace of cuBLASLt.
 const PRODUCT_WORKSPACE_BYTES: usize = 64 << 20;
-/// Partial sums of the gradient of a norm's weight, rows of them at most.
+/// Partial sums of the gradient of a norm's weight, rows of them at most (`N_CHUNKS` of `crates/cuda/src/ops/norm.rs`).
 const NORM_PARTIALS: usize = 512;
 
 impl TrainingMemory {

@@ -7,7 +7,7 @@ use half::bf16;
 use kernels::attention::{
     self, CacheKind, HeadShape, KEY_BLOCK, KeyBlocks, SequenceRows, append_keys_values,
 };
-use kernels::rope::{Direction, RopeFrequencies, RopeTable, RotatedHeads, rotate};
+use kernels::rope::{Direction, RopeFrequencies, RopeTable, rotate};
 use kernels::{Compute, Family, Operand, detect_features};
 
 use super::elementwise::reference;
@@ -314,8 +314,7 @@ fn backward_on_cpu<T: Operand>(
     };
     let mut d_rotated = vec![0.0; values.qkv.len()];
     attention::attention_backward(compute, batch.shape, inputs, &mut d_rotated);
-    let HeadShape { n_heads, n_kv_heads, .. } = batch.shape;
-    let heads = RotatedHeads { n_query: n_heads, n_key: n_kv_heads, n_copied: n_kv_heads };
+    let heads = batch.shape.rotated();
     let mut d_qkv = vec![0.0; values.qkv.len()];
     rotate(compute, &d_rotated, &batch.rope(), heads, Direction::Backward, &mut d_qkv);
     d_qkv

@@ -5,7 +5,7 @@ use kernels::attention::CacheKind::{self, Int8, Operands};
 use kernels::attention::{
     HeadShape, KEY_BLOCK, KeyBlocks, SequenceRows, append_keys_values, attention,
 };
-use kernels::rope::{Direction, RopeFrequencies, RopeTable, RotatedHeads};
+use kernels::rope::{Direction, RopeFrequencies, RopeTable};
 use kernels::{Compute, Family, Operand};
 
 use super::{Case, Deviation, Numbers, Size};
@@ -13,6 +13,7 @@ use crate::gpu::Gpu;
 use crate::memory::{DeviceMatrix, NumberType, Plain};
 use crate::ops::attention_paged::{self as ops, CachedBatch, CachedSequence, DeviceKeyBlocks};
 use crate::ops::rope::{self, DeviceRopeTable};
+use crate::ops::swiglu::swiglu;
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "attention_paged_bf16", run: folded },
@@ -21,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "attention_paged_row_alone", run: rows_alone },
     Case { name: "attention_paged_int8", run: int8 },
     Case { name: "rotate_and_append", run: rotate_and_append },
+    Case { name: "chain_append", run: chain_append },
     Case { name: "rotate_and_append_int8", run: rotate_and_append_int8 },
 ];
 
@@ -297,8 +299,7 @@ fn angles(gpu: &Gpu, n_rows: usize, head_dim: usize) -> DeviceRopeTable {
 }
 
 fn rotated<T: Number>(gpu: &Gpu, shape: HeadShape, qkv: &[T], table: &DeviceRopeTable) -> Vec<T> {
-    let HeadShape { n_heads: n_query, n_kv_heads, .. } = shape;
-    let heads = RotatedHeads { n_query, n_key: n_kv_heads, n_copied: n_kv_heads };
+    let heads = shape.rotated();
     let mut there = device(gpu, shape, qkv);
     rope::rotate_in_place(gpu, there.view_mut(), table, heads, Direction::Forward);
     there.to_f32().into_iter().map(T::from_f32).collect()
@@ -318,7 +319,36 @@ fn rotate_and_append(gpu: &Gpu, size: Size) -> Deviation {
     worst
 }
 
+/// One row after another operation, in one launch with it.
+fn chain_append(gpu: &Gpu, _size: Size) -> Deviation {
+    let gates_and_ups = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &[1.0; 16], 16);
+    let mut activated = DeviceMatrix::poisoned(gpu, NumberType::Bf16, 1, 8);
+    let mut worst = Deviation { value: 0.0, limit: 0.0 };
+    for shape in [shape(6, 2, 128, None), shape(32, 8, 64, Some(40))] {
+        for row in SINGLE {
+            let before = || swiglu(gpu, gates_and_ups.view(), activated.view_mut());
+            let mut deviation = None;
+            let appended = || appended_after::<bf16>(gpu, shape, &[row], before);
+            let times = gpu.profiled(|| deviation = Some(appended()));
+            worst = worst.worst(deviation.expect("it was computed"));
+            let is_reached = times.iter().any(|kernel| kernel.name == "chain");
+            let reached = if is_reached { 0.0 } else { f64::INFINITY };
+            worst = worst.worst(Deviation { value: reached, limit: 0.0 });
+        }
+    }
+    worst
+}
+
 fn appended<T: Number>(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Deviation {
+    appended_after::<T>(gpu, shape, rows, || {})
+}
+
+fn appended_after<T: Number>(
+    gpu: &Gpu,
+    shape: HeadShape,
+    rows: &[Rows],
+    before: impl FnOnce(),
+) -> Deviation {
     let run = Run::<T>::new(gpu, Operands, shape, rows);
     let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
     let table = angles(gpu, run.qkv.len() / shape.qkv_width(), head_dim);
@@ -342,6 +372,7 @@ fn appended<T: Number>(gpu: &Gpu, shape: HeadShape, rows: &[Rows]) -> Deviation 
     }
     let (mut qkv, sequences) = (device(gpu, shape, &run.qkv), run.sequences(rows));
     let batch = CachedBatch::new(gpu, &sequences, shape);
+    before();
     ops::rotate_and_append(gpu, shape, qkv.view_mut(), &table, (&batch, 1), &mut blocks);
     let widened = |numbers: &[T]| -> Vec<f32> { numbers.iter().map(|x| x.to_f32()).collect() };
     Deviation::equal(&qkv.to_f32(), &widened(&expected_qkv))

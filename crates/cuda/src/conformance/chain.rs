@@ -89,19 +89,18 @@ fn layers(gpu: &Gpu, size: Size) -> Deviation {
     }
     let mut worst = Deviation { value: 0.0, limit: 0.0 };
     for shape in shapes {
-        let mut times = Vec::new();
         let mut chained = Default::default();
-        let work = || chained = Layers::new(gpu, shape).run(gpu, || {});
-        times.extend(gpu.profiled(work));
+        let times = gpu.profiled(|| chained = Layers::new(gpu, shape).run(gpu, || {}));
         // Ten links, of which a launch has eight: a chain that was not one would show nothing.
-        let is_chain = |kernel: &&KernelTime| kernel.name == "chain" && kernel.n_calls == 2;
-        let is_reached = times.iter().filter(is_chain).count() == 1 && times.len() == 1;
+        let is_reached =
+            matches!(times.as_slice(), [KernelTime { name, n_calls: 2, .. }] if name == "chain");
         let reached = if is_reached { 0.0 } else { f64::INFINITY };
         worst = worst.worst(Deviation { value: reached, limit: 0.0 });
         let alone = Layers::new(gpu, shape).run(gpu, || gpu.synchronize());
         for (chained, alone) in chained.iter().zip(&alone) {
-            // The sums of norms have another order, and what is rounded to bf16 differs then here and there.
-            worst = worst.worst(Deviation::between(chained, alone, 2e-3));
+            // Sums have another order, so what is rounded to bf16 differs here and there, by up to 2^-8, and four layers carry that on:
+            // 4.6e-3 was seen. Products alone have a case of their own.
+            worst = worst.worst(Deviation::between(chained, alone, 1e-2));
         }
     }
     worst

@@ -171,7 +171,7 @@ fn sum_of_squares(gpu: &Gpu, size: Size) -> Deviation {
     worst(each.chain([together]))
 }
 
-/// As the crate `model` draws the weights of a new model.
+/// Sums that go on from one batch to the next.
 fn weighted_sum(gpu: &Gpu, size: Size) -> Deviation {
     let mut numbers = Numbers::new(8);
     let mut sum = ops::DeviceSum::zero(gpu);
@@ -188,6 +188,7 @@ fn weighted_sum(gpu: &Gpu, size: Size) -> Deviation {
     }))
 }
 
+/// As the crate `model` draws the weights of a new model.
 fn fill_uniform(gpu: &Gpu, size: Size) -> Deviation {
     worst(counts(size).iter().flat_map(|&n| TYPES.map(|number_type| (n, number_type))).map(
         |(n, number_type)| {

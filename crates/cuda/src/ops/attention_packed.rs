@@ -10,7 +10,7 @@
 use std::cmp::Reverse;
 
 use kernels::attention::HeadShape;
-use kernels::rope::{Direction, RotatedHeads};
+use kernels::rope::Direction;
 
 use super::rope::{DeviceRopeTable, rotate_in_place};
 use crate::gpu::{Argument, Gpu, Grid};
@@ -261,9 +261,7 @@ pub fn attention_backward_with(
     } else {
         plain_backward(gpu, shape, qkv, rows, products, gradient);
     }
-    let HeadShape { n_heads, n_kv_heads, .. } = shape;
-    let heads = RotatedHeads { n_query: n_heads, n_key: n_kv_heads, n_copied: n_kv_heads };
-    rotate_in_place(gpu, d_qkv, rope, heads, Direction::Backward);
+    rotate_in_place(gpu, d_qkv, rope, shape.rotated(), Direction::Backward);
 }
 
 fn packed_backward(

@@ -1,12 +1,11 @@
 //! Attention of new rows over a cache in blocks of [`KEY_BLOCK`] positions, many sequences at once.
 
 use kernels::attention::{CacheKind, HeadShape, KEY_BLOCK};
-use kernels::rope::{Direction, RotatedHeads};
+use kernels::rope::Direction;
 
-use super::few_rows::count;
 use super::rope::{self, DeviceRopeTable};
 use crate::chain::{self, Link, LinkKind};
-use crate::gpu::{Argument, Gpu, Grid};
+use crate::gpu::{Argument, Gpu, Grid, int};
 use crate::memory::{Matrix, MatrixMut, Memory, NumberType, Plain};
 
 /// Positions of a partition: part of the arithmetic (`attention_paged.cu`).
@@ -434,7 +433,7 @@ pub fn rotate_and_append(
     let Some(grid) = grid else { return };
     batch.check(shape, qkv.as_ref(), layer_idx, blocks);
     if blocks.kind == CacheKind::Int8 {
-        let heads = RotatedHeads { n_query: n_heads, n_key: n_kv_heads, n_copied: n_kv_heads };
+        let heads = shape.rotated();
         rope::rotate_in_place(gpu, qkv.reborrow(), table, heads, Direction::Forward);
         return append_int8(gpu, shape, qkv.as_ref(), (batch, layer_idx), blocks);
     }
@@ -455,11 +454,11 @@ pub fn rotate_and_append(
     let arguments = pointers.map(Argument::Pointer).into_iter().chain(counts.map(Argument::count));
     let arguments: Vec<_> = arguments.collect();
     let kernel = format!("rotate_and_append_{}", number_type.suffix());
-    let is_link = batch.n_rows == chain::N_ROWS && number_type == NumberType::Bf16;
+    let is_link = chain::is_row(batch.n_rows, number_type);
     if !is_link || !(head_dim / 2).is_multiple_of(8) {
         return gpu.launch_early(&kernel, grid, &arguments);
     }
-    let [_, n_heads, n_kv_heads, head_dim, table_stride] = counts.map(count);
+    let [_, n_heads, n_kv_heads, head_dim, table_stride] = counts.map(int);
     let link = Link {
         kind: LinkKind::Append,
         y: qkv.address(),

@@ -9,7 +9,7 @@ use crate::ops::row_numbers::RowNumbers;
 const THREADS: usize = 256;
 /// Numbers of a thread of the conversions (`elementwise.cu`).
 const CONVERTED_PER_THREAD: usize = 16;
-/// Numbers of a thread of the update, of scaled numbers (`low_rank.cu`), and of random ones.
+/// Numbers of a thread of the update, of scaled numbers, and of random ones.
 const UPDATED_PER_THREAD: usize = 4;
 /// Numbers of one sum of squares, which is part of its arithmetic, and the threads of its block.
 const SQUARES_CHUNK: usize = 65536;

@@ -3,7 +3,7 @@
 use kernels::matmul::Write;
 
 use crate::chain::{self, Link, LinkKind};
-use crate::gpu::{Argument, Gpu, Grid};
+use crate::gpu::{Argument, Gpu, Grid, int};
 use crate::memory::{Matrix, MatrixMut, NumberType};
 
 /// Threads of a block, and outputs that it computes.
@@ -23,7 +23,8 @@ pub fn max_few_rows(number_type: NumberType) -> usize {
 ///
 /// Shapes: x `[tokens, n_in]` with at most [`max_few_rows`] tokens; w `[n_out, n_in]`; y `[tokens, width]`. x and w are of one number
 /// type, y of the same or f32. Numerics: sums in f32, in an order that depends on `n_in` alone, so that a row has the same bits
-/// whatever rows stand beside it (`few_rows.cu`); accumulating into bf16 rounds once.
+/// whatever rows stand beside it (`few_rows.cu`); but one row of bf16 that is launched with other operations has the order of `chain.cu`.
+/// Accumulating into bf16 rounds once.
 ///
 /// # Panics
 /// When a shape or number type does not fit.
@@ -81,15 +82,10 @@ pub fn product_few_rows(
     let (Some(kind), Some(part), NumberType::Bf16) = (kind, part, x.number_type()) else {
         return gpu.launch_early(&name, grid, &arguments);
     };
-    let [n_out, n_in, part] = [n_out, n_in, part].map(count);
+    let [n_out, n_in, part] = [n_out, n_in, part].map(int);
     let [from, w, y] = [x.address(), w.address(), address];
     let link = Link { kind, from, w, y, n_out, n_in, part, ..Link::default() };
     gpu.launch_linked(name, grid, arguments.to_vec(), link);
-}
-
-/// As an `int` of the kernel.
-pub(super) fn count(n: usize) -> i32 {
-    i32::try_from(n).expect("a count of less than 2^31")
 }
 
 /// That `x` and `y` fit a weight `[n_out, n_in]`.

@@ -1,8 +1,7 @@
 //! Root-mean-square norm and its gradient.
 
-use super::few_rows::count;
 use crate::chain::{self, Link, LinkKind, Source};
-use crate::gpu::{Argument, Gpu, Grid};
+use crate::gpu::{Argument, Gpu, Grid, int};
 use crate::memory::{Matrix, MatrixMut, NumberType};
 
 /// Threads of a block, where rows do not need more.
@@ -40,7 +39,8 @@ impl Cut {
 }
 
 /// [`kernels::norm::rms_norm`]: `x` is the f32 residual stream, `out` the operand of a product. A weight nearer to 0 than 2^-100 counts
-/// as 2^-100 or -2^-100, so that [`rms_norm_backward`] finds in `out` what it needs of `x`.
+/// as 2^-100 or -2^-100, so that [`rms_norm_backward`] finds in `out` what it needs of `x`. One row that is launched with other operations
+/// is summed in the order of `chain.cu`.
 ///
 /// # Panics
 /// When the shapes or types do not fit.
@@ -75,10 +75,10 @@ pub fn rms_norm(
         arguments.extend([n_rows, width, threads_per_row].map(Argument::count));
         let grid = Grid { blocks, threads, shared_bytes: 0 };
         let name = format!("rms_norm_{kind}{suffix}");
-        if n_rows != chain::N_ROWS || out.number_type() != NumberType::Bf16 {
+        if !chain::is_row(n_rows, out.number_type()) {
             return gpu.launch_early(&name, grid, &arguments);
         }
-        let (kind, source, n_in) = (LinkKind::Operand, Source::Norm, count(width));
+        let (kind, source, n_in) = (LinkKind::Operand, Source::Norm, int(width));
         let [from, norm_weight] = [x, weight].map(|matrix| matrix.address());
         let [x, scale] = [out, inverse_rms].map(|matrix| matrix.address());
         let operand = Link { kind, source, from, norm_weight, x, scale, ..Link::default() };
@@ -102,8 +102,8 @@ pub struct NormGradients<'a> {
     pub d_weight: Option<MatrixMut<'a>>,
 }
 
-/// [`kernels::norm::rms_norm_backward`], of the output of the forward pass in place of its input; `d_out` is of its type. `d_weight` is summed over chunks of rows whose size
-/// depends on the number of rows, then over chunks, both in a fixed order.
+/// [`kernels::norm::rms_norm_backward`], of the output of the forward pass in place of its input; `d_out` is of its type.
+/// `d_weight` is summed over chunks of rows whose size depends on the number of rows, then over chunks, both in a fixed order.
 ///
 /// # Panics
 /// When the shapes or types do not fit.

@@ -1,8 +1,7 @@
 //! The gated activation of the feed-forward part.
 
-use super::few_rows::count;
 use crate::chain::{self, Link, LinkKind, Source};
-use crate::gpu::{Argument, Gpu, Grid};
+use crate::gpu::{Argument, Gpu, Grid, int};
 use crate::memory::{Matrix, MatrixMut, NumberType};
 
 const THREADS: usize = 128;
@@ -39,11 +38,11 @@ pub fn swiglu(gpu: &Gpu, gate_up: Matrix<'_>, out: MatrixMut<'_>) {
     ];
     let kernel = format!("swiglu_{}", out.number_type().suffix());
     let grid = grid(out.number_type(), n_rows, ffn_dim);
-    let is_link = n_rows == chain::N_ROWS && out.number_type() == NumberType::Bf16;
+    let is_link = chain::is_row(n_rows, out.number_type());
     if !is_link || !ffn_dim.is_multiple_of(8) {
         return gpu.launch_early(&kernel, grid, &arguments);
     }
-    let (kind, source, n_in) = (LinkKind::Operand, Source::Swiglu, count(ffn_dim));
+    let (kind, source, n_in) = (LinkKind::Operand, Source::Swiglu, int(ffn_dim));
     let (from, x) = (gate_up.address(), out.address());
     let link = Link { kind, source, from, x, n_in, ..Link::default() };
     gpu.launch_linked(kernel, grid, arguments.to_vec(), link);

@@ -69,10 +69,16 @@ fn gradients_on_a_gpu_are_those_of_the_processors() {
 #[test]
 fn writing_on_a_gpu_gives_the_logits_of_reading() {
     let Some(device) = gpu() else { return };
-    for config in configs() {
+    // The last is one whose products of one row are links of a chain.
+    let chained = config(|c| {
+        (c.hidden_dim, c.ffn_dim, c.head_dim, c.n_heads, c.n_kv_heads) = (256, 512, 64, 4, 2);
+        c.context_len = 128;
+    });
+    for config in configs().into_iter().chain([chained]) {
         let parameters = parameters(&config, 3).on(&device);
         let token_ids = random_ids(1, 90, config.vocab_size);
-        for (dtype, limit) in [(DType::F32, 1e-5), (DType::Bf16, 0.03)] {
+        // In bf16 a number between two others falls to either side with another order of a sum: mostly 0.002, seldom up to 0.036 was seen.
+        for (dtype, limit) in [(DType::F32, 1e-5), (DType::Bf16, 0.05)] {
             let decoder = decoder(&device, &parameters, dtype);
             let mut workspace = Workspace::new(&device, &config, dtype, 90, Passes::Forward);
             let expected = decoder.logits(&device, &token_ids, &[0, 90], &mut workspace);
