@@ -7,8 +7,8 @@
 //
 // Weights depend on nothing that a chain computes. Each warp of the grid has some rows of W, neighbours and so one piece of memory, which
 // it asks for in parts of a row, N_PARTS ahead, beyond the end of a link: memory is read while blocks wait and while left operands are
-// made. Only the warp waits for them. They are asked for before the launches before this one are done, so kernels that write weights are
-// none that are launched early or end before they have written.
+// made. Only the warp waits for them. They are asked for while launches before this one are still at work, so a kernel that writes weights
+// must not be launched early.
 //
 // The left operand is whole in shared memory; where it comes of a norm or an activation every block makes it, which takes less time
 // than to wait for another block.
