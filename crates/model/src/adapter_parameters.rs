@@ -185,10 +185,7 @@ impl AdapterParameters {
     /// The parameters on a device: themselves where they are there already, else a copy.
     #[must_use]
     pub fn on(mut self, device: &Device) -> Self {
-        for tensor in self.iter_mut() {
-            let empty = Tensor::zeroed(DType::F32, 0, 0);
-            *tensor = std::mem::replace(tensor, empty).on(device);
-        }
+        self.iter_mut().for_each(|tensor| tensor.move_to(device));
         self
     }
 

@@ -101,6 +101,12 @@ impl Tensor {
         }
     }
 
+    /// Moves the rows in use to a device, where they are not there already.
+    pub fn move_to(&mut self, device: &Device) {
+        let empty = Self::zeroed(DType::F32, 0, 0);
+        *self = std::mem::replace(self, empty).on(device);
+    }
+
     /// The rows in use on a device: itself where it is there already, else a copy. From memory to a GPU or back.
     #[must_use]
     pub fn on(self, device: &Device) -> Self {
