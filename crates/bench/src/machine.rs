@@ -138,13 +138,13 @@ fn int8_speed(compute: &Compute) -> f64 {
     let [m, n, k] = PRODUCT;
     let (kind, shape) = (BlockKind::Q8_0, [n, k]);
     let mut rows = Buffer::<u8>::zeroed(int8::rows_len([m, k]));
-    int8::quantise_rows(compute, &vec![0.5_f32; m * k], [m, k], &mut rows);
+    let rows = int8::quantise_rows(compute, &vec![0.5_f32; m * k], [m, k], &mut rows);
     // Blocks of zeros take as long as others.
     let blocks = vec![0; n * kind.bytes_of(k)];
     let mut packed = Buffer::<u8>::zeroed(int8::packed_len(kind, shape));
     int8::pack(compute, BlockMatrix::new(kind, &blocks, shape), &mut packed);
     let mut out = Buffer::<f32>::zeroed(m * n);
-    let (rows, weight) = (int8::Rows::new(&rows, [m, k]), PackedBlocks::new(kind, &packed, shape));
+    let weight = PackedBlocks::new(kind, &packed, shape);
     product_speed(|| int8::matmul(compute, rows, weight, &mut out, Write::Overwrite))
 }
 

@@ -1,19 +1,19 @@
-//! Prints the speed of products of 8-bit rows with packed blocks: `cargo run --release -p kernels --example int8_speed [FAMILY] [KIND]`.
+//! Prints the speed of products of 8-bit rows with packed blocks: `cargo run --release -p kernels --example int8_speed [FAMILY] [KIND] [ROWS] [THREADS]`.
 //!
-//! Each line: family, threads, kind, shape, rows; bytes of the packed weight and weights read per second, and operations per second. Weights
+//! Each line: family, threads, kind, shape, rows; bytes of the packed weight and weights read per second, and operations per second; the time of rounding the rows, which is not in them. Weights
 //! that are used one after the other are together larger than a cache, so that bytes come from memory.
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
 use std::time::Instant;
 
 use kernels::blocks::{BlockKind, BlockMatrix};
-use kernels::int8::{self, PackedBlocks, Rows};
+use kernels::int8::{self, PackedBlocks};
 use kernels::matmul::Write;
 use kernels::{Buffer, Compute, Family, detect_features};
 
 const SHAPES: [[usize; 2]; 3] = [[2048, 2048], [8192, 2048], [14336, 4096]];
 const KINDS: [BlockKind; 3] = [BlockKind::Q4_K, BlockKind::Q6_K, BlockKind::Q8_0];
-const N_ROWS: [usize; 4] = [1, 4, 16, 512];
+const N_ROWS: [usize; 6] = [1, 4, 16, 64, 128, 512];
 
 /// Bytes of all weights that a measurement goes through.
 const FOOTPRINT: usize = 256 << 20;
@@ -22,13 +22,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let families = Family::ALL.into_iter().skip(1).filter(|f| f.runs_on(detect_features()));
     for family in families.filter(|f| arguments.first().is_none_or(|name| name == f.name())) {
-        for n_threads in [1, 2] {
+        let threads: Option<usize> = arguments.get(3).map(|n| n.parse()).transpose()?;
+        let rows: Option<usize> = arguments.get(2).map(|n| n.parse()).transpose()?;
+        for n_threads in [1, 2].into_iter().filter(|n| threads.is_none_or(|wanted| wanted == *n)) {
             let compute = Compute::forced(family, n_threads)?;
             let is_wanted =
                 |kind: &BlockKind| arguments.get(1).is_none_or(|name| *name == format!("{kind:?}"));
             for kind in KINDS.into_iter().filter(is_wanted) {
                 for shape in SHAPES {
-                    measure(&compute, kind, shape);
+                    measure(&compute, kind, shape, rows);
                 }
             }
         }
@@ -36,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn measure(compute: &Compute, kind: BlockKind, [n, k]: [usize; 2]) {
+fn measure(compute: &Compute, kind: BlockKind, [n, k]: [usize; 2], rows: Option<usize>) {
     let mut state = 1_u64;
     let blocks: Vec<u8> = (0..n * kind.bytes_of(k))
         .map(|_| {
@@ -51,17 +53,18 @@ fn measure(compute: &Compute, kind: BlockKind, [n, k]: [usize; 2]) {
     for out in packed.chunks_exact_mut(len) {
         int8::pack(compute, BlockMatrix::new(kind, &blocks, [n, k]), out);
     }
-    for m in N_ROWS {
+    for m in rows.map_or(N_ROWS.to_vec(), |m| vec![m]) {
         let x: Vec<f32> = (0..m * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
         let mut rows = Buffer::<u8>::zeroed(int8::rows_len([m, k]));
         let mut out = Buffer::<f32>::zeroed(m * n);
         // The fastest product: others share the machine.
-        let (start, mut best) = (Instant::now(), f64::INFINITY);
+        let (start, mut best, mut best_rows) = (Instant::now(), f64::INFINITY, f64::INFINITY);
         for packed in packed.chunks_exact(len).cycle() {
+            let rows_start = Instant::now();
+            let rows = int8::quantise_rows(compute, &x, [m, k], &mut rows);
+            best_rows = best_rows.min(rows_start.elapsed().as_secs_f64());
             let product_start = Instant::now();
-            int8::quantise_rows(compute, &x, [m, k], &mut rows);
             let weight = PackedBlocks::new(kind, packed, [n, k]);
-            let rows = Rows::new(&rows, [m, k]);
             int8::matmul(compute, rows, weight, &mut out, Write::Overwrite);
             best = best.min(product_start.elapsed().as_secs_f64());
             if start.elapsed().as_secs_f64() > 1.0 {
@@ -69,12 +72,13 @@ fn measure(compute: &Compute, kind: BlockKind, [n, k]: [usize; 2]) {
             }
         }
         println!(
-            "{:7} {} {kind:?} [{n:5}, {k}] m {m:3}: {:5.1} GB/s {:5.1} Gweights/s {:6.0} Gop/s",
+            "{:7} {} {kind:?} [{n:5}, {k}] m {m:3}: {:5.1} GB/s {:5.1} Gweights/s {:6.0} Gop/s; rows rounded in {:.0} us",
             compute.family().name(),
             compute.n_threads(),
             len as f64 / best / 1e9,
             (n * k) as f64 / best / 1e9,
             2.0 * (m * n * k) as f64 / best / 1e9,
+            best_rows * 1e6,
         );
     }
 }

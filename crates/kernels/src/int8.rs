@@ -47,8 +47,14 @@ pub const ORDER_VERSION: u32 = 1;
 /// Rows that stand together in [`Rows`], so that a tile of them is read in one piece.
 const BUNDLE: usize = 16;
 
-/// Bytes of one row in a group: 32 codes, then as f32 the scale and the sums of all codes and of each half of them.
+/// Bytes of one row in a group of [`Form::Codes`]: 32 codes, then as f32 the scale and the sums of all codes and of each half of them.
 const RECORD: usize = GROUP + 16;
+
+/// The same of [`Form::Bf16`], which is the larger.
+const BF16_RECORD: usize = GROUP * size_of::<u16>();
+
+/// Groups of a chunk of rows in bf16: two panels of so many fill 32 KiB of the nearest cache. Whole blocks of every kind.
+const CHUNK: usize = 16;
 
 /// Groups whose lines are unpacked together: 20 KiB, which stay in the nearest cache.
 #[cfg(target_arch = "x86_64")]
@@ -59,12 +65,18 @@ const TASK_ROWS: usize = 512;
 /// Most panels of one task, and of one with few rows, where reading them is the work.
 const TASK_PANELS: usize = 8;
 const TASK_PANELS_OF_FEW_ROWS: usize = 4;
+/// Tiles of AMX are so fast that bringing the rows from afar takes longer than a few panels by them.
+const TASK_PANELS_OF_TILES: usize = 16;
 /// Tasks for each thread, where there are panels enough: what one thread does alone at the end is a small part.
-const TASKS_PER_THREAD: usize = 8;
+const TASKS_PER_THREAD: usize = 4;
 
-/// Most rows by which a family multiplies packed lines, unpacked in registers. Tiles of AMX are worth their filling sooner.
+/// Most rows that a family multiplies while it reads packed lines.
 fn few_rows(family: Family) -> usize {
-    if family == Family::Amx { BUNDLE / 2 } else { BUNDLE }
+    match family {
+        #[cfg(target_arch = "x86_64")]
+        Family::Amx => amx::FEW_ROWS,
+        _ => BUNDLE,
+    }
 }
 
 /// Whether weights of this kind are packed.
@@ -83,38 +95,71 @@ pub fn packed_len(kind: BlockKind, [n, k]: [usize; 2]) -> usize {
     n.div_ceil(PANEL_WIDTH).checked_mul(panel).expect("the number of bytes fits usize")
 }
 
-/// Bytes of `m` quantised rows of `k` values.
+/// Bytes that have room for `m` rounded rows of `k` values in the form of any family.
 ///
 /// # Panics
 /// When k is not whole groups of 32 or the number overflows.
 #[must_use]
 pub fn rows_len([m, k]: [usize; 2]) -> usize {
     assert!(k.is_multiple_of(GROUP), "k {k} is no multiple of {GROUP}");
-    let row = (k / GROUP).checked_mul(RECORD);
-    row.and_then(|row| row.checked_mul(m)).expect("the number of bytes fits usize")
+    let row = (k / GROUP).checked_mul(BF16_RECORD);
+    let len = row.zip(bf16_rows(m)).and_then(|(row, m)| row.checked_mul(m));
+    len.expect("the number of bytes fits usize")
 }
 
-/// Quantised rows `[m, k]`, as [`quantise_rows`] wrote them.
+/// What a family rounds rows to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// 8 bits and a scale for each group. A group has the codes of all rows of a bundle, then all scales, all sums, all sums of first
+    /// halves, all of second halves.
+    Codes,
+    /// bf16: for each [`CHUNK`] of groups and bundle the tiles of AMX, `[groups, rows of the bundle, 32]`, so that a chunk of many rows lies
+    /// together and does not crowd into few places of the second cache. Up to 16 rows are a bundle of so many; more are whole pairs of
+    /// bundles of 16, the last rows of which may be any numbers.
+    Bf16,
+}
+
+impl Form {
+    fn of(family: Family) -> Self {
+        if family == Family::Amx { Self::Bf16 } else { Self::Codes }
+    }
+}
+
+/// Rows that have a place in bf16.
+fn bf16_rows(m: usize) -> Option<usize> {
+    if m <= BUNDLE { Some(m) } else { m.checked_next_multiple_of(2 * BUNDLE) }
+}
+
+/// Where the bf16 chunk from a group on lies.
+fn chunk_range([m, k]: [usize; 2], first_group: usize) -> std::ops::Range<usize> {
+    let row_bytes = bf16_rows(m).expect("the rows are in memory") * BF16_RECORD;
+    let n_groups = k / GROUP;
+    first_group * row_bytes..(first_group + CHUNK).min(n_groups) * row_bytes
+}
+
+/// Rounded rows `[m, k]`, as [`quantise_rows`] wrote them.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     bytes: &'a [u8],
+    form: Form,
     m: usize,
     k: usize,
 }
 
 impl<'a> Rows<'a> {
-    /// Views bytes that [`quantise_rows`] wrote for this shape.
-    ///
-    /// # Panics
-    /// When their number is another.
-    #[must_use]
-    pub fn new(bytes: &'a [u8], [m, k]: [usize; 2]) -> Self {
-        assert_eq!(bytes.len(), rows_len([m, k]), "bytes of [{m}, {k}]");
-        Self { bytes, m, k }
+    /// Rows of a bundle in bf16.
+    fn bf16_bundle_rows(&self) -> usize {
+        self.m.min(BUNDLE)
     }
 
-    /// The groups of the 16 rows (fewer at the end) from `row` on, and how many rows they are. A group has the codes of all its
-    /// rows, then all scales, all sums, all sums of first halves, all of second halves.
+    /// The bf16 chunk from `first_group` on, which begins a chunk, of the bundle at `row` and those behind it.
+    #[cfg(target_arch = "x86_64")]
+    fn chunk(&self, row: usize, first_group: usize) -> &'a [u8] {
+        let chunk = chunk_range([self.m, self.k], first_group);
+        &self.bytes[chunk][row * BF16_RECORD * CHUNK.min(self.k / GROUP - first_group)..]
+    }
+
+    /// The groups of codes of the 16 rows (fewer at the end) from `row` on, and how many rows they are.
     fn bundle(&self, row: usize) -> (&'a [u8], usize) {
         assert!(row.is_multiple_of(BUNDLE) && row < self.m, "row {row} of {}", self.m);
         let n_rows = BUNDLE.min(self.m - row);
@@ -276,10 +321,15 @@ pub fn matmul_columns<'a>(
         "out is [{m}, {end}]"
     );
     let family = compute.family();
+    assert_eq!(rows.form, Form::of(family), "rows were rounded for another family than {family}");
     let is_few = m <= few_rows(family);
     compute.count(if is_few { KernelPath::Int8FewRows } else { KernelPath::Int8ManyRows });
     // Pairs of panels share what is read of the rows. How the panels are shared out changes no bit.
-    let most_panels = if is_few { TASK_PANELS_OF_FEW_ROWS } else { TASK_PANELS };
+    let most_panels = match family {
+        _ if is_few => TASK_PANELS_OF_FEW_ROWS,
+        Family::Amx => TASK_PANELS_OF_TILES,
+        _ => TASK_PANELS,
+    };
     let wanted_tasks = TASKS_PER_THREAD * compute.n_threads();
     let task_panels = (n_panels / wanted_tasks).clamp(1, most_panels).next_multiple_of(2);
     let panel_tasks_of = |weight: PackedBlocks<'_>| weight.n_panels().div_ceil(task_panels);

@@ -72,7 +72,18 @@ pub(crate) fn check_special_values<const N: usize>(
     run: impl Fn(&Compute, &[Vec<f32>; N]) -> Vec<f32>,
     reaches: impl Fn(usize, usize, usize) -> bool,
 ) {
-    let computes = computes(1);
+    check_special_values_of(&computes(1), ordinary, large, tolerance, run, reaches);
+}
+
+/// As [`check_special_values`], of some families, the first of which says what is expected.
+pub(crate) fn check_special_values_of<const N: usize>(
+    computes: &[Compute],
+    ordinary: [Vec<f32>; N],
+    large: f32,
+    tolerance: Tolerance,
+    run: impl Fn(&Compute, &[Vec<f32>; N]) -> Vec<f32>,
+    reaches: impl Fn(usize, usize, usize) -> bool,
+) {
     let before: Vec<Vec<f32>> = computes.iter().map(|compute| run(compute, &ordinary)).collect();
     let check = |inputs: &[Vec<f32>; N], is_kept: &dyn Fn(usize) -> bool, what: &str| {
         let expected = run(&computes[0], inputs);

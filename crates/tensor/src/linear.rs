@@ -186,7 +186,6 @@ impl OperandScratch {
             View::F32 { values, .. } => int8::quantise_rows(compute, values, shape, bytes),
             x => int8::quantise_rows(compute, x.of::<bf16>(), shape, bytes),
         }
-        int8::Rows::new(bytes, shape)
     }
 
     /// The input as bf16.

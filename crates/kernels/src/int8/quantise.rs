@@ -1,6 +1,8 @@
 //! Rows in 8 bits.
 
-use super::{BUNDLE, GROUP, RECORD, rows_len};
+use half::bf16;
+
+use super::{BF16_RECORD, BUNDLE, CHUNK, Form, GROUP, RECORD, Rows, chunk_range, rows_len};
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::operand::Operand;
@@ -29,10 +31,24 @@ const ERROR_PARTS: f32 = 256.0;
 ///
 /// # Panics
 /// When a slice does not fit the shape, or k is not whole groups of 32.
-#[expect(unsafe_code, reason = "tasks write disjoint groups of a bundle")]
-pub fn quantise_rows<T: Operand>(compute: &Compute, x: &[T], [m, k]: [usize; 2], out: &mut [u8]) {
+pub fn quantise_rows<'a, T: Operand>(
+    compute: &Compute,
+    x: &[T],
+    [m, k]: [usize; 2],
+    out: &'a mut [u8],
+) -> Rows<'a> {
     assert_eq!(out.len(), rows_len([m, k]), "bytes of [{m}, {k}]");
     assert_eq!(Some(x.len()), m.checked_mul(k), "x is [{m}, {k}]");
+    let form = Form::of(compute.family());
+    match form {
+        Form::Codes => quantise_codes(compute, x, [m, k], out),
+        Form::Bf16 => round_rows(compute, x, [m, k], out),
+    }
+    Rows { bytes: out, form, m, k }
+}
+
+#[expect(unsafe_code, reason = "tasks write disjoint groups of a bundle")]
+fn quantise_codes<T: Operand>(compute: &Compute, x: &[T], [m, k]: [usize; 2], out: &mut [u8]) {
     let n_groups = k / GROUP;
     let n_group_tasks = n_groups.div_ceil(TASK_GROUPS);
     let parts = SliceParts::new(out);
@@ -86,6 +102,57 @@ impl<T: Operand> LaneKernel for Quantise<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         self.quantise(|x, codes| quantise_group_on(lanes, x, codes));
+    }
+}
+
+/// Chunks of rows in bf16.
+#[expect(unsafe_code, reason = "tasks write disjoint bundles")]
+fn round_rows<T: Operand>(compute: &Compute, x: &[T], [m, k]: [usize; 2], out: &mut [u8]) {
+    let n_bundles = m.div_ceil(BUNDLE);
+    let parts = SliceParts::new(out);
+    compute.pool().run(n_bundles * (k / GROUP).div_ceil(CHUNK), |task_idx, _| {
+        let (row, first_group) = (task_idx % n_bundles * BUNDLE, task_idx / n_bundles * CHUNK);
+        let n_groups = CHUNK.min(k / GROUP - first_group);
+        let record = n_groups * BF16_RECORD;
+        let start = chunk_range([m, k], first_group).start + row * record;
+        // SAFETY: bundles of different tasks do not overlap, and each index is run once.
+        let out = unsafe { parts.range(start, m.min(BUNDLE) * record) };
+        let n_rows = BUNDLE.min(m - row);
+        let x = &x[row * k + first_group * GROUP..];
+        dispatch(compute.family(), Round { x, k, n_rows, n_groups, out });
+    });
+}
+
+/// The rows of a bundle over a chunk.
+struct Round<'a, T> {
+    /// From the first group of the first row on.
+    x: &'a [T],
+    k: usize,
+    n_rows: usize,
+    n_groups: usize,
+    out: &'a mut [u8],
+}
+
+impl<T: Operand> LaneKernel for Round<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { x, k, n_rows, n_groups, out } = self;
+        let mut rounded = [bf16::ZERO; GROUP];
+        for (group, out) in out.chunks_exact_mut(out.len() / n_groups).enumerate() {
+            for (row, out) in
+                out.as_chunks_mut::<BF16_RECORD>().0.iter_mut().enumerate().take(n_rows)
+            {
+                let x = &x[row * k + group * GROUP..][..GROUP];
+                for i in (0..GROUP).step_by(L::N) {
+                    lanes.store_bf16(T::load(lanes, &x[i..]), &mut rounded[i..]);
+                }
+                for (out, rounded) in out.as_chunks_mut().0.iter_mut().zip(rounded) {
+                    *out = rounded.to_ne_bytes();
+                }
+            }
+        }
     }
 }
 

@@ -85,7 +85,7 @@ pub(super) fn numbers(weight: PackedBlocks<'_>, row: usize, group: usize) -> [f3
 }
 
 /// The codes of a group of a row of the matrix.
-fn codes(weight: PackedBlocks<'_>, row: usize, group: usize) -> [u8; GROUP] {
+pub(super) fn codes(weight: PackedBlocks<'_>, row: usize, group: usize) -> [u8; GROUP] {
     let layout = weight.layout;
     let (_, lines) = weight.panel(row / PANEL_WIDTH);
     let lines = &lines[group * layout.group_len()..][..layout.group_len()];
@@ -104,7 +104,7 @@ fn codes(weight: PackedBlocks<'_>, row: usize, group: usize) -> [u8; GROUP] {
 }
 
 /// `w` and `m`, or `w0` and `w1`, of a group of a row of the matrix.
-fn factors(weight: PackedBlocks<'_>, row: usize, group: usize) -> [f32; 2] {
+pub(super) fn factors(weight: PackedBlocks<'_>, row: usize, group: usize) -> [f32; 2] {
     let layout = weight.layout;
     let (header, _) = weight.panel(row / PANEL_WIDTH);
     let (lane, group_idx) = (row % PANEL_WIDTH, group % layout.block_groups);

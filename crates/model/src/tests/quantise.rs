@@ -260,22 +260,23 @@ fn each_number_type_takes_its_own_kernels() {
             (DType::Bf16, None, Int8, 40, ProductBf16),
             (DType::Bf16, Some(Quantisation::Q4_K), Int8, 1, Int8FewRows),
             (DType::Bf16, Some(Quantisation::Q4_K), Operands, 8, Int8FewRows),
-            (DType::Bf16, Some(Quantisation::Q8_0), Operands, 40, Int8ManyRows),
+            (DType::Bf16, Some(Quantisation::Q8_0), Operands, 80, Int8ManyRows),
         ] {
             let weights = original.weights();
             let decoder = Decoder::load(&device, &config, dtype, weights, quantisation).unwrap();
             let ids = random_ids(3, n_rows, config.vocab_size);
             let before = calls();
-            let mut cache = KvCache::new(&decoder, kind, 1, n_rows, n_rows);
+            let sequences: Vec<(usize, &[u32])> = ids.chunks(40).enumerate().collect();
+            let mut cache = KvCache::new(&decoder, kind, sequences.len(), 40, n_rows);
             let mut workspace = Workspace::for_decoder(&decoder, n_rows);
             let mut logits = Vec::new();
-            cache.append(&decoder, &device, &[(0, &ids)], &mut workspace, &mut logits);
+            cache.append(&decoder, &device, &sequences, &mut workspace, &mut logits);
             let after = calls();
             for (i, path) in all.into_iter().enumerate() {
                 let n_expected = match path {
                     Attention if kind == Operands => config.n_layers as u64,
                     AttentionInt8 if kind == Int8 => config.n_layers as u64,
-                    // The head multiplies the last row alone.
+                    // The head multiplies the last rows of both sequences alone.
                     Int8FewRows if expected == Int8ManyRows => 1,
                     Int8ManyRows if expected == Int8ManyRows => n_products - 1,
                     _ if path == expected => n_products,
