@@ -16,7 +16,7 @@ use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
 use crate::paths::KernelPath;
 use crate::pool::{SliceParts, TileScratch, reinterpret};
-use crate::transpose::transpose;
+use crate::transpose::{transpose, transpose_into_tiles};
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -35,6 +35,10 @@ const TASK_OF_FEW_ROWS: [usize; 2] = [192, 64];
 
 /// The same where each task transposes its rows first, which pays over many columns.
 const TASK_OF_COLUMNS: [usize; 2] = [96, 1024];
+
+/// Most rows and columns of a task that packs its rows: rows of a block of K take half a cache of the second level, and
+/// columns pay for packing them.
+const PACKED_TASK: [usize; 2] = [512, 1024];
 
 /// Values in four tiles of sums, which an AMX product writes before they go where they belong.
 const N_SUMS: usize = 4 * PANEL_WIDTH * PANEL_WIDTH;
@@ -147,6 +151,7 @@ pub fn matmul_columns<T: Operand>(
         KernelPath::ProductBf16
     });
     let [task_rows, task_columns] = match a {
+        _ if is_packed::<T>(compute.family(), [m, n]) => packed_task(compute, [m, n]),
         Left::Columns { .. } => TASK_OF_COLUMNS,
         Left::Rows { .. } if m <= TASK_OF_ROWS[0] / 4 => TASK_OF_FEW_ROWS,
         Left::Rows { .. } => TASK_OF_ROWS,
@@ -169,6 +174,29 @@ pub fn matmul_columns<T: Operand>(
             multiply_region(family, &mut scratch.tiles, a, b, k, region, out, out_stride, write);
         }
     });
+}
+
+/// Whether a product packs its left operand into tiles, which pays where many columns are multiplied by many rows.
+fn is_packed<T: Operand>(family: Family, [n_rows, n_columns]: [usize; 2]) -> bool {
+    let is_amx = cfg!(target_arch = "x86_64") && family == Family::Amx && T::GROUP == 2;
+    is_amx && n_rows > TASK_OF_ROWS[0] / 4 && n_columns >= TASK_OF_FEW_ROWS[1]
+}
+
+/// Rows and columns of a task that packs its rows: as many as there are tasks enough for all threads.
+fn packed_task(compute: &Compute, [m, n]: [usize; 2]) -> [usize; 2] {
+    let [mut rows, mut columns] = PACKED_TASK;
+    (rows, columns) = (rows.min(m.next_multiple_of(32)), columns.min(n.next_multiple_of(32)));
+    let wanted = if compute.n_threads() == 1 { 1 } else { 2 * compute.n_threads() };
+    while m.div_ceil(rows) * n.div_ceil(columns) < wanted {
+        if columns > 256 && columns >= rows {
+            columns = (columns / 2).next_multiple_of(32);
+        } else if rows > 64 {
+            rows = (rows / 2).next_multiple_of(32);
+        } else {
+            break;
+        }
+    }
+    [rows, columns]
 }
 
 /// Matrix product on the calling thread, into rows of `out` at a distance of `out_stride`.
@@ -263,7 +291,7 @@ unsafe fn multiply_region<T: Operand>(
         return clear_region(region, out, out_stride, write);
     }
     let max_k = K_BLOCK.min(k).next_multiple_of(T::K_STEP);
-    let [transposed_len, rows_len, sums_len] = scratch_lens::<T>(family, a, region.n_rows, max_k);
+    let [transposed_len, rows_len, sums_len] = scratch_lens::<T>(family, a, region, max_k);
     let [unpacking_len, panels_floats] = unpacked_lens::<T>(b, region.n_columns, K_BLOCK.min(k));
     let lens = [transposed_len, rows_len, sums_len, unpacking_len, panels_floats];
     let [transposed, rows, sums, unpacking, unpacked] = scratch.floats(lens);
@@ -283,7 +311,12 @@ unsafe fn multiply_region<T: Operand>(
                 (panels.as_ptr(), PANEL_WIDTH * padded_k::<T>(block_k))
             }
         };
+        let is_packed = is_packed::<T>(family, [region.n_rows, region.n_columns]);
         let (a_start, a_stride, n_k) = match a {
+            _ if is_packed => {
+                pack_left(a, [region.row, first_k], [region.n_rows, block_k], transposed);
+                (std::ptr::null(), 0, block_k.next_multiple_of(T::K_STEP))
+            }
             Left::Rows { values, stride } => {
                 (values[region.row * stride + first_k..].as_ptr(), stride, block_k)
             }
@@ -309,17 +342,64 @@ unsafe fn multiply_region<T: Operand>(
             write,
         };
         // SAFETY: the caller's promise, cut to this block of K.
-        unsafe { multiply_block::<T>(family, rows, sums, block) };
+        unsafe {
+            if is_packed {
+                multiply_packed(&block, transposed, sums);
+            } else {
+                multiply_block::<T>(family, rows, sums, block);
+            }
+        }
     }
 }
 
-/// Lengths of a region's working memory: the left operand transposed, the same at whole steps of K, and tiles of sums.
+/// Packs some of K of some rows of the left operand into the tiles of AMX.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "kernels take pointers; lengths are checked here")]
+fn pack_left<T: Operand>(
+    a: Left<'_, T>,
+    [row, first_k]: [usize; 2],
+    [n_rows, n_k]: [usize; 2],
+    tiles: &mut [f32],
+) {
+    match a {
+        Left::Rows { values, stride } => {
+            let values = &values[row * stride + first_k..];
+            assert!(values.len() >= rows_len(n_rows, stride, n_k), "a has {n_rows} rows");
+            let (shape, stride) = ([n_rows, n_k / T::GROUP], stride / T::GROUP);
+            // SAFETY: the length was checked; the family AMX runs only where its instructions are.
+            unsafe { amx::packed::pack_rows(values.as_ptr().cast(), stride, shape, tiles) };
+        }
+        Left::Columns { values, stride } => {
+            let (source, out) = (&values[first_k * stride + row..], reinterpret::<T>(tiles));
+            // SAFETY: the family AMX runs only where its instructions are.
+            unsafe { transpose_into_tiles(source, stride, [n_rows, n_k], out) };
+        }
+    }
+}
+
+/// The product of a block whose left operand lies in tiles.
+///
+/// # Safety
+/// As [`multiply_block`], for the family AMX.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "see Safety")]
+unsafe fn multiply_packed(block: &Block, tiles: &[f32], sums: &mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { amx::packed::multiply(block, tiles, sums) };
+}
+
+/// Lengths of a region's working memory: the left operand transposed or in tiles, the same at whole steps of K, and tiles of sums.
 fn scratch_lens<T: Operand>(
     family: Family,
     a: Left<'_, T>,
-    n_rows: usize,
+    Region { n_rows, n_columns, .. }: Region,
     max_k: usize,
 ) -> [usize; 3] {
+    #[cfg(target_arch = "x86_64")]
+    if is_packed::<T>(family, [n_rows, n_columns]) {
+        let tiles_len = amx::packed::tiles_len(n_rows, max_k / T::GROUP);
+        return [tiles_len, 0, amx::packed::sums_len(n_rows)];
+    }
     let row_floats = max_k / T::GROUP;
     let transposed = if let Left::Columns { .. } = a { n_rows * row_floats } else { 0 };
     match (family, T::GROUP) {

@@ -34,8 +34,10 @@ unsafe fn transpose_tile<T: Operand>(job: &Job<T>, row: usize, group: usize) {
         *line = unsafe { load_groups(job, row, (group + i) * T::GROUP, row_mask) };
     }
     let rows = transpose_groups(lines);
+    let layout = &job.layout;
+    let first = row / TILE * layout.bundle + group / TILE * layout.step;
     for (i, row_groups) in rows.into_iter().enumerate().take(n_rows) {
-        let out = job.out.wrapping_add((row + i) * job.out_groups + group);
+        let out = job.out.wrapping_add(first + i * layout.row);
         // SAFETY: the mask keeps the store within the output's row.
         unsafe { _mm512_mask_storeu_epi32(out.cast(), group_mask, row_groups) };
     }
