@@ -1,4 +1,4 @@
-//! Prints the speed of dense products: `cargo run --release -p kernels --example matmul_speed [FAMILY] [THREADS]`.
+//! Prints the speed of dense products: `cargo run --release -p kernels --example matmul_speed [FAMILY] [THREADS] [INDEX]`.
 //!
 //! Each line: family, threads, what is multiplied, rows, columns and inner dimension; operations and bytes of the right operand per
 //! second. Right operands that are used one after the other are together larger than a cache.
@@ -37,6 +37,8 @@ const GRADIENTS: [[usize; 3]; 3] = [[2048, 384, 1024], [384, 1024, 1024], [8192,
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let index: Option<usize> = arguments.get(2).map(|index| index.parse()).transpose()?;
+    let is_wanted = |i| index.is_none_or(|index| i == index);
     let families = Family::ALL.into_iter().skip(1).filter(|f| f.runs_on(detect_features()));
     for family in families.filter(|f| arguments.first().is_none_or(|name| name == f.name())) {
         let n_threads: Vec<usize> = match arguments.get(1) {
@@ -45,8 +47,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         for n_threads in n_threads {
             let compute = Compute::forced(family, n_threads)?;
-            FORWARD.into_iter().for_each(|dims| measure(&compute, dims, "rows"));
-            GRADIENTS.into_iter().for_each(|dims| measure(&compute, dims, "columns"));
+            let forward = FORWARD.into_iter().map(|dims| (dims, "rows"));
+            let shapes = forward.chain(GRADIENTS.into_iter().map(|dims| (dims, "columns")));
+            for (_, (dims, what)) in shapes.enumerate().filter(|(i, _)| is_wanted(*i)) {
+                measure(&compute, dims, what);
+            }
         }
     }
     Ok(())

@@ -1,10 +1,11 @@
 //! Matrix products: `out[m, n] (+)= sum_k A[m, k] * B[n, k]`.
 //!
-//! Numerics, for every family: K is cut into blocks of [`K_BLOCK`]; within a block the products are summed in
+//! Numerics, for every family but `amx` on bf16: K is cut into blocks of [`K_BLOCK`]; within a block the products are summed in
 //! f32 from zero, k ascending; block sums are added in ascending order, to zero or to what `out` held.
 //! - `reference`, `avx2`: one product at a time, `sum = a * b + sum` rounded once (a bf16 product is exact).
 //! - `avx512` on bf16: pairs of products by VDPBF16PS, odd member first, subnormals taken as zero.
-//! - `amx` on bf16: 32 products at a time by TDPBF16PS: even and odd members are summed apart, then added.
+//! - `amx` on bf16: all of K is one block. 32 products at a time by TDPBF16PS: even and odd members are summed apart, then added to
+//!   the sum, which then is added to what `out` held.
 //!
 //! How many rows are multiplied together, how tiles are cut and which thread computes one changes none of this,
 //! so a row of `out` has the same bits whatever rows stand beside it. A value that is not finite reaches the row or the column
@@ -16,7 +17,7 @@ use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
 use crate::paths::KernelPath;
 use crate::pool::{SliceParts, TileScratch, reinterpret};
-use crate::transpose::{transpose, transpose_into_tiles};
+use crate::transpose::transpose;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -36,12 +37,10 @@ const TASK_OF_FEW_ROWS: [usize; 2] = [192, 64];
 /// The same where each task transposes its rows first, which pays over many columns.
 const TASK_OF_COLUMNS: [usize; 2] = [96, 1024];
 
-/// Most rows and columns of a task that packs its rows: rows of a block of K take half a cache of the second level, and
-/// columns pay for packing them.
-const PACKED_TASK: [usize; 2] = [512, 1024];
-
-/// Values in four tiles of sums, which an AMX product writes before they go where they belong.
-const N_SUMS: usize = 4 * PANEL_WIDTH * PANEL_WIDTH;
+/// Most rows and columns of a task of bf16 on AMX, whose rows are packed: where K comes in one part, and where sums are held from
+/// part to part, in the second-level cache beside the rows.
+const AMX_TASK: [usize; 2] = [512, 1024];
+const AMX_TASK_OF_PARTS: [usize; 2] = [256, 512];
 
 /// The left operand, `[m, k]`.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +99,21 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// Nothing, to be filled in.
+    #[cfg(target_arch = "x86_64")]
+    const NONE: Self = Self {
+        a: std::ptr::null(),
+        a_row_stride: 0,
+        b: std::ptr::null(),
+        b_panel_stride: 0,
+        out: std::ptr::null_mut(),
+        out_stride: 0,
+        n_rows: 0,
+        n_columns: 0,
+        n_groups: 0,
+        write: Write::Overwrite,
+    };
+
     /// Offset of a row of the left operand, in groups.
     #[inline(always)]
     pub(crate) fn a_row(&self, row: usize) -> usize {
@@ -150,12 +164,7 @@ pub fn matmul_columns<T: Operand>(
     } else {
         KernelPath::ProductBf16
     });
-    let [task_rows, task_columns] = match a {
-        _ if is_packed::<T>(compute.family(), [m, n]) => packed_task(compute, [m, n]),
-        Left::Columns { .. } => TASK_OF_COLUMNS,
-        Left::Rows { .. } if m <= TASK_OF_ROWS[0] / 4 => TASK_OF_FEW_ROWS,
-        Left::Rows { .. } => TASK_OF_ROWS,
-    };
+    let [task_rows, task_columns] = task_size(compute, a, b, [m, n, k]);
     let (n_row_tasks, n_column_tasks) = (m.div_ceil(task_rows), n.div_ceil(task_columns));
     let parts = SliceParts::new(out);
     let family = compute.family();
@@ -176,18 +185,30 @@ pub fn matmul_columns<T: Operand>(
     });
 }
 
-/// Whether a product packs its left operand into tiles, which pays where many columns are multiplied by many rows.
-fn is_packed<T: Operand>(family: Family, [n_rows, n_columns]: [usize; 2]) -> bool {
-    let is_amx = cfg!(target_arch = "x86_64") && family == Family::Amx && T::GROUP == 2;
-    is_amx && n_rows > TASK_OF_ROWS[0] / 4 && n_columns >= TASK_OF_FEW_ROWS[1]
+/// Rows and columns of a task.
+fn task_size<T: Operand>(
+    compute: &Compute,
+    a: Left<'_, T>,
+    b: Right<'_, T>,
+    [m, n, k]: [usize; 3],
+) -> [usize; 2] {
+    let is_amx = compute.family() == Family::Amx && T::GROUP == 2;
+    let few_rows = TASK_OF_ROWS[0] / 4;
+    match (a, b) {
+        (Left::Rows { .. }, _) if m <= few_rows => TASK_OF_FEW_ROWS,
+        (_, Right::Panels(_)) if is_amx => amx_task(compute.n_threads(), [m, n, k]),
+        (Left::Columns { .. }, _) => TASK_OF_COLUMNS,
+        (Left::Rows { .. }, _) => TASK_OF_ROWS,
+    }
 }
 
-/// Rows and columns of a task that packs its rows: as many as there are tasks enough for all threads.
-fn packed_task(compute: &Compute, [m, n]: [usize; 2]) -> [usize; 2] {
-    let [mut rows, mut columns] = PACKED_TASK;
-    (rows, columns) = (rows.min(m.next_multiple_of(32)), columns.min(n.next_multiple_of(32)));
-    let wanted = if compute.n_threads() == 1 { 1 } else { 2 * compute.n_threads() };
-    while m.div_ceil(rows) * n.div_ceil(columns) < wanted {
+/// Tasks as large as leaves enough of them for all threads.
+fn amx_task(n_threads: usize, [m, n, k]: [usize; 3]) -> [usize; 2] {
+    let [rows, columns] = if k > K_BLOCK { AMX_TASK_OF_PARTS } else { AMX_TASK };
+    let mut rows = rows.min(m.next_multiple_of(32));
+    let mut columns = columns.min(n.next_multiple_of(32));
+    let n_wanted = if n_threads == 1 { 1 } else { 2 * n_threads };
+    while m.div_ceil(rows) * n.div_ceil(columns) < n_wanted {
         if columns > 256 && columns >= rows {
             columns = (columns / 2).next_multiple_of(32);
         } else if rows > 64 {
@@ -290,11 +311,19 @@ unsafe fn multiply_region<T: Operand>(
     if k == 0 {
         return clear_region(region, out, out_stride, write);
     }
+    #[cfg(target_arch = "x86_64")]
+    if family == Family::Amx && T::GROUP == 2 {
+        let (n_rows, n_columns) = (region.n_rows, region.n_columns);
+        let block = Block { out, out_stride, n_rows, n_columns, write, ..Block::NONE };
+        // SAFETY: the caller's promise; the family runs only where detection found its instructions.
+        return unsafe { amx::region::multiply(scratch, a, b, k, region, block) };
+    }
     let max_k = K_BLOCK.min(k).next_multiple_of(T::K_STEP);
-    let [transposed_len, rows_len, sums_len] = scratch_lens::<T>(family, a, region, max_k);
+    let is_transposed = matches!(a, Left::Columns { .. });
+    let transposed_len = if is_transposed { region.n_rows * max_k / T::GROUP } else { 0 };
     let [unpacking_len, panels_floats] = unpacked_lens::<T>(b, region.n_columns, K_BLOCK.min(k));
-    let lens = [transposed_len, rows_len, sums_len, unpacking_len, panels_floats];
-    let [transposed, rows, sums, unpacking, unpacked] = scratch.floats(lens);
+    let [transposed, unpacking, unpacked] =
+        scratch.floats([transposed_len, unpacking_len, panels_floats]);
     for first_k in (0..k).step_by(K_BLOCK) {
         let block_k = K_BLOCK.min(k - first_k);
         let write = if first_k == 0 { write } else { Write::Accumulate };
@@ -311,12 +340,7 @@ unsafe fn multiply_region<T: Operand>(
                 (panels.as_ptr(), PANEL_WIDTH * padded_k::<T>(block_k))
             }
         };
-        let is_packed = is_packed::<T>(family, [region.n_rows, region.n_columns]);
         let (a_start, a_stride, n_k) = match a {
-            _ if is_packed => {
-                pack_left(a, [region.row, first_k], [region.n_rows, block_k], transposed);
-                (std::ptr::null(), 0, block_k.next_multiple_of(T::K_STEP))
-            }
             Left::Rows { values, stride } => {
                 (values[region.row * stride + first_k..].as_ptr(), stride, block_k)
             }
@@ -342,69 +366,7 @@ unsafe fn multiply_region<T: Operand>(
             write,
         };
         // SAFETY: the caller's promise, cut to this block of K.
-        unsafe {
-            if is_packed {
-                multiply_packed(&block, transposed, sums);
-            } else {
-                multiply_block::<T>(family, rows, sums, block);
-            }
-        }
-    }
-}
-
-/// Packs some of K of some rows of the left operand into the tiles of AMX.
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "kernels take pointers; lengths are checked here")]
-fn pack_left<T: Operand>(
-    a: Left<'_, T>,
-    [row, first_k]: [usize; 2],
-    [n_rows, n_k]: [usize; 2],
-    tiles: &mut [f32],
-) {
-    match a {
-        Left::Rows { values, stride } => {
-            let values = &values[row * stride + first_k..];
-            assert!(values.len() >= rows_len(n_rows, stride, n_k), "a has {n_rows} rows");
-            let (shape, stride) = ([n_rows, n_k / T::GROUP], stride / T::GROUP);
-            // SAFETY: the length was checked; the family AMX runs only where its instructions are.
-            unsafe { amx::packed::pack_rows(values.as_ptr().cast(), stride, shape, tiles) };
-        }
-        Left::Columns { values, stride } => {
-            let (source, out) = (&values[first_k * stride + row..], reinterpret::<T>(tiles));
-            // SAFETY: the family AMX runs only where its instructions are.
-            unsafe { transpose_into_tiles(source, stride, [n_rows, n_k], out) };
-        }
-    }
-}
-
-/// The product of a block whose left operand lies in tiles.
-///
-/// # Safety
-/// As [`multiply_block`], for the family AMX.
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "see Safety")]
-unsafe fn multiply_packed(block: &Block, tiles: &[f32], sums: &mut [f32]) {
-    // SAFETY: the caller's promise.
-    unsafe { amx::packed::multiply(block, tiles, sums) };
-}
-
-/// Lengths of a region's working memory: the left operand transposed or in tiles, the same at whole steps of K, and tiles of sums.
-fn scratch_lens<T: Operand>(
-    family: Family,
-    a: Left<'_, T>,
-    Region { n_rows, n_columns, .. }: Region,
-    max_k: usize,
-) -> [usize; 3] {
-    #[cfg(target_arch = "x86_64")]
-    if is_packed::<T>(family, [n_rows, n_columns]) {
-        let tiles_len = amx::packed::tiles_len(n_rows, max_k / T::GROUP);
-        return [tiles_len, 0, amx::packed::sums_len(n_rows)];
-    }
-    let row_floats = max_k / T::GROUP;
-    let transposed = if let Left::Columns { .. } = a { n_rows * row_floats } else { 0 };
-    match (family, T::GROUP) {
-        (Family::Amx, 2) => [transposed, n_rows * row_floats, N_SUMS],
-        _ => [transposed, 0, 0],
+        unsafe { multiply_block::<T>(family, block) };
     }
 }
 
@@ -434,12 +396,7 @@ fn clear_region(region: Region, out: *mut f32, out_stride: usize, write: Write) 
 /// # Safety
 /// The block's pointers and strides cover its rows, columns and groups, and nobody else uses `out` meanwhile.
 #[expect(unsafe_code, reason = "see Safety")]
-unsafe fn multiply_block<T: Operand>(
-    family: Family,
-    rows: &mut [f32],
-    sums: &mut [f32],
-    block: Block,
-) {
+unsafe fn multiply_block<T: Operand>(family: Family, block: Block) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the family runs only where detection found its instructions; the rest is the caller's promise.
     unsafe {
@@ -448,14 +405,13 @@ unsafe fn multiply_block<T: Operand>(
             (Family::Avx2, 1) => avx2::multiply::<false>(&block),
             (Family::Avx2, _) => avx2::multiply::<true>(&block),
             (Family::Avx512 | Family::Amx, 1) => avx512::multiply::<false>(&block),
-            (Family::Avx512, _) => avx512::multiply::<true>(&block),
-            (Family::Amx, _) => amx::multiply(&block, rows, sums),
+            (Family::Avx512 | Family::Amx, _) => avx512::multiply::<true>(&block),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise.
     unsafe {
-        let _ = (family, rows, sums);
+        let _ = family;
         crate::reference::matmul_block::<T>(&block);
     }
 }

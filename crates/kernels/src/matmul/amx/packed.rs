@@ -27,6 +27,9 @@ const L1_STEPS: usize = 16;
 /// Rows of earlier sums that are written in one step of K.
 const ROWS_PER_STEP: usize = 4;
 
+/// Groups of the panels that come next that are brought into the second-level cache in one step of K.
+const NEXT_PER_STEP: usize = 64;
+
 /// Bytes of a task's output from which on it is not brought into the caches before it is overwritten.
 const STREAMED_BYTES: usize = 512 << 10;
 
@@ -35,9 +38,18 @@ pub(in crate::matmul) fn tiles_len(n_rows: usize, n_groups: usize) -> usize {
     n_rows.next_multiple_of(SQUARE) * n_groups.next_multiple_of(TILE_GROUPS)
 }
 
-/// Numbers in the working memory of [`multiply`]: two squares of sums, and one for each pair of bundles.
-pub(in crate::matmul) fn sums_len(n_rows: usize) -> usize {
-    (2 + n_rows.div_ceil(SQUARE)) * SQUARE_LEN
+/// Numbers in the working memory of [`multiply`]: two squares of sums, and those that are held for later parts of K, of two
+/// panels or, where K comes in several calls, of all.
+pub(in crate::matmul) fn sums_len([n_rows, n_columns]: [usize; 2], n_parts: usize) -> usize {
+    let n_held = if n_parts > 1 { n_columns.div_ceil(SQUARE) } else { 1 };
+    (2 + n_rows.div_ceil(SQUARE) * n_held) * SQUARE_LEN
+}
+
+/// Which part of K a call of [`multiply`] has.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::matmul) struct Part {
+    pub(in crate::matmul) is_first: bool,
+    pub(in crate::matmul) is_last: bool,
 }
 
 /// Packs rows into tiles: `[n_rows / 16, n_steps, 16, 16]` groups, zeros behind the last of K. Rows behind the last keep what they held.
@@ -70,24 +82,33 @@ pub(in crate::matmul) unsafe fn pack_rows(
     }
 }
 
-/// The product of a block of bf16 whose left operand lies in tiles ([`pack_rows`]), over whole steps of K. `sums` has [`sums_len`].
+/// The product of a part of K of bf16 whose left operand lies in tiles ([`pack_rows`]), over whole steps of K. `sums` has
+/// [`sums_len`], and keeps its numbers from part to part.
 ///
 /// # Safety
 /// As [`crate::matmul::multiply_block`], but for the left operand, of which `tiles` has [`tiles_len`]; in a process that may use AMX.
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
-pub(in crate::matmul) unsafe fn multiply(block: &Block, tiles: &[f32], sums: &mut [f32]) {
+pub(in crate::matmul) unsafe fn multiply(
+    block: &Block,
+    part: Part,
+    tiles: &[f32],
+    sums: &mut [f32],
+) {
     let n_steps = block.n_groups.div_ceil(TILE_GROUPS);
     assert!(tiles.len() >= tiles_len(block.n_rows, block.n_groups), "tiles of {block:?}");
-    assert!(sums.len() >= sums_len(block.n_rows), "sums of {block:?}");
+    let n_parts = if part.is_first && part.is_last { 1 } else { 2 };
+    let size = [block.n_rows, block.n_columns];
+    assert!(sums.len() >= sums_len(size, n_parts), "sums of {block:?}");
     let steps_together = n_steps.div_ceil(n_steps.div_ceil(L1_STEPS));
-    let mut squares = Squares { block, way: Way::of(block), pending: None, n_made: 0 };
+    let way = Way::of(block);
+    let mut squares = Squares { block, part, way, n_steps, pending: None, n_made: 0 };
     // SAFETY: the process may use AMX; all tiles have 16 rows of 64 bytes.
     unsafe { TileConfig::new([[TILE_ROWS, 4 * TILE_GROUPS]; 8]).load() };
     for column in (0..block.n_columns).step_by(SQUARE) {
         for first_step in (0..n_steps).step_by(steps_together) {
             let steps = first_step..n_steps.min(first_step + steps_together);
             // SAFETY: the caller's promise, cut to two panels; lengths were checked above.
-            unsafe { squares.multiply_panels(column, steps, n_steps, tiles, sums) };
+            unsafe { squares.multiply_panels(column, steps, tiles, sums) };
         }
     }
     // SAFETY: the last sums lie in `sums`, and their place in the block.
@@ -122,7 +143,10 @@ impl Way {
 /// The squares of sums of a block, one after the other.
 struct Squares<'a> {
     block: &'a Block,
+    part: Part,
     way: Way,
+    /// Steps of K of the block.
+    n_steps: usize,
     /// The last square, where it is not written yet.
     pending: Option<Pending>,
     n_made: usize,
@@ -140,6 +164,8 @@ struct Product {
     a: [*const u32; 2],
     b: [*const u32; 2],
     n_steps: usize,
+    /// What is asked for meanwhile: [`NEXT_PER_STEP`] groups in each step. It need not be readable.
+    next: *const u32,
     /// Sums of the steps before; null where there are none.
     from: *const f32,
     to: *mut f32,
@@ -155,11 +181,15 @@ impl Squares<'_> {
         &mut self,
         column: usize,
         steps: Range<usize>,
-        n_steps: usize,
         tiles: &[f32],
         sums: &mut [f32],
     ) {
-        let block = self.block;
+        let (block, n_steps) = (self.block, self.n_steps);
+        let is_first = self.part.is_first && steps.start == 0;
+        let is_last = self.part.is_last && steps.end == n_steps;
+        let n_pairs = block.n_rows.div_ceil(SQUARE);
+        let is_whole = self.part.is_first && self.part.is_last;
+        let first_held = if is_whole { 0 } else { column / SQUARE * n_pairs };
         let (waiting, held) = sums.split_at_mut(2 * SQUARE_LEN);
         let n_columns = SQUARE.min(block.n_columns - column);
         let panel = column / PANEL_WIDTH * block.b_panel_stride + steps.start * TILE_LEN;
@@ -169,14 +199,14 @@ impl Squares<'_> {
         for (pair, row) in (0..block.n_rows).step_by(SQUARE).enumerate() {
             let first_tile = 2 * pair * n_steps + steps.start;
             let a_top = tiles.as_ptr().cast::<u32>().wrapping_add(first_tile * TILE_LEN);
-            let held = held[pair * SQUARE_LEN..][..SQUARE_LEN].as_mut_ptr();
-            let is_last = steps.end == n_steps;
+            let held = held[(first_held + pair) * SQUARE_LEN..][..SQUARE_LEN].as_mut_ptr();
             let waiting = waiting[self.n_made % 2 * SQUARE_LEN..][..SQUARE_LEN].as_mut_ptr();
             let product = Product {
+                next: self.next_panels(column, &steps, pair),
                 a: [a_top, a_top.wrapping_add(n_steps * TILE_LEN)],
                 b: [b_left, b_left.wrapping_add(right)],
                 n_steps: steps.len(),
-                from: if steps.start == 0 { std::ptr::null() } else { held },
+                from: if is_first { std::ptr::null() } else { held },
                 to: if is_last { waiting } else { held },
             };
             // SAFETY: the caller's promise. Squares wait in turns, so that the one that is written is not the one that is made.
@@ -189,6 +219,21 @@ impl Squares<'_> {
                 }
             }
         }
+    }
+
+    /// What to ask for while a pair of bundles is multiplied: a part of the next steps of K, of both panels.
+    fn next_panels(&self, column: usize, steps: &Range<usize>, pair: usize) -> *const u32 {
+        let block = self.block;
+        let (column, step) =
+            if steps.end < self.n_steps { (column, steps.end) } else { (column + SQUARE, 0) };
+        let (panel_len, first) = (steps.len() * TILE_LEN, pair * steps.len() * NEXT_PER_STEP);
+        let panel = column / PANEL_WIDTH + first / panel_len;
+        if first >= 2 * panel_len || panel * PANEL_WIDTH >= block.n_columns {
+            // There is nothing to ask for: these lines are in the cache.
+            return block.b;
+        }
+        let start = panel * block.b_panel_stride + step * TILE_LEN + first % panel_len;
+        block.b.wrapping_add(start)
     }
 
     /// Multiplies, and writes pending sums meanwhile.
@@ -283,6 +328,8 @@ macro_rules! multiply_and_write {
                     concat!($store, " [{to} + {stride}], zmm22"), concat!($store, " [{to} + {stride} + 64], zmm23"),
                     "tdpbf16ps tmm3, tmm5, tmm7",
                     "lea {to}, [{to} + 2 * {stride}]", "add {from}, 512",
+                    "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]",
+                    "prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256",
                     "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
                     "dec {n}", "dec {copies}", "jnz 4b",
                     "test {n}, {n}", "jz 6f",
@@ -291,6 +338,8 @@ macro_rules! multiply_and_write {
                     "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {wide}]",
                     "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {wide}]",
                     "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
+                    "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]",
+                    "prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256",
                     "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
                     "dec {n}", "jnz 5b",
                     "6:",
@@ -302,7 +351,7 @@ macro_rules! multiply_and_write {
                     n = inout(reg) product.n_steps => _, copies = inout(reg) copy_steps => _,
                     wide = inout(reg) 128_usize => _, held = in(reg) product.from, sums = in(reg) product.to,
                     from = inout(reg) pending.from => _, to = inout(reg) pending.to => _,
-                    stride = in(reg) stride * size_of::<f32>(),
+                    stride = in(reg) stride * size_of::<f32>(), next = inout(reg) product.next => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
