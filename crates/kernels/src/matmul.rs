@@ -26,7 +26,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-/// Length of a block of K; a multiple of every [`Operand::K_STEP`].
+/// Length of a block of K; a multiple of every [`Operand::K_STEP`] and of what quantised rows are unpacked by. On AMX, where it cuts no
+/// sum, the K of rows that are packed together.
 pub const K_BLOCK: usize = 1024;
 
 /// Rows and columns of one task where there are many rows, and where there are few. Rows are a multiple of the tile heights
@@ -40,7 +41,7 @@ const TASK_OF_COLUMNS: [usize; 2] = [96, 1024];
 /// Most rows and columns of a task of bf16 on AMX, whose rows are packed: where K comes in one part, and where sums are held from
 /// part to part, in the second-level cache beside the rows.
 const AMX_TASK: [usize; 2] = [512, 1024];
-const AMX_TASK_OF_PARTS: [usize; 2] = [256, 512];
+const AMX_TASK_OF_PARTS: [usize; 2] = [256, 1024];
 
 /// The left operand, `[m, k]`.
 #[derive(Clone, Copy, Debug)]

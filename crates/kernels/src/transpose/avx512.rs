@@ -14,9 +14,8 @@ const TILE: usize = 16;
 pub(super) unsafe fn transpose<T: Operand>(job: &Job<T>) {
     // Rows are neighbours in the source: for some of K, all of them.
     for group in (0..job.out_groups).step_by(TILE) {
-        let is_whole = T::GROUP == 2
-            && job.out_groups - group >= TILE
-            && job.n_k >= (group + TILE) * T::GROUP;
+        let is_whole =
+            T::GROUP == 2 && job.out_groups - group >= TILE && job.n_k >= (group + TILE) * T::GROUP;
         let n_paired = if is_whole { job.n_rows / (2 * TILE) * (2 * TILE) } else { 0 };
         for row in (0..n_paired).step_by(2 * TILE) {
             // SAFETY: two whole tiles lie in the job.

@@ -3,14 +3,11 @@
 
 use super::packed::{self, Part};
 use crate::compute::Family;
-use crate::matmul::{Block, Left, Region, Right, rows_len};
+use crate::matmul::{Block, K_BLOCK, Left, Region, Right, rows_len, unpacked_lens};
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
 use crate::pool::{TileScratch, reinterpret};
 use crate::transpose::transpose_into_tiles;
-
-/// K of one part of a product whose left operand is packed; a multiple of what quantised rows are unpacked by.
-pub(in crate::matmul) const PART_K: usize = 1024;
 
 /// Most rows that are multiplied as they lie: packing them would take longer than it saves.
 pub(in crate::matmul) const MAX_LOOSE_ROWS: usize = 48;
@@ -67,17 +64,17 @@ unsafe fn multiply_parts<T: Operand>(
     block: Block,
 ) {
     let Region { row, n_rows, column, n_columns } = region;
-    let (k_padded, max_k) = (padded_k::<T>(k), PART_K.min(k));
-    let n_parts = k.div_ceil(PART_K);
-    let [unpacking_len, unpacked_len] = super::super::unpacked_lens::<T>(b, n_columns, max_k);
+    let (k_padded, max_k) = (padded_k::<T>(k), K_BLOCK.min(k));
+    let n_parts = k.div_ceil(K_BLOCK);
+    let [unpacking_len, unpacked_len] = unpacked_lens::<T>(b, n_columns, max_k);
     let [tiles, sums, unpacking, unpacked] = scratch.floats([
         packed::tiles_len(n_rows, padded_k::<T>(max_k) / T::GROUP),
         packed::sums_len([n_rows, n_columns], n_parts),
         unpacking_len,
         unpacked_len,
     ]);
-    for first_k in (0..k).step_by(PART_K) {
-        let part_k = PART_K.min(k - first_k);
+    for first_k in (0..k).step_by(K_BLOCK) {
+        let part_k = K_BLOCK.min(k - first_k);
         let (b, b_panel_len) = match b {
             Right::Panels(panels) => {
                 let start = panel_index::<T>(column, first_k, k_padded);
