@@ -1,4 +1,5 @@
-//! Prints the speed of each step of the training that PyTorch is compared on: `cargo run --release -p bench --example train_step`.
+//! Prints the speed of each step of the training that PyTorch is compared on: `cargo run --release -p bench --example train_step
+//! [FAMILY] [THREADS]`.
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
 use bench::{TRAIN_STEP_BATCH, TRAIN_STEP_SHAPE, train_step};
@@ -7,8 +8,9 @@ use tensor::Device;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let family = std::env::args().nth(1);
+    let n_threads = std::env::args().nth(2).map_or(Ok(2), |n| n.parse())?;
     let compute = match family {
-        Some(family) => Compute::forced(family.parse()?, 2)?,
+        Some(family) => Compute::forced(family.parse()?, n_threads)?,
         None => Compute::detect()?,
     };
     println!("{}", compute.family());

@@ -1,10 +1,11 @@
 //! Matrix products: `out[m, n] (+)= sum_k A[m, k] * B[n, k]`.
 //!
-//! Numerics, for every family: K is cut into blocks of [`K_BLOCK`]; within a block the products are summed in
+//! Numerics, for every family but `amx` on bf16: K is cut into blocks of [`K_BLOCK`]; within a block the products are summed in
 //! f32 from zero, k ascending; block sums are added in ascending order, to zero or to what `out` held.
 //! - `reference`, `avx2`: one product at a time, `sum = a * b + sum` rounded once (a bf16 product is exact).
 //! - `avx512` on bf16: pairs of products by VDPBF16PS, odd member first, subnormals taken as zero.
-//! - `amx` on bf16: 32 products at a time by TDPBF16PS: even and odd members are summed apart, then added.
+//! - `amx` on bf16: all of K is one block. 32 products at a time by TDPBF16PS: even and odd members are summed apart, then added to
+//!   the sum, which then is added to what `out` held.
 //!
 //! How many rows are multiplied together, how tiles are cut and which thread computes one changes none of this,
 //! so a row of `out` has the same bits whatever rows stand beside it. A value that is not finite reaches the row or the column
@@ -25,7 +26,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-/// Length of a block of K; a multiple of every [`Operand::K_STEP`].
+/// Length of a block of K; a multiple of every [`Operand::K_STEP`] and of what quantised rows are unpacked by. On AMX, where it cuts no
+/// sum, the K of rows that are packed together.
 pub const K_BLOCK: usize = 1024;
 
 /// Rows and columns of one task where there are many rows, and where there are few. Rows are a multiple of the tile heights
@@ -36,8 +38,10 @@ const TASK_OF_FEW_ROWS: [usize; 2] = [192, 64];
 /// The same where each task transposes its rows first, which pays over many columns.
 const TASK_OF_COLUMNS: [usize; 2] = [96, 1024];
 
-/// Values in four tiles of sums, which an AMX product writes before they go where they belong.
-const N_SUMS: usize = 4 * PANEL_WIDTH * PANEL_WIDTH;
+/// Most rows and columns of a task of bf16 on AMX, whose rows are packed: where K comes in one part, and where sums are held from
+/// part to part, in the second-level cache beside the rows.
+const AMX_TASK: [usize; 2] = [512, 1024];
+const AMX_TASK_OF_PARTS: [usize; 2] = [256, 1024];
 
 /// The left operand, `[m, k]`.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +100,21 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// Nothing, to be filled in.
+    #[cfg(target_arch = "x86_64")]
+    const NONE: Self = Self {
+        a: std::ptr::null(),
+        a_row_stride: 0,
+        b: std::ptr::null(),
+        b_panel_stride: 0,
+        out: std::ptr::null_mut(),
+        out_stride: 0,
+        n_rows: 0,
+        n_columns: 0,
+        n_groups: 0,
+        write: Write::Overwrite,
+    };
+
     /// Offset of a row of the left operand, in groups.
     #[inline(always)]
     pub(crate) fn a_row(&self, row: usize) -> usize {
@@ -146,11 +165,7 @@ pub fn matmul_columns<T: Operand>(
     } else {
         KernelPath::ProductBf16
     });
-    let [task_rows, task_columns] = match a {
-        Left::Columns { .. } => TASK_OF_COLUMNS,
-        Left::Rows { .. } if m <= TASK_OF_ROWS[0] / 4 => TASK_OF_FEW_ROWS,
-        Left::Rows { .. } => TASK_OF_ROWS,
-    };
+    let [task_rows, task_columns] = task_size(compute, a, b, [m, n, k]);
     let (n_row_tasks, n_column_tasks) = (m.div_ceil(task_rows), n.div_ceil(task_columns));
     let parts = SliceParts::new(out);
     let family = compute.family();
@@ -169,6 +184,41 @@ pub fn matmul_columns<T: Operand>(
             multiply_region(family, &mut scratch.tiles, a, b, k, region, out, out_stride, write);
         }
     });
+}
+
+/// Rows and columns of a task.
+fn task_size<T: Operand>(
+    compute: &Compute,
+    a: Left<'_, T>,
+    b: Right<'_, T>,
+    [m, n, k]: [usize; 3],
+) -> [usize; 2] {
+    let is_amx = compute.family() == Family::Amx && T::GROUP == 2;
+    let few_rows = TASK_OF_ROWS[0] / 4;
+    match (a, b) {
+        (Left::Rows { .. }, _) if m <= few_rows => TASK_OF_FEW_ROWS,
+        (_, Right::Panels(_)) if is_amx => amx_task(compute.n_threads(), [m, n, k]),
+        (Left::Columns { .. }, _) => TASK_OF_COLUMNS,
+        (Left::Rows { .. }, _) => TASK_OF_ROWS,
+    }
+}
+
+/// Tasks as large as leaves enough of them for all threads.
+fn amx_task(n_threads: usize, [m, n, k]: [usize; 3]) -> [usize; 2] {
+    let [rows, columns] = if k > K_BLOCK { AMX_TASK_OF_PARTS } else { AMX_TASK };
+    let mut rows = rows.min(m.next_multiple_of(32));
+    let mut columns = columns.min(n.next_multiple_of(32));
+    let n_wanted = if n_threads == 1 { 1 } else { 2 * n_threads };
+    while m.div_ceil(rows) * n.div_ceil(columns) < n_wanted {
+        if columns > 256 && columns >= rows {
+            columns = (columns / 2).next_multiple_of(32);
+        } else if rows > 64 {
+            rows = (rows / 2).next_multiple_of(32);
+        } else {
+            break;
+        }
+    }
+    [rows, columns]
 }
 
 /// Matrix product on the calling thread, into rows of `out` at a distance of `out_stride`.
@@ -262,11 +312,19 @@ unsafe fn multiply_region<T: Operand>(
     if k == 0 {
         return clear_region(region, out, out_stride, write);
     }
+    #[cfg(target_arch = "x86_64")]
+    if family == Family::Amx && T::GROUP == 2 {
+        let (n_rows, n_columns) = (region.n_rows, region.n_columns);
+        let block = Block { out, out_stride, n_rows, n_columns, write, ..Block::NONE };
+        // SAFETY: the caller's promise; the family runs only where detection found its instructions.
+        return unsafe { amx::region::multiply(scratch, a, b, k, region, block) };
+    }
     let max_k = K_BLOCK.min(k).next_multiple_of(T::K_STEP);
-    let [transposed_len, rows_len, sums_len] = scratch_lens::<T>(family, a, region.n_rows, max_k);
+    let is_transposed = matches!(a, Left::Columns { .. });
+    let transposed_len = if is_transposed { region.n_rows * max_k / T::GROUP } else { 0 };
     let [unpacking_len, panels_floats] = unpacked_lens::<T>(b, region.n_columns, K_BLOCK.min(k));
-    let lens = [transposed_len, rows_len, sums_len, unpacking_len, panels_floats];
-    let [transposed, rows, sums, unpacking, unpacked] = scratch.floats(lens);
+    let [transposed, unpacking, unpacked] =
+        scratch.floats([transposed_len, unpacking_len, panels_floats]);
     for first_k in (0..k).step_by(K_BLOCK) {
         let block_k = K_BLOCK.min(k - first_k);
         let write = if first_k == 0 { write } else { Write::Accumulate };
@@ -309,22 +367,7 @@ unsafe fn multiply_region<T: Operand>(
             write,
         };
         // SAFETY: the caller's promise, cut to this block of K.
-        unsafe { multiply_block::<T>(family, rows, sums, block) };
-    }
-}
-
-/// Lengths of a region's working memory: the left operand transposed, the same at whole steps of K, and tiles of sums.
-fn scratch_lens<T: Operand>(
-    family: Family,
-    a: Left<'_, T>,
-    n_rows: usize,
-    max_k: usize,
-) -> [usize; 3] {
-    let row_floats = max_k / T::GROUP;
-    let transposed = if let Left::Columns { .. } = a { n_rows * row_floats } else { 0 };
-    match (family, T::GROUP) {
-        (Family::Amx, 2) => [transposed, n_rows * row_floats, N_SUMS],
-        _ => [transposed, 0, 0],
+        unsafe { multiply_block::<T>(family, block) };
     }
 }
 
@@ -354,12 +397,7 @@ fn clear_region(region: Region, out: *mut f32, out_stride: usize, write: Write) 
 /// # Safety
 /// The block's pointers and strides cover its rows, columns and groups, and nobody else uses `out` meanwhile.
 #[expect(unsafe_code, reason = "see Safety")]
-unsafe fn multiply_block<T: Operand>(
-    family: Family,
-    rows: &mut [f32],
-    sums: &mut [f32],
-    block: Block,
-) {
+unsafe fn multiply_block<T: Operand>(family: Family, block: Block) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the family runs only where detection found its instructions; the rest is the caller's promise.
     unsafe {
@@ -368,14 +406,13 @@ unsafe fn multiply_block<T: Operand>(
             (Family::Avx2, 1) => avx2::multiply::<false>(&block),
             (Family::Avx2, _) => avx2::multiply::<true>(&block),
             (Family::Avx512 | Family::Amx, 1) => avx512::multiply::<false>(&block),
-            (Family::Avx512, _) => avx512::multiply::<true>(&block),
-            (Family::Amx, _) => amx::multiply(&block, rows, sums),
+            (Family::Avx512 | Family::Amx, _) => avx512::multiply::<true>(&block),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise.
     unsafe {
-        let _ = (family, rows, sums);
+        let _ = family;
         crate::reference::matmul_block::<T>(&block);
     }
 }

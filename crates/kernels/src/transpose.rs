@@ -27,8 +27,7 @@ pub(crate) fn transpose<T: Operand>(
     out: &mut [T],
     out_stride: usize,
 ) {
-    assert!(n_rows <= stride || n_k <= 1, "rows of {n_rows} overlap at a distance of {stride}");
-    assert!(n_k == 0 || source.len() >= (n_k - 1) * stride + n_rows, "source is [{n_k}, {n_rows}]");
+    check_source(source, stride, [n_rows, n_k]);
     assert!(out_stride >= n_k && out_stride.is_multiple_of(T::GROUP), "{out_stride} per row");
     assert_eq!(out.len(), n_rows * out_stride, "out is [{n_rows}, {out_stride}]");
     #[cfg(target_arch = "x86_64")]
@@ -40,6 +39,7 @@ pub(crate) fn transpose<T: Operand>(
             n_k,
             out: out.as_mut_ptr().cast(),
             out_groups: out_stride / T::GROUP,
+            layout: Layout::rows(out_stride / T::GROUP),
         };
         match family {
             Family::Reference => {}
@@ -57,6 +57,57 @@ pub(crate) fn transpose<T: Operand>(
     }
 }
 
+/// As [`transpose`] into tiles of 16 rows of 16 groups: `[n_rows / 16, n_k / K_STEP, 16, K_STEP]`, zeros behind the last of K. Rows
+/// behind the last keep what they held.
+///
+/// # Panics
+/// When a slice does not fit the shape.
+///
+/// # Safety
+/// On a processor with AVX-512 F, BW and VL.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "the vector version takes pointers; all lengths are checked here")]
+pub(crate) unsafe fn transpose_into_tiles<T: Operand>(
+    source: &[T],
+    stride: usize,
+    [n_rows, n_k]: [usize; 2],
+    out: &mut [T],
+) {
+    check_source(source, stride, [n_rows, n_k]);
+    let k_padded = n_k.next_multiple_of(T::K_STEP);
+    let out_groups = k_padded / T::GROUP;
+    assert!(T::K_STEP == 16 * T::GROUP, "steps of K are tiles");
+    assert!(out.len() >= n_rows.next_multiple_of(16) * k_padded, "out is [{n_rows}, {k_padded}]");
+    let layout = Layout { bundle: 16 * out_groups, step: 256, row: 16 };
+    let (source, out) = (source.as_ptr(), out.as_mut_ptr().cast());
+    // SAFETY: lengths were checked above; the rest is the caller's promise.
+    unsafe { avx512::transpose(&Job { source, stride, n_rows, n_k, out, out_groups, layout }) };
+}
+
+fn check_source<T>(source: &[T], stride: usize, [n_rows, n_k]: [usize; 2]) {
+    assert!(n_rows <= stride || n_k <= 1, "rows of {n_rows} overlap at a distance of {stride}");
+    assert!(n_k == 0 || source.len() >= (n_k - 1) * stride + n_rows, "source is [{n_k}, {n_rows}]");
+}
+
+/// Where 16 rows of 16 groups go: distances in groups.
+#[cfg(target_arch = "x86_64")]
+struct Layout {
+    /// Between bundles of 16 rows.
+    bundle: usize,
+    /// Between steps of 16 groups.
+    step: usize,
+    /// Between rows of a bundle.
+    row: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Layout {
+    /// Rows of groups.
+    fn rows(n_groups: usize) -> Self {
+        Self { bundle: 16 * n_groups, step: 16, row: n_groups }
+    }
+}
+
 /// A checked transposition. Groups of K have 4 bytes.
 #[cfg(target_arch = "x86_64")]
 struct Job<T> {
@@ -67,6 +118,8 @@ struct Job<T> {
     out: *mut u32,
     /// Groups in a row of the output.
     out_groups: usize,
+    /// For AVX-512; AVX2 writes rows.
+    layout: Layout,
 }
 
 #[cfg(test)]

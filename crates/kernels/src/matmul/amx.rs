@@ -11,6 +11,9 @@ use std::arch::x86_64::*;
 use super::{Block, Write};
 use crate::panels::PANEL_WIDTH;
 
+pub(super) mod packed;
+pub(super) mod region;
+
 /// Groups (pairs of bf16) in a row of a tile.
 const TILE_GROUPS: usize = 16;
 const TILE_ROWS: usize = 16;

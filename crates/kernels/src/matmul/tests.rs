@@ -212,6 +212,34 @@ fn products_over_tokens_do_not_depend_on_threads() {
     check_threads(|compute| product::<bf16>(compute, &a, &b, [m, n, k], Write::Accumulate, true));
 }
 
+/// More than one part of K, more than one task, an output that passes by the caches.
+#[test]
+fn a_row_of_a_large_product_has_the_bits_that_it_has_alone() {
+    let [m, n, k] = [320, 1072, K_BLOCK + 70];
+    let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
+    for compute in fast_computes(2) {
+        let panels = Panels::<bf16>::packed(&compute, Source::rows_of_n(&b, k), n, k);
+        let a: Vec<bf16> = a.iter().map(|&x| bf16::from_f32(x)).collect();
+        for write in [Write::Overwrite, Write::Accumulate] {
+            let product = |a: &[bf16], m: usize| {
+                // Aligned, and ones.
+                let mut out = crate::Buffer::<f32>::zeroed(m * n);
+                out.fill(1.0);
+                let left = Left::Rows { values: a, stride: k };
+                let right = Right::Panels(panels.values());
+                matmul(&compute, left, right, [m, n, k], &mut out, write);
+                out
+            };
+            let all = product(&a, m);
+            for row in [0, 31, 200, m - 1] {
+                let alone = product(&a[row * k..(row + 1) * k], 1);
+                let among = &all[row * n..(row + 1) * n];
+                assert!(bits(among) == bits(&alone), "row {row}, {write:?} ({})", compute.family());
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 

@@ -12,10 +12,62 @@ const TILE: usize = 16;
 /// The job's pointers cover its shape, on a processor with AVX-512 F, BW and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn transpose<T: Operand>(job: &Job<T>) {
-    for row in (0..job.n_rows).step_by(TILE) {
-        for group in (0..job.out_groups).step_by(TILE) {
+    // Rows are neighbours in the source: for some of K, all of them.
+    for group in (0..job.out_groups).step_by(TILE) {
+        let is_whole =
+            T::GROUP == 2 && job.out_groups - group >= TILE && job.n_k >= (group + TILE) * T::GROUP;
+        let n_paired = if is_whole { job.n_rows / (2 * TILE) * (2 * TILE) } else { 0 };
+        for row in (0..n_paired).step_by(2 * TILE) {
+            // SAFETY: two whole tiles lie in the job.
+            unsafe { transpose_two_tiles(job, row, group) };
+        }
+        for row in (n_paired..job.n_rows).step_by(TILE) {
             // SAFETY: the tile lies in the job.
             unsafe { transpose_tile(job, row, group) };
+        }
+    }
+}
+
+/// Two whole tiles of pairs, which are one cache line wide in the source: where rows of the source are a power of two apart, a line
+/// that was left would have to be loaded again.
+///
+/// # Safety
+/// As [`transpose`]; both tiles lie in the job.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn transpose_two_tiles<T: Operand>(job: &Job<T>, row: usize, group: usize) {
+    let mut lines = [[_mm512_setzero_si512(); TILE]; 2];
+    let source = job.source.wrapping_add(group * T::GROUP * job.stride + row);
+    for i in 0..TILE {
+        let pair = source.wrapping_add(2 * i * job.stride);
+        // The next values of K, which no hardware expects at these distances.
+        let next = pair.wrapping_add(2 * TILE * job.stride);
+        _mm_prefetch::<_MM_HINT_T1>(next.cast());
+        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(job.stride).cast());
+        // SAFETY: the caller's promise.
+        let (even, odd) = unsafe {
+            (
+                _mm512_loadu_si512(pair.cast()),
+                _mm512_loadu_si512(pair.wrapping_add(job.stride).cast()),
+            )
+        };
+        // 32-bit lanes of 16 numbers each: the even ones below the odd ones.
+        for (half, lines) in lines.iter_mut().enumerate() {
+            let [even, odd] = [even, odd].map(|line| match half {
+                0 => _mm512_castsi512_si256(line),
+                _ => _mm512_extracti64x4_epi64::<1>(line),
+            });
+            let odd = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(odd));
+            lines[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(even), odd);
+        }
+    }
+    let layout = &job.layout;
+    for (half, lines) in lines.into_iter().enumerate() {
+        let first = (row / TILE + half) * layout.bundle + group / TILE * layout.step;
+        for (i, row_groups) in transpose_groups(lines).into_iter().enumerate() {
+            let out = job.out.wrapping_add(first + i * layout.row);
+            // SAFETY: the caller's promise.
+            unsafe { _mm512_storeu_si512(out.cast(), row_groups) };
         }
     }
 }
@@ -34,8 +86,10 @@ unsafe fn transpose_tile<T: Operand>(job: &Job<T>, row: usize, group: usize) {
         *line = unsafe { load_groups(job, row, (group + i) * T::GROUP, row_mask) };
     }
     let rows = transpose_groups(lines);
+    let layout = &job.layout;
+    let first = row / TILE * layout.bundle + group / TILE * layout.step;
     for (i, row_groups) in rows.into_iter().enumerate().take(n_rows) {
-        let out = job.out.wrapping_add((row + i) * job.out_groups + group);
+        let out = job.out.wrapping_add(first + i * layout.row);
         // SAFETY: the mask keeps the store within the output's row.
         unsafe { _mm512_mask_storeu_epi32(out.cast(), group_mask, row_groups) };
     }

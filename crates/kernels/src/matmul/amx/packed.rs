@@ -1,0 +1,381 @@
+//! AMX for many rows: the left operand lies in tiles, and sums are written to the output while the next are computed.
+//!
+//! Rows at a distance of a power of two fall into few sets of a cache, and every tile load of them misses; tiles of 1 KiB that
+//! follow one another do not. Two panels of up to [`L1_STEPS`] steps of K stay in the first-level cache while all rows of the
+//! task pass by; sums of a longer K wait in working memory, where nothing is rounded. Storing tiles straight into rows of the
+//! output would stop the products until lines of the output have come.
+#![expect(unsafe_code, reason = "tile instructions exist only in inline assembly")]
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::{TILE_GROUPS, TILE_ROWS, TileConfig, write_rows};
+use crate::matmul::{Block, Write};
+use crate::panels::PANEL_WIDTH;
+
+/// Rows and columns of four tiles of sums.
+const SQUARE: usize = 2 * PANEL_WIDTH;
+const SQUARE_LEN: usize = SQUARE * SQUARE;
+
+/// Groups of a tile of the left operand.
+const TILE_LEN: usize = TILE_ROWS * TILE_GROUPS;
+
+/// Steps of K whose two panels stay in the first-level cache: 32 KiB of 48, where what passes by asks for little of it.
+const L1_STEPS: usize = 16;
+
+/// Rows of earlier sums that are written in one step of K.
+const ROWS_PER_STEP: usize = 4;
+
+/// Groups of the panels that come next that are brought into the second-level cache in one step of K.
+const NEXT_PER_STEP: usize = 64;
+
+/// Bytes of a task's output from which on it is not brought into the caches before it is overwritten.
+const STREAMED_BYTES: usize = 512 << 10;
+
+/// Groups of a left operand in tiles.
+pub(in crate::matmul) fn tiles_len(n_rows: usize, n_groups: usize) -> usize {
+    n_rows.next_multiple_of(SQUARE) * n_groups.next_multiple_of(TILE_GROUPS)
+}
+
+/// Numbers in the working memory of [`multiply`]: two squares of sums, and those that are held for later parts of K, of two
+/// panels or, where K comes in several calls, of all.
+pub(in crate::matmul) fn sums_len([n_rows, n_columns]: [usize; 2], n_parts: usize) -> usize {
+    let n_held = if n_parts > 1 { n_columns.div_ceil(SQUARE) } else { 1 };
+    (2 + n_rows.div_ceil(SQUARE) * n_held) * SQUARE_LEN
+}
+
+/// Which part of K a call of [`multiply`] has.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::matmul) struct Part {
+    pub(in crate::matmul) is_first: bool,
+    pub(in crate::matmul) is_last: bool,
+}
+
+/// Packs rows into tiles: `[n_rows / 16, n_steps, 16, 16]` groups, zeros behind the last of K. Rows behind the last keep what they held.
+///
+/// # Safety
+/// `values` are readable for `n_rows` rows of `n_groups` groups at a distance of `stride` groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(in crate::matmul) unsafe fn pack_rows(
+    values: *const u32,
+    stride: usize,
+    [n_rows, n_groups]: [usize; 2],
+    tiles: &mut [f32],
+) {
+    let n_steps = n_groups.div_ceil(TILE_GROUPS);
+    assert!(tiles.len() >= tiles_len(n_rows, n_groups), "tiles of [{n_rows}, {n_groups}] groups");
+    for row in 0..n_rows {
+        let source = values.wrapping_add(row * stride);
+        let bundle = row / TILE_ROWS * n_steps * TILE_LEN + row % TILE_ROWS * TILE_GROUPS;
+        for step in 0..n_steps {
+            let n_left = (n_groups - step * TILE_GROUPS).min(TILE_GROUPS);
+            let mask = u16::MAX >> (TILE_GROUPS - n_left);
+            // SAFETY: the mask keeps the load within the row, by the caller's promise; the tiles were checked above.
+            unsafe {
+                let groups =
+                    _mm512_maskz_loadu_epi32(mask, source.wrapping_add(step * TILE_GROUPS).cast());
+                let out = tiles.as_mut_ptr().add(bundle + step * TILE_LEN);
+                _mm512_storeu_si512(out.cast(), groups);
+            }
+        }
+    }
+}
+
+/// The product of a part of K of bf16 whose left operand lies in tiles ([`pack_rows`]), over whole steps of K. `sums` has
+/// [`sums_len`], and keeps its numbers from part to part.
+///
+/// # Safety
+/// As [`crate::matmul::multiply_block`], but for the left operand, of which `tiles` has [`tiles_len`]; in a process that may use AMX.
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
+pub(in crate::matmul) unsafe fn multiply(
+    block: &Block,
+    part: Part,
+    tiles: &[f32],
+    sums: &mut [f32],
+) {
+    let n_steps = block.n_groups.div_ceil(TILE_GROUPS);
+    assert!(tiles.len() >= tiles_len(block.n_rows, block.n_groups), "tiles of {block:?}");
+    let n_parts = if part.is_first && part.is_last { 1 } else { 2 };
+    let size = [block.n_rows, block.n_columns];
+    assert!(sums.len() >= sums_len(size, n_parts), "sums of {block:?}");
+    let steps_together = n_steps.div_ceil(n_steps.div_ceil(L1_STEPS));
+    let way = Way::of(block);
+    let mut squares = Squares { block, part, way, n_steps, pending: None, n_made: 0 };
+    // SAFETY: the process may use AMX; all tiles have 16 rows of 64 bytes.
+    unsafe { TileConfig::new([[TILE_ROWS, 4 * TILE_GROUPS]; 8]).load() };
+    for column in (0..block.n_columns).step_by(SQUARE) {
+        for first_step in (0..n_steps).step_by(steps_together) {
+            let steps = first_step..n_steps.min(first_step + steps_together);
+            // SAFETY: the caller's promise, cut to two panels; lengths were checked above.
+            unsafe { squares.multiply_panels(column, steps, tiles, sums) };
+        }
+    }
+    // SAFETY: the last sums lie in `sums`, and their place in the block.
+    unsafe { squares.write_pending(0) };
+    // Stores that pass by the caches are seen by other threads after this.
+    _mm_sfence();
+    // SAFETY: the process may use AMX.
+    unsafe { TileConfig::release() };
+}
+
+/// How sums reach the output.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Overwrite,
+    /// Without bringing lines of the output into the caches.
+    Stream,
+    Accumulate,
+}
+
+impl Way {
+    fn of(block: &Block) -> Self {
+        let bytes = block.n_rows * block.n_columns * size_of::<f32>();
+        let is_aligned = block.out.addr().is_multiple_of(64) && block.out_stride.is_multiple_of(16);
+        match block.write {
+            Write::Accumulate => Self::Accumulate,
+            Write::Overwrite if is_aligned && bytes >= STREAMED_BYTES => Self::Stream,
+            Write::Overwrite => Self::Overwrite,
+        }
+    }
+}
+
+/// The squares of sums of a block, one after the other.
+struct Squares<'a> {
+    block: &'a Block,
+    part: Part,
+    way: Way,
+    /// Steps of K of the block.
+    n_steps: usize,
+    /// The last square, where it is not written yet.
+    pending: Option<Pending>,
+    n_made: usize,
+}
+
+/// Sums of whole squares that are yet to be written.
+#[derive(Clone, Copy)]
+struct Pending {
+    from: *const f32,
+    to: *mut f32,
+}
+
+/// Some steps of K of one square.
+struct Product {
+    a: [*const u32; 2],
+    b: [*const u32; 2],
+    n_steps: usize,
+    /// What is asked for meanwhile: [`NEXT_PER_STEP`] groups in each step. It need not be readable.
+    next: *const u32,
+    /// Sums of the steps before; null where there are none.
+    from: *const f32,
+    to: *mut f32,
+}
+
+impl Squares<'_> {
+    /// Some steps of K of two panels and all rows.
+    ///
+    /// # Safety
+    /// The block, tiles and sums have room for it.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn multiply_panels(
+        &mut self,
+        column: usize,
+        steps: Range<usize>,
+        tiles: &[f32],
+        sums: &mut [f32],
+    ) {
+        let (block, n_steps) = (self.block, self.n_steps);
+        let is_first = self.part.is_first && steps.start == 0;
+        let is_last = self.part.is_last && steps.end == n_steps;
+        let n_pairs = block.n_rows.div_ceil(SQUARE);
+        let is_whole = self.part.is_first && self.part.is_last;
+        let first_held = if is_whole { 0 } else { column / SQUARE * n_pairs };
+        let (waiting, held) = sums.split_at_mut(2 * SQUARE_LEN);
+        let n_columns = SQUARE.min(block.n_columns - column);
+        let panel = column / PANEL_WIDTH * block.b_panel_stride + steps.start * TILE_LEN;
+        let b_left = block.b.wrapping_add(panel);
+        // Where there is no second panel, the first is multiplied twice.
+        let right = if n_columns > PANEL_WIDTH { block.b_panel_stride } else { 0 };
+        for (pair, row) in (0..block.n_rows).step_by(SQUARE).enumerate() {
+            let first_tile = 2 * pair * n_steps + steps.start;
+            let a_top = tiles.as_ptr().cast::<u32>().wrapping_add(first_tile * TILE_LEN);
+            let held = held[(first_held + pair) * SQUARE_LEN..][..SQUARE_LEN].as_mut_ptr();
+            let waiting = waiting[self.n_made % 2 * SQUARE_LEN..][..SQUARE_LEN].as_mut_ptr();
+            let product = Product {
+                next: self.next_panels(column, &steps, pair),
+                a: [a_top, a_top.wrapping_add(n_steps * TILE_LEN)],
+                b: [b_left, b_left.wrapping_add(right)],
+                n_steps: steps.len(),
+                from: if is_first { std::ptr::null() } else { held },
+                to: if is_last { waiting } else { held },
+            };
+            // SAFETY: the caller's promise. Squares wait in turns, so that the one that is written is not the one that is made.
+            unsafe {
+                self.multiply(&product);
+                if is_last {
+                    let to = block.out.wrapping_add(row * block.out_stride + column);
+                    let size = [SQUARE.min(block.n_rows - row), n_columns];
+                    self.take(Pending { from: product.to, to }, size);
+                }
+            }
+        }
+    }
+
+    /// What to ask for while a pair of bundles is multiplied: a part of the next steps of K, of both panels.
+    fn next_panels(&self, column: usize, steps: &Range<usize>, pair: usize) -> *const u32 {
+        let block = self.block;
+        let (column, step) =
+            if steps.end < self.n_steps { (column, steps.end) } else { (column + SQUARE, 0) };
+        let (panel_len, first) = (steps.len() * TILE_LEN, pair * steps.len() * NEXT_PER_STEP);
+        let panel = column / PANEL_WIDTH + first / panel_len;
+        if first >= 2 * panel_len || panel * PANEL_WIDTH >= block.n_columns {
+            // There is nothing to ask for: these lines are in the cache.
+            return block.b;
+        }
+        let start = panel * block.b_panel_stride + step * TILE_LEN + first % panel_len;
+        block.b.wrapping_add(start)
+    }
+
+    /// Multiplies, and writes pending sums meanwhile.
+    ///
+    /// # Safety
+    /// The product's operands are readable, its sums have the length of squares; pending ones are not among them.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn multiply(&mut self, product: &Product) {
+        let steps = self.pending.map_or(0, |_| product.n_steps.min(SQUARE / ROWS_PER_STEP));
+        let nothing = Pending { from: std::ptr::null(), to: std::ptr::null_mut() };
+        let (pending, stride) = (self.pending.unwrap_or(nothing), self.block.out_stride);
+        // SAFETY: the caller's promise; the steps write no more rows than a square has.
+        unsafe {
+            match self.way {
+                Way::Overwrite => overwrite_and_multiply(product, pending, steps, stride),
+                Way::Stream => stream_and_multiply(product, pending, steps, stride),
+                Way::Accumulate => accumulate_and_multiply(product, pending, steps, stride),
+            }
+            self.write_pending(steps * ROWS_PER_STEP);
+        }
+    }
+
+    /// Takes sums that are made: a whole square waits, parts of one are written.
+    ///
+    /// # Safety
+    /// The sums are those of rows and columns of the block.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn take(&mut self, made: Pending, size: [usize; 2]) {
+        self.n_made += 1;
+        if size == [SQUARE; 2] {
+            self.pending = Some(made);
+            return;
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let sums = std::slice::from_raw_parts(made.from, SQUARE_LEN);
+            write_rows(sums, size, made.to, self.block.out_stride, self.block.write);
+        }
+    }
+
+    /// Writes what waits, from a row on.
+    ///
+    /// # Safety
+    /// Pending sums are still there.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn write_pending(&mut self, first_row: usize) {
+        let Some(Pending { from, to }) = self.pending.take() else { return };
+        let (n_rows, stride) = (SQUARE - first_row, self.block.out_stride);
+        // SAFETY: a square of sums and of the output, by the caller's promise and that of `take`.
+        unsafe {
+            let sums = std::slice::from_raw_parts(from.add(first_row * SQUARE), n_rows * SQUARE);
+            let to = to.add(first_row * stride);
+            write_rows(sums, [n_rows, SQUARE], to, stride, self.block.write);
+        }
+    }
+}
+
+/// Defines a product of two by two tiles that writes four rows of earlier sums in each of its first steps, as the texts of
+/// instructions say: what is done to eight registers of them, if anything, and how one is stored.
+macro_rules! multiply_and_write {
+    ($name:ident, $store:literal, $($change:literal),*) => {
+        /// # Safety
+        /// Operands and sums of the product are readable and writable, pending sums for four rows a step with `copy_steps` of them,
+        /// and their place in an output with rows at a distance of `stride`.
+        unsafe fn $name(product: &Product, pending: Pending, copy_steps: usize, stride: usize) {
+            // SAFETY: the caller's promise; all tiles and registers used are declared as clobbered.
+            unsafe {
+                asm!(
+                    "test {held}, {held}", "jz 2f",
+                    "tileloadd tmm0, [{held} + {wide}]", "tileloadd tmm1, [{held} + {wide} + 64]",
+                    "tileloadd tmm2, [{held} + {wide} + 2048]", "tileloadd tmm3, [{held} + {wide} + 2112]",
+                    "jmp 3f",
+                    "2:",
+                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                    "3:",
+                    "mov {wide:e}, 64",
+                    "test {copies}, {copies}", "jz 5f",
+                    "4:",
+                    "tileloaddt1 tmm4, [{a0} + {wide}]", "tileloadd tmm6, [{b0} + {wide}]",
+                    "vmovups zmm16, [{from}]", "vmovups zmm17, [{from} + 64]",
+                    "vmovups zmm18, [{from} + 128]", "vmovups zmm19, [{from} + 192]",
+                    "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {wide}]",
+                    "vmovups zmm20, [{from} + 256]", "vmovups zmm21, [{from} + 320]",
+                    "vmovups zmm22, [{from} + 384]", "vmovups zmm23, [{from} + 448]",
+                    "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {wide}]",
+                    $($change,)*
+                    concat!($store, " [{to}], zmm16"), concat!($store, " [{to} + 64], zmm17"),
+                    concat!($store, " [{to} + {stride}], zmm18"), concat!($store, " [{to} + {stride} + 64], zmm19"),
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "lea {to}, [{to} + 2 * {stride}]",
+                    concat!($store, " [{to}], zmm20"), concat!($store, " [{to} + 64], zmm21"),
+                    concat!($store, " [{to} + {stride}], zmm22"), concat!($store, " [{to} + {stride} + 64], zmm23"),
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "lea {to}, [{to} + 2 * {stride}]", "add {from}, 512",
+                    "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]",
+                    "prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256",
+                    "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
+                    "dec {n}", "dec {copies}", "jnz 4b",
+                    "test {n}, {n}", "jz 6f",
+                    "5:",
+                    "tileloaddt1 tmm4, [{a0} + {wide}]", "tileloadd tmm6, [{b0} + {wide}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {wide}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {wide}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
+                    "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]",
+                    "prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256",
+                    "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
+                    "dec {n}", "jnz 5b",
+                    "6:",
+                    "mov {wide:e}, 128",
+                    "tilestored [{sums} + {wide}], tmm0", "tilestored [{sums} + {wide} + 64], tmm1",
+                    "tilestored [{sums} + {wide} + 2048], tmm2", "tilestored [{sums} + {wide} + 2112], tmm3",
+                    a0 = inout(reg) product.a[0] => _, a1 = inout(reg) product.a[1] => _,
+                    b0 = inout(reg) product.b[0] => _, b1 = inout(reg) product.b[1] => _,
+                    n = inout(reg) product.n_steps => _, copies = inout(reg) copy_steps => _,
+                    wide = inout(reg) 128_usize => _, held = in(reg) product.from, sums = in(reg) product.to,
+                    from = inout(reg) pending.from => _, to = inout(reg) pending.to => _,
+                    stride = in(reg) stride * size_of::<f32>(), next = inout(reg) product.next => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+                    out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+multiply_and_write!(overwrite_and_multiply, "vmovups",);
+multiply_and_write!(stream_and_multiply, "vmovntps",);
+multiply_and_write!(
+    accumulate_and_multiply,
+    "vmovups",
+    "vaddps zmm16, zmm16, [{to}]",
+    "vaddps zmm17, zmm17, [{to} + 64]",
+    "vaddps zmm18, zmm18, [{to} + {stride}]",
+    "vaddps zmm19, zmm19, [{to} + {stride} + 64]",
+    "add {to}, {stride}",
+    "vaddps zmm20, zmm20, [{to} + {stride}]",
+    "vaddps zmm21, zmm21, [{to} + {stride} + 64]",
+    "vaddps zmm22, zmm22, [{to} + 2 * {stride}]",
+    "vaddps zmm23, zmm23, [{to} + 2 * {stride} + 64]",
+    "sub {to}, {stride}"
+);
