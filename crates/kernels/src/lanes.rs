@@ -29,6 +29,12 @@ pub trait Lanes: Copy {
     fn store(self, value: Self::F, out: &mut [f32]);
     /// As [`Lanes::store`], rounded to nearest even. The AVX-512 version rounds subnormals to zero.
     fn store_bf16(self, value: Self::F, out: &mut [bf16]);
+    /// Writes 2 N values, rounded as by [`Lanes::store_bf16`].
+    #[inline(always)]
+    fn store_two_bf16(self, a: Self::F, b: Self::F, out: &mut [bf16]) {
+        self.store_bf16(a, out);
+        self.store_bf16(b, &mut out[Self::N..]);
+    }
     /// Writes 2 N values `a0 b0 a1 b1 ...`, rounded as by [`Lanes::store_bf16`].
     fn store_interleaved(self, a: Self::F, b: Self::F, out: &mut [bf16]);
     /// Writes the first `N` bytes: whole numbers in -128..=127.
@@ -75,6 +81,21 @@ pub trait Lanes: Copy {
         let p = self.mul_add(p, self.mul(r, r), self.add(r, self.splat(1.0)));
         self.scale_by_power_of_two(p, n)
     }
+
+    /// 2^x for x of at most 127, within 3 units in the last place, and exactly 1 for 0; 0 below -126, NaN for NaN.
+    ///
+    /// x = n + r with 0 <= r < 1, then [`Lanes::exp2_of_fraction`].
+    fn exp2(self, x: Self::F) -> Self::F;
+
+    /// 2^r for 0 <= r < 1: the polynomial of degree 5 that is exact at 0 and has the least relative error, 8.3e-8 (Remez).
+    #[inline(always)]
+    fn exp2_of_fraction(self, r: Self::F) -> Self::F {
+        let mut p = self.splat(1.867_13e-3);
+        for coefficient in [9.017_03e-3, 5.579_991_3e-2, 2.401_644_5e-1, 6.931_513e-1, 1.0] {
+            p = self.mul_add(p, r, self.splat(coefficient));
+        }
+        p
+    }
 }
 
 /// A row-wise kernel, written once for every vector width.
@@ -113,10 +134,10 @@ mod tests {
     use super::*;
     use crate::test_support::{bits, fast_computes};
 
-    /// `exp(x)`, the larger and the smaller of `x` and one, and `x` rounded to bf16.
+    /// `exp(x)`, the larger and the smaller of `x` and one, `2^min(x, 0)`, and `x` rounded to bf16.
     struct Functions<'a> {
         x: &'a [f32],
-        out: [&'a mut [f32]; 3],
+        out: [&'a mut [f32]; 4],
         rounded: &'a mut [bf16],
     }
 
@@ -125,20 +146,21 @@ mod tests {
 
         #[inline(always)]
         fn run<L: Lanes>(self, lanes: L) {
-            let [exp, max, min] = self.out;
+            let [exp, max, min, exp2] = self.out;
             let one = lanes.splat(1.0);
             for i in (0..self.x.len()).step_by(L::N) {
                 let x = lanes.load(&self.x[i..]);
                 lanes.store(lanes.exp(x), &mut exp[i..]);
                 lanes.store(lanes.max(one, x), &mut max[i..]);
                 lanes.store(lanes.min(x, one), &mut min[i..]);
+                lanes.store(lanes.exp2(lanes.min(lanes.splat(0.0), x)), &mut exp2[i..]);
                 lanes.store_bf16(x, &mut self.rounded[i..]);
             }
         }
     }
 
-    fn functions(family: Family, x: &[f32]) -> ([Vec<f32>; 3], Vec<bf16>) {
-        let mut out = [(); 3].map(|()| vec![7.0; x.len()]);
+    fn functions(family: Family, x: &[f32]) -> ([Vec<f32>; 4], Vec<bf16>) {
+        let mut out = [(); 4].map(|()| vec![7.0; x.len()]);
         let mut rounded = vec![bf16::ONE; x.len()];
         dispatch(
             family,
@@ -165,14 +187,34 @@ mod tests {
     }
 
     #[test]
+    fn exp2_is_within_three_units_in_the_last_place() {
+        let x: Vec<f32> = (0..40_003).map(|i| -126.0 + i as f32 * (126.0 / 40_002.0)).collect();
+        for compute in fast_computes(1) {
+            let ([.., exp2], _) = functions(compute.family(), &x);
+            for (&x, &exp2) in x.iter().zip(&exp2) {
+                let exact = f64::from(x.min(0.0)).exp2();
+                let unit = f64::from((exact as f32).next_up() - exact as f32);
+                assert!(
+                    (f64::from(exp2) - exact).abs() <= 3.0 * unit,
+                    "2^{x} = {exp2}, not {exact}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn special_values_go_through_functions_as_documented() {
         let (infinity, nan) = (f32::INFINITY, f32::NAN);
         let x = [nan, -nan, infinity, -infinity, 0.0, -0.0, 88.8, -87.8, 1e30, -1e30, 1e-40];
         for compute in fast_computes(1) {
-            let ([exp, max, min], rounded) = functions(compute.family(), &x);
-            assert!(exp[..2].iter().all(|x| x.is_nan()), "{exp:?}");
+            let ([exp, max, min, exp2], rounded) = functions(compute.family(), &x);
+            assert!(exp[..2].iter().chain(&exp2[..2]).all(|x| x.is_nan()), "{exp:?} {exp2:?}");
             let expected = [infinity, 0.0, 1.0, 1.0, infinity, 0.0, infinity, 0.0, 1.0];
             assert_eq!(bits(&exp[2..]), bits(&expected), "{}", compute.family());
+            let expected = [1.0, 0.0, 1.0, 1.0, 1.0, (-87.8_f32).exp2(), 1.0, 0.0, 1.0];
+            for (i, (&exp2, &expected)) in exp2[2..].iter().zip(&expected).enumerate() {
+                assert!((exp2 - expected).abs() <= 1e-6 * expected, "{i}: {exp2}, not {expected}");
+            }
             // Of a NaN and a number: the second.
             assert!(
                 max[..2].iter().all(|x| x.is_nan()) && min[..2] == [1.0, 1.0],

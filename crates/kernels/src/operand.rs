@@ -21,6 +21,8 @@ pub trait Operand: Element + PartialEq + std::fmt::Debug {
     fn load<L: Lanes>(lanes: L, values: &[Self]) -> L::F;
     /// Stores the first `out.len()` (at most `L::N`) values, rounded.
     fn store<L: Lanes>(lanes: L, value: L::F, out: &mut [Self]);
+    /// Stores `2 L::N` values, rounded.
+    fn store_two<L: Lanes>(lanes: L, first: L::F, second: L::F, out: &mut [Self]);
     /// Stores `L::N` groups of a panel: for bf16 the pairs of `first` and `second`, for f32 `first` alone.
     fn store_groups<L: Lanes>(lanes: L, first: L::F, second: L::F, out: &mut [Self]);
 }
@@ -47,6 +49,12 @@ impl Operand for f32 {
     #[inline(always)]
     fn store<L: Lanes>(lanes: L, value: L::F, out: &mut [Self]) {
         lanes.store(value, out);
+    }
+
+    #[inline(always)]
+    fn store_two<L: Lanes>(lanes: L, first: L::F, second: L::F, out: &mut [Self]) {
+        lanes.store(first, out);
+        lanes.store(second, &mut out[L::N..]);
     }
 
     #[inline(always)]
@@ -77,6 +85,11 @@ impl Operand for bf16 {
     #[inline(always)]
     fn store<L: Lanes>(lanes: L, value: L::F, out: &mut [Self]) {
         lanes.store_bf16(value, out);
+    }
+
+    #[inline(always)]
+    fn store_two<L: Lanes>(lanes: L, first: L::F, second: L::F, out: &mut [Self]) {
+        lanes.store_two_bf16(first, second, out);
     }
 
     #[inline(always)]

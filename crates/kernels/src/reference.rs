@@ -2,7 +2,8 @@
 //! compared with these.
 
 use crate::adamw::AdamW;
-use crate::attention::{DeltaRow, GradientRow, KEY_BLOCK, SoftmaxBlock};
+use crate::attention::softmax::{DIVISOR_LANES, DivideRow, ScaleScores, SoftmaxStep};
+use crate::attention::{DeltaRow, GradientRow, KEY_STEP};
 use crate::matmul::{Block, Write};
 use crate::operand::Operand;
 use crate::panels::PANEL_WIDTH;
@@ -194,21 +195,46 @@ pub fn swiglu_backward<T: Operand>(
     }
 }
 
-/// One row over one block of keys in [`crate::attention::attention`].
-pub(crate) fn softmax_block<T: Operand>(row: SoftmaxBlock<'_, T>) {
-    let SoftmaxBlock { scores, visible, scale, max, divisor, value_scales, probabilities, sums } =
-        row;
-    let new_max = scores[visible.clone()].iter().fold(*max, |max, s| max.max(s * scale));
-    let rescale = (*max - new_max).exp();
-    let mut sum = 0.0;
-    for k in 0..KEY_BLOCK {
-        let p = if visible.contains(&k) { (scores[k] * scale - new_max).exp() } else { 0.0 };
-        sum += p;
-        probabilities[k] = T::from_f32(value_scales.map_or(p, |scales| p * scales[k]));
+/// Rows over one step of keys in [`crate::attention::attention`].
+pub(crate) fn softmax_step<T: Operand>(step: SoftmaxStep<'_, T>) {
+    let SoftmaxStep { scores, columns, scale, value_scales, probabilities, .. } = step;
+    for row in 0..step.maxima.len() {
+        let scores = &scores[row * KEY_STEP..][..KEY_STEP];
+        let max = step.maxima[row];
+        let new_max = scores[columns.clone()].iter().fold(max, |max, s| max.max(*s));
+        let shift = new_max.max(f32::MIN);
+        let rescale = (scale * (max - shift)).exp();
+        let mut sum = 0.0;
+        for k in columns.clone() {
+            let p = (scale * (scores[k] - shift)).exp();
+            sum += p;
+            let p = value_scales.map_or(p, |scales| p * scales[k]);
+            probabilities[row * KEY_STEP + k] = T::from_f32(p);
+        }
+        let divisor = &mut step.divisors[row * DIVISOR_LANES];
+        *divisor = *divisor * rescale + sum;
+        step.maxima[row] = new_max;
+        let sums = &mut step.sums[row * step.sum_stride..][..step.sum_stride];
+        sums.iter_mut().for_each(|o| *o *= rescale);
     }
-    *divisor = *divisor * rescale + sum;
-    *max = new_max;
-    sums.iter_mut().for_each(|o| *o *= rescale);
+}
+
+/// Rows of scores times the scales of their keys, in [`crate::attention::attention`].
+pub(crate) fn scale_scores(scaling: ScaleScores<'_>) {
+    for scores in scaling.scores.chunks_exact_mut(KEY_STEP) {
+        for k in scaling.columns.clone() {
+            scores[k] *= scaling.scales[k];
+        }
+    }
+}
+
+/// One row of the output of [`crate::attention::attention`]; returns the divisor.
+pub(crate) fn divide_row<O: Operand>(row: DivideRow<'_, O>) -> f32 {
+    let divisor = row.divisors.iter().sum();
+    for (out, sum) in row.out.iter_mut().zip(row.sums) {
+        *out = O::from_f32(sum / divisor);
+    }
+    divisor
 }
 
 /// One row of scores in [`crate::attention::attention_backward`].

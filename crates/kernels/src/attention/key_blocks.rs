@@ -133,30 +133,6 @@ pub(super) enum HeadBlock<'a, T> {
     },
 }
 
-/// Operands of products, and what their results are multiplied by where that is not one.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct KeysValues<'a, T> {
-    pub(super) keys: &'a [T],
-    pub(super) values: &'a [T],
-    /// Of each key and of each value.
-    scales: Option<[[f32; KEY_BLOCK]; 2]>,
-}
-
-impl<T> KeysValues<'_, T> {
-    /// Multiplies rows of scores by the scales of their keys.
-    pub(super) fn scale_scores(&self, scores: &mut [f32]) {
-        let Some([key_scales, _]) = &self.scales else { return };
-        for scores in scores.chunks_exact_mut(KEY_BLOCK) {
-            scores.iter_mut().zip(key_scales).for_each(|(score, scale)| *score *= scale);
-        }
-    }
-
-    /// What probabilities are multiplied by, before their product with the values.
-    pub(super) fn value_scales(&self) -> Option<&[f32; KEY_BLOCK]> {
-        self.scales.as_ref().map(|[_, of_values]| of_values)
-    }
-}
-
 impl<'a, T: Operand> HeadBlock<'a, T> {
     /// Numbers of scratch that [`HeadBlock::operands`] takes.
     pub(super) fn scratch_len(kind: CacheKind, shape: HeadShape) -> usize {
@@ -166,23 +142,25 @@ impl<'a, T: Operand> HeadBlock<'a, T> {
         }
     }
 
-    /// The operands of products.
-    pub(super) fn operands(self, family: Family, scratch: &'a mut [T]) -> KeysValues<'a, T> {
+    /// Keys and values as products take them; codes are widened into `scratch`.
+    pub(super) fn operands(self, family: Family, scratch: &'a mut [T]) -> [&'a [T]; 2] {
         match self {
-            Self::Operands { keys, values } => KeysValues { keys, values, scales: None },
-            Self::Int8 { keys, values, scales } => {
+            Self::Operands { keys, values } => [keys, values],
+            Self::Int8 { keys, values, .. } => {
                 let (keys_out, values_out) = scratch.split_at_mut(keys.len());
                 widen(family, keys, keys_out);
                 widen(family, values, values_out);
-                let number = |i: usize| {
-                    let bytes = scales[4 * i..].first_chunk().expect("a scale has four bytes");
-                    f32::from_ne_bytes(*bytes)
-                };
-                let of_values = |i: usize| number(KEY_BLOCK + i);
-                let scales = Some([std::array::from_fn(number), std::array::from_fn(of_values)]);
-                KeysValues { keys: keys_out, values: values_out, scales }
+                [keys_out, values_out]
             }
         }
+    }
+
+    /// Copies the scales of the block's keys and of its values, where it has some.
+    pub(super) fn copy_scales(self, key_scales: &mut [f32], value_scales: &mut [f32]) {
+        let Self::Int8 { scales, .. } = self else { return };
+        let numbers = scales.as_chunks().0.iter().map(|bytes| f32::from_ne_bytes(*bytes));
+        let out = key_scales.iter_mut().chain(value_scales);
+        out.zip(numbers).for_each(|(out, scale)| *out = scale);
     }
 
     /// Asks for the keys: blocks lie anywhere, so that the processor does not foresee the next one.

@@ -168,6 +168,20 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn exp2(self, x: __m256) -> __m256 {
+        unsafe {
+            let normal = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(-126.0));
+            // Zero in the lanes that come to nothing: no subnormals arise in them.
+            let x = _mm256_and_ps(x, normal);
+            let n = _mm256_floor_ps(x);
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            let power = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased));
+            let p = self.exp2_of_fraction(_mm256_sub_ps(x, n));
+            _mm256_and_ps(_mm256_mul_ps(p, power), normal)
+        }
+    }
+
+    #[inline(always)]
     fn reduce_sum(self, a: __m256) -> f32 {
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
