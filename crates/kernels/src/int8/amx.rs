@@ -1,14 +1,13 @@
 //! AMX: rows in bf16, and groups of a panel unpacked to the 16 lines of 16 pairs of bf16 that TDPBF16PS takes.
 //!
-//! Up to [`FEW_ROWS`] rows are at most four bundles, whose sums stay in tiles over all of K: a group is unpacked and multiplied
-//! at once, and reading packed lines is the work. For more rows, a span of two panels is unpacked for all rows of the task, whose
-//! sums wait in dense blocks of 32 by 32 between spans.
+//! The sums of up to [`FEW_ROWS`] rows stay in tiles over all of K: a group is unpacked and multiplied at once, and reading packed lines is
+//! the work. For more rows, a chunk of two panels is unpacked for all rows of the task, whose sums wait in blocks of 32 by 32 between chunks.
 #![expect(unsafe_code, reason = "tile instructions exist only in inline assembly")]
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::avx512::{mask, start};
+use super::avx512::mask;
 use super::layout::{GROUP, LINE, SUPER_GROUPS, term};
 use super::{BUNDLE, CHUNK, Part};
 use crate::matmul::Write;
@@ -23,14 +22,10 @@ mod unpack;
 const GROUP_TILE: usize = GROUP / 2 * LINE;
 
 /// Groups that are unpacked before one is multiplied: a tile cannot be loaded before what was stored has reached the cache.
-const DELAY: usize = 2;
-const N_TILES: usize = 4;
+const DELAY: usize = 1;
 
-/// Most bundles whose sums stay in tiles.
-const FEW_BUNDLES: usize = 4;
-
-/// Most rows that are multiplied while a group is unpacked.
-pub(super) const FEW_ROWS: usize = FEW_BUNDLES * BUNDLE;
+/// Most rows that are multiplied while a group is unpacked: two bundles, whose sums by two panels fill four tiles.
+pub(super) const FEW_ROWS: usize = 2 * BUNDLE;
 
 /// Rows and columns of a block of sums: two by two tiles.
 const BLOCK: usize = 2 * BUNDLE;
@@ -66,15 +61,12 @@ unsafe fn panels<const BITS: usize, const TERM: u8>(part: &Part<'_>, scratch: &m
         match part.n_rows.div_ceil(BUNDLE) {
             1 => few_rows::<BITS, TERM, 1>(part, scratch),
             2 => few_rows::<BITS, TERM, 2>(part, scratch),
-            3 => few_rows::<BITS, TERM, 3>(part, scratch),
-            FEW_BUNDLES => few_rows::<BITS, TERM, FEW_BUNDLES>(part, scratch),
             _ => many_rows::<BITS, TERM>(part, scratch),
         }
     }
 }
 
-/// Rows whose sums stay in tiles: those of the last bundle in tile 3, of the others from tile 0 on. Tile 4 has rows of a whole bundle, 5
-/// of the last, 6 the group.
+/// Rows whose sums stay in tiles, two panels at a time: one product waits for the one before it, and another panel's is done meanwhile.
 ///
 /// # Safety
 /// As [`panels`], for `BUNDLES` bundles.
@@ -83,185 +75,101 @@ unsafe fn few_rows<const BITS: usize, const TERM: u8, const BUNDLES: usize>(
     part: &Part<'_>,
     scratch: &mut TileScratch,
 ) {
+    const GROUP_FACTORS: usize = 2 * PANEL_WIDTH;
     let layout = part.weight.layout;
     assert!(layout.bits == BITS && part.n_rows.div_ceil(BUNDLE) == BUNDLES, "bits and bundles");
+    let n_tiles = 2 * (DELAY + 1);
     let lens =
-        [N_TILES * GROUP_TILE / size_of::<f32>(), SUPER_GROUPS * 2 * PANEL_WIDTH, BUNDLES * TILE];
+        [n_tiles * GROUP_TILE / size_of::<f32>(), 2 * SUPER_GROUPS * GROUP_FACTORS, BLOCK * BLOCK];
     let [tiles, factors, sums] = scratch.floats(lens);
     let (tiles, factors) = (reinterpret::<u8>(tiles).as_mut_ptr(), factors.as_mut_ptr());
+    let tile = |g: usize, i: usize| tiles.wrapping_add((2 * g + i) % n_tiles * GROUP_TILE);
     let n_groups = part.rows.k / GROUP;
-    let n_last = part.n_rows - (BUNDLES - 1) * BUNDLE;
-    let (whole, last) = ([BUNDLE, LINE], [n_last, LINE]);
-    let config = TileConfig::new([whole, whole, whole, last, whole, last, whole, [0, 0]]);
     // SAFETY: the process may use AMX and the configuration is valid; rows have `n_groups` groups, the weight as many; the output is the caller's.
     unsafe {
-        config.load();
-        let multiply_group = |g: usize, tile: *const u8| {
+        configuration([part.n_rows.min(BUNDLE), part.n_rows.saturating_sub(BUNDLE)]).load();
+        let multiply_group = |g: usize| {
             let first_group = g / CHUNK * CHUNK;
             let group_bytes = part.rows.bf16_bundle_rows() * LINE;
             let bundle_bytes = CHUNK.min(n_groups - first_group) * group_bytes;
-            let chunk = part.rows.chunk(part.row, first_group).as_ptr();
-            let first = chunk.add(g % CHUNK * group_bytes);
-            Sums::<BUNDLES>::add(
-                first,
-                bundle_bytes,
-                first.add((BUNDLES - 1) * bundle_bytes),
-                tile,
-            );
+            let a = part.rows.chunk(part.row, first_group).as_ptr().add(g % CHUNK * group_bytes);
+            add_group::<BUNDLES>([a, a.wrapping_add(bundle_bytes)], [tile(g, 0), tile(g, 1)]);
         };
-        for panel in part.panels() {
-            let (header, lines) = part.weight.panel(panel);
-            load_sums(part, panel, sums);
-            Sums::<BUNDLES>::load(sums.as_ptr());
+        for panel in part.panels().step_by(2) {
+            let n_panels = (part.panel + part.n_panels - panel).min(2);
+            let pair = Part { panel, n_panels, ..*part };
+            start_sums(&pair, sums);
+            load_block(sums.as_ptr(), BUNDLES);
+            // The last one alone is multiplied twice, and counts once.
+            let panels = [panel, panel + n_panels - 1].map(|panel| part.weight.panel(panel));
             for first_group in (0..n_groups).step_by(SUPER_GROUPS) {
                 let n_span = SUPER_GROUPS.min(n_groups - first_group);
-                let header = layout.blocks_header(header, first_group, n_span);
-                prefetch(header.as_ptr().wrapping_add(prefetch::DISTANCE), header.len());
-                super::avx512::unpack::factors(layout, header.as_ptr(), n_span, factors);
+                for (i, (header, _)) in panels.into_iter().enumerate() {
+                    let header = layout.blocks_header(header, first_group, n_span);
+                    prefetch(header.as_ptr().wrapping_add(prefetch::DISTANCE), header.len());
+                    let factors = factors.add(i * SUPER_GROUPS * GROUP_FACTORS);
+                    super::avx512::unpack::factors(layout, header.as_ptr(), n_span, factors);
+                }
                 for g in first_group..first_group + n_span {
-                    let lines = lines.as_ptr().add(g * BITS * LINE);
-                    prefetch(lines.wrapping_add(prefetch::DISTANCE), BITS * LINE);
-                    let factors = factors.add((g - first_group) * 2 * PANEL_WIDTH);
-                    let tile = |g: usize| tiles.add(g % N_TILES * GROUP_TILE);
-                    unpack::group::<BITS, TERM>(lines, factors, layout.offset(), tile(g));
+                    for (i, (_, lines)) in panels.into_iter().enumerate() {
+                        let lines = lines.as_ptr().add(g * BITS * LINE);
+                        prefetch(lines.wrapping_add(prefetch::DISTANCE), BITS * LINE);
+                        let group = i * SUPER_GROUPS + g - first_group;
+                        let factors = factors.add(group * GROUP_FACTORS);
+                        unpack::group::<BITS, TERM>(lines, factors, layout.offset(), tile(g, i));
+                    }
                     if let Some(g) = g.checked_sub(DELAY) {
-                        multiply_group(g, tile(g));
+                        multiply_group(g);
                     }
                 }
             }
             for g in n_groups.saturating_sub(DELAY)..n_groups {
-                multiply_group(g, tiles.add(g % N_TILES * GROUP_TILE));
+                multiply_group(g);
             }
-            Sums::<BUNDLES>::store(sums.as_mut_ptr());
-            store_sums(part, panel, sums);
+            store_block(sums.as_mut_ptr(), BUNDLES);
+            copy_sums::<false>(&pair, sums);
         }
     }
 }
 
-/// What the sums of a panel begin with, `[rows, 16]`.
+/// Adds the products of a group of one or two bundles `a` and two panels `b` to the sums in tiles 0 to 3.
 ///
 /// # Safety
-/// The output is readable.
-#[target_feature(enable = "avx512f")]
-unsafe fn load_sums(part: &Part<'_>, panel: usize, sums: &mut [f32]) {
-    let mask = mask(part.width(panel));
-    for (r, sums) in sums.chunks_exact_mut(PANEL_WIDTH).enumerate().take(part.n_rows) {
-        // SAFETY: the caller's promise; a chunk has 16 sums.
-        unsafe {
-            let sum = start(part.write, mask, part.out_at(part.row + r, panel));
-            _mm512_storeu_ps(sums.as_mut_ptr(), sum);
+/// `a` is readable for the bundles, `b` for tiles; the tiles are configured.
+#[inline(always)]
+unsafe fn add_group<const BUNDLES: usize>(a: [*const u8; 2], b: [*const u8; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if BUNDLES == 1 {
+            asm!(
+                "tileloadd tmm4, [{a} + {line}]",
+                "tileloadd tmm6, [{b0} + {line}]", "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b1} + {line}]", "tdpbf16ps tmm1, tmm4, tmm7",
+                a = in(reg) a[0], b0 = in(reg) b[0], b1 = in(reg) b[1], line = in(reg) LINE,
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
+        } else {
+            asm!(
+                "tileloadd tmm4, [{a0} + {line}]", "tileloadd tmm5, [{a1} + {line}]",
+                "tileloadd tmm6, [{b0} + {line}]",
+                "tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm2, tmm5, tmm6",
+                "tileloadd tmm7, [{b1} + {line}]",
+                "tdpbf16ps tmm1, tmm4, tmm7", "tdpbf16ps tmm3, tmm5, tmm7",
+                a0 = in(reg) a[0], a1 = in(reg) a[1], b0 = in(reg) b[0], b1 = in(reg) b[1],
+                line = in(reg) LINE,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
         }
     }
 }
 
-/// # Safety
-/// The output is writable.
-#[target_feature(enable = "avx512f")]
-unsafe fn store_sums(part: &Part<'_>, panel: usize, sums: &[f32]) {
-    let mask = mask(part.width(panel));
-    for (r, sums) in sums.chunks_exact(PANEL_WIDTH).enumerate().take(part.n_rows) {
-        // SAFETY: the caller's promise; a chunk has 16 sums.
-        unsafe {
-            let sums = _mm512_loadu_ps(sums.as_ptr());
-            _mm512_mask_storeu_ps(part.out_at(part.row + r, panel), mask, sums);
-        }
-    }
-}
-
-/// The tiles of sums of [`few_rows`], which live from one instruction block to the next: nothing but these functions uses tiles.
-struct Sums<const BUNDLES: usize>;
-
-impl<const BUNDLES: usize> Sums<BUNDLES> {
-    /// # Safety
-    /// `sums` has the rows of all bundles; the tiles are configured.
-    #[inline(always)]
-    unsafe fn load(sums: *const f32) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let at = |bundle: usize| sums.add(bundle * TILE);
-            let line = LINE;
-            if BUNDLES > 1 {
-                asm!("tileloadd tmm0, [{} + {}]", in(reg) at(0), in(reg) line, out("tmm0") _, options(nostack, readonly));
-            }
-            if BUNDLES > 2 {
-                asm!("tileloadd tmm1, [{} + {}]", in(reg) at(1), in(reg) line, out("tmm1") _, options(nostack, readonly));
-            }
-            if BUNDLES > 3 {
-                asm!("tileloadd tmm2, [{} + {}]", in(reg) at(2), in(reg) line, out("tmm2") _, options(nostack, readonly));
-            }
-            asm!("tileloadd tmm3, [{} + {}]", in(reg) at(BUNDLES - 1), in(reg) line, out("tmm3") _, options(nostack, readonly));
-        }
-    }
-
-    /// # Safety
-    /// As [`Sums::load`].
-    #[inline(always)]
-    unsafe fn store(sums: *mut f32) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let at = |bundle: usize| sums.add(bundle * TILE);
-            let line = LINE;
-            if BUNDLES > 1 {
-                asm!("tilestored [{} + {}], tmm0", in(reg) at(0), in(reg) line, options(nostack));
-            }
-            if BUNDLES > 2 {
-                asm!("tilestored [{} + {}], tmm1", in(reg) at(1), in(reg) line, options(nostack));
-            }
-            if BUNDLES > 3 {
-                asm!("tilestored [{} + {}], tmm2", in(reg) at(2), in(reg) line, options(nostack));
-            }
-            asm!("tilestored [{} + {}], tmm3", in(reg) at(BUNDLES - 1), in(reg) line, options(nostack));
-        }
-    }
-
-    /// Adds the products of a group. Whole bundles are `bundle_bytes` apart.
-    ///
-    /// # Safety
-    /// Rows and tile are readable; the tiles are configured.
-    #[inline(always)]
-    unsafe fn add(first: *const u8, bundle_bytes: usize, last: *const u8, tile: *const u8) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match BUNDLES {
-                1 => asm!(
-                    "tileloadd tmm6, [{tile} + {line}]",
-                    "tileloadd tmm5, [{last} + {line}]", "tdpbf16ps tmm3, tmm5, tmm6",
-                    tile = in(reg) tile, line = in(reg) LINE, last = in(reg) last,
-                    out("tmm3") _, out("tmm5") _, out("tmm6") _, options(nostack, readonly),
-                ),
-                2 => asm!(
-                    "tileloadd tmm6, [{tile} + {line}]",
-                    "tileloadd tmm4, [{first} + {line}]", "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{last} + {line}]", "tdpbf16ps tmm3, tmm5, tmm6",
-                    tile = in(reg) tile, line = in(reg) LINE, last = in(reg) last, first = in(reg) first,
-                    out("tmm0") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
-                    options(nostack, readonly),
-                ),
-                3 => asm!(
-                    "tileloadd tmm6, [{tile} + {line}]",
-                    "tileloadd tmm4, [{first} + {line}]", "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{last} + {line}]", "tdpbf16ps tmm3, tmm5, tmm6",
-                    "tileloadd tmm4, [{second} + {line}]", "tdpbf16ps tmm1, tmm4, tmm6",
-                    tile = in(reg) tile, line = in(reg) LINE, last = in(reg) last, first = in(reg) first,
-                    second = in(reg) first.wrapping_add(bundle_bytes),
-                    out("tmm0") _, out("tmm1") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
-                    options(nostack, readonly),
-                ),
-                _ => asm!(
-                    "tileloadd tmm6, [{tile} + {line}]",
-                    "tileloadd tmm4, [{first} + {line}]", "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{last} + {line}]", "tdpbf16ps tmm3, tmm5, tmm6",
-                    "tileloadd tmm4, [{second} + {line}]", "tdpbf16ps tmm1, tmm4, tmm6",
-                    "tileloadd tmm4, [{third} + {line}]", "tdpbf16ps tmm2, tmm4, tmm6",
-                    tile = in(reg) tile, line = in(reg) LINE, last = in(reg) last, first = in(reg) first,
-                    second = in(reg) first.wrapping_add(bundle_bytes),
-                    third = in(reg) first.wrapping_add(2 * bundle_bytes),
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, options(nostack, readonly),
-                ),
-            }
-        }
-    }
+/// Tiles 0 to 3 have sums (two bundles by two panels), 4 and 5 the rows of two bundles, 6 and 7 a group of two panels.
+fn configuration([top, bottom]: [usize; 2]) -> TileConfig {
+    let used = [top, top, bottom, bottom, top, bottom, BUNDLE, BUNDLE];
+    TileConfig::new(used.map(|n_rows| [n_rows, if n_rows == 0 { 0 } else { LINE }]))
 }
 
 /// All rows of a part, chunk by chunk of two panels.
@@ -277,15 +185,11 @@ unsafe fn many_rows<const BITS: usize, const TERM: u8>(part: &Part<'_>, scratch:
         [2 * CHUNK * GROUP_TILE / size_of::<f32>(), CHUNK * 2 * PANEL_WIDTH, n_pairs * pair_sums];
     let [tiles, factors, sums] = scratch.floats(lens);
     let (tiles, sums) = (reinterpret::<u8>(tiles), &mut sums[..n_pairs * pair_sums]);
-    if part.write == Write::Accumulate {
-        // SAFETY: the output is the caller's.
-        unsafe { copy_sums::<true>(part, sums) };
-    } else {
-        sums.fill(0.0);
+    // SAFETY: the output is the caller's; the process may use AMX, and the configuration is valid.
+    unsafe {
+        start_sums(part, sums);
+        configuration([BUNDLE; 2]).load();
     }
-    let whole = [BUNDLE, LINE];
-    // SAFETY: the process may use AMX; the configuration is valid.
-    unsafe { TileConfig::new([whole; 8]).load() };
     for first_group in (0..n_groups).step_by(CHUNK) {
         let n_chunk = CHUNK.min(n_groups - first_group);
         for (pair, sums) in sums.chunks_exact_mut(pair_sums).enumerate() {
@@ -385,7 +289,7 @@ unsafe fn multiply_chunk(
     let ahead_len = ahead.len().div_ceil(n_blocks);
     // SAFETY: all tiles lie in `rows`, `tiles` and `sums`.
     unsafe {
-        load_block(sums.as_ptr());
+        load_block(sums.as_ptr(), 2);
         for i in 0..n_blocks {
             let ahead = ahead.chunks(ahead_len.max(1)).nth(i).map_or(b[0], <[u8]>::as_ptr);
             let a = rows[2 * i * bundle..].as_ptr();
@@ -400,6 +304,19 @@ unsafe fn multiply_chunk(
                 ahead,
             );
         }
+    }
+}
+
+/// What sums begin with.
+///
+/// # Safety
+/// As [`copy_sums`].
+#[target_feature(enable = "avx512f")]
+unsafe fn start_sums(part: &Part<'_>, sums: &mut [f32]) {
+    match part.write {
+        Write::Overwrite => sums.fill(0.0),
+        // SAFETY: the caller's promise.
+        Write::Accumulate => unsafe { copy_sums::<true>(part, sums) },
     }
 }
 
@@ -429,21 +346,48 @@ unsafe fn copy_sums<const IS_LOAD: bool>(part: &Part<'_>, sums: &mut [f32]) {
     }
 }
 
-/// A block of sums into tiles 0 to 3.
+/// The sums of one or two bundles into tiles 0 to 3, which keep them from one instruction block to the next: nothing but these functions uses
+/// tiles meanwhile.
 ///
 /// # Safety
 /// `sums` is a block; the tiles are configured.
 #[inline(always)]
-unsafe fn load_block(sums: *const f32) {
+unsafe fn load_block(sums: *const f32, n_bundles: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
-            "tileloaddt1 tmm0, [{sums} + {line}]", "tileloaddt1 tmm1, [{sums} + {line} + 1024]",
-            "tileloaddt1 tmm2, [{sums} + {line} + 2048]", "tileloaddt1 tmm3, [{sums} + {line} + 3072]",
-            sums = in(reg) sums, line = in(reg) LINE,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            "tileloadd tmm0, [{sums} + {line}]", "tileloadd tmm1, [{sums} + {line} + 1024]",
+            sums = in(reg) sums, line = in(reg) LINE, out("tmm0") _, out("tmm1") _,
             options(nostack, readonly),
         );
+        if n_bundles > 1 {
+            asm!(
+                "tileloadd tmm2, [{sums} + {line} + 2048]", "tileloadd tmm3, [{sums} + {line} + 3072]",
+                sums = in(reg) sums, line = in(reg) LINE, out("tmm2") _, out("tmm3") _,
+                options(nostack, readonly),
+            );
+        }
+    }
+}
+
+/// The other way.
+///
+/// # Safety
+/// As [`load_block`].
+#[inline(always)]
+unsafe fn store_block(sums: *mut f32, n_bundles: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tilestored [{sums} + {line}], tmm0", "tilestored [{sums} + {line} + 1024], tmm1",
+            sums = in(reg) sums, line = in(reg) LINE, options(nostack),
+        );
+        if n_bundles > 1 {
+            asm!(
+                "tilestored [{sums} + {line} + 2048], tmm2", "tilestored [{sums} + {line} + 3072], tmm3",
+                sums = in(reg) sums, line = in(reg) LINE, options(nostack),
+            );
+        }
     }
 }
 

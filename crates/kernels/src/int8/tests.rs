@@ -130,7 +130,8 @@ fn amx_numbers(weight: PackedBlocks<'_>, column: usize, group: usize) -> [f32; G
         let a = factors[if term == layout::term::HALVES { half } else { 0 }];
         let minimum = if term == layout::term::MINIMUM { factors[1] } else { 0.0 };
         let base = match weight.layout.bits {
-            4 => [2048.0, 128.0][half],
+            // By the place of the code in its bytes: bits 12, 8, 16 and 12, or 16, 12, 8 and 16.
+            4 => [[2048.0, 32768.0, 128.0, 2048.0], [128.0, 2048.0, 32768.0, 128.0]][half][i % 4],
             _ => 32768.0,
         };
         let addend = (-(base + offset)).mul_add(a, -minimum);
