@@ -1,11 +1,14 @@
-//! Products of 8-bit rows with quantised weights: `out[t, n] (+)= sum_k x[t, k] * W[n, k]`.
+//! Products of rounded rows with quantised weights: `out[t, n] (+)= sum_k x[t, k] * W[n, k]`.
 //!
-//! The weight's blocks are packed once ([`pack()`]) without changing a number or adding a bit; rows are rounded to 8 bits per product
-//! ([`quantise_rows`]). Few rows cost what reading the packed weight costs, and the unpacking of many is shared by all of them.
+//! The weight's blocks are packed once ([`pack()`]) without changing a number or adding a bit; rows are rounded to 8 bits, in the family `amx`
+//! to bf16, per product ([`quantise_rows`]). Few rows cost what reading the packed weight costs, and the unpacking of many is shared by all of
+//! them.
 //!
-//! Numerics, the same bits in every family, for any number of rows and threads. K is cut into groups of 32, ascending.
-//! A row's group has a scale `s`, codes `q` in -127..=127 and their sum `X`; a weight's group has unsigned codes `c`:
-//! - `acc = fma(s, t, acc)`, beginning at zero ([`Write::Overwrite`]) or at what `out` held ([`Write::Accumulate`]);
+//! Numerics, for any number of rows and threads. K is cut into groups of 32, ascending, and sums begin at zero ([`Write::Overwrite`]) or at
+//! what `out` held ([`Write::Accumulate`]).
+//!
+//! Families `reference`, `avx2` and `avx512`, the same bits in each. A row's group has a scale `s`, codes `q` in -127..=127 and their sum `X`; a weight's group has unsigned codes `c`:
+//! - `acc = fma(s, t, acc)`;
 //! - `Q4_0`, `Q5_0`, `Q8_0`: `t = d * I`, `I = sum (c - o) q` with `o` 8, 16, 128;
 //! - `Q4_1`, `Q5_1`, `Q4_K`, `Q5_K`: `t = fma(-X, m, w * I)`, `I = sum c q`. `w` is `d` or `d * scale`, `m` is the negated minimum
 //!   or `dmin * minimum`, each one f32 product;
@@ -15,8 +18,15 @@
 //! the roundings written above exist. Against the product with the weight's own numbers the error of an output is at most
 //! `sum over groups of s / 2 * sum |W|`, plus the f32 roundings.
 //!
-//! A value of a row that is not finite makes all outputs of that row NaN. A factor of a block that is not finite leaves no finite
-//! number in its column.
+//! Family `amx`. A row is rounded to bf16. A weight's number is cut to the upper 16 bits of `fma(2^e + c, a, -((2^e + o) a + m))`, where `a` and
+//! `m` (zero where there is none) are the factors above times `1 + 0.5 / (128 * 1.44)`, so that cut numbers are right on average, and `2^e` is
+//! the power of two in whose mantissa the code was put: 2^15, and for codes of 4 bits 2^11, 2^15, 2^7 and 2^11 for the low bits of four
+//! consecutive ones, 2^7, 2^11, 2^15 and 2^7 for the high bits. A group's products of even and of odd members are summed apart, each by fma from
+//! zero, then `acc = acc + (even + odd)`; numbers below 2^-126 are taken as zero (TDPBF16PS). Against the product with the weight's own numbers
+//! the error is at most about `sum |x| |W| / 85`, and on average far less than that of 8 bits.
+//!
+//! A value of a row that is not finite leaves no finite number in that row (in 8 bits: NaN alone), a factor of a block that is not finite none in
+//! its column.
 
 use crate::blocks::BlockKind;
 use crate::compute::{Compute, Family};
@@ -108,6 +118,9 @@ pub fn rows_len([m, k]: [usize; 2]) -> usize {
 }
 
 /// What a family rounds rows to.
+///
+/// Tiles of AMX multiply whole numbers twice as fast as bf16, but the sums of each group would leave them to be scaled, which takes four
+/// times as long as the products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// 8 bits and a scale for each group. A group has the codes of all rows of a bundle, then all scales, all sums, all sums of first

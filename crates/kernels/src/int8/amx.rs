@@ -85,6 +85,7 @@ unsafe fn few_rows<const BITS: usize, const TERM: u8, const BUNDLES: usize>(
     let (tiles, factors) = (reinterpret::<u8>(tiles).as_mut_ptr(), factors.as_mut_ptr());
     let tile = |g: usize, i: usize| tiles.wrapping_add((2 * g + i) % n_tiles * GROUP_TILE);
     let n_groups = part.rows.k / GROUP;
+    let panel_len = layout.panel_len(part.rows.k);
     // SAFETY: the process may use AMX and the configuration is valid; rows have `n_groups` groups, the weight as many; the output is the caller's.
     unsafe {
         configuration([part.n_rows.min(BUNDLE), part.n_rows.saturating_sub(BUNDLE)]).load();
@@ -112,8 +113,11 @@ unsafe fn few_rows<const BITS: usize, const TERM: u8, const BUNDLES: usize>(
                 }
                 for g in first_group..first_group + n_span {
                     for (i, (_, lines)) in panels.into_iter().enumerate() {
+                        let ahead = g * BITS * LINE + prefetch::DISTANCE;
+                        // Behind the end comes the other panel of the pair, which is here already.
+                        let ahead = if ahead < lines.len() { ahead } else { ahead + panel_len };
+                        prefetch(lines.as_ptr().wrapping_add(ahead), BITS * LINE);
                         let lines = lines.as_ptr().add(g * BITS * LINE);
-                        prefetch(lines.wrapping_add(prefetch::DISTANCE), BITS * LINE);
                         let group = i * SUPER_GROUPS + g - first_group;
                         let factors = factors.add(group * GROUP_FACTORS);
                         unpack::group::<BITS, TERM>(lines, factors, layout.offset(), tile(g, i));

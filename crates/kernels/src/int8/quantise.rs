@@ -1,4 +1,4 @@
-//! Rows in 8 bits.
+//! Rows in 8 bits, or in bf16.
 
 use half::bf16;
 
@@ -21,13 +21,14 @@ const PEAK_CODES: [f32; 6] = [127.0, 126.0, 125.0, 124.0, 123.0, 122.0];
 /// Parts of a step in which errors are compared: whole numbers, whose squares add up exactly in any order.
 const ERROR_PARTS: f32 = 256.0;
 
-/// Rows in 8 bits, with a scale for each 32 values: `q[t, k] = round(x[t, k] * (n / max|x|))`, `s = max|x| / n`, the maximum
-/// being that of the group, and `n` the one of 127, 126, ... 122 whose steps leave the smallest sum of squared errors, the
-/// largest of equals.
+/// Rows as the family multiplies them: in bf16 (`amx`), to nearest even, subnormals taken as zero; else in 8 bits, with a scale for each 32
+/// values: `q[t, k] = round(x[t, k] * (n / max|x|))`, `s = max|x| / n`, the maximum being that of the group, and `n` the one of 127, 126, ... 122
+/// whose steps leave the smallest sum of squared errors, the largest of equals.
 ///
-/// Shapes: x `[m, k]`; out [`rows_len`], read by [`super::Rows`]. Overwrites; the same bytes for every family.
-/// Numerics: each quotient and product is rounded to f32, the code to the nearest whole number, ties to even; codes are in
-/// -127..=127. Errors are compared as whole 256ths of a step. A group whose maximum is below 2^-120 is zero. One with a value that is not finite gets the scale NaN.
+/// Shapes: x `[m, k]`; out [`rows_len`], which the result views. Overwrites.
+/// Numerics in 8 bits, the same for every such family: each quotient and product is rounded to f32, the code to the nearest whole number, ties
+/// to even; codes are in -127..=127. Errors are compared as whole 256ths of a step. A group whose maximum is below 2^-120 is zero. One with a
+/// value that is not finite gets the scale NaN.
 ///
 /// # Panics
 /// When a slice does not fit the shape, or k is not whole groups of 32.
