@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use half::bf16;
 use kernels::blocks::{BlockKind, BlockMatrix};
-use kernels::int8::{self, PackedBlocks};
 use kernels::matmul::{Left, Right, Write, matmul};
+use kernels::packed_blocks::{self, PackedBlocks};
 use kernels::panels::panels_len;
 use kernels::{Buffer, Compute, CpuFeatures, Operand, detect_features};
 use serde::Serialize;
@@ -40,8 +40,8 @@ pub struct Roofline {
     pub bf16_flops: f64,
     /// f32 matrix products on all threads.
     pub f32_flops: f64,
-    /// Products of 8-bit rows with 8-bit blocks on all threads.
-    pub int8_ops: f64,
+    /// Products of rounded rows with packed blocks of 8 bits on all threads.
+    pub packed_ops: f64,
 }
 
 impl Machine {
@@ -91,7 +91,7 @@ impl Roofline {
             read_bytes_per_s: read_speed(compute, &memory, compute.n_threads()),
             bf16_flops: matmul_speed::<bf16>(compute),
             f32_flops: matmul_speed::<f32>(compute),
-            int8_ops: int8_speed(compute),
+            packed_ops: packed_speed(compute),
         }
     }
 }
@@ -133,19 +133,19 @@ fn matmul_speed<T: Operand>(compute: &Compute) -> f64 {
     })
 }
 
-/// As [`matmul_speed`], of 8-bit rows and blocks.
-fn int8_speed(compute: &Compute) -> f64 {
+/// As [`matmul_speed`], of packed blocks of 8 bits.
+fn packed_speed(compute: &Compute) -> f64 {
     let [m, n, k] = PRODUCT;
     let (kind, shape) = (BlockKind::Q8_0, [n, k]);
-    let mut rows = Buffer::<u8>::zeroed(int8::rows_len([m, k]));
-    let rows = int8::quantise_rows(compute, &vec![0.5_f32; m * k], [m, k], &mut rows);
+    let mut rows = Buffer::<u8>::zeroed(packed_blocks::rows_len([m, k]));
+    let rows = packed_blocks::round_rows(compute, &vec![0.5_f32; m * k], [m, k], &mut rows);
     // Blocks of zeros take as long as others.
     let blocks = vec![0; n * kind.bytes_of(k)];
-    let mut packed = Buffer::<u8>::zeroed(int8::packed_len(kind, shape));
-    int8::pack(compute, BlockMatrix::new(kind, &blocks, shape), &mut packed);
+    let mut packed = Buffer::<u8>::zeroed(packed_blocks::packed_len(kind, shape));
+    packed_blocks::pack(compute, BlockMatrix::new(kind, &blocks, shape), &mut packed);
     let mut out = Buffer::<f32>::zeroed(m * n);
     let weight = PackedBlocks::new(kind, &packed, shape);
-    product_speed(|| int8::matmul(compute, rows, weight, &mut out, Write::Overwrite))
+    product_speed(|| packed_blocks::matmul(compute, rows, weight, &mut out, Write::Overwrite))
 }
 
 /// Operations per second of the fastest of some products, for it is a limit.

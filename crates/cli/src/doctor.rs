@@ -83,7 +83,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
                 ("memory read, all threads", gigabytes(roofline.read_bytes_per_s)),
                 ("bf16 products", gigaflops(roofline.bf16_flops)),
                 ("f32 products", gigaflops(roofline.f32_flops)),
-                ("8-bit products", gigaflops(roofline.int8_ops)),
+                ("packed blocks", gigaflops(roofline.packed_ops)),
                 ("GPU", gpu.map_or_else(|error| format!("{error:#}"), |gpu| gpu_text(&gpu))),
             ]))
         }

@@ -2,8 +2,8 @@
 
 use crate::blocks::BlockMatrix;
 use crate::compute::Compute;
-use crate::int8::PackedBlocks;
 use crate::operand::Operand;
+use crate::packed_blocks::PackedBlocks;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
 use crate::pool::RowsOut;
 

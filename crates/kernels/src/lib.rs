@@ -1,7 +1,7 @@
 //! Numerical kernels: slices in, slices out.
 //!
 //! Every operation of the decoder family has a scalar definition, which is its meaning: in [`mod@reference`], or, of
-//! blocks, their products in 8 bits, experts, embeddings and whole slices, in their own files. Fast versions for AVX2,
+//! blocks, their products with rounded rows, experts, embeddings and whole slices, in their own files. Fast versions for AVX2,
 //! AVX-512 (BF16, VNNI) and AMX are compared with it. The family is found at run time and carried, with the thread pool,
 //! by [`Compute`], which every operation takes.
 //!
@@ -27,12 +27,12 @@ pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod experts;
-pub mod int8;
 mod lanes;
 pub mod likeliest;
 pub mod matmul;
 pub mod norm;
 mod operand;
+pub mod packed_blocks;
 pub mod panels;
 mod paths;
 mod pool;

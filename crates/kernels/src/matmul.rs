@@ -80,7 +80,8 @@ pub enum Write {
     Accumulate,
 }
 
-/// One block of a product: up to [`K_BLOCK`] of K, all pointers at its first value. Groups have 4 bytes.
+/// One block of a product, all pointers at its first value: up to [`K_BLOCK`] of K, on AMX all of it for rows that are multiplied as they lie.
+/// Groups have 4 bytes. `a` is not used where the left operand was packed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
     /// First group of the left operand.

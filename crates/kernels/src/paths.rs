@@ -9,10 +9,10 @@ pub enum KernelPath {
     ProductF32,
     /// A matrix product of bf16 operands.
     ProductBf16,
-    /// 8-bit rows, few of them, with packed blocks that are unpacked in registers.
-    Int8FewRows,
-    /// 8-bit rows, many of them, with packed blocks that are unpacked once for all rows.
-    Int8ManyRows,
+    /// Few rounded rows with packed blocks, which are unpacked while they are multiplied.
+    PackedFewRows,
+    /// Many rounded rows with packed blocks, which are unpacked once for all rows.
+    PackedManyRows,
     /// Attention over keys and values as products take them.
     Attention,
     /// Attention over keys and values in 8 bits.

@@ -22,10 +22,6 @@ const SPINS_BEFORE_PARK: u32 = 4_000;
 
 const MAX_THREADS: usize = 1024;
 
-/// Numbers of working memory from which on it takes a huge page, and those of a huge page.
-const LARGE: usize = (256 << 10) / size_of::<f32>();
-const HUGE: usize = (2 << 20) / size_of::<f32>();
-
 type Task<'a> = dyn Fn(usize, &mut Scratch) + Sync + 'a;
 
 /// Working memory of one thread, kept between tasks so that the token loop allocates nothing.
@@ -36,7 +32,7 @@ pub struct Scratch {
     pub(crate) tiles: TileScratch,
 }
 
-/// Working memory of matrix products: transposed left operands and, for AMX, padded rows and tiles of sums.
+/// Working memory of matrix products: left operands that are transposed or packed, blocks that are unpacked, and sums that wait.
 #[derive(Debug, Default)]
 pub(crate) struct TileScratch {
     floats: Vec<Buffer<f32>>,
@@ -95,9 +91,7 @@ fn first_buffers(buffers: &mut Vec<Buffer<f32>>, n: usize) -> &mut [Buffer<f32>]
 
 fn grow_to(buffer: &mut Buffer<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {
-        let len = len.next_power_of_two();
-        // What is large takes a huge page: tiles that are spread over small ones share sets of the cache.
-        *buffer = Buffer::zeroed(if len < LARGE { len } else { len.max(HUGE) });
+        *buffer = Buffer::zeroed(len.next_power_of_two());
     }
     &mut buffer[..len]
 }

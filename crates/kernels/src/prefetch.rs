@@ -11,28 +11,28 @@ const LINE: usize = 64;
 /// Asks for `len` bytes from `first` on, which may be any address, into the second cache: the first has too few places for lines on
 /// their way to keep memory busy.
 #[inline(always)]
-#[expect(unsafe_code, reason = "a prefetch reads nothing that the program sees")]
 pub(crate) fn prefetch(first: *const u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    for at in (0..len).step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: every address may be prefetched.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(at).cast()) };
-    }
+    ask::<{ std::arch::x86_64::_MM_HINT_T1 }>(first, len);
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (first, len, LINE);
 }
 
 /// As [`prefetch`], into the first cache: of what lies in the second and is used soon.
 #[inline(always)]
-#[expect(unsafe_code, reason = "a prefetch reads nothing that the program sees")]
 pub(crate) fn prefetch_near(first: *const u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    for at in (0..len).step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every address may be prefetched.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(at).cast()) };
-    }
+    ask::<{ std::arch::x86_64::_MM_HINT_T0 }>(first, len);
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (first, len, LINE);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "a prefetch reads nothing that the program sees")]
+fn ask<const HINT: i32>(first: *const u8, len: usize) {
+    for at in (0..len).step_by(LINE) {
+        // SAFETY: every address may be prefetched.
+        unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(first.wrapping_add(at).cast()) };
+    }
 }

@@ -154,7 +154,7 @@ impl Decoder {
         self.dtype
     }
 
-    /// Whether some of its weights are packed blocks, which round their inputs to 8 bits.
+    /// Whether some of its weights are packed blocks, whose products round their inputs.
     #[must_use]
     pub fn has_packed_blocks(&self) -> bool {
         let of_layer = |layer: &Layer| {

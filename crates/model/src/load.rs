@@ -17,7 +17,7 @@ pub(crate) const ROWS_AT_A_TIME: usize = 512;
 
 impl Decoder {
     /// A decoder for serving and scoring, whose operands are of `dtype`. Matrices in blocks keep their numbers: for bf16 they are
-    /// packed where [`kernels::int8`] can, others, and those of half precision, stay in the mapped file where the order of
+    /// packed where [`kernels::packed_blocks`] can, others, and those of half precision, stay in the mapped file where the order of
     /// their rows allows it. Plain numbers are rounded to `dtype`, or quantised where that is asked for; on a GPU, 8-bit floats stay
     /// what they are in a decoder of bf16. Beside the decoder, memory holds some hundred rows.
     ///

@@ -1,6 +1,6 @@
 //! Packing the quantised weights of a decoder, into memory or into one piece of bytes that is kept.
 //!
-//! A decoder of bf16 multiplies blocks in the order of [`kernels::int8`]. Packing gigabytes takes seconds, so a program that
+//! A decoder of bf16 multiplies blocks in the order of [`kernels::packed_blocks`]. Packing gigabytes takes seconds, so a program that
 //! starts often keeps the packed bytes ([`PackedPlan::write`]), and a decoder is loaded from them ([`Decoder::load_packed`]).
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use formats::weights::StoredWeight;
 use formats::{FormatError, ModelWeights, TensorDtype, WeightName};
 use kernels::blocks::{self, BlockKind, BlockMatrix};
-use kernels::{Buffer, int8};
+use kernels::{Buffer, packed_blocks};
 use tensor::{BlockBytes, BlockOrder, BlockRows, DType, Device, Linear, Passes};
 
 use crate::block_kind::block_kind;
@@ -58,7 +58,9 @@ impl Form {
         };
         match kind {
             None => Self::Panels,
-            Some(kind) if dtype == DType::Bf16 && int8::is_packed(kind) => Self::Packed(kind),
+            Some(kind) if dtype == DType::Bf16 && packed_blocks::is_packed(kind) => {
+                Self::Packed(kind)
+            }
             Some(kind) => Self::Rows(kind),
         }
     }
@@ -80,7 +82,7 @@ impl Form {
         match self {
             Self::Panels => Linear::bytes_for(dtype, n_out, n_in, Passes::Forward),
             Self::Rows(kind) => n_out * kind.bytes_of(n_in),
-            Self::Packed(kind) => int8::packed_len(kind, [n_out, n_in]),
+            Self::Packed(kind) => packed_blocks::packed_len(kind, [n_out, n_in]),
             Self::F8 => n_out * n_in,
         }
     }
@@ -144,7 +146,7 @@ impl PackedPlan {
     #[must_use]
     pub fn version() -> String {
         let (program, blocks) = (env!("CARGO_PKG_VERSION"), blocks::ENCODING_VERSION);
-        format!("program {program}, blocks {blocks}, order {}", int8::ORDER_VERSION)
+        format!("program {program}, blocks {blocks}, order {}", packed_blocks::ORDER_VERSION)
     }
 
     /// What tells apart the packed bytes of one set of files: kind, shape and place of each weight, and what the order of rows depends on.
@@ -217,7 +219,7 @@ impl Packing<'_> {
     /// The weight in packed blocks.
     pub(crate) fn packed(&self, kind: BlockKind) -> Result<BlockRows, FormatError> {
         let shape = [self.weight.shape()[0], self.weight.shape()[1]];
-        let mut bytes = Buffer::zeroed(int8::packed_len(kind, shape));
+        let mut bytes = Buffer::zeroed(packed_blocks::packed_len(kind, shape));
         let mut end = 0;
         self.pack(kind, &mut |packed: &[u8]| {
             bytes[end..end + packed.len()].copy_from_slice(packed);
@@ -235,13 +237,17 @@ impl Packing<'_> {
         let [n_out, n_in] = [self.weight.shape()[0], self.weight.shape()[1]];
         let max_rows = ROWS_AT_A_TIME.min(n_out);
         let mut blocks = Buffer::zeroed(max_rows * kind.bytes_of(n_in));
-        let mut packed = Buffer::zeroed(int8::packed_len(kind, [max_rows, n_in]));
+        let mut packed = Buffer::zeroed(packed_blocks::packed_len(kind, [max_rows, n_in]));
         for first in (0..n_out).step_by(ROWS_AT_A_TIME) {
             let shape = [ROWS_AT_A_TIME.min(n_out - first), n_in];
             let blocks = &mut blocks[..shape[0] * kind.bytes_of(n_in)];
             self.fill(kind, first, blocks)?;
-            let packed = &mut packed[..int8::packed_len(kind, shape)];
-            int8::pack(self.device.compute(), BlockMatrix::new(kind, blocks, shape), packed);
+            let packed = &mut packed[..packed_blocks::packed_len(kind, shape)];
+            packed_blocks::pack(
+                self.device.compute(),
+                BlockMatrix::new(kind, blocks, shape),
+                packed,
+            );
             sink(packed)?;
         }
         Ok(())

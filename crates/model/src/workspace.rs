@@ -13,7 +13,7 @@ use crate::decoder::Decoder;
 use crate::feed_forward::ExpertWorkspace;
 
 /// What one layer leaves behind. `T` stands for the decoder's number type, `A` for that of the inputs of products: the same, but f32
-/// where packed blocks round them to 8 bits.
+/// where products with packed blocks round them.
 #[derive(Debug)]
 pub(crate) struct LayerActivations {
     /// Input of the layer, A `[tokens, hidden]`; only kept for a backward pass, where the device keeps inputs of norms.

@@ -10,8 +10,8 @@ use cuda::ops::row_numbers::RowNumbers;
 use cuda::{DeviceMatrix, Gpu};
 use half::bf16;
 use kernels::blocks::{BlockKind, BlockMatrix};
-use kernels::int8::{self, PackedBlocks, PackedColumns};
 use kernels::matmul::{Left, Right, Write, matmul, matmul_columns};
+use kernels::packed_blocks::{self, PackedBlocks, PackedColumns};
 use kernels::panels::{self, Panels, Source, panels_len};
 use kernels::{Buffer, Operand, elementwise, embedding};
 
@@ -70,7 +70,7 @@ enum RowKind {
 pub enum BlockOrder {
     /// Row after row, as in files. Products round the numbers to the type of their other operand.
     Rows,
-    /// As [`kernels::int8`] packs them. Products round their other operand to 8 bits.
+    /// As [`kernels::packed_blocks`] packs them. Products round their other operand as the kernel family does.
     Packed,
 }
 
@@ -139,7 +139,7 @@ enum BlockNumbers<'a> {
 /// Working memory of products whose input is not in their weight's number type: the input, rounded.
 #[derive(Debug)]
 pub struct OperandScratch {
-    /// In 8 bits, for packed blocks.
+    /// Rounded as the kernel family does it, for packed blocks.
     quantised: Buffer<u8>,
     /// Of an input of f32, for a weight of bf16.
     rounded: Buffer<bf16>,
@@ -168,7 +168,7 @@ impl OperandScratch {
 
     fn lens(max_rows: usize, max_in: usize) -> [usize; 2] {
         // Packed rows are whole groups of 32; others have any width.
-        [int8::rows_len([max_rows, max_in.next_multiple_of(32)]), max_rows * max_in]
+        [packed_blocks::rows_len([max_rows, max_in.next_multiple_of(32)]), max_rows * max_in]
     }
 
     /// Bytes that it holds.
@@ -177,14 +177,14 @@ impl OperandScratch {
         self.quantised.len() + size_of_val::<[bf16]>(&self.rounded)
     }
 
-    fn quantised<'a>(&'a mut self, device: &Device, x: View<'_>) -> int8::Rows<'a> {
+    fn quantised<'a>(&'a mut self, device: &Device, x: View<'_>) -> packed_blocks::Rows<'a> {
         let (compute, shape) = (device.compute(), [x.n_rows(), x.width()]);
-        let n_bytes = int8::rows_len(shape);
-        assert!(n_bytes <= self.quantised.len(), "no room for {shape:?} in 8 bits");
+        let n_bytes = packed_blocks::rows_len(shape);
+        assert!(n_bytes <= self.quantised.len(), "no room for {shape:?} as packed blocks take it");
         let bytes = &mut self.quantised[..n_bytes];
         match x {
-            View::F32 { values, .. } => int8::quantise_rows(compute, values, shape, bytes),
-            x => int8::quantise_rows(compute, x.of::<bf16>(), shape, bytes),
+            View::F32 { values, .. } => packed_blocks::round_rows(compute, values, shape, bytes),
+            x => packed_blocks::round_rows(compute, x.of::<bf16>(), shape, bytes),
         }
     }
 
@@ -640,7 +640,14 @@ impl Columns<'_> {
                 });
             let out = y.get_mut(self.first..).unwrap_or_default();
             let compute = self.device.compute();
-            int8::matmul_columns(compute, quantised, weights, out, self.stride, self.write);
+            packed_blocks::matmul_columns(
+                compute,
+                quantised,
+                weights,
+                out,
+                self.stride,
+                self.write,
+            );
         }
         if parts.iter().any(|part| part.order == BlockOrder::Rows) {
             match dtype {

@@ -177,7 +177,7 @@ mod tests {
             read_bytes_per_s: 1.0,
             bf16_flops: 1.0,
             f32_flops: 1.0,
-            int8_ops: 1.0,
+            packed_ops: 1.0,
         };
         let machine = Machine {
             cpu: "a processor".to_owned(),

@@ -286,10 +286,10 @@ impl Inference {
         let config = decoder.config();
         if self.what == What::Prefill {
             let flops = config.forward_flops_per_token(self.detail);
-            let Roofline { int8_ops, bf16_flops, .. } = machine.roofline;
+            let Roofline { packed_ops, bf16_flops, .. } = machine.roofline;
             let limit = match &machine.gpu {
                 Some(gpu) => gpu.bf16_flops,
-                None if decoder.has_packed_blocks() => int8_ops,
+                None if decoder.has_packed_blocks() => packed_ops,
                 None => bf16_flops,
             };
             return limit / flops;

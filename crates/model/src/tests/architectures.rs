@@ -95,7 +95,7 @@ fn check_f32(golden: &Golden, device: &Device, dirs: &[ModelDir]) -> Vec<f32> {
 
 /// In bf16 implementations differ by what they round. Ours, whose residual stream is f32, is nearer to the exact logits
 /// than transformers is. (Where a router's choice is close, one token may take another expert: the largest
-/// difference is as large as an expert's output, in both.) Blocks are multiplied with rows of 8 bits, whose steps, 1/127 of the
+/// difference is as large as an expert's output, in both.) Blocks are multiplied with rows of 8 bits (on AMX of bf16), whose steps, 1/127 of the
 /// largest of 32 numbers, are about twice those of bf16.
 fn check_bf16(golden: &Golden, device: &Device, dir: &ModelDir) {
     let logits = one_pass(golden, device, &load(device, dir, DType::Bf16));

@@ -238,18 +238,18 @@ fn a_norm_in_blocks_is_refused_as_one() {
     assert!(error.contains("has type Q8_0, expected plain numbers: it is a norm"), "{error}");
 }
 
-/// Products with packed blocks are products of 8 bits, with kernels for few rows and for many, and nothing else is multiplied.
+/// Packed blocks have kernels of their own for few rows and for many, and nothing else is multiplied.
 #[test]
 fn each_number_type_takes_its_own_kernels() {
     use kernels::KernelPath::{
-        self, Attention, AttentionInt8, Int8FewRows, Int8ManyRows, ProductBf16, ProductF32,
+        self, Attention, AttentionInt8, PackedFewRows, PackedManyRows, ProductBf16, ProductF32,
     };
     let scratch = TestDir::new("paths");
     let original = wide_model(&scratch, |_| {});
     let config = ModelConfig::new(original.config().clone()).unwrap();
     // Queries, keys and values; what attention gives; gate and up; down. And the head.
     let n_products = 4 * config.n_layers as u64 + 1;
-    let all = [ProductF32, ProductBf16, Int8FewRows, Int8ManyRows, Attention, AttentionInt8];
+    let all = [ProductF32, ProductBf16, PackedFewRows, PackedManyRows, Attention, AttentionInt8];
     for device in devices(2) {
         let family = device.compute().family();
         let calls = || all.map(|path: KernelPath| device.compute().n_calls(path));
@@ -258,9 +258,9 @@ fn each_number_type_takes_its_own_kernels() {
             (DType::F32, None, Operands, 1, ProductF32),
             (DType::Bf16, None, Operands, 1, ProductBf16),
             (DType::Bf16, None, Int8, 40, ProductBf16),
-            (DType::Bf16, Some(Quantisation::Q4_K), Int8, 1, Int8FewRows),
-            (DType::Bf16, Some(Quantisation::Q4_K), Operands, 8, Int8FewRows),
-            (DType::Bf16, Some(Quantisation::Q8_0), Operands, 80, Int8ManyRows),
+            (DType::Bf16, Some(Quantisation::Q4_K), Int8, 1, PackedFewRows),
+            (DType::Bf16, Some(Quantisation::Q4_K), Operands, 8, PackedFewRows),
+            (DType::Bf16, Some(Quantisation::Q8_0), Operands, 80, PackedManyRows),
         ] {
             let weights = original.weights();
             let decoder = Decoder::load(&device, &config, dtype, weights, quantisation).unwrap();
@@ -277,8 +277,8 @@ fn each_number_type_takes_its_own_kernels() {
                     Attention if kind == Operands => config.n_layers as u64,
                     AttentionInt8 if kind == Int8 => config.n_layers as u64,
                     // The head multiplies the last rows of both sequences alone.
-                    Int8FewRows if expected == Int8ManyRows => 1,
-                    Int8ManyRows if expected == Int8ManyRows => n_products - 1,
+                    PackedFewRows if expected == PackedManyRows => 1,
+                    PackedManyRows if expected == PackedManyRows => n_products - 1,
                     _ if path == expected => n_products,
                     _ => 0,
                 };

@@ -101,6 +101,8 @@ pub(in crate::matmul) unsafe fn multiply(
     assert!(sums.len() >= sums_len(size, n_parts), "sums of {block:?}");
     let steps_together = n_steps.div_ceil(n_steps.div_ceil(L1_STEPS));
     let way = Way::of(block);
+    // One pointer for all squares: what waits is read after the next one was begun.
+    let sums = sums.as_mut_ptr();
     let mut squares = Squares { block, part, way, n_steps, pending: None, n_made: 0 };
     // SAFETY: the process may use AMX; all tiles have 16 rows of 64 bytes.
     unsafe { TileConfig::new([[TILE_ROWS, 4 * TILE_GROUPS]; 8]).load() };
@@ -182,7 +184,7 @@ impl Squares<'_> {
         column: usize,
         steps: Range<usize>,
         tiles: &[f32],
-        sums: &mut [f32],
+        sums: *mut f32,
     ) {
         let (block, n_steps) = (self.block, self.n_steps);
         let is_first = self.part.is_first && steps.start == 0;
@@ -190,7 +192,7 @@ impl Squares<'_> {
         let n_pairs = block.n_rows.div_ceil(SQUARE);
         let is_whole = self.part.is_first && self.part.is_last;
         let first_held = if is_whole { 0 } else { column / SQUARE * n_pairs };
-        let (waiting, held) = sums.split_at_mut(2 * SQUARE_LEN);
+        let held = sums.wrapping_add((2 + first_held) * SQUARE_LEN);
         let n_columns = SQUARE.min(block.n_columns - column);
         let panel = column / PANEL_WIDTH * block.b_panel_stride + steps.start * TILE_LEN;
         let b_left = block.b.wrapping_add(panel);
@@ -199,8 +201,8 @@ impl Squares<'_> {
         for (pair, row) in (0..block.n_rows).step_by(SQUARE).enumerate() {
             let first_tile = 2 * pair * n_steps + steps.start;
             let a_top = tiles.as_ptr().cast::<u32>().wrapping_add(first_tile * TILE_LEN);
-            let held = held[(first_held + pair) * SQUARE_LEN..][..SQUARE_LEN].as_mut_ptr();
-            let waiting = waiting[self.n_made % 2 * SQUARE_LEN..][..SQUARE_LEN].as_mut_ptr();
+            let held = held.wrapping_add(pair * SQUARE_LEN);
+            let waiting = sums.wrapping_add(self.n_made % 2 * SQUARE_LEN);
             let product = Product {
                 next: self.next_panels(column, &steps, pair),
                 a: [a_top, a_top.wrapping_add(n_steps * TILE_LEN)],
@@ -280,7 +282,9 @@ impl Squares<'_> {
     /// Pending sums are still there.
     #[target_feature(enable = "avx512f")]
     unsafe fn write_pending(&mut self, first_row: usize) {
-        let Some(Pending { from, to }) = self.pending.take() else { return };
+        let Some(Pending { from, to }) = self.pending.take().filter(|_| first_row < SQUARE) else {
+            return;
+        };
         let (n_rows, stride) = (SQUARE - first_row, self.block.out_stride);
         // SAFETY: a square of sums and of the output, by the caller's promise and that of `take`.
         unsafe {

@@ -43,11 +43,11 @@ pub(super) enum Scales {
 /// How the number of a group follows from its sums: a constant parameter of kernels.
 pub(super) mod term {
     /// A scale and codes with an offset.
-    pub(in crate::int8) const OFFSET: u8 = 0;
+    pub(in crate::packed_blocks) const OFFSET: u8 = 0;
     /// A scale and a minimum.
-    pub(in crate::int8) const MINIMUM: u8 = 1;
+    pub(in crate::packed_blocks) const MINIMUM: u8 = 1;
     /// A scale for each half, and codes with an offset.
-    pub(in crate::int8) const HALVES: u8 = 2;
+    pub(in crate::packed_blocks) const HALVES: u8 = 2;
 }
 
 /// The layout of a kind.

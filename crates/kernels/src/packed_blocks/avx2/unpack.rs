@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::LANES;
-use crate::int8::PackedBlocks;
-use crate::int8::layout::{BYTE_LINES, FACTOR, LINE, Layout, SUPER_GROUPS, Scales};
+use crate::packed_blocks::PackedBlocks;
+use crate::packed_blocks::layout::{BYTE_LINES, FACTOR, LINE, Layout, SUPER_GROUPS, Scales};
 use crate::panels::PANEL_WIDTH;
 
 /// Groups of a panel from `first_group` on, which begins a block: `lines` gets the codes, `factors` those of the groups,

@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use crate::int8::PackedBlocks;
-use crate::int8::layout::{BYTE_LINES, FACTOR, LINE, Layout, SUPER_GROUPS, Scales};
+use crate::packed_blocks::PackedBlocks;
+use crate::packed_blocks::layout::{BYTE_LINES, FACTOR, LINE, Layout, SUPER_GROUPS, Scales};
 use crate::panels::PANEL_WIDTH;
 
 /// Groups of a panel from `first_group` on, which begins a block: `lines` gets the codes less `subtracted`, `factors` those of
 /// the groups, `[groups, 2, 16]`.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(in crate::int8) fn span(
+pub(in crate::packed_blocks) fn span(
     weight: PackedBlocks<'_>,
     panel: usize,
     first_group: usize,
@@ -63,7 +63,7 @@ unsafe fn byte_lines<const BITS: usize>(
 /// 64 bytes are readable.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(in crate::int8) unsafe fn load(line: *const u8) -> __m512i {
+pub(in crate::packed_blocks) unsafe fn load(line: *const u8) -> __m512i {
     // SAFETY: the caller's promise.
     unsafe { _mm512_loadu_si512(line.cast()) }
 }
@@ -74,7 +74,10 @@ pub(in crate::int8) unsafe fn load(line: *const u8) -> __m512i {
 /// `lines` has the `BITS` lines of the group; j is below 4.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(in crate::int8) unsafe fn pair<const BITS: usize>(lines: *const u8, j: usize) -> [__m512i; 2] {
+pub(in crate::packed_blocks) unsafe fn pair<const BITS: usize>(
+    lines: *const u8,
+    j: usize,
+) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
     let line = |i: usize| unsafe { load(lines.add(i * LINE)) };
     if BITS == 8 {
@@ -116,7 +119,7 @@ fn shifted(line: __m512i, left: i32) -> __m512i {
 /// # Safety
 /// `header` has the blocks, `out` room for the factors.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(in crate::int8) unsafe fn factors(
+pub(in crate::packed_blocks) unsafe fn factors(
     layout: Layout,
     header: *const u8,
     n_groups: usize,

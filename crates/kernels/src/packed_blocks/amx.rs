@@ -374,7 +374,7 @@ unsafe fn load_block(sums: *const f32, n_bundles: usize) {
     }
 }
 
-/// The other way.
+/// Tiles 0 to 3 into sums.
 ///
 /// # Safety
 /// As [`load_block`].
@@ -417,10 +417,10 @@ unsafe fn multiply_block(
         asm!(
             "2:",
             "tileloaddt1 tmm4, [{a0} + {line}]", "tileloadd tmm6, [{b0} + {line}]",
-            "prefetcht1 [{ahead}]",
+            "prefetcht1 [{ahead}]", "prefetcht1 [{ahead} + 64]",
             "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {line}]",
             "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {line}]",
-            "prefetcht1 [{ahead} + 64]", "add {ahead}, 128",
+            "prefetcht1 [{ahead} + 128]", "prefetcht1 [{ahead} + 192]", "add {ahead}, 256",
             "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
             "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
             "dec {n}", "jnz 2b",

@@ -77,7 +77,7 @@ fn amx_compute(n_threads: usize) -> Option<Compute> {
 
 fn quantised<T: Operand>(compute: &Compute, x: &[T], shape: [usize; 2]) -> Vec<u8> {
     let mut out = vec![0xAA; rows_len(shape)];
-    let _ = quantise_rows(compute, x, shape, &mut out);
+    let _ = round_rows(compute, x, shape, &mut out);
     out
 }
 
@@ -94,20 +94,22 @@ fn product(
     [m, n, k]: [usize; 3],
 ) -> Vec<f32> {
     let mut bytes = vec![0xAA; rows_len([m, k])];
-    let rows = quantise_rows(compute, x, [m, k], &mut bytes);
+    let rows = round_rows(compute, x, [m, k], &mut bytes);
     let mut out = vec![7.0; m * n];
     let weight = PackedBlocks::new(kind, packed, [n, k]);
     matmul(compute, rows, weight, &mut out, Write::Overwrite);
     out
 }
 
-/// The product of the family amx, number by number as the module documentation has it.
-fn amx_definition(x: &[f32], weight: PackedBlocks<'_>, [m, n, k]: [usize; 3]) -> Vec<f32> {
-    let mut out = vec![0.0; m * n];
-    for (i, out) in out.iter_mut().enumerate() {
+/// The product of the family amx, number by number as the module documentation has it, added to what `out` holds.
+fn amx_definition(x: &[f32], weight: PackedBlocks<'_>, [m, n, k]: [usize; 3], out: &mut [f32]) {
+    let numbers: Vec<[f32; GROUP]> = (0..n)
+        .flat_map(|column| (0..k / GROUP).map(move |group| amx_numbers(weight, column, group)))
+        .collect();
+    for (i, out) in out.iter_mut().enumerate().take(m * n) {
         let (row, column) = (i / n, i % n);
         for group in 0..k / GROUP {
-            let w = amx_numbers(weight, column, group);
+            let w = numbers[column * (k / GROUP) + group];
             let x = &x[row * k + group * GROUP..][..GROUP];
             let mut sums = [0.0_f32; 2];
             for (i, (x, w)) in x.iter().zip(w).enumerate() {
@@ -116,7 +118,23 @@ fn amx_definition(x: &[f32], weight: PackedBlocks<'_>, [m, n, k]: [usize; 3]) ->
             *out += sums[0] + sums[1];
         }
     }
-    out
+}
+
+/// Compares a product of random blocks with [`amx_definition`], overwriting and accumulating.
+fn check_amx(compute: &Compute, kind: BlockKind, [m, n, k]: [usize; 3]) {
+    let blocks = random_blocks(kind, [n, k], (m * 100 + n) as u64);
+    let packed = packed(&reference_compute(), kind, &blocks, [n, k]);
+    let weight = PackedBlocks::new(kind, &packed, [n, k]);
+    let x = normal(m as u64, m * k, 1.0);
+    let mut bytes = vec![0xAA; rows_len([m, k])];
+    let rows = round_rows(compute, &x, [m, k], &mut bytes);
+    for write in [Write::Overwrite, Write::Accumulate] {
+        let mut got = normal(5, m * n, 1.0);
+        let mut expected = if write == Write::Accumulate { got.clone() } else { vec![0.0; m * n] };
+        matmul(compute, rows, weight, &mut got, write);
+        amx_definition(&x, weight, [m, n, k], &mut expected);
+        assert!(bits(&got) == bits(&expected), "{kind:?} {m} {n} {k} {write:?}");
+    }
 }
 
 fn amx_numbers(weight: PackedBlocks<'_>, column: usize, group: usize) -> [f32; GROUP] {
@@ -130,8 +148,7 @@ fn amx_numbers(weight: PackedBlocks<'_>, column: usize, group: usize) -> [f32; G
         let a = factors[if term == layout::term::HALVES { half } else { 0 }];
         let minimum = if term == layout::term::MINIMUM { factors[1] } else { 0.0 };
         let base = match weight.layout.bits {
-            // By the place of the code in its bytes: bits 12, 8, 16 and 12, or 16, 12, 8 and 16.
-            4 => [[2048.0, 32768.0, 128.0, 2048.0], [128.0, 2048.0, 32768.0, 128.0]][half][i % 4],
+            4 => [2048.0, 128.0][half],
             _ => 32768.0,
         };
         let addend = (-(base + offset)).mul_add(a, -minimum);
@@ -314,22 +331,29 @@ fn every_family_has_the_bits_of_the_definition_over_odd_shapes() {
 fn tiles_of_bf16_have_the_bits_of_their_definition_over_odd_shapes() {
     let Some(compute) = amx_compute(2) else { return };
     for kind in KINDS {
-        for (case, &k) in some_k(kind).iter().enumerate() {
+        for &k in some_k(kind) {
             for n in [1, 16, 37] {
-                let shape = [n, k];
-                let blocks = random_blocks(kind, shape, (case * 100 + n) as u64);
-                let packed = packed(&reference_compute(), kind, &blocks, shape);
-                // One to four bundles at once, then pairs of them, whole and not.
-                for m in [1, 5, 16, 17, 33, 64, 65, 100] {
-                    let x = normal(m as u64, m * k, 1.0);
-                    let weight = PackedBlocks::new(kind, &packed, shape);
-                    let expected = amx_definition(&x, weight, [m, n, k]);
-                    let got = product(&compute, &x, (kind, &packed), [m, n, k]);
-                    assert!(bits(&got) == bits(&expected), "{kind:?} {m} {n} {k}");
+                // One or two bundles while groups are unpacked, then pairs of them, whole and not.
+                for m in [1, 5, 16, 17, 32, 33, 65] {
+                    check_amx(&compute, kind, [m, n, k]);
                 }
             }
         }
     }
+}
+
+/// Several pairs of panels in a task, with few rows, and with many over several chunks of K; a last panel alone.
+#[test]
+fn tiles_of_bf16_have_the_bits_of_their_definition_over_tasks_of_many_panels() {
+    let Some(compute) = amx_compute(1) else { return };
+    for kind in [BlockKind::Q4_K, BlockKind::Q6_K, BlockKind::Q5_1] {
+        for m in [1, 17, 32] {
+            check_amx(&compute, kind, [m, 300, 256]);
+        }
+        check_amx(&compute, kind, [70, 210, 1280]);
+    }
+    // A second task of one row.
+    check_amx(&compute, BlockKind::Q8_0, [TASK_ROWS + 1, 36, 96]);
 }
 
 /// What [`amx_numbers`] cuts off is on average what rounding would have: no product is smaller than it should be.
@@ -340,22 +364,22 @@ fn numbers_cut_to_bf16_are_right_on_average() {
         let blocks = random_blocks(kind, shape, 5);
         let packed = packed(&reference_compute(), kind, &blocks, shape);
         let weight = PackedBlocks::new(kind, &packed, shape);
-        let (mut excess, mut magnitude, mut worst) = (0.0, 0.0, 0.0_f64);
+        let (mut excess, mut magnitude) = (0.0, 0.0);
         for column in 0..shape[0] {
             for group in 0..shape[1] / GROUP {
                 let exact = reference::numbers(weight, column, group);
-                let least = exact.iter().fold(0.0_f32, |max, w| max.max(w.abs())) / 64.0;
+                let factors = reference::factors(weight, column, group);
+                let step = factors.into_iter().fold(0.0_f32, |max, a| max.max(a.abs()));
                 for (w, exact) in amx_numbers(weight, column, group).into_iter().zip(exact) {
                     let (w, exact) = (f64::from(w), f64::from(exact));
                     excess += (w - exact) * exact.signum();
                     magnitude += exact.abs();
-                    worst = worst.max((w - exact).abs() / exact.abs().max(least.into()));
+                    let bound = exact.abs() / 85.0 + f64::from(step) / 500.0;
+                    assert!((w - exact).abs() <= bound, "{kind:?}: {w} for {exact}");
                 }
             }
         }
         assert!((excess / magnitude).abs() < 3e-4, "{kind:?}: {}", excess / magnitude);
-        // One unit in the last place that is cut off, and what the addend of a small code lost.
-        assert!(worst < 1.2 / 128.0, "{kind:?}: {worst}");
     }
 }
 
@@ -440,7 +464,7 @@ fn columns_of_a_wider_matrix_are_replaced_or_added_to_and_no_others_touched() {
         [1, 20, 70].into_iter().flat_map(|m| computes(2).into_iter().map(move |c| (m, c)))
     {
         let mut bytes = vec![0xAA; rows_len([m, k])];
-        let x = quantise_rows(&compute, &normal(4, m * k, 1.0), [m, k], &mut bytes);
+        let x = round_rows(&compute, &normal(4, m * k, 1.0), [m, k], &mut bytes);
         let before = normal(5, m * stride, 1.0);
         for write in [Write::Overwrite, Write::Accumulate] {
             let mut expected = before.clone();
@@ -456,26 +480,6 @@ fn columns_of_a_wider_matrix_are_replaced_or_added_to_and_no_others_touched() {
             let mut out = before.clone();
             matmul_columns(&compute, x, weights.into_iter(), &mut out, stride, write);
             assert!(bits(&out) == bits(&expected), "{m} {write:?} {}", compute.family());
-        }
-    }
-}
-
-/// What is added to counts from the first product on.
-#[test]
-fn tiles_of_bf16_are_added_to_what_was_there() {
-    let Some(compute) = amx_compute(1) else { return };
-    let (n, k, kind) = (20, 1024, BlockKind::Q4_K);
-    let packed = packed(&reference_compute(), kind, &random_blocks(kind, [n, k], 1), [n, k]);
-    let weight = PackedBlocks::new(kind, &packed, [n, k]);
-    for m in [3, 70] {
-        let x = normal(2, m * k, 1.0);
-        let (before, mut bytes) = (normal(3, m * n, 1.0), vec![0; rows_len([m, k])]);
-        let rows = quantise_rows(&compute, &x, [m, k], &mut bytes);
-        let mut out = before.clone();
-        matmul(&compute, rows, weight, &mut out, Write::Accumulate);
-        let product = product(&compute, &x, (kind, &packed), [m, n, k]);
-        for ((out, before), product) in out.iter().zip(&before).zip(&product) {
-            assert!((out - (before + product)).abs() < 1e-4, "{m}: {out}, {before} + {product}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Products of rounded rows with quantised weights: `out[t, n] (+)= sum_k x[t, k] * W[n, k]`.
 //!
 //! The weight's blocks are packed once ([`pack()`]) without changing a number or adding a bit; rows are rounded to 8 bits, in the family `amx`
-//! to bf16, per product ([`quantise_rows`]). Few rows cost what reading the packed weight costs, and the unpacking of many is shared by all of
+//! to bf16, per product ([`round_rows`]). Few rows cost what reading the packed weight costs, and the unpacking of many is shared by all of
 //! them.
 //!
 //! Numerics, for any number of rows and threads. K is cut into groups of 32, ascending, and sums begin at zero ([`Write::Overwrite`]) or at
@@ -20,10 +20,10 @@
 //!
 //! Family `amx`. A row is rounded to bf16. A weight's number is cut to the upper 16 bits of `fma(2^e + c, a, -((2^e + o) a + m))`, where `a` and
 //! `m` (zero where there is none) are the factors above times `1 + 0.5 / (128 * 1.44)`, so that cut numbers are right on average, and `2^e` is
-//! the power of two in whose mantissa the code was put: 2^15, and for codes of 4 bits 2^11, 2^15, 2^7 and 2^11 for the low bits of four
-//! consecutive ones, 2^7, 2^11, 2^15 and 2^7 for the high bits. A group's products of even and of odd members are summed apart, each by fma from
+//! the power of two in whose mantissa the code was put: 2^15, and for codes of 4 bits 2^11 in the first half of a group and 2^7 in the
+//! second. A group's products of even and of odd members are summed apart, each by fma from
 //! zero, then `acc = acc + (even + odd)`; numbers below 2^-126 are taken as zero (TDPBF16PS). Against the product with the weight's own numbers
-//! the error is at most about `sum |x| |W| / 85`, and on average far less than that of 8 bits.
+//! the error is at most about `sum |x| (|W| / 85 + |a| / 512)`, for the addend is rounded too; on average it is far less than that of 8 bits.
 //!
 //! A value of a row that is not finite leaves no finite number in that row (in 8 bits: NaN alone), a factor of a block that is not finite none in
 //! its column.
@@ -43,12 +43,12 @@ mod avx2;
 mod avx512;
 mod layout;
 mod pack;
-mod quantise;
 mod reference;
+mod round;
 
 use layout::{GROUP, Layout};
 pub use pack::pack;
-pub use quantise::quantise_rows;
+pub use round::round_rows;
 
 /// Version of the order of bytes that [`pack()`] writes: another order has another number, so that packed bytes that someone kept
 /// are not taken for it.
@@ -150,7 +150,7 @@ fn chunk_range([m, k]: [usize; 2], first_group: usize) -> std::ops::Range<usize>
     first_group * row_bytes..(first_group + CHUNK).min(n_groups) * row_bytes
 }
 
-/// Rounded rows `[m, k]`, as [`quantise_rows`] wrote them.
+/// Rounded rows `[m, k]`, as [`round_rows`] wrote them.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     bytes: &'a [u8],
@@ -161,6 +161,7 @@ pub struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     /// Rows of a bundle in bf16.
+    #[cfg(target_arch = "x86_64")]
     fn bf16_bundle_rows(&self) -> usize {
         self.m.min(BUNDLE)
     }
@@ -281,10 +282,10 @@ pub struct PackedColumns<'a> {
     pub first_column: usize,
 }
 
-/// Product of quantised rows with a packed weight on all threads: `out[t, n] (+)= sum_k rows[t, k] * weight[n, k]`.
+/// Product of rounded rows with a packed weight on all threads: `out[t, n] (+)= sum_k rows[t, k] * weight[n, k]`.
 ///
 /// Shapes: rows `[m, k]`; weight `[n, k]`; out `[m, n]`. Overwrites or accumulates, as `write` says. Numerics: module
-/// documentation. Source: the integer product per group follows ggml `vec_dot_q4_K_q8_K` and its kin, with a scale for each 32 values
+/// documentation. Source: the integer product per group of rows in 8 bits follows ggml `vec_dot_q4_K_q8_K` and its kin, with a scale for each 32 values
 /// of a row instead of 256.
 ///
 /// # Panics
@@ -336,7 +337,7 @@ pub fn matmul_columns<'a>(
     let family = compute.family();
     assert_eq!(rows.form, Form::of(family), "rows were rounded for another family than {family}");
     let is_few = m <= few_rows(family);
-    compute.count(if is_few { KernelPath::Int8FewRows } else { KernelPath::Int8ManyRows });
+    compute.count(if is_few { KernelPath::PackedFewRows } else { KernelPath::PackedManyRows });
     // Pairs of panels share what is read of the rows. How the panels are shared out changes no bit.
     let most_panels = match family {
         _ if is_few => TASK_PANELS_OF_FEW_ROWS,

@@ -1,14 +1,14 @@
-//! Prints the speed of products of 8-bit rows with packed blocks: `cargo run --release -p kernels --example int8_speed [FAMILY] [KIND] [ROWS] [THREADS]`.
+//! Prints the speed of products with packed blocks: `cargo run --release -p kernels --example packed_speed [FAMILY] [KIND] [ROWS] [THREADS]`.
 //!
-//! Each line: family, threads, kind, shape, rows; bytes of the packed weight and weights read per second, and operations per second; the time of rounding the rows, which is not in them. Weights
-//! that are used one after the other are together larger than a cache, so that bytes come from memory.
+//! Each line: family, threads, kind, shape, rows; bytes of the packed weight and weights read per second, and operations per second; the time of
+//! rounding the rows, which is not in them (before 2026-11-27 it was). Weights that are used one after the other are together larger than a cache, so that bytes come from memory.
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
 use std::time::Instant;
 
 use kernels::blocks::{BlockKind, BlockMatrix};
-use kernels::int8::{self, PackedBlocks};
 use kernels::matmul::Write;
+use kernels::packed_blocks::{self, PackedBlocks};
 use kernels::{Buffer, Compute, Family, detect_features};
 
 const SHAPES: [[usize; 2]; 3] = [[2048, 2048], [8192, 2048], [14336, 4096]];
@@ -47,25 +47,25 @@ fn measure(compute: &Compute, kind: BlockKind, [n, k]: [usize; 2], rows: Option<
             (state >> 57) as u8 & 0x2F
         })
         .collect();
-    let len = int8::packed_len(kind, [n, k]);
+    let len = packed_blocks::packed_len(kind, [n, k]);
     let n_weights = FOOTPRINT.div_ceil(len);
     let mut packed = Buffer::<u8>::zeroed(n_weights * len);
     for out in packed.chunks_exact_mut(len) {
-        int8::pack(compute, BlockMatrix::new(kind, &blocks, [n, k]), out);
+        packed_blocks::pack(compute, BlockMatrix::new(kind, &blocks, [n, k]), out);
     }
     for m in rows.map_or(N_ROWS.to_vec(), |m| vec![m]) {
         let x: Vec<f32> = (0..m * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-        let mut rows = Buffer::<u8>::zeroed(int8::rows_len([m, k]));
+        let mut rows = Buffer::<u8>::zeroed(packed_blocks::rows_len([m, k]));
         let mut out = Buffer::<f32>::zeroed(m * n);
         // The fastest product: others share the machine.
         let (start, mut best, mut best_rows) = (Instant::now(), f64::INFINITY, f64::INFINITY);
         for packed in packed.chunks_exact(len).cycle() {
             let rows_start = Instant::now();
-            let rows = int8::quantise_rows(compute, &x, [m, k], &mut rows);
+            let rows = packed_blocks::round_rows(compute, &x, [m, k], &mut rows);
             best_rows = best_rows.min(rows_start.elapsed().as_secs_f64());
             let product_start = Instant::now();
             let weight = PackedBlocks::new(kind, packed, [n, k]);
-            int8::matmul(compute, rows, weight, &mut out, Write::Overwrite);
+            packed_blocks::matmul(compute, rows, weight, &mut out, Write::Overwrite);
             best = best.min(product_start.elapsed().as_secs_f64());
             if start.elapsed().as_secs_f64() > 1.0 {
                 break;

@@ -1,14 +1,14 @@
 //! Packed lines of a group to the lines of a bf16 tile: byte pair `p` of a line has the numbers `2 p` and `2 p + 1` of 16 columns.
 //!
 //! A code is put into the mantissa of a power of two, where it counts one by one, so that no conversion is needed: with
-//! `base + code` for the code, `w = fma(base + code, a, addend)`, `addend = -(base a + minimum)`. Codes of 4 bits count where they stand, at
-//! bits 8, 12 or 16, after as few shifts as there can be; others at bit 8.
+//! `base + code` for the code, `w = fma(base + code, a, addend)`, `addend = -(base a + minimum)`. Codes of 4 bits come to
+//! bit 12 or 16, where the rounded addend loses least, others to bit 8.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::super::avx512::unpack::{load, pair};
-use crate::int8::layout::{LINE, term};
+use crate::packed_blocks::layout::{LINE, term};
 use crate::panels::PANEL_WIDTH;
 
 /// Numbers are cut to bf16, not rounded: this much larger, they are on average as if they had been rounded. A cut takes half a unit
@@ -49,16 +49,18 @@ pub(super) unsafe fn group<const BITS: usize, const TERM: u8>(
     unsafe {
         if BITS == 4 {
             let a = factors[0];
-            let addends = [addend(8, a), addend(12, a), addend(16, a)];
-            let at_8 = |x| _mm512_fmadd_ps(counted::<8, 0xF>(x), a, addends[0]);
-            let at_12 = |x| _mm512_fmadd_ps(counted::<12, 0xF>(x), a, addends[1]);
-            let at_16 = |x| _mm512_fmadd_ps(counted::<16, 0xF>(x), a, addends[2]);
+            let addends = [addend(12, a), addend(16, a)];
             for j in 0..4 {
                 let line = load(lines.add(j * LINE));
-                let left = _mm512_slli_epi32::<12>(line);
-                let right = _mm512_srli_epi32::<12>(line);
-                let low = [at_12(left), at_8(line), at_16(line), at_12(right)];
-                let high = [at_16(left), at_12(line), at_8(right), at_16(right)];
+                // The low bits of byte `i` come to bit 12, the high bits to bit 16.
+                let at = [
+                    _mm512_slli_epi32::<12>(line),
+                    _mm512_slli_epi32::<4>(line),
+                    _mm512_srli_epi32::<4>(line),
+                    _mm512_srli_epi32::<12>(line),
+                ];
+                let low = at.map(|x| _mm512_fmadd_ps(counted::<12, 0xF>(x), a, addends[0]));
+                let high = at.map(|x| _mm512_fmadd_ps(counted::<16, 0xF>(x), a, addends[1]));
                 store_quad(low, tile.add(2 * j * LINE));
                 store_quad(high, tile.add((8 + 2 * j) * LINE));
             }

@@ -32,7 +32,7 @@ const ERROR_PARTS: f32 = 256.0;
 ///
 /// # Panics
 /// When a slice does not fit the shape, or k is not whole groups of 32.
-pub fn quantise_rows<'a, T: Operand>(
+pub fn round_rows<'a, T: Operand>(
     compute: &Compute,
     x: &[T],
     [m, k]: [usize; 2],
@@ -43,7 +43,7 @@ pub fn quantise_rows<'a, T: Operand>(
     let form = Form::of(compute.family());
     match form {
         Form::Codes => quantise_codes(compute, x, [m, k], out),
-        Form::Bf16 => round_rows(compute, x, [m, k], out),
+        Form::Bf16 => round_to_bf16(compute, x, [m, k], out),
     }
     Rows { bytes: out, form, m, k }
 }
@@ -108,7 +108,7 @@ impl<T: Operand> LaneKernel for Quantise<'_, T> {
 
 /// Chunks of rows in bf16.
 #[expect(unsafe_code, reason = "tasks write disjoint bundles")]
-fn round_rows<T: Operand>(compute: &Compute, x: &[T], [m, k]: [usize; 2], out: &mut [u8]) {
+fn round_to_bf16<T: Operand>(compute: &Compute, x: &[T], [m, k]: [usize; 2], out: &mut [u8]) {
     let n_bundles = m.div_ceil(BUNDLE);
     let parts = SliceParts::new(out);
     compute.pool().run(n_bundles * (k / GROUP).div_ceil(CHUNK), |task_idx, _| {
