@@ -49,18 +49,10 @@ impl Scratch {
     /// `N` f32 slices of the lengths given, holding whatever the last task left. They grow when a longer one is
     /// asked for and never shrink.
     pub fn floats<const N: usize>(&mut self, lens: [usize; N]) -> [&mut [f32]; N] {
-        self.split(lens).0
+        grow(&mut self.floats, lens)
     }
 
-    /// As [`Scratch::floats`], beside the memory of matrix products.
-    pub(crate) fn split<const N: usize>(
-        &mut self,
-        lens: [usize; N],
-    ) -> ([&mut [f32]; N], &mut TileScratch) {
-        (grow(&mut self.floats, lens), &mut self.tiles)
-    }
-
-    /// As [`Scratch::split`], but each of the `n` slices says its length where it is taken.
+    /// As [`Scratch::floats`], beside the memory of matrix products, but each of the `n` slices says its length where it is taken.
     pub(crate) fn slices(&mut self, n: usize) -> (Slices<'_>, &mut TileScratch) {
         (Slices { buffers: first_buffers(&mut self.floats, n) }, &mut self.tiles)
     }

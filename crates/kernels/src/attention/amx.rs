@@ -7,7 +7,7 @@
 use std::arch::asm;
 
 use super::{BUNDLE, KEY_BLOCK, KEY_STEP, STEP_BLOCKS};
-use crate::matmul::amx::TileConfig;
+use crate::matmul::amx::{Target, TileConfig, tiles_1x2, tiles_2x2};
 use crate::operand::Operand;
 use crate::panels::PANEL_WIDTH;
 
@@ -58,16 +58,20 @@ impl Tiles {
         assert!(T::GROUP == 2 && stride.is_multiple_of(TILE_K) && stride > 0);
         assert!(queries.len() >= tile_rows * stride && keys.len() == KEY_BLOCK * stride);
         assert!(out.len() >= (tile_rows - 1) * KEY_STEP + KEY_BLOCK);
-        let a = queries.as_ptr().cast::<u8>();
-        let b = keys.as_ptr().cast::<u8>();
-        let b = [b, b.wrapping_add(PANEL_WIDTH * stride * size_of::<T>())];
+        let row = |row: usize| queries.as_ptr().wrapping_add(row * stride).cast::<u32>();
+        let panel =
+            |panel: usize| keys.as_ptr().wrapping_add(panel * PANEL_WIDTH * stride).cast::<u32>();
+        let b = [panel(0), panel(1)];
         let (a_stride, n_steps) = (stride * size_of::<T>(), stride / TILE_K);
+        let top = out.as_mut_ptr();
+        let bottom = top.wrapping_add(TILE_ROWS * KEY_STEP);
+        let target = Target { top, bottom, stride: KEY_STEP };
         // SAFETY: operands and output hold the tiles, just checked.
         unsafe {
             if n_rows > TILE_ROWS {
-                scores_2x2(a, a_stride, b, n_steps, out.as_mut_ptr());
+                tiles_2x2([row(0), row(TILE_ROWS)], a_stride, b, n_steps, target);
             } else {
-                scores_1x2(a, a_stride, b, n_steps, out.as_mut_ptr());
+                tiles_1x2(row(0), a_stride, b, n_steps, target);
             }
         }
     }
@@ -121,74 +125,8 @@ impl Drop for Tiles {
     }
 }
 
-/// Bytes between rows of scores.
-const SCORE_STRIDE: usize = KEY_STEP * size_of::<f32>();
 /// Bytes between rows of probabilities, which are bf16.
 const P_STRIDE: usize = KEY_STEP * 2;
-
-/// # Safety
-/// `a` is readable for 32 rows of `n_steps` steps, `b` for as many tiles, `out` writable for 32 rows of two panels; tiles are configured.
-unsafe fn scores_2x2(
-    a: *const u8,
-    a_stride: usize,
-    b: [*const u8; 2],
-    n_steps: usize,
-    out: *mut f32,
-) {
-    // SAFETY: the caller's promise; all tiles used are declared as clobbered.
-    unsafe {
-        asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            "2:",
-            "tileloadd tmm4, [{a0} + {a_stride}]", "tileloadd tmm6, [{b0} + {line}]",
-            "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {line}]",
-            "tdpbf16ps tmm1, tmm4, tmm7", "tileloadd tmm5, [{a1} + {a_stride}]",
-            "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a0}, 64", "add {a1}, 64", "add {b0}, 1024", "add {b1}, 1024",
-            "dec {n}", "jnz 2b",
-            "tilestored [{out} + {stride}], tmm0", "tilestored [{out} + {stride} + 64], tmm1",
-            "tilestored [{out} + {stride} + {below}], tmm2",
-            "tilestored [{out} + {stride} + {below} + 64], tmm3",
-            a0 = inout(reg) a => _, a1 = inout(reg) a.wrapping_add(TILE_ROWS * a_stride) => _,
-            b0 = inout(reg) b[0] => _, b1 = inout(reg) b[1] => _,
-            n = inout(reg) n_steps => _, a_stride = in(reg) a_stride, line = in(reg) 64_usize,
-            out = in(reg) out, stride = in(reg) SCORE_STRIDE,
-            below = const TILE_ROWS * SCORE_STRIDE,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
-
-/// # Safety
-/// As [`scores_2x2`], for the rows of one tile.
-unsafe fn scores_1x2(
-    a: *const u8,
-    a_stride: usize,
-    b: [*const u8; 2],
-    n_steps: usize,
-    out: *mut f32,
-) {
-    // SAFETY: as in `scores_2x2`.
-    unsafe {
-        asm!(
-            "tilezero tmm0", "tilezero tmm1",
-            "2:",
-            "tileloadd tmm4, [{a} + {a_stride}]", "tileloadd tmm6, [{b0} + {line}]",
-            "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {line}]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {a}, 64", "add {b0}, 1024", "add {b1}, 1024",
-            "dec {n}", "jnz 2b",
-            "tilestored [{out} + {stride}], tmm0", "tilestored [{out} + {stride} + 64], tmm1",
-            a = inout(reg) a => _, b0 = inout(reg) b[0] => _, b1 = inout(reg) b[1] => _,
-            n = inout(reg) n_steps => _, a_stride = in(reg) a_stride, line = in(reg) 64_usize,
-            out = in(reg) out, stride = in(reg) SCORE_STRIDE,
-            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
 
 /// # Safety
 /// `p` is readable for 32 rows of as many blocks as `b` has, each of its pointers for a tile, `sums` usable for 32 rows of two panels, `stride`

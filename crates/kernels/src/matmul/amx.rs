@@ -193,16 +193,18 @@ unsafe fn write_rows(
 
 /// Where tiles of sums go: rows at a distance of `stride` values, a second panel beside the first.
 #[derive(Clone, Copy)]
-struct Target {
-    top: *mut f32,
+pub(crate) struct Target {
+    pub(crate) top: *mut f32,
     /// The seventeenth row.
-    bottom: *mut f32,
-    stride: usize,
+    pub(crate) bottom: *mut f32,
+    pub(crate) stride: usize,
 }
 
+/// Products of two bundles of rows `a`, `a_stride` bytes apart, and two panels `b`, into a target.
+///
 /// # Safety
 /// `a` and `b` are readable for `n_steps` steps, the target is writable for the configured rows of all tiles.
-unsafe fn tiles_2x2(
+pub(crate) unsafe fn tiles_2x2(
     a: [*const u32; 2],
     a_stride: usize,
     b: [*const u32; 2],
@@ -264,9 +266,11 @@ unsafe fn tiles_2x1(
     }
 }
 
+/// Those of one bundle.
+///
 /// # Safety
 /// As [`tiles_2x2`].
-unsafe fn tiles_1x2(
+pub(crate) unsafe fn tiles_1x2(
     a: *const u32,
     a_stride: usize,
     b: [*const u32; 2],

@@ -205,6 +205,7 @@ unsafe fn many_rows<const BITS: usize, const TERM: u8>(part: &Part<'_>, scratch:
                 // SAFETY: the caller's promise; `tiles` and `factors` have room.
                 unsafe { unpack_chunk::<BITS, TERM>(part, panel + i, first_group, factors, tiles) };
             }
+            // Where there is no second panel, tiles of an earlier one stand in its place, and its sums are not written.
             // While these are multiplied, what comes next comes nearer: the next panels, and this pair's share of the next chunk of rows.
             let (next_pair, next_group) = if pair + 1 < n_pairs {
                 (pair + 1, first_group)

@@ -7,8 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::layout::{BYTE_LINES, GROUP, LINE, SUPER_GROUPS, term};
-use super::{Part, RECORD, SPAN, few_rows};
-use crate::compute::Family;
+use super::{BUNDLE, Part, RECORD, SPAN};
 use crate::matmul::Write;
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
@@ -26,7 +25,7 @@ pub(super) unsafe fn multiply(part: &Part<'_>, scratch: &mut TileScratch) {
     let layout = part.weight.layout;
     // SAFETY: the caller's promise.
     unsafe {
-        match (part.n_rows <= few_rows(Family::Avx512), layout.bits, layout.term()) {
+        match (part.n_rows <= BUNDLE, layout.bits, layout.term()) {
             (true, 4, term::OFFSET) => packed_panels::<4, { term::OFFSET }>(part),
             (true, 4, _) => packed_panels::<4, { term::MINIMUM }>(part),
             (true, 5, term::OFFSET) => packed_panels::<5, { term::OFFSET }>(part),
