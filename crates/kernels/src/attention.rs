@@ -28,11 +28,12 @@ use crate::rope::RotatedHeads;
 mod amx;
 mod backward;
 mod key_blocks;
+mod products;
 pub(crate) mod softmax;
 mod tile;
 
 pub use backward::{AttentionBackward, attention_backward};
-pub(crate) use backward::{DeltaRow, GradientRow};
+pub(crate) use backward::{DeltaRow, GradientStep};
 pub use key_blocks::{CacheKind, KEY_BLOCK, KeyBlocks, append_keys_values};
 use softmax::DivideRow;
 use tile::{Tile, TileJob};

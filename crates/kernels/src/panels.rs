@@ -7,6 +7,9 @@
 //!
 //! The layout is private to the families of this crate and never an exchange format.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use crate::buffer::Buffer;
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
@@ -214,7 +217,7 @@ fn pack_panels<S: Operand, T: Operand>(
     if source.order == SourceOrder::RowsOfN || family == Family::Reference {
         for (panel_idx, panel) in panels.chunks_mut(panel_len).enumerate() {
             let first_n = first_n + panel_idx * PANEL_WIDTH;
-            gather_panel(source, first_n, width(panel_idx), k, panel);
+            gather_panel(family, source, first_n, [width(panel_idx), k], panel);
         }
         return;
     }
@@ -230,15 +233,22 @@ fn pack_panels<S: Operand, T: Operand>(
     }
 }
 
-/// One panel, value by value: the definition for both orders, and fast enough for rows of n, whose reads are
-/// sixteen sequential streams.
+/// One panel, value by value: the definition for both orders. Rows of n are loaded whole where there are instructions to turn them over.
+#[expect(unsafe_code, reason = "the vector version takes pointers")]
 fn gather_panel<S: Operand, T: Operand>(
+    family: Family,
     source: Source<'_, S>,
     first_n: usize,
-    width: usize,
-    k: usize,
+    [width, k]: [usize; 2],
     panel: &mut [T],
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if source.order == SourceOrder::RowsOfN && matches!(family, Family::Avx512 | Family::Amx) {
+        let values = source.values.as_ptr().wrapping_add(first_n * source.stride);
+        // SAFETY: `check_source` found all rows in the source; the families are there only where their instructions are.
+        return unsafe { avx512::gather_panel(values, source.stride, [width, k], panel) };
+    }
+    let _ = family;
     let (n_stride, k_stride) = match source.order {
         SourceOrder::RowsOfN => (source.stride, 1),
         SourceOrder::RowsOfK => (1, source.stride),

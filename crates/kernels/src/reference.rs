@@ -3,11 +3,11 @@
 
 use crate::adamw::AdamW;
 use crate::attention::softmax::{DIVISOR_LANES, DivideRow, ScaleScores, SoftmaxStep};
-use crate::attention::{DeltaRow, GradientRow, KEY_STEP};
+use crate::attention::{DeltaRow, GradientStep, KEY_STEP};
 use crate::matmul::{Block, Write};
 use crate::operand::Operand;
-use crate::panels::PANEL_WIDTH;
-use crate::rope::{Direction, RopeTable, RotatedHeads};
+use crate::panels::{PANEL_WIDTH, padded_k, panel_index};
+use crate::rope::{Direction, Rotate};
 
 /// One block of K of a product ([`crate::matmul`]).
 ///
@@ -128,14 +128,8 @@ pub fn rms_norm_backward_weight<T: Operand>(
 }
 
 /// [`crate::rope::rotate`] of the rows from `first_row` of the batch on.
-pub fn rotate<T: Operand>(
-    x: &[f32],
-    table: &RopeTable,
-    first_row: usize,
-    heads: RotatedHeads,
-    direction: Direction,
-    out: &mut [T],
-) {
+pub(crate) fn rotate<T: Operand>(rows: Rotate<'_, T>) {
+    let Rotate { x, table, first_row, heads, direction, out } = rows;
     let (head_dim, half) = (table.head_dim(), table.head_dim() / 2);
     let width = heads.n_all() * head_dim;
     for (t, (x, out)) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
@@ -237,16 +231,19 @@ pub(crate) fn divide_row<O: Operand>(row: DivideRow<'_, O>) -> f32 {
     divisor
 }
 
-/// One row of scores in [`crate::attention::attention_backward`].
-pub(crate) fn score_gradients_row<T: Operand>(row: GradientRow<'_, T>) {
-    for k in 0..row.scores.len() {
-        let (mut p, mut d_score) = (0.0, 0.0);
-        if row.visible.contains(&k) {
-            p = (row.scores[k] * row.scale - row.log_sum_exp).exp();
-            d_score = row.scale * p * (row.d_probabilities[k] - row.delta);
+/// What becomes of the scores of a bundle in the gradient of attention.
+pub(crate) fn gradient_step<T: Operand>(step: GradientStep<'_, T>) {
+    let n_columns = step.d_scores.len() / step.delta.len();
+    for row in 0..step.scores.len() / n_columns {
+        for column in step.columns.clone() {
+            let i = row * n_columns + column;
+            let p = (step.scores[i] * step.scale - step.log_sum_exp[row]).exp();
+            let d_score = step.scale * p * (step.d_probabilities[i] - step.delta[row]);
+            let place = panel_index::<T>(column, row, padded_k::<T>(step.delta.len()));
+            step.d_scores[i] = T::from_f32(d_score);
+            step.probability_panels[place] = T::from_f32(p);
+            step.d_score_panels[place] = T::from_f32(d_score);
         }
-        row.probabilities[k] = T::from_f32(p);
-        row.d_scores[k] = T::from_f32(d_score);
     }
 }
 

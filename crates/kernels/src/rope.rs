@@ -183,6 +183,13 @@ impl RotatedHeads {
     pub fn n_all(self) -> usize {
         self.n_query + self.n_key + self.n_copied
     }
+
+    /// One of them.
+    pub(crate) fn only(self, head: usize) -> Self {
+        let is_key = (self.n_query..self.n_query + self.n_key).contains(&head);
+        let [n_query, n_key] = [head < self.n_query, is_key].map(usize::from);
+        Self { n_query, n_key, n_copied: 1 - n_query - n_key }
+    }
 }
 
 /// Which way to rotate.
@@ -221,21 +228,27 @@ pub fn rotate<T: Operand>(
     let outputs = (RowsOut::new(out, width), RowsOut::<u8>::none(), RowsOut::<u8>::none());
     compute.pool().run_rows(table.n_rows(), TASK_ROWS, outputs, |first_row, n, (out, ..)| {
         let x = &x[first_row * width..][..n * width];
-        if family == Family::Reference {
-            reference::rotate(x, table, first_row, heads, direction, out);
-        } else {
-            dispatch(family, Rotate { x, table, first_row, heads, direction, out });
-        }
+        Rotate { x, table, first_row, heads, direction, out }.run_on(family);
     });
 }
 
-struct Rotate<'a, T> {
-    x: &'a [f32],
-    table: &'a RopeTable,
-    first_row: usize,
-    heads: RotatedHeads,
-    direction: Direction,
-    out: &'a mut [T],
+/// Some rows of [`rotate`], from `first_row` of the table on.
+pub(crate) struct Rotate<'a, T> {
+    pub(crate) x: &'a [f32],
+    pub(crate) table: &'a RopeTable,
+    pub(crate) first_row: usize,
+    pub(crate) heads: RotatedHeads,
+    pub(crate) direction: Direction,
+    pub(crate) out: &'a mut [T],
+}
+
+impl<T: Operand> Rotate<'_, T> {
+    pub(crate) fn run_on(self, family: Family) {
+        match family {
+            Family::Reference => reference::rotate(self),
+            family => dispatch(family, self),
+        }
+    }
 }
 
 impl<T: Operand> LaneKernel for Rotate<'_, T> {

@@ -9,7 +9,7 @@ use crate::operand::Operand;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(crate) mod avx512;
 
 /// `out[row, k] = source[k, row]` for `k < n_k`, zero beyond. Overwrites.
 ///

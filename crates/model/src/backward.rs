@@ -34,10 +34,8 @@ pub struct GradientWorkspace {
     d_normed: Tensor,
     /// As products give it, `[tokens, n_heads head_dim]`.
     d_attention_out: Tensor,
-    /// f32 `[tokens, (n_heads + 2 n_kv_heads) head_dim]`; none where the device works in the place of the next.
-    d_qkv: Option<Tensor>,
     /// T `[tokens, (n_heads + 2 n_kv_heads) head_dim]`.
-    d_qkv_rounded: Tensor,
+    d_qkv: Tensor,
     /// As products give it, `[tokens, ffn]`.
     d_activated: Tensor,
     /// T `[tokens, 2 ffn]`.
@@ -94,8 +92,7 @@ impl GradientRoom<'_> {
             d_rounded: operand(hidden),
             d_normed: product(hidden),
             d_attention_out: product(attention),
-            d_qkv: (!device.works_in_place()).then(|| f32_rows(qkv)),
-            d_qkv_rounded: operand(qkv),
+            d_qkv: operand(qkv),
             d_activated: product(ffn),
             d_gate_up: operand(2 * ffn),
             d_logits: zeroed(dtype, logit_rows, config.vocab_size),
@@ -117,8 +114,7 @@ impl GradientRoom<'_> {
         let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
         let logit_rows = max_rows.min(Device::CPU_LOGIT_ROWS);
         let [head_rows, head_in] = self.head_input(logit_rows);
-        max_rows
-            * ((2 * hidden + attention + qkv + ffn) * 4 + (hidden + qkv + 2 * ffn) * dtype.bytes())
+        max_rows * ((2 * hidden + attention + ffn) * 4 + (hidden + qkv + 2 * ffn) * dtype.bytes())
             + logit_rows * config.vocab_size * dtype.bytes()
             + LinearScratch::bytes_for(dtype, max_rows, self.largest_input())
             + LinearScratch::bytes_for(dtype, head_rows, head_in)
@@ -172,7 +168,6 @@ impl GradientWorkspace {
             d_normed,
             d_attention_out,
             d_qkv,
-            d_qkv_rounded,
             d_activated,
             d_gate_up,
             d_logits,
@@ -185,12 +180,12 @@ impl GradientWorkspace {
             d_rounded,
             d_normed,
             d_attention_out,
-            d_qkv_rounded,
+            d_qkv,
             d_activated,
             d_gate_up,
             d_logits,
         ];
-        tensors.into_iter().chain(d_qkv).map(Tensor::n_bytes).sum::<usize>()
+        tensors.into_iter().map(Tensor::n_bytes).sum::<usize>()
             + layer_scratch.n_bytes()
             + head_scratch.n_bytes()
             + low_rank.as_ref().map_or(0, LowRankGradients::n_bytes)
@@ -202,13 +197,10 @@ impl GradientWorkspace {
             &mut self.d_rounded,
             &mut self.d_normed,
             &mut self.d_attention_out,
-            &mut self.d_qkv_rounded,
+            &mut self.d_qkv,
             &mut self.d_activated,
             &mut self.d_gate_up,
-        ]
-        .into_iter()
-        .chain(&mut self.d_qkv)
-        {
+        ] {
             tensor.set_rows(n_rows);
         }
     }
@@ -368,9 +360,8 @@ impl Decoder {
             rope: &w.rope,
         };
         let heads = self.config.layer_heads(layer_idx);
-        let d_rotated = g.d_qkv.as_mut().map(Tensor::view_mut);
-        ops::attention_backward(device, heads, saved, d_rotated, g.d_qkv_rounded.view_mut());
-        let (d_qkv, normed) = (g.d_qkv_rounded.view(), a.attention_normed.view());
+        ops::attention_backward(device, heads, saved, g.d_qkv.view_mut());
+        let (d_qkv, normed) = (g.d_qkv.view(), a.attention_normed.view());
         if let Some(d) = learnt.layer(layer_idx) {
             g.layer_scratch.backward_weight(device, d_qkv, normed, d.qkv.view_mut());
         }

@@ -367,23 +367,18 @@ pub struct AttentionSaved<'a> {
     pub rope: &'a RopeTable,
 }
 
-/// [`attention::attention_backward`], then [`rope::rotate`] backward: `d_qkv` is the gradient of queries, keys and values before queries
-/// and keys were rotated. `d_rotated` is room for what comes between, f32, on a device that does not work in place.
-///
-/// # Panics
-/// When such a device gets no room.
+/// [`attention::attention_backward`]: `d_qkv` is the gradient of queries, keys and values before queries and keys were rotated.
 pub fn attention_backward(
     device: &Device,
     shape: HeadShape,
     saved: AttentionSaved<'_>,
-    d_rotated: Option<ViewMut<'_>>,
     d_qkv: ViewMut<'_>,
 ) {
     fn run<T: HostNumber>(
         device: &Device,
         shape: HeadShape,
         saved: AttentionSaved<'_>,
-        d_rotated: &mut [f32],
+        d_qkv: &mut [T],
     ) {
         let inputs = AttentionBackward {
             qkv: saved.qkv.of::<T>(),
@@ -391,8 +386,9 @@ pub fn attention_backward(
             log_sum_exp: saved.log_sum_exp.f32(),
             d_out: saved.d_out.f32(),
             segment_starts: saved.rows.segment_starts(),
+            rope: saved.rope.host(),
         };
-        attention::attention_backward(device.compute(), shape, inputs, d_rotated);
+        attention::attention_backward(device.compute(), shape, inputs, d_qkv);
     }
     if let View::Cuda(qkv) = saved.qkv {
         let inputs = cuda::ops::attention_packed::AttentionBackward {
@@ -405,14 +401,10 @@ pub fn attention_backward(
         let (gpu, rows, d_qkv) = (device.gpu(), saved.rows.on_gpu(), d_qkv.on_gpu());
         return cuda::ops::attention_packed::attention_backward(gpu, shape, inputs, rows, d_qkv);
     }
-    let d_rotated = d_rotated.expect("room for the gradient of what was rotated").f32();
-    match saved.qkv {
-        View::Bf16 { .. } => run::<bf16>(device, shape, saved, d_rotated),
-        _ => run::<f32>(device, shape, saved, d_rotated),
+    match d_qkv {
+        ViewMut::F32 { values, .. } => run::<f32>(device, shape, saved, values),
+        d_qkv => run::<bf16>(device, shape, saved, d_qkv.of::<bf16>()),
     }
-    let heads = shape.rotated();
-    let d_rotated = View::F32 { values: d_rotated, width: shape.qkv_width() };
-    rotate(device, d_rotated, saved.rope, heads, Direction::Backward, d_qkv);
 }
 
 /// [`loss::cross_entropy`]; without `d_logits` the losses alone. A device that works in place has the gradient of

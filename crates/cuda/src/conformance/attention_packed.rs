@@ -7,7 +7,7 @@ use half::bf16;
 use kernels::attention::{
     self, CacheKind, HeadShape, KEY_BLOCK, KeyBlocks, SequenceRows, append_keys_values,
 };
-use kernels::rope::{Direction, RopeFrequencies, RopeTable, rotate};
+use kernels::rope::{RopeFrequencies, RopeTable};
 use kernels::{Compute, Family, Operand, detect_features};
 
 use super::elementwise::reference;
@@ -311,12 +311,10 @@ fn backward_on_cpu<T: Operand>(
         log_sum_exp: &values.log_sum_exp,
         d_out: &values.d_out,
         segment_starts: &batch.starts(),
+        rope: &batch.rope(),
     };
-    let mut d_rotated = vec![0.0; values.qkv.len()];
-    attention::attention_backward(compute, batch.shape, inputs, &mut d_rotated);
-    let heads = batch.shape.rotated();
     let mut d_qkv = vec![0.0; values.qkv.len()];
-    rotate(compute, &d_rotated, &batch.rope(), heads, Direction::Backward, &mut d_qkv);
+    attention::attention_backward(compute, batch.shape, inputs, &mut d_qkv);
     d_qkv
 }
 

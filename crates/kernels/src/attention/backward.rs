@@ -2,21 +2,23 @@
 
 use std::ops::Range;
 
-use super::HeadShape;
+use super::products::Products;
+use super::{BUNDLE, HeadShape, KEY_BLOCK, KEY_STEP};
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
-use crate::matmul::{Left, Write, matmul_here};
 use crate::operand::Operand;
-use crate::panels::{Source, SourceOrder, pack_here, panels_len};
+use crate::panels::{PANEL_WIDTH, Source, pack_here, padded_k, panels_len};
 use crate::paths::KernelPath;
-use crate::pool::{Scratch, SliceParts, Slices, TileScratch};
+use crate::pool::{Scratch, SliceParts, Slices};
 use crate::reference;
+use crate::rope::{Direction, RopeTable, Rotate};
+use crate::transpose::transpose;
 
 /// Tokens of a tile of queries, and of a tile of keys.
-const TILE: usize = 64;
+const TILE: usize = KEY_STEP;
 
-/// Slices of scratch: those of [`KeyTiles`], [`QueryTile`] and [`ScoreTiles`].
-const N_SLICES: usize = 5 + 5 + 4;
+/// Slices of scratch: those of [`KeyTiles`], [`QueryTile`] and [`Scores`], and one more.
+const N_SLICES: usize = 5 + 7 + 5 + 1;
 
 /// What the gradient of attention is computed from.
 #[derive(Clone, Copy, Debug)]
@@ -31,10 +33,13 @@ pub struct AttentionBackward<'a, T> {
     pub d_out: &'a [f32],
     /// Rows where documents begin, ascending from 0, and the number of rows.
     pub segment_starts: &'a [u32],
+    /// What queries and keys were rotated by; its rows are the tokens.
+    pub rope: &'a RopeTable,
 }
 
 /// Gradient of causal attention within each document and window: with `P = exp(scale q.k - lse)`, `dP = d_out.v`,
-/// `delta = d_out.out`, `dS = scale P (dP - delta)`: `d_v = sum_q P d_out`, `d_q = sum_k dS k`, `d_k = sum_q dS q`.
+/// `delta = d_out.out`, `dS = scale P (dP - delta)`: `d_v = sum_q P d_out`, `d_q = sum_k dS k`, `d_k = sum_q dS q`; `d_q` and `d_k` are then
+/// turned back by the angles of their positions.
 ///
 /// Shapes: [`AttentionBackward`]; d_qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`. Overwrites `d_qkv`.
 /// Numerics: P, dS and d_out are rounded to the operand type for the products; sums over queries run over heads, then tiles of
@@ -45,11 +50,11 @@ pub struct AttentionBackward<'a, T> {
 /// # Panics
 /// When a shape does not fit.
 #[expect(unsafe_code, reason = "tasks write disjoint rows and heads")]
-pub fn attention_backward<T: Operand>(
+pub fn attention_backward<T: Operand, O: Operand>(
     compute: &Compute,
     shape: HeadShape,
     inputs: AttentionBackward<'_, T>,
-    d_qkv: &mut [f32],
+    d_qkv: &mut [O],
 ) {
     compute.count(KernelPath::AttentionBackward);
     let n_tokens = inputs.log_sum_exp.len() / shape.n_heads;
@@ -60,6 +65,8 @@ pub fn attention_backward<T: Operand>(
     let starts = inputs.segment_starts;
     assert!(starts.first() == Some(&0) && starts.last().is_some_and(|&n| n as usize == n_tokens));
     assert!(starts.is_sorted(), "segments overlap");
+    let rope = inputs.rope;
+    assert_eq!([rope.n_rows(), rope.head_dim()], [n_tokens, shape.head_dim], "table of angles");
     let parts = SliceParts::new(d_qkv);
     let family = compute.family();
     compute.pool().run((starts.len() - 1) * shape.n_kv_heads, |task_idx, scratch| {
@@ -67,11 +74,12 @@ pub fn attention_backward<T: Operand>(
         let (start, end) = (starts[segment] as usize, starts[segment + 1] as usize);
         let job = SegmentJob { family, shape, inputs, start, len: end - start, kv_head };
         job.run(scratch, |token, head, gradient| {
+            let at = token * shape.qkv_width() + head * shape.head_dim;
             // SAFETY: a task writes the tokens of its segment and the heads of its KV head only.
-            unsafe {
-                let at = token * shape.qkv_width() + head * shape.head_dim;
-                parts.range(at, shape.head_dim).copy_from_slice(gradient);
-            }
+            let out = unsafe { parts.range(at, shape.head_dim) };
+            let (x, heads) = (gradient, shape.rotated().only(head));
+            let direction = Direction::Backward;
+            Rotate { x, table: rope, first_row: token, heads, direction, out }.run_on(family);
         });
     });
 }
@@ -86,281 +94,424 @@ struct SegmentJob<'a, T> {
     kv_head: usize,
 }
 
-/// The right operands made of a tile of keys, and its gradients.
+/// The right operands made of the keys and values of a document, tile by tile, and their gradients.
 struct KeyTiles<'a, T> {
-    /// Keys as `[keys, head_dim]` panels, tile by tile.
+    /// Panels of `[KEY_BLOCK, head_dim]`, block by block.
     keys: &'a mut [T],
-    /// Keys as `[head_dim, keys]` panels.
-    keys_transposed: &'a mut [T],
-    /// Values as `[keys, head_dim]` panels.
     values: &'a mut [T],
-    /// `[len, head_dim]` each.
+    /// Panels of `[head_dim, KEY_BLOCK]`, block by block.
+    keys_transposed: &'a mut [T],
+    /// `[head_dim, TILE]`.
     d_keys: &'a mut [f32],
     d_values: &'a mut [f32],
 }
 
-impl<'a, T: Operand> KeyTiles<'a, T> {
-    /// Memory for `len` keys.
-    fn take(slices: &mut Slices<'a>, len: usize, head_dim: usize) -> Self {
-        let n_tiles = len.div_ceil(TILE);
-        Self {
-            keys: slices.take(n_tiles * panels_len::<T>(TILE, head_dim)),
-            keys_transposed: slices.take(n_tiles * panels_len::<T>(head_dim, TILE)),
-            values: slices.take(n_tiles * panels_len::<T>(TILE, head_dim)),
-            d_keys: slices.take(len * head_dim),
-            d_values: slices.take(len * head_dim),
-        }
-    }
-}
-
-/// One head's tile of queries.
+/// One head's tile of queries. Rows behind the last token are zeros.
 struct QueryTile<'a, T> {
     head: usize,
-    /// First token within the segment, and tokens.
+    /// First token within the document, and tokens.
     first: usize,
     n: usize,
-    /// `[n, head_dim]`.
+    /// `[TILE, stride]`, zeros behind `head_dim`.
+    queries: &'a mut [T],
     d_out: &'a mut [T],
-    /// `[head_dim, n]` panels.
+    /// `[head_dim, TILE]`.
     queries_transposed: &'a mut [T],
     d_out_transposed: &'a mut [T],
-    /// `[n]`.
+    /// `[TILE]`.
+    log_sum_exp: &'a mut [f32],
     delta: &'a mut [f32],
-    /// `[n, head_dim]`.
+    /// `[TILE, sum_stride]`.
     d_queries: &'a mut [f32],
 }
 
-impl<'a, T: Operand> QueryTile<'a, T> {
-    /// Memory for any tile.
-    fn take(slices: &mut Slices<'a>, head_dim: usize) -> Self {
-        Self {
-            head: 0,
-            first: 0,
-            n: TILE,
-            d_out: slices.take(TILE * head_dim),
-            queries_transposed: slices.take(panels_len::<T>(head_dim, TILE)),
-            d_out_transposed: slices.take(panels_len::<T>(head_dim, TILE)),
-            delta: slices.take(TILE),
-            d_queries: slices.take(TILE * head_dim),
-        }
-    }
-
-    /// A tile of `n` tokens in this memory, with what the last one left.
-    fn tile(&mut self, head: usize, first: usize, n: usize, head_dim: usize) -> QueryTile<'_, T> {
-        QueryTile {
-            head,
-            first,
-            n,
-            d_out: &mut self.d_out[..n * head_dim],
-            queries_transposed: &mut self.queries_transposed[..panels_len::<T>(head_dim, n)],
-            d_out_transposed: &mut self.d_out_transposed[..panels_len::<T>(head_dim, n)],
-            delta: &mut self.delta[..n],
-            d_queries: &mut self.d_queries[..n * head_dim],
-        }
-    }
-}
-
-/// Scores and their gradients, `[TILE, TILE]` each: queries by keys.
-struct ScoreTiles<'a, T> {
+/// Scores, and what is made of them: queries by keys of two tiles.
+struct Scores<'a, T> {
+    /// Of a bundle, `[BUNDLE, TILE]`.
     scores: &'a mut [f32],
     d_probabilities: &'a mut [f32],
-    probabilities: &'a mut [T],
     d_scores: &'a mut [T],
+    /// Panels of `[TILE, BUNDLE]`, bundle by bundle.
+    probability_panels: &'a mut [T],
+    d_score_panels: &'a mut [T],
 }
 
-impl<'a, T: Operand> ScoreTiles<'a, T> {
-    fn take(slices: &mut Slices<'a>) -> Self {
+/// Lengths in working memory.
+#[derive(Clone, Copy)]
+struct Lens {
+    /// Between rows of queries.
+    stride: usize,
+    /// `head_dim`, filled up to whole bundles: rows of transposed operands, and columns of sums.
+    padded_dim: usize,
+    /// Of a block of keys or values in panels, and of keys transposed.
+    key_block: usize,
+    transposed_block: usize,
+    /// Of the gradients of a tile of keys.
+    d_tile: usize,
+    /// Of the probabilities of a bundle in panels.
+    bundle: usize,
+}
+
+impl Lens {
+    fn of<T: Operand>(head_dim: usize) -> Self {
+        let padded_dim = head_dim.next_multiple_of(BUNDLE);
         Self {
-            scores: slices.take(TILE * TILE),
-            d_probabilities: slices.take(TILE * TILE),
-            probabilities: slices.take(TILE * TILE),
-            d_scores: slices.take(TILE * TILE),
+            stride: padded_k::<T>(head_dim),
+            padded_dim,
+            key_block: panels_len::<T>(KEY_BLOCK, head_dim),
+            transposed_block: panels_len::<T>(head_dim, KEY_BLOCK),
+            d_tile: padded_dim * TILE,
+            bundle: panels_len::<T>(TILE, BUNDLE),
+        }
+    }
+
+    fn key_tiles<'a, T: Operand>(self, slices: &mut Slices<'a>, len: usize) -> KeyTiles<'a, T> {
+        let (n_tiles, n_blocks) = (len.div_ceil(TILE), len.div_ceil(TILE) * TILE / KEY_BLOCK);
+        let [d_keys, d_values] = [(); 2].map(|()| {
+            let sums = slices.take(n_tiles * self.d_tile);
+            sums.fill(0.0);
+            sums
+        });
+        KeyTiles {
+            keys: slices.take(n_blocks * self.key_block),
+            values: slices.take(n_blocks * self.key_block),
+            keys_transposed: slices.take(n_blocks * self.transposed_block),
+            d_keys,
+            d_values,
+        }
+    }
+
+    fn query_tile<'a, T: Operand>(self, slices: &mut Slices<'a>) -> QueryTile<'a, T> {
+        QueryTile {
+            head: 0,
+            first: 0,
+            n: 0,
+            queries: slices.take(TILE * self.stride),
+            d_out: slices.take(TILE * self.stride),
+            queries_transposed: slices.take(self.padded_dim * TILE),
+            d_out_transposed: slices.take(self.padded_dim * TILE),
+            log_sum_exp: slices.take(TILE),
+            delta: slices.take(TILE),
+            d_queries: slices.take(TILE * self.padded_dim),
+        }
+    }
+
+    fn scores<'a, T: Operand>(self, slices: &mut Slices<'a>) -> Scores<'a, T> {
+        Scores {
+            scores: slices.take(BUNDLE * TILE),
+            d_probabilities: slices.take(BUNDLE * TILE),
+            d_scores: slices.take(BUNDLE * TILE),
+            probability_panels: slices.take(TILE / BUNDLE * self.bundle),
+            d_score_panels: slices.take(TILE / BUNDLE * self.bundle),
         }
     }
 }
 
 impl<T: Operand> SegmentJob<'_, T> {
     fn run(&self, scratch: &mut Scratch, write: impl Fn(usize, usize, &[f32])) {
-        let hd = self.shape.head_dim;
+        let (head_dim, lens) = (self.shape.head_dim, Lens::of::<T>(self.shape.head_dim));
         let (mut slices, tiles) = scratch.slices(N_SLICES);
-        let mut keys = KeyTiles::take(&mut slices, self.len, hd);
-        let mut room = QueryTile::take(&mut slices, hd);
-        let mut score = ScoreTiles::take(&mut slices);
-        self.pack_keys(&mut keys);
+        let mut keys = lens.key_tiles(&mut slices, self.len);
+        let mut query = lens.query_tile(&mut slices);
+        let mut scores = lens.scores(&mut slices);
+        let turned = slices.take::<f32>(TILE * head_dim);
+        // The rows of keys are gathered where those of queries will be.
+        self.pack_keys(lens, query.queries, &mut keys);
+        let mut products = Products::new::<T>(self.family, BUNDLE, tiles);
         for head in 0..self.shape.group_len() {
-            let head = self.kv_head * self.shape.group_len() + head;
+            query.head = self.kv_head * self.shape.group_len() + head;
             for first in (0..self.len).step_by(TILE) {
-                let n = TILE.min(self.len - first);
-                let mut query = room.tile(head, first, n, hd);
-                self.prepare_queries(&mut query);
+                query.first = first;
+                query.n = TILE.min(self.len - first);
+                self.prepare_queries(lens, &mut query);
                 for key_tile in self.shape.first_visible(first) / TILE..=first / TILE {
-                    self.tile_pair(tiles, &mut query, &mut keys, key_tile, &mut score);
+                    self.tile_pair(
+                        &mut products,
+                        lens,
+                        &mut query,
+                        &mut keys,
+                        key_tile,
+                        &mut scores,
+                    );
                 }
-                for (token, gradient) in query.d_queries.chunks_exact(hd).enumerate() {
+                let gradients = query.d_queries.chunks_exact(lens.padded_dim).take(query.n);
+                for (token, gradient) in gradients.enumerate() {
+                    write(self.start + first + token, query.head, &gradient[..head_dim]);
+                }
+            }
+        }
+        drop(products);
+        let key_head = self.shape.n_heads + self.kv_head;
+        for (head, sums) in
+            [(key_head, keys.d_keys), (key_head + self.shape.n_kv_heads, keys.d_values)]
+        {
+            for (first, sums) in (0..self.len).step_by(TILE).zip(sums.chunks_exact(lens.d_tile)) {
+                let n = TILE.min(self.len - first);
+                let turned = &mut turned[..n * head_dim];
+                transpose(self.family, sums, TILE, [n, head_dim], turned, head_dim);
+                for (token, gradient) in turned.chunks_exact(head_dim).enumerate() {
                     write(self.start + first + token, head, gradient);
                 }
             }
         }
-        let key_head = self.shape.n_heads + self.kv_head;
-        for token in 0..self.len {
-            let range = token * hd..(token + 1) * hd;
-            write(self.start + token, key_head, &keys.d_keys[range.clone()]);
-            write(self.start + token, key_head + self.shape.n_kv_heads, &keys.d_values[range]);
+    }
+
+    /// Copies rows of one head, from a token of the document on: `[n, stride]`, zeros behind them up to a whole tile.
+    fn gather(&self, head: usize, first: usize, n: usize, stride: usize, out: &mut [T]) {
+        let (head_dim, width) = (self.shape.head_dim, self.shape.qkv_width());
+        let start = (self.start + first) * width + head * head_dim;
+        let (rows, rest) = out[..TILE * stride].split_at_mut(n * stride);
+        for (row, out) in rows.chunks_exact_mut(stride).enumerate() {
+            let source = &self.inputs.qkv[start + row * width..][..head_dim];
+            out[..head_dim].copy_from_slice(source);
+            out[head_dim..].fill(T::from_f32(0.0));
         }
+        rest.fill(T::from_f32(0.0));
     }
 
-    /// The rows of one head, from a token of the segment on.
-    fn head_rows(&self, head: usize, first: usize) -> &[T] {
-        let start = (self.start + first) * self.shape.qkv_width() + head * self.shape.head_dim;
-        &self.inputs.qkv[start..]
-    }
-
-    fn pack_keys(&self, keys: &mut KeyTiles<'_, T>) {
-        let hd = self.shape.head_dim;
-        let stride = self.shape.qkv_width();
-        let (key_len, transposed_len) = (panels_len::<T>(TILE, hd), panels_len::<T>(hd, TILE));
+    fn pack_keys(&self, lens: Lens, rows: &mut [T], keys: &mut KeyTiles<'_, T>) {
+        let (head_dim, stride) = (self.shape.head_dim, lens.stride);
         let key_head = self.shape.n_heads + self.kv_head;
-        for (tile, first) in (0..self.len).step_by(TILE).enumerate() {
+        for first in (0..self.len).step_by(TILE) {
             let n = TILE.min(self.len - first);
-            let rows = |head| self.head_rows(head, first);
-            let by_n = |values| Source { values, stride, order: SourceOrder::RowsOfN };
-            let by_k = |values| Source { values, stride, order: SourceOrder::RowsOfK };
-            let out = &mut keys.keys[tile * key_len..][..panels_len::<T>(n, hd)];
-            pack_here(self.family, by_n(rows(key_head)), [n, hd], out);
-            let out = &mut keys.values[tile * key_len..][..panels_len::<T>(n, hd)];
-            pack_here(self.family, by_n(rows(key_head + self.shape.n_kv_heads)), [n, hd], out);
-            let out = &mut keys.keys_transposed[tile * transposed_len..][..panels_len::<T>(hd, n)];
-            pack_here(self.family, by_k(rows(key_head)), [hd, n], out);
+            for (head, panels, is_key) in [
+                (key_head, &mut *keys.keys, true),
+                (key_head + self.shape.n_kv_heads, &mut *keys.values, false),
+            ] {
+                self.gather(head, first, n, stride, rows);
+                for (block, rows) in rows.chunks_exact(KEY_BLOCK * stride).enumerate() {
+                    let block = first / KEY_BLOCK + block;
+                    let source = Source { stride, ..Source::rows_of_n(rows, head_dim) };
+                    let out = &mut panels[block * lens.key_block..][..lens.key_block];
+                    pack_here(self.family, source, [KEY_BLOCK, head_dim], out);
+                    if is_key {
+                        let source = Source { stride, ..Source::rows_of_k(rows, head_dim) };
+                        let start = block * lens.transposed_block;
+                        let out = &mut keys.keys_transposed[start..][..lens.transposed_block];
+                        pack_here(self.family, source, [head_dim, KEY_BLOCK], out);
+                    }
+                }
+            }
         }
-        keys.d_keys.fill(0.0);
-        keys.d_values.fill(0.0);
     }
 
-    fn prepare_queries(&self, query: &mut QueryTile<'_, T>) {
-        let hd = self.shape.head_dim;
-        let width = self.shape.n_heads * hd;
+    fn prepare_queries(&self, lens: Lens, query: &mut QueryTile<'_, T>) {
+        let (head_dim, stride) = (self.shape.head_dim, lens.stride);
+        self.gather(query.head, query.first, query.n, stride, query.queries);
+        let n_heads = self.shape.n_heads;
+        query.d_out.fill(T::from_f32(0.0));
+        query.log_sum_exp.fill(0.0);
+        query.delta.fill(0.0);
         for token in 0..query.n {
-            let at = (self.start + query.first + token) * width + query.head * hd;
+            let at = (self.start + query.first + token) * n_heads + query.head;
+            query.log_sum_exp[token] = self.inputs.log_sum_exp[at];
             let row = DeltaRow {
-                d_out: &self.inputs.d_out[at..at + hd],
-                out: &self.inputs.out[at..at + hd],
-                rounded: &mut query.d_out[token * hd..(token + 1) * hd],
+                d_out: &self.inputs.d_out[at * head_dim..][..head_dim],
+                out: &self.inputs.out[at * head_dim..][..head_dim],
+                rounded: &mut query.d_out[token * stride..][..head_dim],
             };
-            query.delta[token] = match self.family {
-                Family::Reference => reference::delta_row(row),
-                family => dispatch(family, row),
-            };
+            query.delta[token] = row.delta(self.family);
         }
-        let rows = self.head_rows(query.head, query.first);
-        let source =
-            Source { values: rows, stride: self.shape.qkv_width(), order: SourceOrder::RowsOfK };
-        pack_here(self.family, source, [hd, query.n], query.queries_transposed);
-        let source = Source { values: &*query.d_out, stride: hd, order: SourceOrder::RowsOfK };
-        pack_here(self.family, source, [hd, query.n], query.d_out_transposed);
+        for (rows, out) in [
+            (&*query.queries, &mut *query.queries_transposed),
+            (&*query.d_out, &mut *query.d_out_transposed),
+        ] {
+            let out = &mut out[..head_dim * TILE];
+            transpose(self.family, rows, stride, [head_dim, TILE], out, TILE);
+        }
         query.d_queries.fill(0.0);
     }
 
     /// All products of one tile of queries with one tile of keys.
     fn tile_pair(
         &self,
-        tiles: &mut TileScratch,
+        products: &mut Products<'_>,
+        lens: Lens,
         query: &mut QueryTile<'_, T>,
         keys: &mut KeyTiles<'_, T>,
         key_tile: usize,
-        score: &mut ScoreTiles<'_, T>,
+        scores: &mut Scores<'_, T>,
     ) {
-        let hd = self.shape.head_dim;
-        let (family, n, first_key) = (self.family, query.n, key_tile * TILE);
-        let n_keys = TILE.min(self.len - first_key);
-        let key_len = panels_len::<T>(TILE, hd);
-        let key_range = key_tile * key_len..key_tile * key_len + panels_len::<T>(n_keys, hd);
-        let rows = Left::Rows {
-            values: self.head_rows(query.head, query.first),
-            stride: self.shape.qkv_width(),
+        let head_dim = self.shape.head_dim;
+        let block = |panels: &'_ [T], len: usize, block: usize| -> Range<usize> {
+            let start = (key_tile * TILE / KEY_BLOCK + block) * len;
+            debug_assert!(start + len <= panels.len());
+            start..start + len
         };
-        let dims = [n, n_keys, hd];
-        let key_panels = &keys.keys[key_range.clone()];
-        matmul_here(family, tiles, rows, key_panels, dims, score.scores, TILE, Write::Overwrite);
-        let rows = Left::Rows { values: &*query.d_out, stride: hd };
-        let (values, d_p) = (&keys.values[key_range], &mut *score.d_probabilities);
-        matmul_here(family, tiles, rows, values, dims, d_p, TILE, Write::Overwrite);
-        self.score_gradients(query, first_key, n_keys, score);
-
-        let dims = [n_keys, hd, n];
-        let left = Left::Columns { values: &*score.probabilities, stride: TILE };
-        let (right, d_values) = (&*query.d_out_transposed, &mut keys.d_values[first_key * hd..]);
-        matmul_here(family, tiles, left, right, dims, d_values, hd, Write::Accumulate);
-        let left = Left::Columns { values: &*score.d_scores, stride: TILE };
-        let (right, d_keys) = (&*query.queries_transposed, &mut keys.d_keys[first_key * hd..]);
-        matmul_here(family, tiles, left, right, dims, d_keys, hd, Write::Accumulate);
-
-        let start = key_tile * panels_len::<T>(hd, TILE);
-        let right = &keys.keys_transposed[start..start + panels_len::<T>(hd, n_keys)];
-        // Odd numbers of keys: the row's last group has a zero in it (`score_gradients`).
-        let left = Left::Rows { values: &*score.d_scores, stride: TILE };
-        let (dims, d_queries) = ([n, hd, n_keys.next_multiple_of(T::GROUP)], &mut *query.d_queries);
-        matmul_here(family, tiles, left, right, dims, d_queries, hd, Write::Accumulate);
+        for (bundle, first_row) in (0..query.n).step_by(BUNDLE).enumerate() {
+            let columns = self.columns(query, first_row, key_tile * TILE);
+            // Of an odd number, with the row of zeros behind the last.
+            let n_rows = BUNDLE.min(query.n - first_row).next_multiple_of(T::GROUP);
+            let dims = [n_rows, head_dim];
+            for at in columns.start / KEY_BLOCK..columns.end / KEY_BLOCK {
+                let range = block(keys.keys, lens.key_block, at);
+                let rows = first_row * lens.stride..;
+                let (x, out) = (&query.queries[rows.clone()], &mut scores.scores[at * KEY_BLOCK..]);
+                products.scores(dims, x, lens.stride, &keys.keys[range.clone()], out);
+                let (x, out) = (&query.d_out[rows], &mut scores.d_probabilities[at * KEY_BLOCK..]);
+                products.scores(dims, x, lens.stride, &keys.values[range], out);
+            }
+            let seen = &mut scores.scores[..n_rows * TILE];
+            self.mask(query, first_row, key_tile * TILE, &columns, seen);
+            let panels = bundle * lens.bundle..(bundle + 1) * lens.bundle;
+            let step = GradientStep {
+                scores: seen,
+                d_probabilities: scores.d_probabilities,
+                columns: columns.clone(),
+                scale: self.shape.scale,
+                log_sum_exp: &query.log_sum_exp[first_row..][..BUNDLE],
+                delta: &query.delta[first_row..][..BUNDLE],
+                probability_panels: &mut scores.probability_panels[panels.clone()],
+                d_scores: scores.d_scores,
+                d_score_panels: &mut scores.d_score_panels[panels],
+            };
+            step.update(self.family);
+            let blocks = columns.start / KEY_BLOCK..columns.end / KEY_BLOCK;
+            let values = [0, 1].map(|at| {
+                &keys.keys_transposed[block(keys.keys_transposed, lens.transposed_block, at)]
+            });
+            let sums = &mut query.d_queries[first_row * lens.padded_dim..];
+            let d_scores = &scores.d_scores[columns.start..];
+            products.mix(dims, d_scores, &values[blocks], sums, lens.padded_dim);
+        }
+        let n_bundles = query.n.div_ceil(BUNDLE);
+        let tile = key_tile * lens.d_tile..(key_tile + 1) * lens.d_tile;
+        for (factors, panels, sums) in [
+            (
+                &*query.d_out_transposed,
+                &*scores.probability_panels,
+                &mut keys.d_values[tile.clone()],
+            ),
+            (&*query.queries_transposed, &*scores.d_score_panels, &mut keys.d_keys[tile]),
+        ] {
+            let (first, second) = panels.split_at(lens.bundle);
+            let panels = &[first, second][..n_bundles];
+            for row in (0..head_dim).step_by(BUNDLE) {
+                let (dims, at) = ([BUNDLE.min(head_dim - row), TILE], row * TILE);
+                products.mix(dims, &factors[at..], panels, &mut sums[at..], TILE);
+            }
+        }
     }
 
-    /// Turns scores into probabilities, and the gradients of those into gradients of the scores.
-    fn score_gradients(
+    /// The keys of a tile, in whole blocks, that some row of a bundle sees.
+    fn columns(
         &self,
         query: &QueryTile<'_, T>,
+        first_row: usize,
         first_key: usize,
-        n_keys: usize,
-        score: &mut ScoreTiles<'_, T>,
+    ) -> Range<usize> {
+        let last_row = query.n.min(first_row + BUNDLE) - 1;
+        let first = self.shape.visible_keys(query.first + first_row, first_key, TILE).start;
+        let end = self.shape.visible_keys(query.first + last_row, first_key, TILE).end;
+        let start = first / KEY_BLOCK * KEY_BLOCK;
+        start..end.next_multiple_of(KEY_BLOCK).max(start)
+    }
+
+    /// Writes negative infinity where a row of a bundle does not see the key of a column, and for rows behind the last token.
+    fn mask(
+        &self,
+        query: &QueryTile<'_, T>,
+        first_row: usize,
+        first_key: usize,
+        columns: &Range<usize>,
+        scores: &mut [f32],
     ) {
-        for token in 0..query.n {
-            let range = token * TILE..(token + 1) * TILE;
-            let at = (self.start + query.first + token) * self.shape.n_heads + query.head;
-            let row = GradientRow {
-                scores: &score.scores[range.clone()],
-                d_probabilities: &score.d_probabilities[range.clone()],
-                probabilities: &mut score.probabilities[range.clone()],
-                d_scores: &mut score.d_scores[range],
-                visible: self.shape.visible_keys(query.first + token, first_key, n_keys),
-                scale: self.shape.scale,
-                log_sum_exp: self.inputs.log_sum_exp[at],
-                delta: query.delta[token],
-            };
-            if self.family == Family::Reference {
-                reference::score_gradients_row(row);
+        for (row, scores) in scores.chunks_exact_mut(TILE).enumerate() {
+            let row = first_row + row;
+            let visible = if row < query.n {
+                self.shape.visible_keys(query.first + row, first_key, TILE)
             } else {
-                dispatch(self.family, row);
+                0..0
+            };
+            let [start, end] =
+                [visible.start, visible.end].map(|key| key.clamp(columns.start, columns.end));
+            scores[columns.start..start].fill(f32::NEG_INFINITY);
+            scores[end..columns.end].fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+/// What becomes of the scores of a bundle: `p = exp(scale s - lse)`, `ds = scale p (dp - delta)`, both rounded.
+///
+/// Shapes: scores `[rows, TILE]`, rows being whole groups; d_probabilities, d_scores `[BUNDLE, TILE]`; log_sum_exp, delta `[BUNDLE]`; panels of
+/// `[TILE, BUNDLE]`. Columns are whole blocks; for others, and for rows behind those of scores, zeros are written. Negative infinity stands for a score that is masked. Overwrites all outputs.
+pub(crate) struct GradientStep<'a, T> {
+    pub(crate) scores: &'a [f32],
+    pub(crate) d_probabilities: &'a [f32],
+    pub(crate) columns: Range<usize>,
+    pub(crate) scale: f32,
+    pub(crate) log_sum_exp: &'a [f32],
+    pub(crate) delta: &'a [f32],
+    pub(crate) probability_panels: &'a mut [T],
+    pub(crate) d_scores: &'a mut [T],
+    pub(crate) d_score_panels: &'a mut [T],
+}
+
+/// Values of a panel of probabilities: 16 keys, all queries of a bundle.
+const PANEL_LEN: usize = PANEL_WIDTH * BUNDLE;
+
+impl<T: Operand> GradientStep<'_, T> {
+    fn update(mut self, family: Family) {
+        self.clear_others();
+        match family {
+            Family::Reference => reference::gradient_step(self),
+            family => dispatch(family, self),
+        }
+    }
+
+    /// Writes zeros where nothing is computed.
+    fn clear_others(&mut self) {
+        if self.columns != (0..TILE) || self.scores.len() < BUNDLE * TILE {
+            for out in
+                [&mut *self.d_scores, &mut *self.probability_panels, &mut *self.d_score_panels]
+            {
+                out.fill(T::from_f32(0.0));
             }
         }
     }
 }
 
-/// One row of scores: `p = exp(scale s - lse)`, `ds = scale p (dp - delta)`, zero where masked; both rounded.
-pub(crate) struct GradientRow<'a, T> {
-    pub(crate) scores: &'a [f32],
-    pub(crate) d_probabilities: &'a [f32],
-    pub(crate) probabilities: &'a mut [T],
-    pub(crate) d_scores: &'a mut [T],
-    pub(crate) visible: Range<usize>,
-    pub(crate) scale: f32,
-    pub(crate) log_sum_exp: f32,
-    pub(crate) delta: f32,
-}
-
-impl<T: Operand> LaneKernel for GradientRow<'_, T> {
+impl<T: Operand> LaneKernel for GradientStep<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let (scale, delta) = (lanes.splat(self.scale), lanes.splat(self.delta));
-        let shift = lanes.splat(-self.log_sum_exp);
-        for i in (0..self.visible.end).step_by(L::N) {
-            let p = lanes.exp(lanes.mul_add(lanes.load(&self.scores[i..]), scale, shift));
-            let d_p = lanes.load(&self.d_probabilities[i..]);
-            let d_score = lanes.mul(lanes.mul(p, scale), lanes.sub(d_p, delta));
-            T::store(lanes, p, &mut self.probabilities[i..]);
-            T::store(lanes, d_score, &mut self.d_scores[i..]);
-        }
-        for masked in [0..self.visible.start, self.visible.end..self.probabilities.len()] {
-            self.probabilities[masked.clone()].fill(T::from_f32(0.0));
-            self.d_scores[masked].fill(T::from_f32(0.0));
+        let scale = lanes.splat(self.scale);
+        let exponent_scale = lanes.splat(self.scale * std::f32::consts::LOG2_E);
+        let line_len = PANEL_WIDTH * T::GROUP;
+        let n_groups = self.scores.len() / (T::GROUP * TILE);
+        let groups = self.d_scores.chunks_exact_mut(T::GROUP * TILE).take(n_groups);
+        for (group, d_scores) in groups.enumerate() {
+            let row = group * T::GROUP;
+            let (mut shifts, mut deltas) = ([lanes.splat(0.0); 2], [lanes.splat(0.0); 2]);
+            for at in 0..T::GROUP {
+                shifts[at] = lanes.splat(-self.log_sum_exp[row + at] * std::f32::consts::LOG2_E);
+                deltas[at] = lanes.splat(self.delta[row + at]);
+            }
+            for column in self.columns.clone().step_by(2 * L::N) {
+                let (mut p, mut d) = ([[lanes.splat(0.0); 2]; 2], [[lanes.splat(0.0); 2]; 2]);
+                for at in 0..T::GROUP {
+                    for half in 0..2 {
+                        let i = (row + at) * TILE + column + half * L::N;
+                        let score = lanes.load(&self.scores[i..]);
+                        let x = lanes.exp2(lanes.mul_add(score, exponent_scale, shifts[at]));
+                        let change = lanes.sub(lanes.load(&self.d_probabilities[i..]), deltas[at]);
+                        p[half][at] = x;
+                        d[half][at] = lanes.mul(lanes.mul(x, scale), change);
+                    }
+                    T::store_two(lanes, d[0][at], d[1][at], &mut d_scores[at * TILE + column..]);
+                }
+                for half in 0..2 {
+                    let key = column + half * L::N;
+                    let place = key / PANEL_WIDTH * PANEL_LEN
+                        + group * line_len
+                        + key % PANEL_WIDTH * T::GROUP;
+                    let [first, second] = p[half];
+                    T::store_groups(lanes, first, second, &mut self.probability_panels[place..]);
+                    let [first, second] = d[half];
+                    T::store_groups(lanes, first, second, &mut self.d_score_panels[place..]);
+                }
+            }
         }
     }
 }
@@ -370,6 +521,15 @@ pub(crate) struct DeltaRow<'a, T> {
     pub(crate) d_out: &'a [f32],
     pub(crate) out: &'a [T],
     pub(crate) rounded: &'a mut [T],
+}
+
+impl<T: Operand> DeltaRow<'_, T> {
+    fn delta(self, family: Family) -> f32 {
+        match family {
+            Family::Reference => reference::delta_row(self),
+            family => dispatch(family, self),
+        }
+    }
 }
 
 impl<T: Operand> LaneKernel for DeltaRow<'_, T> {

@@ -4,6 +4,7 @@ use testkit::close::{Tolerance, assert_close};
 use testkit::finite_difference::assert_gradient;
 
 use super::*;
+use crate::rope::{RopeFrequencies, RopeTable};
 use crate::test_support::{
     LARGE, N_ROWS, bits, check_rows_alone_and_among_others, check_special_values, check_threads,
     computes, fast_computes, normal, reference,
@@ -263,12 +264,18 @@ fn backward<T: Operand>(
     let qkv: Vec<T> = qkv.iter().map(|&x| T::from_f32(x)).collect();
     let mut starts = vec![0];
     lens.iter().for_each(|len| starts.push(starts[starts.len() - 1] + *len as u32));
+    // Angles of zero: gradients are those of what was rotated.
+    let (n_tokens, radians) = (starts[lens.len()], vec![0.0; shape.head_dim / 2]);
+    let frequencies = RopeFrequencies { radians, ..RopeFrequencies::plain(shape.head_dim, 1e4) };
+    let mut rope = RopeTable::with_capacity(n_tokens as usize, shape.head_dim);
+    rope.set(compute, &frequencies, &(0..n_tokens).collect::<Vec<_>>());
     let inputs = AttentionBackward {
         qkv: &qkv,
         out: &out,
         log_sum_exp: &log_sum_exp,
         d_out,
         segment_starts: &starts,
+        rope: &rope,
     };
     let mut d_qkv = vec![7.0; qkv.len()];
     attention_backward(compute, shape, inputs, &mut d_qkv);

@@ -6,16 +6,14 @@
 
 use std::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::key_blocks::HeadBlock;
+use super::products::Products;
 use super::softmax::{DIVISOR_LANES, ScaleScores, SoftmaxStep};
 use super::{BUNDLE, HeadShape, KEY_BLOCK, KEY_STEP, KeyBlocks, STEP_BLOCKS, SequenceRows};
 use crate::compute::Family;
-use crate::matmul::{Left, Write, matmul_here};
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k};
-use crate::pool::{Scratch, TileScratch};
+use crate::pool::Scratch;
 
 /// Slices of scratch that a tile takes.
 const N_SLICES: usize = 8;
@@ -91,26 +89,6 @@ impl Visit {
     /// Keys of the step that some row may see.
     fn columns(&self) -> Range<usize> {
         self.blocks.start * KEY_BLOCK..self.blocks.end * KEY_BLOCK
-    }
-}
-
-/// How products are computed.
-enum Products<'a> {
-    #[cfg(target_arch = "x86_64")]
-    Tiles(amx::Tiles),
-    Rows(Family, &'a mut TileScratch),
-}
-
-impl<'a> Products<'a> {
-    #[expect(unsafe_code, reason = "configures tiles where detection found them")]
-    fn new<T: Operand>(family: Family, n_rows: usize, scratch: &'a mut TileScratch) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if family == Family::Amx && T::GROUP == 2 {
-            // SAFETY: a Compute of this family exists only where the process may use AMX; a tile's products are all its own.
-            return Self::Tiles(unsafe { amx::Tiles::configure(n_rows) });
-        }
-        let _ = n_rows;
-        Self::Rows(family, scratch)
     }
 }
 
@@ -325,16 +303,7 @@ impl<T: Operand> TileJob<'_, T> {
         let queries = &rows.queries[visit.first_row * stride..];
         for at in visit.blocks.clone() {
             let (keys, out) = (step.keys[at], &mut rows.scores[at * KEY_BLOCK..]);
-            match products {
-                #[cfg(target_arch = "x86_64")]
-                Products::Tiles(tiles) => tiles.scores(queries, stride, visit.n_rows, keys, out),
-                Products::Rows(family, scratch) => {
-                    let left = Left::Rows { values: queries, stride };
-                    let dims = [visit.n_rows, KEY_BLOCK, self.shape.head_dim];
-                    let write = Write::Overwrite;
-                    matmul_here(*family, scratch, left, keys, dims, out, KEY_STEP, write);
-                }
-            }
+            products.scores([visit.n_rows, self.shape.head_dim], queries, stride, keys, out);
         }
     }
 
@@ -392,15 +361,13 @@ impl<T: Operand> TileJob<'_, T> {
                     next += 1;
                 }
             }
-            Products::Rows(family, scratch) => {
+            Products::Rows(..) => {
                 for at in visit.blocks.clone() {
                     let seeing = visit.seeing[at].clone();
                     let p = &rows.probabilities[seeing.start * KEY_STEP + at * KEY_BLOCK..];
-                    let left = Left::Rows { values: p, stride: KEY_STEP };
-                    let dims = [seeing.len(), self.shape.head_dim, KEY_BLOCK];
-                    let (values, out) = (step.values[at], &mut sums[seeing.start * stride..]);
-                    let write = Write::Accumulate;
-                    matmul_here(*family, scratch, left, values, dims, out, stride, write);
+                    let dims = [seeing.len(), self.shape.head_dim];
+                    let (values, out) = (&step.values[at..=at], &mut sums[seeing.start * stride..]);
+                    products.mix(dims, p, values, out, stride);
                 }
             }
         }

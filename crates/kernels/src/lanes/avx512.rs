@@ -11,6 +11,17 @@ use super::{LaneKernel, Lanes};
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
+/// Where the numbers of two halves of a vector stand when they alternate.
+const INTERLEAVED: [u16; 32] = {
+    let mut places = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        places[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    places
+};
+
 /// Runs a kernel in a function compiled for AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c")]
 pub(super) fn run<K: LaneKernel>(kernel: K) -> K::Output {
@@ -86,11 +97,9 @@ impl Lanes for Avx512 {
     fn store_interleaved(self, a: __m512, b: __m512, out: &mut [bf16]) {
         let out: &mut [bf16; 32] = out.first_chunk_mut().expect("32 values");
         unsafe {
-            let low: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(a));
-            let high: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(b));
-            let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
-            let pairs = _mm512_or_si512(_mm512_cvtepu16_epi32(low), high);
-            _mm512_storeu_si512(out.as_mut_ptr().cast(), pairs);
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
+            let places = _mm512_loadu_si512(INTERLEAVED.as_ptr().cast());
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi16(places, both));
         }
     }
 

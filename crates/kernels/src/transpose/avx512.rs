@@ -126,7 +126,7 @@ unsafe fn load_groups<T: Operand>(job: &Job<T>, row: usize, k: usize, mask: u16)
 /// `out[i][j] = lines[j][i]`, 32-bit values.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose_groups(mut lines: [__m512i; TILE]) -> [__m512i; TILE] {
+pub(crate) fn transpose_groups(mut lines: [__m512i; TILE]) -> [__m512i; TILE] {
     // Four by four within 128-bit lanes: lane l of line 4 i + j then holds row 4 l + j of the groups 4 i to 4 i + 3.
     for quad in lines.as_chunks_mut::<4>().0 {
         let [a, b, c, d] = *quad;
