@@ -146,6 +146,11 @@ impl Numbers {
     }
 }
 
+/// As operands of a type.
+pub(crate) fn narrowed<T: kernels::Operand>(values: &[f32]) -> Vec<T> {
+    values.iter().map(|&x| T::from_f32(x)).collect()
+}
+
 /// As bf16 holds them.
 pub(crate) fn rounded(values: &[f32]) -> Vec<f32> {
     values.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect()

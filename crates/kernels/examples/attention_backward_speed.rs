@@ -36,7 +36,7 @@ fn measure(compute: &Compute, [len, n_documents, n_heads, n_kv_heads, head_dim]:
     let numbers = |n: usize| -> Vec<bf16> { (0..n).map(|i| bf16::from_f32(number(i))).collect() };
     let (qkv, out) =
         (numbers(n_tokens * shape.qkv_width()), numbers(n_tokens * n_heads * head_dim));
-    let d_out: Vec<f32> = (0..out.len()).map(number).collect();
+    let d_out = numbers(out.len());
     let starts: Vec<u32> = (0..=n_documents).map(|i| (i * len) as u32).collect();
     let log_sum_exp = vec![(len as f32).ln(); n_tokens * n_heads];
     let mut rope = RopeTable::with_capacity(n_tokens, head_dim);

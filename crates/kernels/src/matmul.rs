@@ -7,16 +7,19 @@
 //! - `amx` on bf16: all of K is one block. 32 products at a time by TDPBF16PS: even and odd members are summed apart, then added to
 //!   the sum, which then is added to what `out` held.
 //!
+//! An output of bf16 gets each sum rounded, or, where products are added, the sum of what it held and the product, which then began at zero.
+//!
 //! How many rows are multiplied together, how tiles are cut and which thread computes one changes none of this,
 //! so a row of `out` has the same bits whatever rows stand beside it. A value that is not finite reaches the row or the column
 //! of `out` that it is a factor of, and a NaN all of it.
 
 use crate::blocks::BlockMatrix;
 use crate::compute::{Compute, Family};
+use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
 use crate::paths::KernelPath;
-use crate::pool::{SliceParts, TileScratch, reinterpret};
+use crate::pool::{Scratch, SliceParts, TileScratch, reinterpret};
 use crate::transpose::transpose;
 
 #[cfg(target_arch = "x86_64")]
@@ -34,6 +37,9 @@ pub const K_BLOCK: usize = 1024;
 /// 4, 6 and 32.
 const TASK_OF_ROWS: [usize; 2] = [192, 256];
 const TASK_OF_FEW_ROWS: [usize; 2] = [192, 64];
+
+/// Most rows that are few. On AMX they are multiplied as they lie: packing them would take longer than it saves.
+const FEW_ROWS: usize = 48;
 
 /// The same where each task transposes its rows first, which pays over many columns.
 const TASK_OF_COLUMNS: [usize; 2] = [96, 1024];
@@ -92,8 +98,11 @@ pub(crate) struct Block {
     pub(crate) b: *const u32,
     /// Distance between panels, in groups.
     pub(crate) b_panel_stride: usize,
+    /// First value of the output: bf16 where sums are rounded.
     pub(crate) out: *mut f32,
     pub(crate) out_stride: usize,
+    /// Only where the left operand was packed, and the output is overwritten.
+    pub(crate) is_rounded: bool,
     pub(crate) n_rows: usize,
     pub(crate) n_columns: usize,
     pub(crate) n_groups: usize,
@@ -102,7 +111,6 @@ pub(crate) struct Block {
 
 impl Block {
     /// Nothing, to be filled in.
-    #[cfg(target_arch = "x86_64")]
     const NONE: Self = Self {
         a: std::ptr::null(),
         a_row_stride: 0,
@@ -110,11 +118,18 @@ impl Block {
         b_panel_stride: 0,
         out: std::ptr::null_mut(),
         out_stride: 0,
+        is_rounded: false,
         n_rows: 0,
         n_columns: 0,
         n_groups: 0,
         write: Write::Overwrite,
     };
+
+    /// Bytes of a value of the output.
+    #[cfg(target_arch = "x86_64")]
+    fn out_bytes(&self) -> usize {
+        if self.is_rounded { size_of::<u16>() } else { size_of::<f32>() }
+    }
 
     /// Offset of a row of the left operand, in groups.
     #[inline(always)]
@@ -129,12 +144,12 @@ impl Block {
 ///
 /// # Panics
 /// When a slice does not fit the shape.
-pub fn matmul<T: Operand>(
+pub fn matmul<T: Operand, O: Operand>(
     compute: &Compute,
     a: Left<'_, T>,
     b: Right<'_, T>,
     [m, n, k]: [usize; 3],
-    out: &mut [f32],
+    out: &mut [O],
     write: Write,
 ) {
     assert_eq!(Some(out.len()), m.checked_mul(n), "out is [{m}, {n}]");
@@ -147,12 +162,12 @@ pub fn matmul<T: Operand>(
 /// # Panics
 /// When a slice does not fit the shape.
 #[expect(unsafe_code, reason = "tasks write disjoint tiles of one matrix")]
-pub fn matmul_columns<T: Operand>(
+pub fn matmul_columns<T: Operand, O: Operand>(
     compute: &Compute,
     a: Left<'_, T>,
     b: Right<'_, T>,
     [m, n, k]: [usize; 3],
-    out: &mut [f32],
+    out: &mut [O],
     out_stride: usize,
     write: Write,
 ) {
@@ -166,7 +181,8 @@ pub fn matmul_columns<T: Operand>(
     } else {
         KernelPath::ProductBf16
     });
-    let [task_rows, task_columns] = task_size(compute, a, b, [m, n, k]);
+    let way = OutputWay::of::<T, O>(compute.family(), a, [m, k], write);
+    let [task_rows, task_columns] = task_size(compute, a, b, [m, n, k], way);
     let (n_row_tasks, n_column_tasks) = (m.div_ceil(task_rows), n.div_ceil(task_columns));
     let parts = SliceParts::new(out);
     let family = compute.family();
@@ -179,12 +195,128 @@ pub fn matmul_columns<T: Operand>(
             column,
             n_columns: task_columns.min(n - column),
         };
+        let operands = (a, b, k);
         // SAFETY: shapes were checked above; regions of different tasks do not overlap.
         unsafe {
             let out = parts.pointer(row * out_stride + column);
-            multiply_region(family, &mut scratch.tiles, a, b, k, region, out, out_stride, write);
+            write_region(family, scratch, operands, region, way, (out, out_stride), write);
         }
     });
+}
+
+/// How sums reach the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OutputWay {
+    /// As they are.
+    Direct,
+    /// Rounded where the product writes them.
+    Rounded,
+    /// Through working memory, from which they are rounded.
+    Through,
+}
+
+impl OutputWay {
+    fn of<T: Operand, O: Operand>(
+        family: Family,
+        a: Left<'_, T>,
+        [m, k]: [usize; 2],
+        write: Write,
+    ) -> Self {
+        if O::GROUP == 1 {
+            return Self::Direct;
+        }
+        let is_packed = matches!(a, Left::Columns { .. }) || m > FEW_ROWS;
+        let is_amx = family == Family::Amx && T::GROUP == 2;
+        match is_amx && is_packed && k > 0 && write == Write::Overwrite {
+            true => Self::Rounded,
+            false => Self::Through,
+        }
+    }
+}
+
+/// All of K for a region whose column is a multiple of 16, into numbers of any type.
+///
+/// # Safety
+/// As [`multiply_region`].
+#[expect(unsafe_code, reason = "see Safety")]
+unsafe fn write_region<T: Operand, O: Operand>(
+    family: Family,
+    scratch: &mut Scratch,
+    (a, b, k): (Left<'_, T>, Right<'_, T>, usize),
+    region: Region,
+    way: OutputWay,
+    (out, out_stride): (*mut O, usize),
+    write: Write,
+) {
+    let Region { n_rows, n_columns, .. } = region;
+    if way != OutputWay::Through {
+        let tiles = &mut scratch.tiles;
+        let is_rounded = way == OutputWay::Rounded;
+        let block = Block {
+            out: out.cast(),
+            out_stride,
+            is_rounded,
+            n_rows,
+            n_columns,
+            write,
+            ..Block::NONE
+        };
+        // SAFETY: the caller's promise.
+        return unsafe { multiply_region(family, tiles, a, b, k, region, block) };
+    }
+    let (mut slices, tiles) = scratch.slices(1);
+    let sums = slices.take::<f32>(n_rows * n_columns);
+    let block = Block {
+        out: sums.as_mut_ptr(),
+        out_stride: n_columns,
+        n_rows,
+        n_columns,
+        write: Write::Overwrite,
+        ..Block::NONE
+    };
+    // SAFETY: the caller's promise, but for the output, which is `sums`.
+    unsafe { multiply_region(family, tiles, a, b, k, region, block) };
+    for (row, sums) in sums.chunks_exact(n_columns).enumerate() {
+        // SAFETY: a row of the region, by the caller's promise.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.add(row * out_stride), n_columns) };
+        RoundSums { sums, out, write }.run_on(family);
+    }
+}
+
+/// One row of sums, rounded or, where products are added, added to what is there and rounded.
+struct RoundSums<'a, O> {
+    sums: &'a [f32],
+    out: &'a mut [O],
+    write: Write,
+}
+
+impl<O: Operand> RoundSums<'_, O> {
+    fn run_on(self, family: Family) {
+        if family != Family::Reference {
+            return dispatch(family, self);
+        }
+        for (out, &sum) in self.out.iter_mut().zip(self.sums) {
+            *out = O::from_f32(match self.write {
+                Write::Overwrite => sum,
+                Write::Accumulate => out.to_f32() + sum,
+            });
+        }
+    }
+}
+
+impl<O: Operand> LaneKernel for RoundSums<'_, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        for i in (0..self.sums.len()).step_by(L::N) {
+            let mut sum = lanes.load(&self.sums[i..]);
+            if self.write == Write::Accumulate {
+                sum = lanes.add(O::load(lanes, &self.out[i..]), sum);
+            }
+            O::store(lanes, sum, &mut self.out[i..]);
+        }
+    }
 }
 
 /// Rows and columns of a task.
@@ -193,11 +325,11 @@ fn task_size<T: Operand>(
     a: Left<'_, T>,
     b: Right<'_, T>,
     [m, n, k]: [usize; 3],
+    way: OutputWay,
 ) -> [usize; 2] {
-    let is_amx = compute.family() == Family::Amx && T::GROUP == 2;
-    let few_rows = TASK_OF_ROWS[0] / 4;
+    let is_amx = compute.family() == Family::Amx && T::GROUP == 2 && way != OutputWay::Through;
     match (a, b) {
-        (Left::Rows { .. }, _) if m <= few_rows => TASK_OF_FEW_ROWS,
+        (Left::Rows { .. }, _) if m <= FEW_ROWS => TASK_OF_FEW_ROWS,
         (_, Right::Panels(_)) if is_amx => amx_task(compute.n_threads(), [m, n, k]),
         (Left::Columns { .. }, _) => TASK_OF_COLUMNS,
         (Left::Rows { .. }, _) => TASK_OF_ROWS,
@@ -245,10 +377,10 @@ pub(crate) fn matmul_here<T: Operand>(
     }
     assert!(out_stride >= n && out.len() >= rows_len(m, out_stride, n), "out is [{m}, {n}]");
     let region = Region { row: 0, n_rows: m, column: 0, n_columns: n };
+    let out = out.as_mut_ptr();
+    let block = Block { out, out_stride, n_rows: m, n_columns: n, write, ..Block::NONE };
     // SAFETY: shapes were checked above, and `out` is borrowed mutably.
-    unsafe {
-        multiply_region(family, scratch, a, b, k, region, out.as_mut_ptr(), out_stride, write);
-    }
+    unsafe { multiply_region(family, scratch, a, b, k, region, block) };
 }
 
 fn check_shapes<T: Operand>(a: Left<'_, T>, b: Right<'_, T>, [m, n, k]: [usize; 3]) {
@@ -291,13 +423,12 @@ struct Region {
     n_columns: usize,
 }
 
-/// All of K for a region whose column is a multiple of 16.
+/// All of K for a region whose column is a multiple of 16. Of `block`, the output, its shape and how it is written are given.
 ///
 /// # Safety
-/// `a` and `b` fit the shapes (`check_shapes`); `out` points to the region's first value in memory that holds the
-/// region at rows of `out_stride`, and nobody else uses it meanwhile.
+/// `a` and `b` fit the shapes (`check_shapes`); the output points to the region's first value in memory that holds the
+/// region at rows of its stride, and nobody else uses it meanwhile.
 #[expect(unsafe_code, reason = "see Safety")]
-#[expect(clippy::too_many_arguments, reason = "the operands of a product and their shapes")]
 unsafe fn multiply_region<T: Operand>(
     family: Family,
     scratch: &mut TileScratch,
@@ -305,18 +436,14 @@ unsafe fn multiply_region<T: Operand>(
     b: Right<'_, T>,
     k: usize,
     region: Region,
-    out: *mut f32,
-    out_stride: usize,
-    write: Write,
+    block: Block,
 ) {
     let k_padded = padded_k::<T>(k);
     if k == 0 {
-        return clear_region(region, out, out_stride, write);
+        return clear_block(block);
     }
     #[cfg(target_arch = "x86_64")]
     if family == Family::Amx && T::GROUP == 2 {
-        let (n_rows, n_columns) = (region.n_rows, region.n_columns);
-        let block = Block { out, out_stride, n_rows, n_columns, write, ..Block::NONE };
         // SAFETY: the caller's promise; the family runs only where detection found its instructions.
         return unsafe { amx::region::multiply(scratch, a, b, k, region, block) };
     }
@@ -328,7 +455,7 @@ unsafe fn multiply_region<T: Operand>(
         scratch.floats([transposed_len, unpacking_len, panels_floats]);
     for first_k in (0..k).step_by(K_BLOCK) {
         let block_k = K_BLOCK.min(k - first_k);
-        let write = if first_k == 0 { write } else { Write::Accumulate };
+        let write = if first_k == 0 { block.write } else { Write::Accumulate };
         let (b_start, b_panel_len) = match b {
             Right::Panels(panels) => {
                 let start = panel_index::<T>(region.column, first_k, k_padded);
@@ -360,12 +487,9 @@ unsafe fn multiply_region<T: Operand>(
             a_row_stride: a_stride / T::GROUP,
             b: b_start.cast(),
             b_panel_stride: b_panel_len / T::GROUP,
-            out,
-            out_stride,
-            n_rows: region.n_rows,
-            n_columns: region.n_columns,
             n_groups: n_k.div_ceil(T::GROUP),
             write,
+            ..block
         };
         // SAFETY: the caller's promise, cut to this block of K.
         unsafe { multiply_block::<T>(family, block) };
@@ -383,15 +507,16 @@ fn unpacked_lens<T: Operand>(b: Right<'_, T>, n_columns: usize, max_k: usize) ->
 }
 
 /// The product over an empty K.
-#[expect(unsafe_code, reason = "writes the caller's region")]
-fn clear_region(region: Region, out: *mut f32, out_stride: usize, write: Write) {
-    if write == Write::Accumulate {
+#[expect(unsafe_code, reason = "writes the caller's output")]
+fn clear_block(block: Block) {
+    assert!(!block.is_rounded, "{block:?}");
+    if block.write == Write::Accumulate {
         return;
     }
-    for row in 0..region.n_rows {
-        // SAFETY: the region is the caller's (see `multiply_region`).
-        unsafe { std::slice::from_raw_parts_mut(out.add(row * out_stride), region.n_columns) }
-            .fill(0.0);
+    for row in 0..block.n_rows {
+        let out = block.out.wrapping_add(row * block.out_stride);
+        // SAFETY: the output is the caller's (see `multiply_region`).
+        unsafe { std::slice::from_raw_parts_mut(out, block.n_columns) }.fill(0.0);
     }
 }
 

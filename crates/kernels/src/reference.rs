@@ -155,12 +155,9 @@ pub(crate) fn rotate<T: Operand>(rows: Rotate<'_, T>) {
 }
 
 /// [`crate::swiglu::swiglu`].
-pub fn swiglu<T: Operand>(gate_up: &[f32], ffn_dim: usize, rounded: &mut [T], out: &mut [T]) {
-    for (rounded, value) in rounded.iter_mut().zip(gate_up) {
-        *rounded = T::from_f32(*value);
-    }
+pub fn swiglu<T: Operand>(gate_up: &[T], ffn_dim: usize, out: &mut [T]) {
     for (t, out) in out.chunks_exact_mut(ffn_dim).enumerate() {
-        let (gate, up) = rounded[t * 2 * ffn_dim..][..2 * ffn_dim].split_at(ffn_dim);
+        let (gate, up) = gate_up[t * 2 * ffn_dim..][..2 * ffn_dim].split_at(ffn_dim);
         for i in 0..ffn_dim {
             let x = gate[i].to_f32();
             out[i] = T::from_f32(x / (1.0 + (-x).exp()) * up[i].to_f32());
@@ -170,17 +167,18 @@ pub fn swiglu<T: Operand>(gate_up: &[f32], ffn_dim: usize, rounded: &mut [T], ou
 
 /// [`crate::swiglu::swiglu_backward`].
 pub fn swiglu_backward<T: Operand>(
-    rounded: &[T],
+    gate_up: &[T],
     ffn_dim: usize,
-    d_out: &[f32],
+    d_out: &[T],
     d_gate_up: &mut [T],
     out: &mut [T],
 ) {
     for (t, out) in out.chunks_exact_mut(ffn_dim).enumerate() {
-        let (gate, up) = rounded[t * 2 * ffn_dim..][..2 * ffn_dim].split_at(ffn_dim);
+        let (gate, up) = gate_up[t * 2 * ffn_dim..][..2 * ffn_dim].split_at(ffn_dim);
         let (d_gate, d_up) = d_gate_up[t * 2 * ffn_dim..][..2 * ffn_dim].split_at_mut(ffn_dim);
         for i in 0..ffn_dim {
-            let (x, up, d_out) = (gate[i].to_f32(), up[i].to_f32(), d_out[t * ffn_dim + i]);
+            let d_out = d_out[t * ffn_dim + i].to_f32();
+            let (x, up) = (gate[i].to_f32(), up[i].to_f32());
             let s = 1.0 / (1.0 + (-x).exp());
             d_gate[i] = T::from_f32(d_out * up * s * (1.0 + x * (1.0 - s)));
             d_up[i] = T::from_f32(d_out * x * s);
@@ -247,14 +245,9 @@ pub(crate) fn gradient_step<T: Operand>(step: GradientStep<'_, T>) {
     }
 }
 
-/// One row of `delta` in the gradient of attention; rounds the row too.
+/// One row of `delta` in the gradient of attention.
 pub(crate) fn delta_row<T: Operand>(row: DeltaRow<'_, T>) -> f32 {
-    let mut delta = 0.0;
-    for i in 0..row.d_out.len() {
-        row.rounded[i] = T::from_f32(row.d_out[i]);
-        delta += row.rounded[i].to_f32() * row.out[i].to_f32();
-    }
-    delta
+    row.d_out.iter().zip(row.out).map(|(d_out, out)| d_out.to_f32() * out.to_f32()).sum()
 }
 
 /// One row of [`crate::cross_entropy::cross_entropy`]; returns the loss.

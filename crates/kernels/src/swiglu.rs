@@ -9,41 +9,30 @@ use crate::reference;
 /// Rows of one task.
 const TASK_ROWS: usize = 8;
 
-/// SwiGLU: `out[t, i] = silu(gate[t, i]) * up[t, i]`, `silu(x) = x / (1 + exp(-x))`, of the operand-rounded gate and up.
+/// SwiGLU: `out[t, i] = silu(gate[t, i]) * up[t, i]`, `silu(x) = x / (1 + exp(-x))`.
 ///
-/// Shapes: gate_up, rounded `[tokens, 2, ffn]` (gate first); out `[tokens, ffn]`. Overwrites `rounded` (what backward
-/// needs) and `out`. Numerics: gate and up are rounded to the operand type first, so that backward sees the values
-/// that forward used; the rest f32. A gate of `-inf` gives NaN, one below -89 gives 0. Source: arXiv 2002.05202, section 2.
+/// Shapes: gate_up `[tokens, 2, ffn]` (gate first); out `[tokens, ffn]`. Overwrites `out`. Numerics: f32, rounded. A gate of `-inf` gives NaN, one below -89 gives 0. Source: arXiv 2002.05202, section 2.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
-pub fn swiglu<T: Operand>(
-    compute: &Compute,
-    gate_up: &[f32],
-    ffn_dim: usize,
-    rounded: &mut [T],
-    out: &mut [T],
-) {
-    assert_eq!(gate_up.len(), rounded.len(), "gate_up and rounded have one shape");
+pub fn swiglu<T: Operand>(compute: &Compute, gate_up: &[T], ffn_dim: usize, out: &mut [T]) {
     assert_eq!(gate_up.len(), 2 * out.len(), "out is [tokens, ffn]");
     let family = compute.family();
     let n_tokens = out.len() / ffn_dim.max(1);
-    let outputs =
-        (RowsOut::new(rounded, 2 * ffn_dim), RowsOut::new(out, ffn_dim), RowsOut::<u8>::none());
-    compute.pool().run_rows(n_tokens, TASK_ROWS, outputs, |row, n, (rounded, out, _)| {
+    let outputs = (RowsOut::new(out, ffn_dim), RowsOut::<u8>::none(), RowsOut::<u8>::none());
+    compute.pool().run_rows(n_tokens, TASK_ROWS, outputs, |row, n, (out, ..)| {
         let gate_up = &gate_up[row * 2 * ffn_dim..][..n * 2 * ffn_dim];
         if family == Family::Reference {
-            reference::swiglu(gate_up, ffn_dim, rounded, out);
+            reference::swiglu(gate_up, ffn_dim, out);
         } else {
-            dispatch(family, Forward { gate_up, ffn_dim, rounded, out });
+            dispatch(family, Forward { gate_up, ffn_dim, out });
         }
     });
 }
 
 struct Forward<'a, T> {
-    gate_up: &'a [f32],
+    gate_up: &'a [T],
     ffn_dim: usize,
-    rounded: &'a mut [T],
     out: &'a mut [T],
 }
 
@@ -55,13 +44,8 @@ impl<T: Operand> LaneKernel for Forward<'_, T> {
         let ffn = self.ffn_dim;
         for (row, out) in self.out.chunks_exact_mut(ffn).enumerate() {
             let (gate, up) = self.gate_up[row * 2 * ffn..][..2 * ffn].split_at(ffn);
-            let (rounded_gate, rounded_up) =
-                self.rounded[row * 2 * ffn..][..2 * ffn].split_at_mut(ffn);
             for i in (0..ffn).step_by(L::N) {
-                T::store(lanes, lanes.load(&gate[i..]), &mut rounded_gate[i..]);
-                T::store(lanes, lanes.load(&up[i..]), &mut rounded_up[i..]);
-                let x = T::load(lanes, &rounded_gate[i..]);
-                let up = T::load(lanes, &rounded_up[i..]);
+                let (x, up) = (T::load(lanes, &gate[i..]), T::load(lanes, &up[i..]));
                 let silu = lanes.mul(x, sigmoid(lanes, x));
                 T::store(lanes, lanes.mul(silu, up), &mut out[i..]);
             }
@@ -79,41 +63,41 @@ fn sigmoid<L: Lanes>(lanes: L, x: L::F) -> L::F {
 /// Gradient of [`swiglu`], and its output once more: with `s = 1 / (1 + exp(-gate))`,
 /// `d_gate = d_out * up * s * (1 + gate * (1 - s))`, `d_up = d_out * gate * s`.
 ///
-/// Shapes: rounded, d_gate_up `[tokens, 2, ffn]`; d_out, out `[tokens, ffn]`. Overwrites both outputs; `out` has the very
+/// Shapes: gate_up, d_gate_up `[tokens, 2, ffn]`; d_out, out `[tokens, ffn]`. Overwrites both outputs; `out` has the very
 /// bits of the forward pass. Numerics: f32, outputs rounded to the operand type.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
 pub fn swiglu_backward<T: Operand>(
     compute: &Compute,
-    rounded: &[T],
+    gate_up: &[T],
     ffn_dim: usize,
-    d_out: &[f32],
+    d_out: &[T],
     d_gate_up: &mut [T],
     out: &mut [T],
 ) {
-    assert_eq!(rounded.len(), d_gate_up.len(), "gate_up and its gradient have one shape");
-    assert_eq!(rounded.len(), 2 * out.len(), "out is [tokens, ffn]");
+    assert_eq!(gate_up.len(), d_gate_up.len(), "gate_up and its gradient have one shape");
+    assert_eq!(gate_up.len(), 2 * out.len(), "out is [tokens, ffn]");
     assert_eq!(d_out.len(), out.len(), "d_out is [tokens, ffn]");
     let family = compute.family();
     let n_tokens = out.len() / ffn_dim.max(1);
     let outputs =
         (RowsOut::new(d_gate_up, 2 * ffn_dim), RowsOut::new(out, ffn_dim), RowsOut::<u8>::none());
     compute.pool().run_rows(n_tokens, TASK_ROWS, outputs, |row, n, (d_gate_up, out, _)| {
-        let rounded = &rounded[row * 2 * ffn_dim..][..n * 2 * ffn_dim];
+        let gate_up = &gate_up[row * 2 * ffn_dim..][..n * 2 * ffn_dim];
         let d_out = &d_out[row * ffn_dim..][..n * ffn_dim];
         if family == Family::Reference {
-            reference::swiglu_backward(rounded, ffn_dim, d_out, d_gate_up, out);
+            reference::swiglu_backward(gate_up, ffn_dim, d_out, d_gate_up, out);
         } else {
-            dispatch(family, Backward { rounded, ffn_dim, d_out, d_gate_up, out });
+            dispatch(family, Backward { gate_up, ffn_dim, d_out, d_gate_up, out });
         }
     });
 }
 
 struct Backward<'a, T> {
-    rounded: &'a [T],
+    gate_up: &'a [T],
     ffn_dim: usize,
-    d_out: &'a [f32],
+    d_out: &'a [T],
     d_gate_up: &'a mut [T],
     out: &'a mut [T],
 }
@@ -126,12 +110,12 @@ impl<T: Operand> LaneKernel for Backward<'_, T> {
         let ffn = self.ffn_dim;
         let one = lanes.splat(1.0);
         for (row, out) in self.out.chunks_exact_mut(ffn).enumerate() {
-            let (gate, up) = self.rounded[row * 2 * ffn..][..2 * ffn].split_at(ffn);
+            let (gate, up) = self.gate_up[row * 2 * ffn..][..2 * ffn].split_at(ffn);
             let (d_gate, d_up) = self.d_gate_up[row * 2 * ffn..][..2 * ffn].split_at_mut(ffn);
             let d_out = &self.d_out[row * ffn..][..ffn];
             for i in (0..ffn).step_by(L::N) {
                 let (x, up) = (T::load(lanes, &gate[i..]), T::load(lanes, &up[i..]));
-                let d_out = lanes.load(&d_out[i..]);
+                let d_out = T::load(lanes, &d_out[i..]);
                 let s = sigmoid(lanes, x);
                 let silu = lanes.mul(x, s);
                 // s (1 + x (1 - s)) = s + silu (1 - s)
@@ -161,11 +145,12 @@ mod tests {
 
     /// Output, gradient of gate and up, and the output as backward computes it.
     fn run<T: Operand>(compute: &Compute, gate_up: &[f32], ffn: usize, d_out: &[f32]) -> Outputs {
-        let zero = T::from_f32(0.0);
-        let (mut rounded, mut out) = (vec![zero; gate_up.len()], vec![zero; d_out.len()]);
-        swiglu(compute, gate_up, ffn, &mut rounded, &mut out);
+        let rounded = |x: &[f32]| -> Vec<T> { x.iter().map(|&x| T::from_f32(x)).collect() };
+        let (gate_up, d_out, zero) = (rounded(gate_up), rounded(d_out), T::from_f32(0.0));
+        let mut out = vec![zero; d_out.len()];
+        swiglu(compute, &gate_up, ffn, &mut out);
         let (mut d_gate_up, mut again) = (vec![zero; gate_up.len()], vec![zero; d_out.len()]);
-        swiglu_backward(compute, &rounded, ffn, d_out, &mut d_gate_up, &mut again);
+        swiglu_backward(compute, &gate_up, ffn, &d_out, &mut d_gate_up, &mut again);
         let wide = |v: Vec<T>| v.into_iter().map(T::to_f32).collect();
         (wide(out), wide(d_gate_up), wide(again))
     }

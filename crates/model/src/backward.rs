@@ -32,11 +32,11 @@ pub struct GradientWorkspace {
     d_rounded: Tensor,
     /// Gradient of a norm's output, as products give it, `[tokens, hidden]`.
     d_normed: Tensor,
-    /// As products give it, `[tokens, n_heads head_dim]`.
+    /// T `[tokens, n_heads head_dim]`.
     d_attention_out: Tensor,
     /// T `[tokens, (n_heads + 2 n_kv_heads) head_dim]`.
     d_qkv: Tensor,
-    /// As products give it, `[tokens, ffn]`.
+    /// T `[tokens, ffn]`.
     d_activated: Tensor,
     /// T `[tokens, 2 ffn]`.
     d_gate_up: Tensor,
@@ -82,7 +82,6 @@ impl GradientRoom<'_> {
         let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
         let zeroed = |dtype, n_rows, width| Tensor::zeroed_on(device, dtype, n_rows, width);
         let f32_rows = |width| zeroed(DType::F32, max_rows, width);
-        let product = |width| zeroed(device.product_dtype(dtype), max_rows, width);
         let operand = |width| zeroed(dtype, max_rows, width);
         let logit_rows = max_rows.min(device.learnt_logit_rows());
         let [head_rows, head_in] = self.head_input(logit_rows);
@@ -90,10 +89,10 @@ impl GradientRoom<'_> {
         let workspace = GradientWorkspace {
             d_residual: f32_rows(hidden),
             d_rounded: operand(hidden),
-            d_normed: product(hidden),
-            d_attention_out: product(attention),
+            d_normed: zeroed(device.product_dtype(dtype), max_rows, hidden),
+            d_attention_out: operand(attention),
             d_qkv: operand(qkv),
-            d_activated: product(ffn),
+            d_activated: operand(ffn),
             d_gate_up: operand(2 * ffn),
             d_logits: zeroed(dtype, logit_rows, config.vocab_size),
             layer_scratch: LinearScratch::new(device, dtype, max_rows, self.largest_input()),
@@ -114,7 +113,7 @@ impl GradientRoom<'_> {
         let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
         let logit_rows = max_rows.min(Device::CPU_LOGIT_ROWS);
         let [head_rows, head_in] = self.head_input(logit_rows);
-        max_rows * ((2 * hidden + attention + ffn) * 4 + (hidden + qkv + 2 * ffn) * dtype.bytes())
+        max_rows * (2 * hidden * 4 + (hidden + attention + qkv + 3 * ffn) * dtype.bytes())
             + logit_rows * config.vocab_size * dtype.bytes()
             + LinearScratch::bytes_for(dtype, max_rows, self.largest_input())
             + LinearScratch::bytes_for(dtype, head_rows, head_in)

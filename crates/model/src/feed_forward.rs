@@ -189,11 +189,10 @@ pub(crate) fn run(
     workspace: &mut Workspace,
 ) {
     let w = workspace;
-    let LayerActivations { ffn_normed, gate_up: rounded, activated, .. } = &mut w.layers[slot];
+    let LayerActivations { ffn_normed, gate_up, activated, .. } = &mut w.layers[slot];
     let mut run = BlockRun {
         device,
-        gate_up: w.gate_up.as_mut(),
-        rounded,
+        gate_up,
         activated: activated.as_mut().or(w.activated.as_mut()).expect("its own or one for all"),
         adapted: (adapted, layer_idx),
         low_rank: &mut w.low_rank,
@@ -229,9 +228,7 @@ pub(crate) fn run(
 /// What a block writes between its two products.
 struct BlockRun<'a> {
     device: &'a Device,
-    /// None where the product goes to `rounded`.
-    gate_up: Option<&'a mut Tensor>,
-    rounded: &'a mut Tensor,
+    gate_up: &'a mut Tensor,
     activated: &'a mut Tensor,
     /// Adapters and the layer, for a dense block; none changes an expert.
     adapted: (&'a [AdaptedRows<'a>], usize),
@@ -241,21 +238,17 @@ struct BlockRun<'a> {
 
 impl BlockRun<'_> {
     fn block(&mut self, block: &FfnBlock, x: &Tensor, out: &mut Tensor, write: Write) {
-        let gate_up = self.gate_up.as_deref_mut();
-        for tensor in [&mut *self.rounded, self.activated].into_iter().chain(gate_up) {
+        let (device, gate_up) = (self.device, &mut *self.gate_up);
+        for tensor in [&mut *gate_up, self.activated] {
             tensor.set_rows(x.n_rows());
         }
-        let device = self.device;
-        let product = self.gate_up.as_deref_mut().unwrap_or(self.rounded);
         let (operands, write_product) = (&mut *self.operands, Write::Overwrite);
-        block.gate_up.forward(device, x.view(), product.view_mut(), write_product, operands);
+        block.gate_up.forward(device, x.view(), gate_up.view_mut(), write_product, operands);
         let (adapted, layer_idx) = self.adapted;
         let changes = (adapted, layer_idx, AdaptedProduct::GateUp);
         let scratch = (&mut *self.low_rank, &mut *self.operands);
-        adapted::add(device, changes, x, product, scratch);
-        let (rounded, activated) = (self.rounded.view_mut(), self.activated.view_mut());
-        let gate_up = self.gate_up.as_deref().map(Tensor::view);
-        ops::swiglu(device, gate_up, rounded, activated);
+        adapted::add(device, changes, x, gate_up, scratch);
+        ops::swiglu(device, gate_up.view(), self.activated.view_mut());
         block.down.forward(device, self.activated.view(), out.view_mut(), write, self.operands);
         let changes = (adapted, layer_idx, AdaptedProduct::Down);
         let scratch = (&mut *self.low_rank, &mut *self.operands);

@@ -126,8 +126,6 @@ pub struct Workspace {
     pub(crate) residual: Tensor,
     /// Output of the query, key and value product, f32; none where the device works in its place.
     pub(crate) qkv: Option<Tensor>,
-    /// Output of the gate and up product, f32 `[tokens, 2 ffn]`; none where the device works in its place.
-    pub(crate) gate_up: Option<Tensor>,
     /// The gated activation, A `[tokens, ffn]`; none where each layer keeps its own.
     pub(crate) activated: Option<Tensor>,
     /// One for all layers, or one for each when a backward pass follows.
@@ -194,7 +192,6 @@ impl Room<'_> {
         let (hidden, ffn, shape) = (config.hidden_dim, config.ffn_dim, config.head_shape());
         let zeroed = |dtype, n_rows, width| Tensor::zeroed_on(device, dtype, n_rows, width);
         let f32_rows = |width| zeroed(DType::F32, max_rows, width);
-        let product = |width| (!device.works_in_place()).then(|| f32_rows(width));
         let input = |width| zeroed(activations, max_rows, width);
         // Attention on a GPU reads the keys and values of documents from their rows.
         let key_blocks = if device.works_in_place() { 0 } else { planned_key_blocks(max_rows) };
@@ -202,8 +199,7 @@ impl Room<'_> {
         let workspace = Workspace {
             max_rows,
             residual: f32_rows(hidden),
-            qkv: product(shape.qkv_width()),
-            gate_up: product(2 * ffn),
+            qkv: (!device.works_in_place()).then(|| f32_rows(shape.qkv_width())),
             activated: (!self.keeps_activated(device)).then(|| input(ffn)),
             layers: (0..self.n_layers()).map(|_| LayerActivations::new(device, self)).collect(),
             final_input: keeps_inputs.then(|| input(hidden)),
@@ -239,7 +235,7 @@ impl Room<'_> {
         let kept = if passes == Passes::ForwardAndBackward { hidden } else { 0 };
         let n_layers = self.n_layers();
         let inputs = n_layers * (2 * kept + 2 * hidden + out + 2 * ffn) + ffn + kept + hidden;
-        let f32s = n_layers * (2 + shape.n_heads) + hidden + qkv + 2 * ffn + 2;
+        let f32s = n_layers * (2 + shape.n_heads) + hidden + qkv + 2;
         let block_bytes = KeyBlocks::block_bytes(dtype, CacheKind::Operands, shape);
         max_rows * (inputs * activations.bytes() + n_layers * qkv * dtype.bytes() + f32s * 4)
             + max_rows.min(Device::CPU_LOGIT_ROWS) * config.vocab_size * 4
@@ -325,7 +321,6 @@ impl Workspace {
             max_rows: _,
             residual,
             qkv,
-            gate_up,
             activated,
             layers,
             final_input,
@@ -344,7 +339,7 @@ impl Workspace {
             packed: _,
         } = self;
         let tensors = [residual, final_scales, final_normed, logits, losses];
-        let some = [qkv, gate_up, activated, final_input].into_iter().flatten();
+        let some = [qkv, activated, final_input].into_iter().flatten();
         tensors.into_iter().chain(some).map(Tensor::n_bytes).sum::<usize>()
             + layers.iter().map(LayerActivations::n_bytes).sum::<usize>()
             + host_logits.n_bytes()
@@ -380,7 +375,7 @@ impl Workspace {
         }
         let own =
             [&mut self.residual, &mut self.final_scales, &mut self.final_normed, &mut self.losses];
-        let some = [&mut self.qkv, &mut self.gate_up, &mut self.activated, &mut self.final_input];
+        let some = [&mut self.qkv, &mut self.activated, &mut self.final_input];
         own.into_iter()
             .chain(some.into_iter().flatten())
             .for_each(|tensor| tensor.set_rows(n_rows));

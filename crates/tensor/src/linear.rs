@@ -392,8 +392,8 @@ impl Linear {
 
     /// `y[t, o] (+)= sum_i x[t, i] W[o, i]`.
     ///
-    /// Shapes: x `[tokens, n_in]` in the weight's number type, or, on the processors, f32; y `[tokens, n_out]` f32, on a GPU also of
-    /// the weight's type.
+    /// Shapes: x `[tokens, n_in]` in the weight's number type, or, on the processors, f32; y `[tokens, n_out]` f32, or, but for packed
+    /// blocks, of the weight's type.
     ///
     /// # Panics
     /// When a shape or number type does not fit, or the scratch has no room for an x that must be rounded.
@@ -430,15 +430,13 @@ impl Linear {
         match &self.packed {
             Packed::F32(weight) => {
                 let left = Left::Rows { values: x.f32(), stride };
-                columns.product(left, n_rows, &weight.forward, y.f32());
+                columns.product(left, n_rows, &weight.forward, y);
             }
             Packed::Bf16(weight) => {
                 let left = Left::Rows { values: scratch.bf16(device, x), stride };
-                columns.product(left, n_rows, &weight.forward, y.f32());
+                columns.product(left, n_rows, &weight.forward, y);
             }
-            Packed::Blocks(dtype, parts) => {
-                columns.block_products(*dtype, parts, x, y.f32(), scratch)
-            }
+            Packed::Blocks(dtype, parts) => columns.block_products(*dtype, parts, x, y, scratch),
             Packed::Cuda(weight) => {
                 let (x, y) = (x.on_gpu(), y.on_gpu());
                 product_on_gpu(device.gpu(), x, weight.view(), y, first_column, write);
@@ -457,7 +455,7 @@ impl Linear {
 
     /// Gradient of the input: `d_x[t, i] = sum_o d_y[t, o] W[o, i]`. Overwrites.
     ///
-    /// Shapes: d_y `[tokens, n_out]` in the weight's number type; d_x `[tokens, n_in]` f32, on a GPU also of that type.
+    /// Shapes: d_y `[tokens, n_out]` in the weight's number type; d_x `[tokens, n_in]` f32 or of that type.
     ///
     /// # Panics
     /// When a shape or number type does not fit, or the weight is not packed for training.
@@ -487,12 +485,12 @@ impl Linear {
         match &self.packed {
             Packed::F32(weight) => {
                 let left = Left::Rows { values: columns_from(d_y.f32(), first_column), stride };
-                columns.product(left, n_rows, weight.backward(), d_x.f32());
+                columns.product(left, n_rows, weight.backward(), d_x);
             }
             Packed::Bf16(weight) => {
                 let values = columns_from(d_y.of::<bf16>(), first_column);
                 let left = Left::Rows { values, stride };
-                columns.product(left, n_rows, weight.backward(), d_x.f32());
+                columns.product(left, n_rows, weight.backward(), d_x);
             }
             Packed::Blocks(..) | Packed::CudaBlocks(..) => {
                 panic!("quantised rows have no backward pass")
@@ -616,7 +614,7 @@ impl Columns<'_> {
         left: Left<'_, T>,
         n_rows: usize,
         weight: &Panels<T>,
-        y: &mut [f32],
+        y: ViewMut<'_>,
     ) {
         let dims = [n_rows, weight.n(), weight.k()];
         self.write(left, Right::Panels(weight.values()), dims, 0, y);
@@ -628,7 +626,7 @@ impl Columns<'_> {
         dtype: DType,
         parts: &[BlockRows],
         x: View<'_>,
-        y: &mut [f32],
+        mut y: ViewMut<'_>,
         scratch: &mut OperandScratch,
     ) {
         if parts.iter().any(|part| part.order == BlockOrder::Packed) {
@@ -638,7 +636,7 @@ impl Columns<'_> {
                     BlockNumbers::Packed(weight) => Some(PackedColumns { weight, first_column }),
                     BlockNumbers::Rows(_) => None,
                 });
-            let out = y.get_mut(self.first..).unwrap_or_default();
+            let out = y.reborrow().f32().get_mut(self.first..).unwrap_or_default();
             let compute = self.device.compute();
             packed_blocks::matmul_columns(
                 compute,
@@ -660,12 +658,18 @@ impl Columns<'_> {
     }
 
     /// The products of the parts that are not packed.
-    fn row_products<T: Operand>(self, parts: &[BlockRows], x: &[T], n_in: usize, y: &mut [f32]) {
+    fn row_products<T: Operand>(
+        self,
+        parts: &[BlockRows],
+        x: &[T],
+        n_in: usize,
+        mut y: ViewMut<'_>,
+    ) {
         let left = Left::Rows { values: x, stride: n_in };
         for (weight, column) in columns_of(parts, n_in) {
             let BlockNumbers::Rows(weight) = weight else { continue };
             let dims = [x.len() / n_in.max(1), weight.shape()[0], n_in];
-            self.write(left, Right::Blocks(weight), dims, column, y);
+            self.write(left, Right::Blocks(weight), dims, column, y.reborrow());
         }
     }
 
@@ -675,10 +679,19 @@ impl Columns<'_> {
         right: Right<'_, T>,
         dims: [usize; 3],
         column: usize,
-        y: &mut [f32],
+        y: ViewMut<'_>,
     ) {
-        let out = y.get_mut(self.first + column..).unwrap_or_default();
-        matmul_columns(self.device.compute(), left, right, dims, out, self.stride, self.write);
+        let (compute, first) = (self.device.compute(), self.first + column);
+        match y {
+            ViewMut::F32 { values, .. } => {
+                let out = values.get_mut(first..).unwrap_or_default();
+                matmul_columns(compute, left, right, dims, out, self.stride, self.write);
+            }
+            y => {
+                let out = y.of::<bf16>().get_mut(first..).unwrap_or_default();
+                matmul_columns(compute, left, right, dims, out, self.stride, self.write);
+            }
+        }
     }
 }
 

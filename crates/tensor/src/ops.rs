@@ -212,25 +212,13 @@ pub fn add_weighted_rows(device: &Device, x: View<'_>, route: &Route, out: ViewM
     experts::add_weighted_rows(device.compute(), x.f32(), route, width, out.f32());
 }
 
-/// [`gated::swiglu`] of the product `gate_up`, or, where there is none, of `rounded`, which is then the product itself.
-pub fn swiglu(device: &Device, gate_up: Option<View<'_>>, rounded: ViewMut<'_>, out: ViewMut<'_>) {
-    let Some(gate_up) = gate_up else {
-        return cuda::ops::swiglu::swiglu(device.gpu(), rounded.on_gpu().as_ref(), out.on_gpu());
-    };
-    let ffn_dim = out.width();
-    match out.dtype() {
-        DType::F32 => forward::<f32>(device, gate_up, ffn_dim, rounded, out),
-        DType::Bf16 => forward::<bf16>(device, gate_up, ffn_dim, rounded, out),
-    }
-    fn forward<T: HostNumber>(
-        device: &Device,
-        gate_up: View<'_>,
-        ffn_dim: usize,
-        rounded: ViewMut<'_>,
-        out: ViewMut<'_>,
-    ) {
-        let (rounded, out) = (rounded.of::<T>(), out.of::<T>());
-        gated::swiglu(device.compute(), gate_up.f32(), ffn_dim, rounded, out);
+/// [`gated::swiglu`].
+pub fn swiglu(device: &Device, gate_up: View<'_>, out: ViewMut<'_>) {
+    let (compute, ffn_dim) = (device.compute(), out.width());
+    match gate_up {
+        View::F32 { values, .. } => gated::swiglu(compute, values, ffn_dim, out.f32()),
+        View::Bf16 { values, .. } => gated::swiglu(compute, values, ffn_dim, out.of::<bf16>()),
+        View::Cuda(gate_up) => cuda::ops::swiglu::swiglu(device.gpu(), gate_up, out.on_gpu()),
     }
 }
 
@@ -238,27 +226,31 @@ pub fn swiglu(device: &Device, gate_up: Option<View<'_>>, rounded: ViewMut<'_>, 
 /// ([`Device::keeps_activated`]).
 pub fn swiglu_backward(
     device: &Device,
-    rounded: View<'_>,
+    gate_up: View<'_>,
     d_out: View<'_>,
     d_gate_up: ViewMut<'_>,
     out: Option<ViewMut<'_>>,
 ) {
     if let Device::Cuda { gpu, .. } = device {
         assert!(out.is_none(), "a GPU keeps the output");
-        let (rounded, d_out) = (rounded.on_gpu(), d_out.on_gpu());
-        return cuda::ops::swiglu::swiglu_backward(gpu, rounded, d_out, d_gate_up.on_gpu());
+        let (gate_up, d_out) = (gate_up.on_gpu(), d_out.on_gpu());
+        return cuda::ops::swiglu::swiglu_backward(gpu, gate_up, d_out, d_gate_up.on_gpu());
     }
-    let (compute, ffn_dim, d_out) = (device.compute(), d_out.width(), d_out.f32());
-    let out = out.expect("room for the output");
-    match rounded {
-        View::F32 { values, .. } => {
-            let (d_gate_up, out) = (d_gate_up.of::<f32>(), out.of::<f32>());
-            gated::swiglu_backward(compute, values, ffn_dim, d_out, d_gate_up, out);
-        }
-        rounded => {
-            let (d_gate_up, out) = (d_gate_up.of::<bf16>(), out.of::<bf16>());
-            gated::swiglu_backward(compute, rounded.of(), ffn_dim, d_out, d_gate_up, out);
-        }
+    fn run<T: HostNumber>(
+        device: &Device,
+        (gate_up, d_out): (View<'_>, View<'_>),
+        d_gate_up: ViewMut<'_>,
+        out: ViewMut<'_>,
+    ) {
+        let ffn_dim = d_out.width();
+        let (gate_up, d_out) = (gate_up.of::<T>(), d_out.of::<T>());
+        let (d_gate_up, out) = (d_gate_up.of::<T>(), out.of::<T>());
+        gated::swiglu_backward(device.compute(), gate_up, ffn_dim, d_out, d_gate_up, out);
+    }
+    let (inputs, out) = ((gate_up, d_out), out.expect("room for the output"));
+    match gate_up {
+        View::F32 { .. } => run::<f32>(device, inputs, d_gate_up, out),
+        _ => run::<bf16>(device, inputs, d_gate_up, out),
     }
 }
 
@@ -384,7 +376,7 @@ pub fn attention_backward(
             qkv: saved.qkv.of::<T>(),
             out: saved.out.of::<T>(),
             log_sum_exp: saved.log_sum_exp.f32(),
-            d_out: saved.d_out.f32(),
+            d_out: saved.d_out.of::<T>(),
             segment_starts: saved.rows.segment_starts(),
             rope: saved.rope.host(),
         };

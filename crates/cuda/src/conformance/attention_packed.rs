@@ -11,7 +11,7 @@ use kernels::rope::{RopeFrequencies, RopeTable};
 use kernels::{Compute, Family, Operand, detect_features};
 
 use super::elementwise::reference;
-use super::{Case, Deviation, Numbers, Size};
+use super::{Case, Deviation, Numbers, Size, narrowed};
 use crate::gpu::Gpu;
 use crate::memory::{DeviceMatrix, NumberType};
 use crate::ops::attention_packed::{AttentionBackward, AttentionKernels, PackedRows};
@@ -202,10 +202,6 @@ fn forward_on_cpu<T: Operand>(compute: &Compute, batch: &Batch, qkv: &[T]) -> (V
     (out, log_sum_exp)
 }
 
-fn narrowed<T: Operand>(values: &[f32]) -> Vec<T> {
-    values.iter().map(|&x| T::from_f32(x)).collect()
-}
-
 fn forward(
     gpu: &Gpu,
     kernels: AttentionKernels,
@@ -309,7 +305,7 @@ fn backward_on_cpu<T: Operand>(
         qkv: &narrowed::<T>(&values.qkv),
         out: &narrowed(&values.out),
         log_sum_exp: &values.log_sum_exp,
-        d_out: &values.d_out,
+        d_out: &narrowed(&values.d_out),
         segment_starts: &batch.starts(),
         rope: &batch.rope(),
     };

@@ -30,7 +30,7 @@ pub struct AttentionBackward<'a, T> {
     /// The log-sum-exp of the forward pass, `[tokens, n_heads]`.
     pub log_sum_exp: &'a [f32],
     /// Gradient of the output, `[tokens, n_heads, head_dim]`.
-    pub d_out: &'a [f32],
+    pub d_out: &'a [T],
     /// Rows where documents begin, ascending from 0, and the number of rows.
     pub segment_starts: &'a [u32],
     /// What queries and keys were rotated by; its rows are the tokens.
@@ -42,7 +42,7 @@ pub struct AttentionBackward<'a, T> {
 /// turned back by the angles of their positions.
 ///
 /// Shapes: [`AttentionBackward`]; d_qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`. Overwrites `d_qkv`.
-/// Numerics: P, dS and d_out are rounded to the operand type for the products; sums over queries run over heads, then tiles of
+/// Numerics: P and dS are rounded to the operand type for the products; sums over queries run over heads, then tiles of
 /// 64 tokens, ascending, in f32. A value that is not finite may reach all gradients of its document and KV head, as `0 * inf`
 /// where it is masked, and no others. P has the rounding error of a score and of `lse`: relative to P, 2^-23 of their size.
 /// Source: arXiv 2205.14135, algorithm 4.
@@ -256,13 +256,20 @@ impl<T: Operand> SegmentJob<'_, T> {
         }
     }
 
-    /// Copies rows of one head, from a token of the document on: `[n, stride]`, zeros behind them up to a whole tile.
-    fn gather(&self, head: usize, first: usize, n: usize, stride: usize, out: &mut [T]) {
-        let (head_dim, width) = (self.shape.head_dim, self.shape.qkv_width());
+    /// Copies a head of `n` rows of a matrix, from a token of the document on: `[n, stride]`, zeros behind them up to a whole tile.
+    fn gather(
+        &self,
+        (values, width): (&[T], usize),
+        head: usize,
+        [first, n]: [usize; 2],
+        stride: usize,
+        out: &mut [T],
+    ) {
+        let head_dim = self.shape.head_dim;
         let start = (self.start + first) * width + head * head_dim;
         let (rows, rest) = out[..TILE * stride].split_at_mut(n * stride);
         for (row, out) in rows.chunks_exact_mut(stride).enumerate() {
-            let source = &self.inputs.qkv[start + row * width..][..head_dim];
+            let source = &values[start + row * width..][..head_dim];
             out[..head_dim].copy_from_slice(source);
             out[head_dim..].fill(T::from_f32(0.0));
         }
@@ -278,7 +285,8 @@ impl<T: Operand> SegmentJob<'_, T> {
                 (key_head, &mut *keys.keys, true),
                 (key_head + self.shape.n_kv_heads, &mut *keys.values, false),
             ] {
-                self.gather(head, first, n, stride, rows);
+                let qkv = (self.inputs.qkv, self.shape.qkv_width());
+                self.gather(qkv, head, [first, n], stride, rows);
                 for (block, rows) in rows.chunks_exact(KEY_BLOCK * stride).enumerate() {
                     let block = first / KEY_BLOCK + block;
                     let source = Source { stride, ..Source::rows_of_n(rows, head_dim) };
@@ -297,18 +305,19 @@ impl<T: Operand> SegmentJob<'_, T> {
 
     fn prepare_queries(&self, lens: Lens, query: &mut QueryTile<'_, T>) {
         let (head_dim, stride) = (self.shape.head_dim, lens.stride);
-        self.gather(query.head, query.first, query.n, stride, query.queries);
-        let n_heads = self.shape.n_heads;
-        query.d_out.fill(T::from_f32(0.0));
+        let (n_heads, tokens) = (self.shape.n_heads, [query.first, query.n]);
+        let qkv = (self.inputs.qkv, self.shape.qkv_width());
+        self.gather(qkv, query.head, tokens, stride, query.queries);
+        let d_out = (self.inputs.d_out, n_heads * head_dim);
+        self.gather(d_out, query.head, tokens, stride, query.d_out);
         query.log_sum_exp.fill(0.0);
         query.delta.fill(0.0);
         for token in 0..query.n {
             let at = (self.start + query.first + token) * n_heads + query.head;
             query.log_sum_exp[token] = self.inputs.log_sum_exp[at];
             let row = DeltaRow {
-                d_out: &self.inputs.d_out[at * head_dim..][..head_dim],
+                d_out: &query.d_out[token * stride..][..head_dim],
                 out: &self.inputs.out[at * head_dim..][..head_dim],
-                rounded: &mut query.d_out[token * stride..][..head_dim],
             };
             query.delta[token] = row.delta(self.family);
         }
@@ -516,11 +525,10 @@ impl<T: Operand> LaneKernel for GradientStep<'_, T> {
     }
 }
 
-/// One row of the gradient of the output: rounds it and gives `delta = round(d_out) . out`.
+/// One row of the output and of its gradient: `delta = d_out . out`.
 pub(crate) struct DeltaRow<'a, T> {
-    pub(crate) d_out: &'a [f32],
+    pub(crate) d_out: &'a [T],
     pub(crate) out: &'a [T],
-    pub(crate) rounded: &'a mut [T],
 }
 
 impl<T: Operand> DeltaRow<'_, T> {
@@ -539,9 +547,8 @@ impl<T: Operand> LaneKernel for DeltaRow<'_, T> {
     fn run<L: Lanes>(self, lanes: L) -> f32 {
         let mut sum = lanes.splat(0.0);
         for i in (0..self.d_out.len()).step_by(L::N) {
-            T::store(lanes, lanes.load(&self.d_out[i..]), &mut self.rounded[i..]);
-            let rounded = T::load(lanes, &self.rounded[i..]);
-            sum = lanes.mul_add(rounded, T::load(lanes, &self.out[i..]), sum);
+            let d_out = T::load(lanes, &self.d_out[i..]);
+            sum = lanes.mul_add(d_out, T::load(lanes, &self.out[i..]), sum);
         }
         lanes.reduce_sum(sum)
     }

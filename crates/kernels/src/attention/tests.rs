@@ -261,7 +261,8 @@ fn backward<T: Operand>(
     d_out: &[f32],
 ) -> Vec<f32> {
     let (out, log_sum_exp) = run::<T>(compute, shape, qkv, lens);
-    let qkv: Vec<T> = qkv.iter().map(|&x| T::from_f32(x)).collect();
+    let rounded = |x: &[f32]| -> Vec<T> { x.iter().map(|&x| T::from_f32(x)).collect() };
+    let (qkv, d_out) = (rounded(qkv), rounded(d_out));
     let mut starts = vec![0];
     lens.iter().for_each(|len| starts.push(starts[starts.len() - 1] + *len as u32));
     // Angles of zero: gradients are those of what was rotated.
@@ -273,7 +274,7 @@ fn backward<T: Operand>(
         qkv: &qkv,
         out: &out,
         log_sum_exp: &log_sum_exp,
-        d_out,
+        d_out: &d_out,
         segment_starts: &starts,
         rope: &rope,
     };

@@ -2,6 +2,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::*;
+use crate::buffer::Buffer;
 use crate::panels::{Panels, Source, SourceOrder};
 use crate::test_support::{
     LARGE, bits, check_rows_alone_and_among_others, check_special_values, check_threads, computes,
@@ -267,4 +268,42 @@ fn a_shape_beyond_memory_is_refused() {
     let (left, right) =
         (Left::Rows { values: &[1.0_f32; 2], stride: 2 }, Right::Panels(panels.values()));
     matmul_columns(&compute, left, right, [m, 1, 2], &mut [0.0; 2], 2, Write::Overwrite);
+}
+
+#[test]
+fn outputs_of_bf16_are_the_sums_rounded() {
+    // Few rows, parts of tiles, more of K than a block, an output that is streamed, one without a K.
+    for [m, n, k] in [
+        [3, 20, 64],
+        [48, 70, 34],
+        [49, 70, 34],
+        [200, 130, 2 * K_BLOCK + 70],
+        [600, 544, 64],
+        [5, 7, 0],
+    ] {
+        let (a, b) = (normal(11, m * k, 1.0), normal(12, n * k, 1.0));
+        let rows: Vec<bf16> = a.iter().map(|&x| bf16::from_f32(x)).collect();
+        let columns: Vec<bf16> = (0..k * m).map(|i| rows[i % m * k + i / m]).collect();
+        for compute in computes(2) {
+            let panels = Panels::<bf16>::packed(&compute, Source::rows_of_n(&b, k), n, k);
+            let right = Right::Panels(panels.values());
+            for left in [
+                Left::Rows { values: &rows, stride: k },
+                Left::Columns { values: &columns, stride: m },
+            ] {
+                let mut sums = Buffer::<f32>::zeroed(m * n);
+                matmul(&compute, left, right, [m, n, k], &mut sums, Write::Overwrite);
+                // Aligned, as those that are streamed are.
+                let mut out = Buffer::<bf16>::zeroed(m * n);
+                out.fill(bf16::from_f32(3.0));
+                matmul(&compute, left, right, [m, n, k], &mut out, Write::Overwrite);
+                let expected: Vec<bf16> = sums.iter().map(|&sum| bf16::from_f32(sum)).collect();
+                assert!(*out == *expected, "{} [{m}, {n}, {k}]", compute.family());
+                matmul(&compute, left, right, [m, n, k], &mut out, Write::Accumulate);
+                for (i, (out, rounded)) in out.iter().zip(&expected).enumerate() {
+                    assert_eq!(*out, bf16::from_f32(rounded.to_f32() + sums[i]), "{i}");
+                }
+            }
+        }
+    }
 }

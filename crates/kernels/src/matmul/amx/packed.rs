@@ -96,6 +96,7 @@ pub(in crate::matmul) unsafe fn multiply(
 ) {
     let n_steps = block.n_groups.div_ceil(TILE_GROUPS);
     assert!(tiles.len() >= tiles_len(block.n_rows, block.n_groups), "tiles of {block:?}");
+    assert!(!block.is_rounded || block.write == Write::Overwrite, "{block:?}");
     let n_parts = if part.is_first && part.is_last { 1 } else { 2 };
     let size = [block.n_rows, block.n_columns];
     assert!(sums.len() >= sums_len(size, n_parts), "sums of {block:?}");
@@ -127,17 +128,23 @@ enum Way {
     Overwrite,
     /// Without bringing lines of the output into the caches.
     Stream,
+    Round,
+    /// Rounded, and streamed.
+    RoundAndStream,
     Accumulate,
 }
 
 impl Way {
     fn of(block: &Block) -> Self {
-        let bytes = block.n_rows * block.n_columns * size_of::<f32>();
-        let is_aligned = block.out.addr().is_multiple_of(64) && block.out_stride.is_multiple_of(16);
-        match block.write {
-            Write::Accumulate => Self::Accumulate,
-            Write::Overwrite if is_aligned && bytes >= STREAMED_BYTES => Self::Stream,
-            Write::Overwrite => Self::Overwrite,
+        let row_bytes = block.out_stride * block.out_bytes();
+        let bytes = block.n_rows * block.n_columns * block.out_bytes();
+        let is_aligned = block.out.addr().is_multiple_of(64) && row_bytes.is_multiple_of(64);
+        match (block.write, block.is_rounded, is_aligned && bytes >= STREAMED_BYTES) {
+            (Write::Accumulate, ..) => Self::Accumulate,
+            (Write::Overwrite, false, false) => Self::Overwrite,
+            (Write::Overwrite, false, true) => Self::Stream,
+            (Write::Overwrite, true, false) => Self::Round,
+            (Write::Overwrite, true, true) => Self::RoundAndStream,
         }
     }
 }
@@ -158,7 +165,8 @@ struct Squares<'a> {
 #[derive(Clone, Copy)]
 struct Pending {
     from: *const f32,
-    to: *mut f32,
+    /// In the output.
+    to: *mut u8,
 }
 
 /// Some steps of K of one square.
@@ -215,7 +223,8 @@ impl Squares<'_> {
             unsafe {
                 self.multiply(&product);
                 if is_last {
-                    let to = block.out.wrapping_add(row * block.out_stride + column);
+                    let offset = (row * block.out_stride + column) * block.out_bytes();
+                    let to = block.out.cast::<u8>().wrapping_add(offset);
                     let size = [SQUARE.min(block.n_rows - row), n_columns];
                     self.take(Pending { from: product.to, to }, size);
                 }
@@ -246,12 +255,17 @@ impl Squares<'_> {
     unsafe fn multiply(&mut self, product: &Product) {
         let steps = self.pending.map_or(0, |_| product.n_steps.min(SQUARE / ROWS_PER_STEP));
         let nothing = Pending { from: std::ptr::null(), to: std::ptr::null_mut() };
-        let (pending, stride) = (self.pending.unwrap_or(nothing), self.block.out_stride);
+        let pending = self.pending.unwrap_or(nothing);
+        let stride = self.block.out_stride * self.block.out_bytes();
         // SAFETY: the caller's promise; the steps write no more rows than a square has.
         unsafe {
             match self.way {
                 Way::Overwrite => overwrite_and_multiply(product, pending, steps, stride),
                 Way::Stream => stream_and_multiply(product, pending, steps, stride),
+                Way::Round => round_and_multiply(product, pending, steps, stride),
+                Way::RoundAndStream => {
+                    round_stream_and_multiply(product, pending, steps, stride);
+                }
                 Way::Accumulate => accumulate_and_multiply(product, pending, steps, stride),
             }
             self.write_pending(steps * ROWS_PER_STEP);
@@ -272,7 +286,7 @@ impl Squares<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let sums = std::slice::from_raw_parts(made.from, SQUARE_LEN);
-            write_rows(sums, size, made.to, self.block.out_stride, self.block.write);
+            self.write(sums, size, made.to);
         }
     }
 
@@ -285,23 +299,62 @@ impl Squares<'_> {
         let Some(Pending { from, to }) = self.pending.take().filter(|_| first_row < SQUARE) else {
             return;
         };
-        let (n_rows, stride) = (SQUARE - first_row, self.block.out_stride);
+        let n_rows = SQUARE - first_row;
         // SAFETY: a square of sums and of the output, by the caller's promise and that of `take`.
         unsafe {
             let sums = std::slice::from_raw_parts(from.add(first_row * SQUARE), n_rows * SQUARE);
-            let to = to.add(first_row * stride);
-            write_rows(sums, [n_rows, SQUARE], to, stride, self.block.write);
+            let to = to.add(first_row * self.block.out_stride * self.block.out_bytes());
+            self.write(sums, [n_rows, SQUARE], to);
+        }
+    }
+
+    /// Writes rows of sums, which are as wide as squares, to a place in the output.
+    ///
+    /// # Safety
+    /// The output has the rows and columns there.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn write(&self, sums: &[f32], size: [usize; 2], to: *mut u8) {
+        let (stride, write) = (self.block.out_stride, self.block.write);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.block.is_rounded {
+                true => round_rows(sums, size, to.cast(), stride),
+                false => write_rows(sums, size, to.cast(), stride, write),
+            }
+        }
+    }
+}
+
+/// Writes sums, rows as wide as squares, rounded to bf16.
+///
+/// # Safety
+/// `out` is writable for the rows and columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn round_rows(
+    sums: &[f32],
+    [n_rows, n_columns]: [usize; 2],
+    out: *mut u16,
+    out_stride: usize,
+) {
+    let mask = u32::MAX >> (SQUARE - n_columns);
+    for (row, sums) in sums.as_chunks::<SQUARE>().0.iter().enumerate().take(n_rows) {
+        // SAFETY: the mask keeps the store within the columns of the row.
+        unsafe {
+            let (first, second) = (sums.as_ptr(), sums.as_ptr().add(PANEL_WIDTH));
+            let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(second), _mm512_loadu_ps(first));
+            let out = out.wrapping_add(row * out_stride);
+            _mm512_mask_storeu_epi16(out.cast(), mask, std::mem::transmute(both));
         }
     }
 }
 
 /// Defines a product of two by two tiles that writes four rows of earlier sums in each of its first steps, as the texts of
-/// instructions say: what is done to eight registers of them, if anything, and how one is stored.
+/// instructions say: what is done to the eight registers that hold them, if anything, how the first two rows are stored, and the others.
 macro_rules! multiply_and_write {
-    ($name:ident, $store:literal, $($change:literal),*) => {
+    ($name:ident, [$($change:literal),*], [$($first:expr),*], [$($second:expr),*]) => {
         /// # Safety
         /// Operands and sums of the product are readable and writable, pending sums for four rows a step with `copy_steps` of them,
-        /// and their place in an output with rows at a distance of `stride`.
+        /// and their place in an output with rows at a distance of `stride` bytes.
         unsafe fn $name(product: &Product, pending: Pending, copy_steps: usize, stride: usize) {
             // SAFETY: the caller's promise; all tiles and registers used are declared as clobbered.
             unsafe {
@@ -324,12 +377,10 @@ macro_rules! multiply_and_write {
                     "vmovups zmm22, [{from} + 384]", "vmovups zmm23, [{from} + 448]",
                     "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {wide}]",
                     $($change,)*
-                    concat!($store, " [{to}], zmm16"), concat!($store, " [{to} + 64], zmm17"),
-                    concat!($store, " [{to} + {stride}], zmm18"), concat!($store, " [{to} + {stride} + 64], zmm19"),
+                    $($first,)*
                     "tdpbf16ps tmm2, tmm5, tmm6",
                     "lea {to}, [{to} + 2 * {stride}]",
-                    concat!($store, " [{to}], zmm20"), concat!($store, " [{to} + 64], zmm21"),
-                    concat!($store, " [{to} + {stride}], zmm22"), concat!($store, " [{to} + {stride} + 64], zmm23"),
+                    $($second,)*
                     "tdpbf16ps tmm3, tmm5, tmm7",
                     "lea {to}, [{to} + 2 * {stride}]", "add {from}, 512",
                     "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]",
@@ -355,7 +406,7 @@ macro_rules! multiply_and_write {
                     n = inout(reg) product.n_steps => _, copies = inout(reg) copy_steps => _,
                     wide = inout(reg) 128_usize => _, held = in(reg) product.from, sums = in(reg) product.to,
                     from = inout(reg) pending.from => _, to = inout(reg) pending.to => _,
-                    stride = in(reg) stride * size_of::<f32>(), next = inout(reg) product.next => _,
+                    stride = in(reg) stride, next = inout(reg) product.next => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
@@ -367,19 +418,53 @@ macro_rules! multiply_and_write {
     };
 }
 
-multiply_and_write!(overwrite_and_multiply, "vmovups",);
-multiply_and_write!(stream_and_multiply, "vmovntps",);
-multiply_and_write!(
+/// As [`multiply_and_write`], for stores of rows of f32 by one instruction.
+macro_rules! multiply_and_store {
+    ($name:ident, $store:literal, [$($change:literal),*]) => {
+        multiply_and_write!($name, [$($change),*], [
+            concat!($store, " [{to}], zmm16"), concat!($store, " [{to} + 64], zmm17"),
+            concat!($store, " [{to} + {stride}], zmm18"), concat!($store, " [{to} + {stride} + 64], zmm19")
+        ], [
+            concat!($store, " [{to}], zmm20"), concat!($store, " [{to} + 64], zmm21"),
+            concat!($store, " [{to} + {stride}], zmm22"), concat!($store, " [{to} + {stride} + 64], zmm23")
+        ]);
+    };
+}
+
+/// As [`multiply_and_write`], for rows that are rounded, and stores of them by one instruction.
+macro_rules! multiply_and_round {
+    ($name:ident, $store:literal) => {
+        multiply_and_write!(
+            $name,
+            [
+                "vcvtne2ps2bf16 zmm16, zmm17, zmm16",
+                "vcvtne2ps2bf16 zmm18, zmm19, zmm18",
+                "vcvtne2ps2bf16 zmm20, zmm21, zmm20",
+                "vcvtne2ps2bf16 zmm22, zmm23, zmm22"
+            ],
+            [concat!($store, " [{to}], zmm16"), concat!($store, " [{to} + {stride}], zmm18")],
+            [concat!($store, " [{to}], zmm20"), concat!($store, " [{to} + {stride}], zmm22")]
+        );
+    };
+}
+
+multiply_and_store!(overwrite_and_multiply, "vmovups", []);
+multiply_and_store!(stream_and_multiply, "vmovntps", []);
+multiply_and_round!(round_and_multiply, "vmovups");
+multiply_and_round!(round_stream_and_multiply, "vmovntps");
+multiply_and_store!(
     accumulate_and_multiply,
     "vmovups",
-    "vaddps zmm16, zmm16, [{to}]",
-    "vaddps zmm17, zmm17, [{to} + 64]",
-    "vaddps zmm18, zmm18, [{to} + {stride}]",
-    "vaddps zmm19, zmm19, [{to} + {stride} + 64]",
-    "add {to}, {stride}",
-    "vaddps zmm20, zmm20, [{to} + {stride}]",
-    "vaddps zmm21, zmm21, [{to} + {stride} + 64]",
-    "vaddps zmm22, zmm22, [{to} + 2 * {stride}]",
-    "vaddps zmm23, zmm23, [{to} + 2 * {stride} + 64]",
-    "sub {to}, {stride}"
+    [
+        "vaddps zmm16, zmm16, [{to}]",
+        "vaddps zmm17, zmm17, [{to} + 64]",
+        "vaddps zmm18, zmm18, [{to} + {stride}]",
+        "vaddps zmm19, zmm19, [{to} + {stride} + 64]",
+        "add {to}, {stride}",
+        "vaddps zmm20, zmm20, [{to} + {stride}]",
+        "vaddps zmm21, zmm21, [{to} + {stride} + 64]",
+        "vaddps zmm22, zmm22, [{to} + 2 * {stride}]",
+        "vaddps zmm23, zmm23, [{to} + 2 * {stride} + 64]",
+        "sub {to}, {stride}"
+    ]
 );

@@ -3,14 +3,11 @@
 
 use super::packed::{self, Part};
 use crate::compute::Family;
-use crate::matmul::{Block, K_BLOCK, Left, Region, Right, rows_len, unpacked_lens};
+use crate::matmul::{Block, FEW_ROWS, K_BLOCK, Left, Region, Right, rows_len, unpacked_lens};
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
 use crate::pool::{TileScratch, reinterpret};
 use crate::transpose::transpose_into_tiles;
-
-/// Most rows that are multiplied as they lie: packing them would take longer than it saves.
-pub(in crate::matmul) const MAX_LOOSE_ROWS: usize = 48;
 
 /// Values in four tiles of sums, which a product of few rows writes before they go where they belong.
 const N_SUMS: usize = 4 * PANEL_WIDTH * PANEL_WIDTH;
@@ -31,7 +28,7 @@ pub(in crate::matmul) unsafe fn multiply<T: Operand>(
     unsafe {
         match (a, b) {
             (Left::Rows { values, stride }, Right::Panels(panels))
-                if region.n_rows <= MAX_LOOSE_ROWS =>
+                if region.n_rows <= FEW_ROWS && !block.is_rounded =>
             {
                 let k_padded = padded_k::<T>(k);
                 let n_padded_groups = k_padded / T::GROUP;
