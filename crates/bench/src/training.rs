@@ -14,7 +14,7 @@ use crate::result::median;
 
 /// The training step that PyTorch is compared on: 16 rows of 512 tokens.
 pub const TRAIN_STEP_BATCH: BatchSettings =
-    BatchSettings { seq_len: 512, rows_per_step: 16, rows_per_micro_batch: 2 };
+    BatchSettings { seq_len: 512, rows_per_step: 16, rows_per_micro_batch: 4 };
 
 /// Rows of a step that is measured for a plan, about: with more, the optimiser takes a smaller share.
 const MEASURED_ROWS: usize = 8;

@@ -425,6 +425,12 @@ impl<T: Operand> SegmentJob<'_, T> {
         columns: &Range<usize>,
         scores: &mut [f32],
     ) {
+        let end_row = first_row + scores.len() / TILE;
+        let sees_last = first_key + TILE <= query.first + first_row + 1;
+        let sees_first = self.shape.first_visible(query.first + end_row - 1) <= first_key;
+        if sees_last && sees_first && end_row <= query.n {
+            return;
+        }
         for (row, scores) in scores.chunks_exact_mut(TILE).enumerate() {
             let row = first_row + row;
             let visible = if row < query.n {

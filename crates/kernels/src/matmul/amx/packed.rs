@@ -179,6 +179,8 @@ struct Product {
     /// Sums of the steps before; null where there are none.
     from: *const f32,
     to: *mut f32,
+    /// Where the sums will be written: asked for meanwhile, where that helps. It need not be readable.
+    place: *const u8,
 }
 
 impl Squares<'_> {
@@ -211,8 +213,11 @@ impl Squares<'_> {
             let a_top = tiles.as_ptr().cast::<u32>().wrapping_add(first_tile * TILE_LEN);
             let held = held.wrapping_add(pair * SQUARE_LEN);
             let waiting = sums.wrapping_add(self.n_made % 2 * SQUARE_LEN);
+            let offset = (row * block.out_stride + column) * block.out_bytes();
+            let place = block.out.cast::<u8>().wrapping_add(offset);
             let product = Product {
                 next: self.next_panels(column, &steps, pair),
+                place,
                 a: [a_top, a_top.wrapping_add(n_steps * TILE_LEN)],
                 b: [b_left, b_left.wrapping_add(right)],
                 n_steps: steps.len(),
@@ -223,10 +228,8 @@ impl Squares<'_> {
             unsafe {
                 self.multiply(&product);
                 if is_last {
-                    let offset = (row * block.out_stride + column) * block.out_bytes();
-                    let to = block.out.cast::<u8>().wrapping_add(offset);
                     let size = [SQUARE.min(block.n_rows - row), n_columns];
-                    self.take(Pending { from: product.to, to }, size);
+                    self.take(Pending { from: product.to, to: place }, size);
                 }
             }
         }
@@ -349,24 +352,29 @@ unsafe fn round_rows(
 }
 
 /// Defines a product of two by two tiles that writes four rows of earlier sums in each of its first steps, as the texts of
-/// instructions say: what is done to the eight registers that hold them, if anything, how the first two rows are stored, and the others.
+/// instructions say: what is done to the eight registers that hold them, if anything, how the first two rows are stored, and the others,
+/// and how the lines of two rows of the output that will be written next are asked for.
 macro_rules! multiply_and_write {
-    ($name:ident, [$($change:literal),*], [$($first:expr),*], [$($second:expr),*]) => {
+    ($name:ident, [$($change:literal),*], [$($first:expr),*], [$($second:expr),*], [$($ask:literal),*]) => {
         /// # Safety
         /// Operands and sums of the product are readable and writable, pending sums for four rows a step with `copy_steps` of them,
         /// and their place in an output with rows at a distance of `stride` bytes.
         unsafe fn $name(product: &Product, pending: Pending, copy_steps: usize, stride: usize) {
+            // There are more pointers than registers: those of sums and of what comes next take turns in one.
+            let turns = [product.from.addr(), product.next.addr(), product.to.addr()];
             // SAFETY: the caller's promise; all tiles and registers used are declared as clobbered.
             unsafe {
                 asm!(
-                    "test {held}, {held}", "jz 2f",
-                    "tileloadd tmm0, [{held} + {wide}]", "tileloadd tmm1, [{held} + {wide} + 64]",
-                    "tileloadd tmm2, [{held} + {wide} + 2048]", "tileloadd tmm3, [{held} + {wide} + 2112]",
+                    "mov {next}, [{turns}]",
+                    "test {next}, {next}", "jz 2f",
+                    "tileloadd tmm0, [{next} + {wide}]", "tileloadd tmm1, [{next} + {wide} + 64]",
+                    "tileloadd tmm2, [{next} + {wide} + 2048]", "tileloadd tmm3, [{next} + {wide} + 2112]",
                     "jmp 3f",
                     "2:",
                     "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
                     "3:",
                     "mov {wide:e}, 64",
+                    "mov {next}, [{turns} + 8]",
                     "test {copies}, {copies}", "jz 5f",
                     "4:",
                     "tileloaddt1 tmm4, [{a0} + {wide}]", "tileloadd tmm6, [{b0} + {wide}]",
@@ -383,6 +391,10 @@ macro_rules! multiply_and_write {
                     $($second,)*
                     "tdpbf16ps tmm3, tmm5, tmm7",
                     "lea {to}, [{to} + 2 * {stride}]", "add {from}, 512",
+                    $($ask,)*
+                    "lea {place}, [{place} + 2 * {stride}]",
+                    $($ask,)*
+                    "lea {place}, [{place} + 2 * {stride}]",
                     "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]",
                     "prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256",
                     "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
@@ -399,14 +411,15 @@ macro_rules! multiply_and_write {
                     "dec {n}", "jnz 5b",
                     "6:",
                     "mov {wide:e}, 128",
-                    "tilestored [{sums} + {wide}], tmm0", "tilestored [{sums} + {wide} + 64], tmm1",
-                    "tilestored [{sums} + {wide} + 2048], tmm2", "tilestored [{sums} + {wide} + 2112], tmm3",
+                    "mov {next}, [{turns} + 16]",
+                    "tilestored [{next} + {wide}], tmm0", "tilestored [{next} + {wide} + 64], tmm1",
+                    "tilestored [{next} + {wide} + 2048], tmm2", "tilestored [{next} + {wide} + 2112], tmm3",
                     a0 = inout(reg) product.a[0] => _, a1 = inout(reg) product.a[1] => _,
                     b0 = inout(reg) product.b[0] => _, b1 = inout(reg) product.b[1] => _,
                     n = inout(reg) product.n_steps => _, copies = inout(reg) copy_steps => _,
-                    wide = inout(reg) 128_usize => _, held = in(reg) product.from, sums = in(reg) product.to,
+                    wide = inout(reg) 128_usize => _, turns = in(reg) turns.as_ptr(), next = out(reg) _,
                     from = inout(reg) pending.from => _, to = inout(reg) pending.to => _,
-                    stride = in(reg) stride, next = inout(reg) product.next => _,
+                    stride = in(reg) stride, place = inout(reg) product.place => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
@@ -420,20 +433,20 @@ macro_rules! multiply_and_write {
 
 /// As [`multiply_and_write`], for stores of rows of f32 by one instruction.
 macro_rules! multiply_and_store {
-    ($name:ident, $store:literal, [$($change:literal),*]) => {
+    ($name:ident, $store:literal, [$($change:literal),*], [$($ask:literal),*]) => {
         multiply_and_write!($name, [$($change),*], [
             concat!($store, " [{to}], zmm16"), concat!($store, " [{to} + 64], zmm17"),
             concat!($store, " [{to} + {stride}], zmm18"), concat!($store, " [{to} + {stride} + 64], zmm19")
         ], [
             concat!($store, " [{to}], zmm20"), concat!($store, " [{to} + 64], zmm21"),
             concat!($store, " [{to} + {stride}], zmm22"), concat!($store, " [{to} + {stride} + 64], zmm23")
-        ]);
+        ], [$($ask),*]);
     };
 }
 
 /// As [`multiply_and_write`], for rows that are rounded, and stores of them by one instruction.
 macro_rules! multiply_and_round {
-    ($name:ident, $store:literal) => {
+    ($name:ident, $store:literal, [$($ask:literal),*]) => {
         multiply_and_write!(
             $name,
             [
@@ -443,15 +456,30 @@ macro_rules! multiply_and_round {
                 "vcvtne2ps2bf16 zmm22, zmm23, zmm22"
             ],
             [concat!($store, " [{to}], zmm16"), concat!($store, " [{to} + {stride}], zmm18")],
-            [concat!($store, " [{to}], zmm20"), concat!($store, " [{to} + {stride}], zmm22")]
+            [concat!($store, " [{to}], zmm20"), concat!($store, " [{to} + {stride}], zmm22")],
+            [$($ask),*]
         );
     };
 }
 
-multiply_and_store!(overwrite_and_multiply, "vmovups", []);
-multiply_and_store!(stream_and_multiply, "vmovntps", []);
-multiply_and_round!(round_and_multiply, "vmovups");
-multiply_and_round!(round_stream_and_multiply, "vmovntps");
+multiply_and_store!(
+    overwrite_and_multiply,
+    "vmovups",
+    [],
+    [
+        "prefetcht1 [{place}]",
+        "prefetcht1 [{place} + 64]",
+        "prefetcht1 [{place} + {stride}]",
+        "prefetcht1 [{place} + {stride} + 64]"
+    ]
+);
+multiply_and_store!(stream_and_multiply, "vmovntps", [], []);
+multiply_and_round!(
+    round_and_multiply,
+    "vmovups",
+    ["prefetcht1 [{place}]", "prefetcht1 [{place} + {stride}]"]
+);
+multiply_and_round!(round_stream_and_multiply, "vmovntps", []);
 multiply_and_store!(
     accumulate_and_multiply,
     "vmovups",
@@ -466,5 +494,11 @@ multiply_and_store!(
         "vaddps zmm22, zmm22, [{to} + 2 * {stride}]",
         "vaddps zmm23, zmm23, [{to} + 2 * {stride} + 64]",
         "sub {to}, {stride}"
+    ],
+    [
+        "prefetcht1 [{place}]",
+        "prefetcht1 [{place} + 64]",
+        "prefetcht1 [{place} + {stride}]",
+        "prefetcht1 [{place} + {stride} + 64]"
     ]
 );
