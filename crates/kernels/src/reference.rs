@@ -129,10 +129,10 @@ pub fn rms_norm_backward_weight<T: Operand>(
 
 /// [`crate::rope::rotate`] of the rows from `first_row` of the batch on.
 pub(crate) fn rotate<T: Operand>(rows: Rotate<'_, T>) {
-    let Rotate { x, table, first_row, heads, direction, out } = rows;
+    let Rotate { x, x_stride, table, first_row, heads, direction, out } = rows;
     let (head_dim, half) = (table.head_dim(), table.head_dim() / 2);
     let width = heads.n_all() * head_dim;
-    for (t, (x, out)) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
+    for (t, (x, out)) in x.chunks(x_stride).zip(out.chunks_exact_mut(width)).enumerate() {
         let angles = table.row(first_row + t);
         let n_rotated = heads.n_query + heads.n_key;
         for head in 0..n_rotated {

@@ -228,13 +228,15 @@ pub fn rotate<T: Operand>(
     let outputs = (RowsOut::new(out, width), RowsOut::<u8>::none(), RowsOut::<u8>::none());
     compute.pool().run_rows(table.n_rows(), TASK_ROWS, outputs, |first_row, n, (out, ..)| {
         let x = &x[first_row * width..][..n * width];
-        Rotate { x, table, first_row, heads, direction, out }.run_on(family);
+        Rotate { x, x_stride: width, table, first_row, heads, direction, out }.run_on(family);
     });
 }
 
 /// Some rows of [`rotate`], from `first_row` of the table on.
 pub(crate) struct Rotate<'a, T> {
     pub(crate) x: &'a [f32],
+    /// Distance between rows of x.
+    pub(crate) x_stride: usize,
     pub(crate) table: &'a RopeTable,
     pub(crate) first_row: usize,
     pub(crate) heads: RotatedHeads,
@@ -263,7 +265,7 @@ impl<T: Operand> LaneKernel for Rotate<'_, T> {
             Direction::Forward => 1.0,
             Direction::Backward => -1.0,
         };
-        let rows = self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width));
+        let rows = self.x.chunks(self.x_stride).zip(self.out.chunks_exact_mut(width));
         for (row, (x, out)) in rows.enumerate() {
             let angles = self.table.row(self.first_row + row);
             let (rotated, plain) = out.split_at_mut(n_rotated * 2 * half);
@@ -281,7 +283,7 @@ impl<T: Operand> LaneKernel for Rotate<'_, T> {
                     T::store(lanes, lanes.mul_add(b, cosine, lanes.mul(a, sine)), &mut out2[i..]);
                 }
             }
-            let x = &x[n_rotated * 2 * half..];
+            let x = &x[n_rotated * 2 * half..width];
             for i in (0..plain.len()).step_by(L::N) {
                 T::store(lanes, lanes.load(&x[i..]), &mut plain[i..]);
             }

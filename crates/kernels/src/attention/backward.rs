@@ -17,8 +17,8 @@ use crate::transpose::transpose;
 /// Tokens of a tile of queries, and of a tile of keys.
 const TILE: usize = KEY_STEP;
 
-/// Slices of scratch: those of [`KeyTiles`], [`QueryTile`] and [`Scores`], and one more.
-const N_SLICES: usize = 5 + 7 + 5 + 1;
+/// Slices of scratch: those of [`KeyTiles`], [`QueryTile`] and [`Scores`], and two more.
+const N_SLICES: usize = 5 + 7 + 5 + 2;
 
 /// What the gradient of attention is computed from.
 #[derive(Clone, Copy, Debug)]
@@ -76,10 +76,7 @@ pub fn attention_backward<T: Operand, O: Operand>(
         job.run(scratch, |token, head, gradient| {
             let at = token * shape.qkv_width() + head * shape.head_dim;
             // SAFETY: a task writes the tokens of its segment and the heads of its KV head only.
-            let out = unsafe { parts.range(at, shape.head_dim) };
-            let (x, heads) = (gradient, shape.rotated().only(head));
-            let direction = Direction::Backward;
-            Rotate { x, table: rope, first_row: token, heads, direction, out }.run_on(family);
+            unsafe { parts.range(at, shape.head_dim) }.copy_from_slice(gradient);
         });
     });
 }
@@ -208,13 +205,25 @@ impl Lens {
 }
 
 impl<T: Operand> SegmentJob<'_, T> {
-    fn run(&self, scratch: &mut Scratch, write: impl Fn(usize, usize, &[f32])) {
+    /// Gives each token's gradient of each head to `write`.
+    fn run<O: Operand>(&self, scratch: &mut Scratch, write: impl Fn(usize, usize, &[O])) {
         let (head_dim, lens) = (self.shape.head_dim, Lens::of::<T>(self.shape.head_dim));
         let (mut slices, tiles) = scratch.slices(N_SLICES);
         let mut keys = lens.key_tiles(&mut slices, self.len);
         let mut query = lens.query_tile(&mut slices);
         let mut scores = lens.scores(&mut slices);
         let turned = slices.take::<f32>(TILE * head_dim);
+        let rounded = slices.take::<O>(TILE * head_dim);
+        // A tile at a time: what is computed for one row would wait until the one before has reached memory.
+        let mut finish = |head: usize, [first, n]: [usize; 2], x: &[f32], x_stride: usize| {
+            let (out, first_row) = (&mut rounded[..n * head_dim], self.start + first);
+            let (table, heads) = (self.inputs.rope, self.shape.rotated().only(head));
+            let direction = Direction::Backward;
+            Rotate { x, x_stride, table, first_row, heads, direction, out }.run_on(self.family);
+            for (token, gradient) in rounded[..n * head_dim].chunks_exact(head_dim).enumerate() {
+                write(first_row + token, head, gradient);
+            }
+        };
         // The rows of keys are gathered where those of queries will be.
         self.pack_keys(lens, query.queries, &mut keys);
         let mut products = Products::new::<T>(self.family, BUNDLE, tiles);
@@ -234,10 +243,7 @@ impl<T: Operand> SegmentJob<'_, T> {
                         &mut scores,
                     );
                 }
-                let gradients = query.d_queries.chunks_exact(lens.padded_dim).take(query.n);
-                for (token, gradient) in gradients.enumerate() {
-                    write(self.start + first + token, query.head, &gradient[..head_dim]);
-                }
+                finish(query.head, [first, query.n], query.d_queries, lens.padded_dim);
             }
         }
         drop(products);
@@ -249,9 +255,7 @@ impl<T: Operand> SegmentJob<'_, T> {
                 let n = TILE.min(self.len - first);
                 let turned = &mut turned[..n * head_dim];
                 transpose(self.family, sums, TILE, [n, head_dim], turned, head_dim);
-                for (token, gradient) in turned.chunks_exact(head_dim).enumerate() {
-                    write(self.start + first + token, head, gradient);
-                }
+                finish(head, [first, n], turned, head_dim);
             }
         }
     }
