@@ -14,6 +14,7 @@ use crate::buffer::Buffer;
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::operand::Operand;
+use crate::prefetch::prefetch;
 
 /// Rows of the matrix in a panel.
 pub const PANEL_WIDTH: usize = 16;
@@ -223,7 +224,14 @@ fn pack_panels<S: Operand, T: Operand>(
     }
     // A few rows of k at a time, so that a cache line of the source serves all panels that it belongs to.
     let block_len = GROUPS_TOGETHER * PANEL_WIDTH * T::GROUP;
+    let n_columns = (n - first_n).min(panels.len() / panel_len * PANEL_WIDTH);
     for block_start in (0..panel_len).step_by(block_len) {
+        // Rows are far apart: no hardware expects the next ones.
+        let next = (block_start + block_len) / PANEL_WIDTH;
+        for k_idx in next.min(k)..k.min(next + block_len / PANEL_WIDTH) {
+            let row = &source.values[k_idx * source.stride + first_n..][..n_columns];
+            prefetch(row.as_ptr().cast(), size_of_val(row));
+        }
         for (panel_idx, panel) in panels.chunks_mut(panel_len).enumerate() {
             let lines = &mut panel[block_start..panel_len.min(block_start + block_len)];
             let first_k = block_start / PANEL_WIDTH;
