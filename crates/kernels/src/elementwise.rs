@@ -15,18 +15,23 @@ pub fn convert<S: Operand, T: Operand>(compute: &Compute, x: &[S], out: &mut [T]
     assert_eq!(x.len(), out.len());
     let family = compute.family();
     compute.pool().run_chunks(out, CHUNK, |chunk_idx, out, _| {
-        let x = &x[chunk_idx * CHUNK..][..out.len()];
-        if family == Family::Reference {
-            out.iter_mut().zip(x).for_each(|(out, x)| *out = T::from_f32(x.to_f32()));
-        } else {
-            dispatch(family, Convert { x, out });
-        }
+        Convert { x: &x[chunk_idx * CHUNK..][..out.len()], out }.run_on(family);
     });
 }
 
-struct Convert<'a, S, T> {
-    x: &'a [S],
-    out: &'a mut [T],
+/// Some values of [`convert`].
+pub(crate) struct Convert<'a, S, T> {
+    pub(crate) x: &'a [S],
+    pub(crate) out: &'a mut [T],
+}
+
+impl<S: Operand, T: Operand> Convert<'_, S, T> {
+    pub(crate) fn run_on(self, family: Family) {
+        if family != Family::Reference {
+            return dispatch(family, self);
+        }
+        self.out.iter_mut().zip(self.x).for_each(|(out, x)| *out = T::from_f32(x.to_f32()));
+    }
 }
 
 impl<S: Operand, T: Operand> LaneKernel for Convert<'_, S, T> {

@@ -13,7 +13,7 @@
 //! let compute = Compute::forced(Family::Reference, 1).expect("the reference family runs everywhere");
 //! let (x, weight) = ([3.0_f32, 4.0], [1.0_f32, 1.0]);
 //! let (mut out, mut inverse_rms) = ([0.0_f32; 2], [0.0_f32; 1]);
-//! norm::rms_norm(&compute, &x, &weight, 0.0, &mut out, &mut inverse_rms);
+//! norm::rms_norm(&compute, &x, &weight, 0.0, &mut out, &mut inverse_rms, None);
 //! assert!((out[1] - 4.0 / 12.5_f32.sqrt()).abs() < 1e-6);
 //! ```
 

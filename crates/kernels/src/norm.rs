@@ -1,6 +1,7 @@
 //! Root-mean-square norm and its gradient.
 
 use crate::compute::{Compute, Family};
+use crate::elementwise::Convert;
 use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::operand::Operand;
 use crate::pool::RowsOut;
@@ -14,7 +15,8 @@ const TASK_COLUMNS: usize = 64;
 /// Root-mean-square norm: `out[t, i] = x[t, i] * inverse_rms[t] * weight[i]`,
 /// `inverse_rms[t] = 1 / sqrt(mean_i(x[t, i]^2) + eps)`.
 ///
-/// Shapes: x, out `[tokens, hidden]`; weight `[hidden]`; inverse_rms `[tokens]`. Overwrites both outputs.
+/// Shapes: x, out, kept `[tokens, hidden]`; weight `[hidden]`; inverse_rms `[tokens]`. Overwrites the outputs, `kept`, where it is wanted, with
+/// `x`, rounded.
 /// Numerics: sums in f32, out rounded to the operand type. A NaN makes its row NaN. Where the squares overflow, by large values
 /// or an infinity, inverse_rms is 0: the row is 0, and NaN at the infinity. Source: arXiv 1910.07467, eq. 4.
 ///
@@ -27,21 +29,27 @@ pub fn rms_norm<T: Operand>(
     eps: f32,
     out: &mut [T],
     inverse_rms: &mut [f32],
+    kept: Option<&mut [T]>,
 ) {
     let hidden = weight.len();
     assert_eq!(x.len(), inverse_rms.len() * hidden, "x is [tokens, hidden]");
-    let outputs = (RowsOut::new(out, hidden), RowsOut::new(inverse_rms, 1), RowsOut::<u8>::none());
+    let kept = kept.map_or(RowsOut::none(), |kept| RowsOut::new(kept, hidden));
+    let is_kept = kept.width > 0;
+    let outputs = (RowsOut::new(out, hidden), RowsOut::new(inverse_rms, 1), kept);
     let family = compute.family();
     compute.pool().run_rows(
         x.len() / hidden.max(1),
         TASK_ROWS,
         outputs,
-        |row, n, (out, scales, _)| {
+        |row, n, (out, scales, kept)| {
             let x = &x[row * hidden..][..n * hidden];
             if family == Family::Reference {
                 reference::rms_norm(x, weight, eps, out, scales);
             } else {
                 dispatch(family, Norm { x, weight, eps, out, scales });
+            }
+            if is_kept {
+                Convert { x, out: kept }.run_on(family);
             }
         },
     );
@@ -84,12 +92,13 @@ impl<T: Operand> LaneKernel for Norm<'_, T> {
 /// `d_x[t, i] += inverse_rms[t] * (g[t, i] - n[t, i] * mean_j(g[t, j] * n[t, j]))` and
 /// `d_weight[i] += sum_t d_out[t, i] * n[t, i]`.
 ///
-/// Shapes: x, d_out, d_x `[tokens, hidden]`; weight, d_weight `[hidden]`; inverse_rms `[tokens]`. Accumulates into both
-/// outputs; a frozen weight has no `d_weight`. Numerics: sums in f32, over tokens in ascending order. A value of `x` or `d_out`
+/// Shapes: x, d_out, d_x, rounded `[tokens, hidden]`; weight, d_weight `[hidden]`; inverse_rms `[tokens]`. Accumulates into `d_x` and
+/// `d_weight`, which a frozen weight does not have; overwrites `rounded` with the new `d_x`, rounded. Numerics: sums in f32, over tokens in ascending order. A value of `x` or `d_out`
 /// that is not finite leaves no finite value in its row of `d_x`.
 ///
 /// # Panics
 /// When a slice does not fit the shape.
+#[expect(clippy::too_many_arguments, reason = "what the formulas name")]
 pub fn rms_norm_backward<T: Operand>(
     compute: &Compute,
     x: &[T],
@@ -97,6 +106,7 @@ pub fn rms_norm_backward<T: Operand>(
     inverse_rms: &[f32],
     d_out: &[f32],
     d_x: &mut [f32],
+    rounded: &mut [T],
     d_weight: Option<&mut [f32]>,
 ) {
     let hidden = weight.len();
@@ -104,15 +114,16 @@ pub fn rms_norm_backward<T: Operand>(
     assert_eq!(x.len(), n_tokens * hidden, "x is [tokens, hidden]");
     assert_eq!(d_out.len(), x.len(), "d_out is [tokens, hidden]");
     let family = compute.family();
-    let outputs = (RowsOut::new(d_x, hidden), RowsOut::<u8>::none(), RowsOut::<u8>::none());
-    compute.pool().run_rows(n_tokens, TASK_ROWS, outputs, |row, n, (d_x, ..)| {
+    let outputs = (RowsOut::new(d_x, hidden), RowsOut::new(rounded, hidden), RowsOut::<u8>::none());
+    compute.pool().run_rows(n_tokens, TASK_ROWS, outputs, |row, n, (d_x, rounded, _)| {
         let range = row * hidden..(row + n) * hidden;
         let (x, d_out, scales) = (&x[range.clone()], &d_out[range], &inverse_rms[row..row + n]);
         if family == Family::Reference {
             reference::rms_norm_backward_input(x, weight, scales, d_out, d_x);
         } else {
-            dispatch(family, NormBackwardInput { x, weight, scales, d_out, d_x });
+            dispatch(family, NormBackwardInput { x, weight, scales, d_out, d_x: &mut *d_x });
         }
+        Convert { x: d_x, out: rounded }.run_on(family);
     });
     let Some(d_weight) = d_weight else { return };
     assert_eq!(d_weight.len(), hidden, "d_weight is [hidden]");
@@ -212,11 +223,29 @@ mod tests {
     /// One bf16 rounding of values that differ by [`SUM_ORDER`]: at most one unit, 2^-8.
     const ONE_ROUNDING: Tolerance = Tolerance { absolute: 1e-5, relative: 0.004 };
 
+    fn bits_of<T: Operand>(x: &[T]) -> Vec<u32> {
+        x.iter().map(|x| x.to_f32().to_bits()).collect()
+    }
+
+    /// Subnormals of bf16 may become zero.
+    fn assert_rounded<T: Operand>(rounded: &[T], x: &[f32]) {
+        for (&rounded, &x) in rounded.iter().zip(x) {
+            let (rounded, expected) = (rounded.to_f32(), T::from_f32(x).to_f32());
+            let is_same = rounded == expected || rounded.is_nan() && expected.is_nan();
+            assert!(is_same || (rounded - expected).abs() < 1e-38, "{rounded}, not {expected}");
+        }
+    }
+
     fn run<T: Operand>(compute: &Compute, x: &[f32], weight: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let n_tokens = x.len() / weight.len();
         let mut out = vec![T::from_f32(7.0); x.len()];
         let mut scales = vec![7.0; n_tokens];
-        rms_norm(compute, x, weight, 1e-5, &mut out, &mut scales);
+        let mut kept = vec![T::from_f32(7.0); x.len()];
+        rms_norm(compute, x, weight, 1e-5, &mut out, &mut scales, Some(&mut kept));
+        assert_rounded(&kept, x);
+        let mut again = vec![T::from_f32(7.0); x.len()];
+        rms_norm(compute, x, weight, 1e-5, &mut again, &mut scales, None);
+        assert_eq!(bits_of(&again), bits_of(&out));
         (out.iter().map(|x| x.to_f32()).collect(), scales)
     }
 
@@ -274,7 +303,9 @@ mod tests {
         let (_, scales) = run::<f32>(&reference(), x, weight);
         let x: Vec<T> = x.iter().map(|&x| T::from_f32(x)).collect();
         let (mut d_x, mut d_weight) = (vec![1.0; x.len()], vec![1.0; weight.len()]);
-        rms_norm_backward(compute, &x, weight, &scales, d_out, &mut d_x, Some(&mut d_weight));
+        let (d_w, mut rounded) = (Some(&mut d_weight[..]), vec![T::from_f32(7.0); x.len()]);
+        rms_norm_backward(compute, &x, weight, &scales, d_out, &mut d_x, &mut rounded, d_w);
+        assert_rounded(&rounded, &d_x);
         (d_x, d_weight)
     }
 
@@ -347,9 +378,10 @@ mod tests {
         for compute in computes(2) {
             let (_, scales) = run::<f32>(&compute, &x, &weight);
             let (mut d_x, mut d_weight) = (vec![1.0; x.len()], vec![2.0; hidden]);
-            rms_norm_backward(&compute, &x, &weight, &scales, &c, &mut d_x, Some(&mut d_weight));
+            let (d_w, mut rounded) = (Some(&mut d_weight[..]), vec![7.0; x.len()]);
+            rms_norm_backward(&compute, &x, &weight, &scales, &c, &mut d_x, &mut rounded, d_w);
             let mut alone = vec![1.0; x.len()];
-            rms_norm_backward(&compute, &x, &weight, &scales, &c, &mut alone, None);
+            rms_norm_backward(&compute, &x, &weight, &scales, &c, &mut alone, &mut rounded, None);
             assert_eq!(alone, d_x, "the input's gradient beside a frozen weight");
             // Both outputs accumulate.
             let d_x: Vec<f64> = d_x.iter().map(|d| f64::from(d - 1.0)).collect();

@@ -93,13 +93,15 @@ pub fn rms_norm(
         assert!(kept.is_none(), "a GPU needs the output only");
         return cuda::ops::norm::rms_norm(gpu, x, weight, eps, out, inverse_rms.on_gpu());
     }
-    if let Some(kept) = kept {
-        convert(device, x, kept);
-    }
-    let (compute, x, scales) = (device.compute(), x.f32(), inverse_rms.f32());
+    let (compute, x, weight, scales) = (device.compute(), x.f32(), weight.f32(), inverse_rms.f32());
     match out.dtype() {
-        DType::F32 => norm::rms_norm(compute, x, weight.f32(), eps, out.f32(), scales),
-        DType::Bf16 => norm::rms_norm(compute, x, weight.f32(), eps, out.of::<bf16>(), scales),
+        DType::F32 => {
+            norm::rms_norm(compute, x, weight, eps, out.f32(), scales, kept.map(ViewMut::f32));
+        }
+        DType::Bf16 => {
+            let (out, kept) = (out.of::<bf16>(), kept.map(ViewMut::of::<bf16>));
+            norm::rms_norm(compute, x, weight, eps, out, scales, kept);
+        }
     }
 }
 
@@ -139,20 +141,21 @@ pub fn rms_norm_backward(
     fn run<T: HostNumber>(
         device: &Device,
         saved: NormSaved<'_>,
-        d_x: ViewMut<'_>,
+        (d_x, rounded): (ViewMut<'_>, ViewMut<'_>),
         d_weight: Option<ViewMut<'_>>,
     ) {
         let (compute, weight, scales) =
             (device.compute(), saved.weight.f32(), saved.inverse_rms.f32());
         let (x, d_out) = (saved.x.of::<T>(), saved.d_out.f32());
+        let (d_x, rounded) = (d_x.f32(), rounded.of::<T>());
         let d_weight = d_weight.map(ViewMut::f32);
-        norm::rms_norm_backward(compute, x, weight, scales, d_out, d_x.f32(), d_weight);
+        norm::rms_norm_backward(compute, x, weight, scales, d_out, d_x, rounded, d_weight);
     }
+    let gradients = (d_x.view_mut(), rounded.view_mut());
     match x {
-        View::Bf16 { .. } => run::<bf16>(device, saved, d_x.view_mut(), d_weight),
-        _ => run::<f32>(device, saved, d_x.view_mut(), d_weight),
+        View::Bf16 { .. } => run::<bf16>(device, saved, gradients, d_weight),
+        _ => run::<f32>(device, saved, gradients, d_weight),
     }
-    convert(device, d_x.view(), rounded.view_mut());
 }
 
 /// [`rope::rotate`].

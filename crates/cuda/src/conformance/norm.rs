@@ -51,7 +51,7 @@ fn shapes(size: Size) -> Vec<[usize; 2]> {
 fn expected_forward<T: Operand>(x: &[f32], weight: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let mut out = vec![T::from_f32(7.0); x.len()];
     let mut inverse_rms = vec![7.0; x.len() / weight.len()];
-    norm::rms_norm(&reference(), x, weight, EPS, &mut out, &mut inverse_rms);
+    norm::rms_norm(&reference(), x, weight, EPS, &mut out, &mut inverse_rms, None);
     (out.iter().map(|x| x.to_f32()).collect(), inverse_rms)
 }
 
@@ -100,7 +100,8 @@ struct Inputs {
 
 fn expected_backward(inputs: &Inputs, d_x: &mut [f32], d_weight: &mut [f32]) {
     let Inputs { x, weight, inverse_rms, d_out } = inputs;
-    norm::rms_norm_backward(&reference(), x, weight, inverse_rms, d_out, d_x, Some(d_weight));
+    let (rounded, d_weight) = (&mut vec![0.0; x.len()], Some(d_weight));
+    norm::rms_norm_backward(&reference(), x, weight, inverse_rms, d_out, d_x, rounded, d_weight);
 }
 
 /// Every seventh weight is 0.
