@@ -185,13 +185,17 @@ unsafe fn many_rows<const BITS: usize, const TERM: u8>(part: &Part<'_>, scratch:
     let n_groups = part.rows.k / GROUP;
     let n_pairs = part.n_panels.div_ceil(2);
     let pair_sums = part.n_rows.div_ceil(BLOCK) * BLOCK * BLOCK;
-    let lens =
-        [2 * CHUNK * GROUP_TILE / size_of::<f32>(), CHUNK * 2 * PANEL_WIDTH, n_pairs * pair_sums];
-    let [tiles, factors, sums] = scratch.floats(lens);
-    let (tiles, sums) = (reinterpret::<u8>(tiles), &mut sums[..n_pairs * pair_sums]);
+    let n_tiles = 2 * CHUNK * GROUP_TILE / size_of::<f32>();
+    let lens = [n_tiles, CHUNK * 2 * PANEL_WIDTH, n_pairs * pair_sums, BLOCK * BLOCK];
+    let [tiles, factors, sums, zeros] = scratch.floats(lens);
+    let (tiles, zeros) = (reinterpret::<u8>(tiles), &mut zeros[..BLOCK * BLOCK]);
+    let sums = &mut sums[..n_pairs * pair_sums];
+    zeros.fill(0.0);
     // SAFETY: the output is the caller's; the process may use AMX, and the configuration is valid.
     unsafe {
-        start_sums(part, sums);
+        if part.write == Write::Accumulate {
+            copy_sums::<true>(part, sums);
+        }
         configuration([BUNDLE; 2]).load();
     }
     for first_group in (0..n_groups).step_by(CHUNK) {
@@ -212,27 +216,43 @@ unsafe fn many_rows<const BITS: usize, const TERM: u8>(part: &Part<'_>, scratch:
             } else {
                 (0, first_group + n_chunk)
             };
-            prefetch_chunk(part, part.panel + 2 * next_pair, next_group);
-            let ahead = rows_ahead(part, first_group + n_chunk, [pair, n_pairs]);
+            let is_zero = first_group == 0 && part.write == Write::Overwrite;
+            let chunk = Chunk {
+                part: &Part { panel, n_panels, ..*part },
+                first_group,
+                n_groups: n_chunk,
+                tiles,
+                from: is_zero.then_some(&*zeros),
+                rows_ahead: rows_ahead(part, first_group + n_chunk, [pair, n_pairs]),
+                panels_ahead: panels_ahead(part, part.panel + 2 * next_pair, next_group),
+            };
             // SAFETY: as above.
-            unsafe { multiply_chunk(part, [first_group, n_chunk], tiles, sums, ahead) };
+            unsafe { multiply_chunk(&chunk, sums) };
         }
     }
-    // SAFETY: the output is the caller's.
-    unsafe { copy_sums::<false>(part, sums) };
+    // Stores that pass by the caches are seen by other threads after this.
+    _mm_sfence();
 }
 
-/// Asks for what [`unpack_chunk`] will read of two panels.
-fn prefetch_chunk(part: &Part<'_>, panel: usize, first_group: usize) {
+/// What [`unpack_chunk`] will read of two panels: headers and lines.
+fn panels_ahead<'a>(part: &Part<'a>, panel: usize, first_group: usize) -> [&'a [u8]; 4] {
     let layout = part.weight.layout;
     let n_groups = CHUNK.min(part.rows.k / GROUP - first_group);
-    for panel in panel..(panel + 2).min(part.panel + part.n_panels) {
+    let mut ahead = [&[][..]; 4];
+    let panels = panel..(panel + 2).min(part.panel + part.n_panels);
+    for (ahead, panel) in ahead.as_chunks_mut::<2>().0.iter_mut().zip(panels) {
         let (header, lines) = part.weight.panel(panel);
-        let header = layout.blocks_header(header, first_group, n_groups);
-        prefetch(header.as_ptr(), header.len());
         let lines = &lines[first_group * layout.group_len()..][..n_groups * layout.group_len()];
-        prefetch(lines.as_ptr(), lines.len());
+        *ahead = [layout.blocks_header(header, first_group, n_groups), lines];
     }
+    ahead
+}
+
+/// Asks for one of `n` equal shares of some bytes.
+fn prefetch_share(bytes: &[u8], [share, n]: [usize; 2]) {
+    let len = bytes.len().div_ceil(n).next_multiple_of(LINE);
+    let start = (share * len).min(bytes.len());
+    prefetch(bytes[start..].as_ptr(), len.min(bytes.len() - start));
 }
 
 /// One of `n` equal shares of the chunk of the part's rows that begins with a group, or nothing behind the last.
@@ -275,39 +295,88 @@ unsafe fn unpack_chunk<const BITS: usize, const TERM: u8>(
     }
 }
 
-/// All rows by two panels over a chunk; sums are blocks of four tiles, those of two bundles by two panels. `ahead` will be used soon.
+/// A chunk of up to two panels, the part's only ones.
+struct Chunk<'a> {
+    part: &'a Part<'a>,
+    first_group: usize,
+    n_groups: usize,
+    /// The chunk of two panels.
+    tiles: &'a [u8],
+    /// The block that sums begin with, where they are not there yet.
+    from: Option<&'a [f32]>,
+    /// What will be used soon.
+    rows_ahead: &'a [u8],
+    panels_ahead: [&'a [u8]; 4],
+}
+
+/// All rows by two panels over a chunk; sums are blocks of four tiles, those of two bundles by two panels. After the last chunk each block is
+/// written while the next is multiplied.
 ///
 /// # Safety
-/// As [`panels`]; `tiles` has the chunk of both panels, `sums` a block for each 32 rows, all tiles are configured to be whole.
-unsafe fn multiply_chunk(
-    part: &Part<'_>,
-    [first_group, n_groups]: [usize; 2],
-    tiles: &[u8],
-    sums: &mut [f32],
-    ahead: &[u8],
-) {
+/// As [`panels`]; `sums` has a block for each 32 rows, all tiles are configured to be whole.
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply_chunk(chunk: &Chunk<'_>, sums: &mut [f32]) {
+    let Chunk { part, first_group, n_groups, tiles, from, rows_ahead, panels_ahead } = *chunk;
     let n_blocks = part.n_rows.div_ceil(BLOCK);
     let bundle = n_groups * GROUP_TILE;
     let rows = &part.rows.chunk(part.row, first_group)[..2 * n_blocks * bundle];
     assert!(tiles.len() == 2 * CHUNK * GROUP_TILE && sums.len() == n_blocks * BLOCK * BLOCK);
     let b = [tiles.as_ptr(), tiles[CHUNK * GROUP_TILE..].as_ptr()];
-    let ahead_len = ahead.len().div_ceil(n_blocks);
-    // SAFETY: all tiles lie in `rows`, `tiles` and `sums`.
+    let ahead_len = rows_ahead.len().div_ceil(n_blocks);
+    let is_last = first_group + n_groups == part.rows.k / GROUP;
+    let is_streamed = is_streamed(part);
+    let sums = sums.as_mut_ptr();
+    let block = |i: usize| sums.wrapping_add(i % n_blocks * BLOCK * BLOCK);
+    let start = |i: usize| from.map_or(block(i).cast_const(), <[f32]>::as_ptr);
+    // SAFETY: all tiles lie in `rows`, `tiles`, `sums` and `from`; the output is the caller's.
     unsafe {
-        load_block(sums.as_ptr(), 2);
+        load_block(start(0), 2);
         for i in 0..n_blocks {
-            let ahead = ahead.chunks(ahead_len.max(1)).nth(i).map_or(b[0], <[u8]>::as_ptr);
+            let ahead = rows_ahead.chunks(ahead_len.max(1)).nth(i).map_or(b[0], <[u8]>::as_ptr);
+            for panel in panels_ahead {
+                prefetch_share(panel, [i, n_blocks]);
+            }
             let a = rows[2 * i * bundle..].as_ptr();
-            let sums = sums.as_mut_ptr();
-            let next = sums.add((i + 1) % n_blocks * BLOCK * BLOCK);
-            multiply_block(
-                [a, a.add(bundle)],
-                b,
-                n_groups,
-                sums.add(i * BLOCK * BLOCK),
-                next,
-                ahead,
-            );
+            multiply_block([a, a.add(bundle)], b, n_groups, block(i), start(i + 1), ahead);
+            if is_last && i > 0 {
+                write_block(part, (i - 1) * BLOCK, block(i - 1), is_streamed);
+            }
+        }
+        if is_last {
+            write_block(part, (n_blocks - 1) * BLOCK, block(n_blocks - 1), is_streamed);
+        }
+    }
+}
+
+/// Bytes of the rows of an output from which on they are not brought into the caches before they are overwritten.
+const STREAMED_BYTES: usize = 1 << 20;
+
+/// Whether lines of the output are written past the caches.
+fn is_streamed(part: &Part<'_>) -> bool {
+    let is_aligned = part.out.addr().is_multiple_of(LINE) && part.out_stride.is_multiple_of(16);
+    let bytes = part.n_rows * part.out_stride * size_of::<f32>();
+    part.write == Write::Overwrite && is_aligned && bytes >= STREAMED_BYTES
+}
+
+/// Writes a block of sums of up to two panels to the output, from a row of the part on.
+///
+/// # Safety
+/// `sums` is a block; the output holds the rows and columns of the part.
+#[target_feature(enable = "avx512f")]
+unsafe fn write_block(part: &Part<'_>, first_row: usize, sums: *const f32, is_streamed: bool) {
+    for row in 0..BLOCK.min(part.n_rows - first_row) {
+        for i in 0..part.n_panels {
+            let panel = part.panel + i;
+            let out = part.out_at(part.row + first_row + row, panel);
+            let place = (row / BUNDLE * 2 + i) * TILE + row % BUNDLE * PANEL_WIDTH;
+            // SAFETY: the caller's promise; the mask keeps to the columns.
+            unsafe {
+                let sums = _mm512_loadu_ps(sums.add(place));
+                match is_streamed && part.width(panel) == PANEL_WIDTH {
+                    true => _mm512_stream_ps(out, sums),
+                    false => _mm512_mask_storeu_ps(out, mask(part.width(panel)), sums),
+                }
+            }
         }
     }
 }
