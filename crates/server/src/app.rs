@@ -7,7 +7,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
-use serde_json::json;
+use engine::EngineLoad;
+use serde_json::{Value, json};
 
 use crate::config::ServerLimits;
 use crate::failure::Failure;
@@ -48,15 +49,30 @@ pub(crate) fn router(models: ModelRegistry, limits: ServerLimits) -> Router {
         .with_state(app)
 }
 
-/// `ok` with status 200 once a model is there; before that `starting` with status 503, so that a program can wait for
-/// the status alone.
+/// `ok` with status 200 once a model is there, with what each model's engine is doing and has done since it was started, which is one for
+/// models that differ in their adapter; before that `starting` with status 503, so that a program can wait for the status alone.
 async fn health(State(app): State<SharedApp>) -> Response {
-    let models = app.models.names();
+    let loads = app.models.loads();
+    let models: Vec<_> = loads.iter().map(|(name, _)| name).collect();
     if models.is_empty() {
         let body = json!({"status": "starting", "detail": app.models.status(), "models": []});
         return (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
     }
-    Json(json!({"status": "ok", "models": models})).into_response()
+    let of_model = |(name, load): &(String, EngineLoad)| (name.clone(), load_of(load));
+    let loads: serde_json::Map<_, _> = loads.iter().map(of_model).collect();
+    Json(json!({"status": "ok", "models": models, "load": loads})).into_response()
+}
+
+fn load_of(load: &EngineLoad) -> Value {
+    json!({
+        "running": load.n_running,
+        "waiting": load.n_waiting,
+        "prompt_tokens": load.n_prompt_tokens,
+        "cached_tokens": load.n_reused_tokens,
+        "preemptions": load.n_preemptions,
+        "draft_tokens": load.n_draft_tokens,
+        "accepted_tokens": load.n_accepted_tokens,
+    })
 }
 
 async fn not_found(request: Request) -> Failure {

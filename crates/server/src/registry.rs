@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use api::ModelCard;
-use engine::{EngineHandle, LoadedAdapter};
+use engine::{EngineHandle, EngineLoad, LoadedAdapter};
 use grammar::{GrammarCompiler, GrammarError};
 use tokenizer::{ChatTemplate, Tokenizer};
 use tokio::sync::Semaphore;
@@ -146,6 +146,13 @@ impl ModelRegistry {
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.read(|models| models.entries.iter().map(|(name, _)| name.clone()).collect())
+    }
+
+    /// What the engine of each model is doing.
+    pub(crate) fn loads(&self) -> Vec<(String, EngineLoad)> {
+        let of_model =
+            |(name, model): &(String, Arc<ServedModel>)| (name.clone(), model.engine.load());
+        self.read(|models| models.entries.iter().map(of_model).collect())
     }
 
     pub(crate) fn status(&self) -> String {

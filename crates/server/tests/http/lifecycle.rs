@@ -48,7 +48,18 @@ fn the_port_answers_before_there_is_a_model_and_serves_it_once_it_is_added() {
     assert_eq!(get(server.address(), "/health").json()["models"], json!(["tiny", "second"]));
     let status = get(server.address(), "/chat/status").json();
     assert_eq!(status["models"], json!(["tiny", "second"]));
-    assert_eq!(post(server.address(), CHAT, &chat(&json!({"max_tokens": 1}))).status, 200);
+    // The second time whole blocks of the prompt are known.
+    let messages = json!([{"role": "user", "content": "x y ".repeat(15)}]);
+    let body = chat(&json!({"max_tokens": 1, "messages": messages}));
+    for _ in 0..2 {
+        assert_eq!(post(server.address(), CHAT, &body).status, 200);
+    }
+    let health = get(server.address(), "/health").json();
+    let (used, idle) = (&health["load"]["tiny"], &health["load"]["second"]);
+    let prompt_tokens = used["prompt_tokens"].as_u64().unwrap();
+    let cached_tokens = used["cached_tokens"].as_u64().unwrap();
+    assert!(0 < cached_tokens && cached_tokens < prompt_tokens / 2, "{health}");
+    assert_eq!([&used["running"], &idle["prompt_tokens"]], [0, 0], "{health}");
     let twice = models.add("tiny", fixture::model(100, EngineLimits::default()));
     assert!(matches!(twice, Err(ServerError::DuplicateModel { .. })));
     server.stop().unwrap();
