@@ -56,7 +56,7 @@ unsafe fn load<S: Operand, T: Operand>(values: *const S, n: usize) -> __m512i {
             (1, 2) => {
                 let first = _mm512_maskz_loadu_ps(low, values.cast());
                 let second = _mm512_maskz_loadu_ps(high, values.wrapping_add(16).cast());
-                std::mem::transmute(_mm512_cvtne2ps_pbh(second, first))
+                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
             }
             _ => {
                 let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(low, values.cast()));

@@ -345,8 +345,8 @@ unsafe fn round_rows(
         unsafe {
             let (first, second) = (sums.as_ptr(), sums.as_ptr().add(PANEL_WIDTH));
             let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(second), _mm512_loadu_ps(first));
-            let out = out.wrapping_add(row * out_stride);
-            _mm512_mask_storeu_epi16(out.cast(), mask, std::mem::transmute(both));
+            let both = std::mem::transmute::<__m512bh, __m512i>(both);
+            _mm512_mask_storeu_epi16(out.wrapping_add(row * out_stride).cast(), mask, both);
         }
     }
 }
