@@ -85,17 +85,17 @@ impl<T: Operand> LaneKernel for Row<'_, T> {
         let max_lanes = lanes.splat(max);
         let mut sums = lanes.splat(0.0);
         for i in (0..n_whole).step_by(L::N) {
-            sums = lanes.add(sums, lanes.exp(lanes.sub(lanes.load(&logits[i..]), max_lanes)));
+            sums = lanes.add(sums, exp(lanes, lanes.load(&logits[i..]), max_lanes));
         }
         // The lanes beyond the tail would count exp(0 - max): they are set apart.
         let mut padded = [f32::NEG_INFINITY; 16];
         padded[..tail.len()].copy_from_slice(tail);
-        sums = lanes.add(sums, lanes.exp(lanes.sub(lanes.load(&padded), max_lanes)));
+        sums = lanes.add(sums, exp(lanes, lanes.load(&padded), max_lanes));
         let sum = lanes.reduce_sum(sums);
         if !self.d_logits.is_empty() {
             let scale = lanes.splat(self.weight / sum);
             for i in (0..logits.len()).step_by(L::N) {
-                let p = lanes.exp(lanes.sub(lanes.load(&logits[i..]), max_lanes));
+                let p = exp(lanes, lanes.load(&logits[i..]), max_lanes);
                 T::store(lanes, lanes.mul(p, scale), &mut self.d_logits[i..]);
             }
             let p = (logits[self.target] - max).exp() / sum;
@@ -103,6 +103,12 @@ impl<T: Operand> LaneKernel for Row<'_, T> {
         }
         sum.ln() + max - logits[self.target]
     }
+}
+
+/// `exp(x - max)`
+#[inline(always)]
+fn exp<L: Lanes>(lanes: L, x: L::F, max: L::F) -> L::F {
+    lanes.exp2(lanes.mul(lanes.sub(x, max), lanes.splat(std::f32::consts::LOG2_E)))
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use crate::reference;
 
 /// Rows of one task.
 const TASK_ROWS: usize = 16;
-/// Columns of one task of the weight's gradient.
-const TASK_COLUMNS: usize = 64;
+/// Columns of one task of the weight's gradient, at least and at most: the more, the longer the pieces of rows that are read.
+const TASK_COLUMNS: [usize; 2] = [64, 512];
 
 /// Root-mean-square norm: `out[t, i] = x[t, i] * inverse_rms[t] * weight[i]`,
 /// `inverse_rms[t] = 1 / sqrt(mean_i(x[t, i]^2) + eps)`.
@@ -127,8 +127,10 @@ pub fn rms_norm_backward<T: Operand>(
     });
     let Some(d_weight) = d_weight else { return };
     assert_eq!(d_weight.len(), hidden, "d_weight is [hidden]");
-    compute.pool().run_chunks(d_weight, TASK_COLUMNS, |chunk_idx, d_weight, _| {
-        let column = chunk_idx * TASK_COLUMNS;
+    let [least, most] = TASK_COLUMNS;
+    let task_columns = hidden.div_ceil(compute.n_threads()).next_multiple_of(least).min(most);
+    compute.pool().run_chunks(d_weight, task_columns, |chunk_idx, d_weight, _| {
+        let column = chunk_idx * task_columns;
         if family == Family::Reference {
             reference::rms_norm_backward_weight(x, inverse_rms, d_out, hidden, column, d_weight);
         } else {
@@ -336,7 +338,7 @@ mod tests {
 
     #[test]
     fn gradients_of_the_weight_do_not_depend_on_threads() {
-        let hidden = 2 * TASK_COLUMNS + 7;
+        let hidden = 2 * TASK_COLUMNS[0] + 7;
         let [x, weight, d_out] = [40, 1, 40].map(|n| normal(12 + n as u64, n * hidden, 1.0));
         check_threads(|compute| backward::<bf16>(compute, [&x, &weight, &d_out]).1);
     }

@@ -53,11 +53,14 @@ impl<T: Operand> LaneKernel for Forward<'_, T> {
     }
 }
 
-/// `1 / (1 + exp(-x))`
+/// `1 / (1 + 2^(-log2(e) x))`
 #[inline(always)]
 fn sigmoid<L: Lanes>(lanes: L, x: L::F) -> L::F {
     let one = lanes.splat(1.0);
-    lanes.div(one, lanes.add(one, lanes.exp(lanes.sub(lanes.splat(0.0), x))))
+    let exponent = lanes.mul(x, lanes.splat(-std::f32::consts::LOG2_E));
+    // The bound first: NaN must come through.
+    let exponent = lanes.min(lanes.splat(128.0), exponent);
+    lanes.div(one, lanes.add(one, lanes.exp2(exponent)))
 }
 
 /// Gradient of [`swiglu`], and its output once more: with `s = 1 / (1 + exp(-gate))`,

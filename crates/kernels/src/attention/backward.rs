@@ -513,7 +513,9 @@ impl<T: Operand> LaneKernel for GradientStep<'_, T> {
                     for half in 0..2 {
                         let i = (row + at) * TILE + column + half * L::N;
                         let score = lanes.load(&self.scores[i..]);
-                        let x = lanes.exp2(lanes.mul_add(score, exponent_scale, shifts[at]));
+                        let exponent = lanes.mul_add(score, exponent_scale, shifts[at]);
+                        // Above zero by rounding only, but of huge scores by much. The bound first: NaN must come through.
+                        let x = lanes.exp2(lanes.min(lanes.splat(128.0), exponent));
                         let change = lanes.sub(lanes.load(&self.d_probabilities[i..]), deltas[at]);
                         p[half][at] = x;
                         d[half][at] = lanes.mul(lanes.mul(x, scale), change);

@@ -10,7 +10,7 @@ use crate::buffer::{Buffer, Element};
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::operand::Operand;
-use crate::panels::{padded_k, panel_index, panels_len};
+use crate::panels::{PANEL_WIDTH, padded_k, panels_len};
 use crate::pool::SliceParts;
 use crate::prefetch::prefetch;
 
@@ -242,9 +242,7 @@ pub fn append_keys_values<T: Operand>(
         KeyBlocks::Operands(values) => {
             let head_len = head_len::<T>(shape);
             rows.append(values, head_len, T::from_f32(0.0), |head, slot, part, x| {
-                for (i, x) in x.iter().enumerate() {
-                    head[place::<T>(shape, part, slot, i)] = *x;
-                }
+                store::<T, T>(shape, [part, slot], x, |x| x, head);
             });
         }
         KeyBlocks::Int8(bytes) => {
@@ -254,24 +252,43 @@ pub fn append_keys_values<T: Operand>(
                 let [scale, inverse] = scale_of(x);
                 let scale_idx = part * KEY_BLOCK + slot;
                 scales[4 * scale_idx..][..4].copy_from_slice(&scale.to_ne_bytes());
-                for (i, x) in x.iter().enumerate() {
-                    // A value that is not finite has no code, but the scale says it.
-                    let code = (x.to_f32() * inverse).round_ties_even() as i8;
-                    codes[place::<T>(shape, part, slot, i)] = code.cast_unsigned();
-                }
+                // A value that is not finite has no code, but the scale says it.
+                let code = |x: T| (x.to_f32() * inverse).round_ties_even() as i8;
+                store(shape, [part, slot], x, |x| code(x).cast_unsigned(), codes);
             });
         }
     }
 }
 
-/// Where number `i` of the key (part 0) or value (part 1) of a position stands in a head's block.
+/// Writes the numbers of a key (part 0) or value (part 1) of a position into a head's block, line by line.
 #[inline(always)]
-fn place<T: Operand>(shape: HeadShape, part: usize, slot: usize, i: usize) -> usize {
+fn store<T: Operand, E>(
+    shape: HeadShape,
+    [part, slot]: [usize; 2],
+    x: &[T],
+    convert: impl Fn(T) -> E,
+    head: &mut [E],
+) {
+    let line_len = PANEL_WIDTH * T::GROUP;
     if part == 0 {
-        panel_index::<T>(slot, i, padded_k::<T>(shape.head_dim))
-    } else {
-        let values = panels_len::<T>(KEY_BLOCK, shape.head_dim);
-        values + panel_index::<T>(i, slot, padded_k::<T>(KEY_BLOCK))
+        let panel_len = PANEL_WIDTH * padded_k::<T>(shape.head_dim);
+        let (panel, lane) = (slot / PANEL_WIDTH, slot % PANEL_WIDTH);
+        let lines = head[panel * panel_len..].chunks_exact_mut(line_len);
+        for (x, line) in x.chunks(T::GROUP).zip(lines) {
+            for (offset, &x) in x.iter().enumerate() {
+                line[lane * T::GROUP + offset] = convert(x);
+            }
+        }
+        return;
+    }
+    let (group, offset) = (slot / T::GROUP, slot % T::GROUP);
+    let values = &mut head[panels_len::<T>(KEY_BLOCK, shape.head_dim)..];
+    let panels = values.chunks_exact_mut(PANEL_WIDTH * padded_k::<T>(KEY_BLOCK));
+    for (x, panel) in x.chunks(PANEL_WIDTH).zip(panels) {
+        let line = &mut panel[group * line_len..][..line_len];
+        for (lane, &x) in x.iter().enumerate() {
+            line[lane * T::GROUP + offset] = convert(x);
+        }
     }
 }
 

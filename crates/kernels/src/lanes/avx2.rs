@@ -152,22 +152,6 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn scale_by_power_of_two(self, a: __m256, n: __m256) -> __m256 {
-        // 2^127 is the largest power; one more is taken as 2^127 and doubled.
-        unsafe {
-            let excess =
-                _mm256_max_ps(_mm256_setzero_ps(), _mm256_sub_ps(n, _mm256_set1_ps(127.0)));
-            let exponent = _mm256_cvtps_epi32(_mm256_sub_ps(n, excess));
-            let biased = _mm256_add_epi32(exponent, _mm256_set1_epi32(127));
-            let power = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased));
-            let doubled = _mm256_mul_ps(a, _mm256_add_ps(excess, _mm256_set1_ps(1.0)));
-            let scaled = _mm256_mul_ps(doubled, power);
-            let normal = _mm256_cmp_ps::<_CMP_NLT_UQ>(n, _mm256_set1_ps(-126.0));
-            _mm256_and_ps(scaled, normal)
-        }
-    }
-
-    #[inline(always)]
     fn exp2(self, x: __m256) -> __m256 {
         unsafe {
             let normal = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(-126.0));

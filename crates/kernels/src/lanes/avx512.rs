@@ -158,14 +158,6 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn scale_by_power_of_two(self, a: __m512, n: __m512) -> __m512 {
-        unsafe {
-            let normal = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(n, _mm512_set1_ps(-126.0));
-            _mm512_maskz_scalef_ps(normal, a, n)
-        }
-    }
-
-    #[inline(always)]
     fn exp2(self, x: __m512) -> __m512 {
         unsafe {
             // What would come out subnormal takes hundreds of cycles, so it is never computed.
