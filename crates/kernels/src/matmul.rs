@@ -38,11 +38,12 @@ pub const K_BLOCK: usize = 1024;
 const TASK_OF_ROWS: [usize; 2] = [192, 256];
 const TASK_OF_FEW_ROWS: [usize; 2] = [192, 64];
 
-/// Most rows that are few. On AMX they are multiplied as they lie: packing them would take longer than it saves.
-const FEW_ROWS: usize = 48;
-
 /// The same where each task transposes its rows first, which pays over many columns.
 const TASK_OF_COLUMNS: [usize; 2] = [96, 1024];
+
+/// Most rows that are few. On AMX they are multiplied as they lie, as packing them would take longer than it saves, but for the last ones of
+/// a product whose sums are rounded within it.
+const FEW_ROWS: usize = 48;
 
 /// Most rows and columns of a task of bf16 on AMX, whose rows are packed: where K comes in one part, and where sums are held from
 /// part to part, in the second-level cache beside the rows.
@@ -181,8 +182,8 @@ pub fn matmul_columns<T: Operand, O: Operand>(
     } else {
         KernelPath::ProductBf16
     });
-    let way = OutputWay::of::<T, O>(compute.family(), a, [m, k], write);
-    let [task_rows, task_columns] = task_size(compute, a, b, [m, n, k], way);
+    let rounding = Rounding::of::<T, O>(compute.family(), a, [m, k], write);
+    let [task_rows, task_columns] = task_size(compute, a, b, [m, n, k], rounding);
     let (n_row_tasks, n_column_tasks) = (m.div_ceil(task_rows), n.div_ceil(task_columns));
     let parts = SliceParts::new(out);
     let family = compute.family();
@@ -199,23 +200,23 @@ pub fn matmul_columns<T: Operand, O: Operand>(
         // SAFETY: shapes were checked above; regions of different tasks do not overlap.
         unsafe {
             let out = parts.pointer(row * out_stride + column);
-            write_region(family, scratch, operands, region, way, (out, out_stride), write);
+            write_region(family, scratch, operands, region, rounding, (out, out_stride), write);
         }
     });
 }
 
-/// How sums reach the output.
+/// Where sums of an output of bf16 are rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OutputWay {
-    /// As they are.
-    Direct,
-    /// Rounded where the product writes them.
-    Rounded,
-    /// Through working memory, from which they are rounded.
-    Through,
+enum Rounding {
+    /// Nowhere: the output is f32.
+    None,
+    /// Where the product writes them.
+    WithinProduct,
+    /// In working memory, after the product.
+    AfterProduct,
 }
 
-impl OutputWay {
+impl Rounding {
     fn of<T: Operand, O: Operand>(
         family: Family,
         a: Left<'_, T>,
@@ -223,13 +224,13 @@ impl OutputWay {
         write: Write,
     ) -> Self {
         if O::GROUP == 1 {
-            return Self::Direct;
+            return Self::None;
         }
         let is_packed = matches!(a, Left::Columns { .. }) || m > FEW_ROWS;
         let is_amx = family == Family::Amx && T::GROUP == 2;
         match is_amx && is_packed && k > 0 && write == Write::Overwrite {
-            true => Self::Rounded,
-            false => Self::Through,
+            true => Self::WithinProduct,
+            false => Self::AfterProduct,
         }
     }
 }
@@ -244,14 +245,14 @@ unsafe fn write_region<T: Operand, O: Operand>(
     scratch: &mut Scratch,
     (a, b, k): (Left<'_, T>, Right<'_, T>, usize),
     region: Region,
-    way: OutputWay,
+    rounding: Rounding,
     (out, out_stride): (*mut O, usize),
     write: Write,
 ) {
     let Region { n_rows, n_columns, .. } = region;
-    if way != OutputWay::Through {
+    if rounding != Rounding::AfterProduct {
         let tiles = &mut scratch.tiles;
-        let is_rounded = way == OutputWay::Rounded;
+        let is_rounded = rounding == Rounding::WithinProduct;
         let block = Block {
             out: out.cast(),
             out_stride,
@@ -325,9 +326,11 @@ fn task_size<T: Operand>(
     a: Left<'_, T>,
     b: Right<'_, T>,
     [m, n, k]: [usize; 3],
-    way: OutputWay,
+    rounding: Rounding,
 ) -> [usize; 2] {
-    let is_amx = compute.family() == Family::Amx && T::GROUP == 2 && way != OutputWay::Through;
+    // Sums that are rounded afterwards would not stay in the second-level cache if they were those of a large task.
+    let is_small = rounding == Rounding::AfterProduct;
+    let is_amx = compute.family() == Family::Amx && T::GROUP == 2 && !is_small;
     match (a, b) {
         (Left::Rows { .. }, _) if m <= FEW_ROWS => TASK_OF_FEW_ROWS,
         (_, Right::Panels(_)) if is_amx => amx_task(compute.n_threads(), [m, n, k]),

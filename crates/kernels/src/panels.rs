@@ -241,7 +241,7 @@ fn pack_panels<S: Operand, T: Operand>(
     }
 }
 
-/// One panel, value by value: the definition for both orders. Rows of n are loaded whole where there are instructions to turn them over.
+/// One panel. The scalar code is the definition for both orders; with AVX-512 rows of n are loaded whole and transposed.
 #[expect(unsafe_code, reason = "the vector version takes pointers")]
 fn gather_panel<S: Operand, T: Operand>(
     family: Family,

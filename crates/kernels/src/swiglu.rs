@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use crate::test_support::{
         LARGE, check_rows_alone_and_among_others, check_special_values, computes, fast_computes,
-        normal, reference,
+        normal, reference, rounded,
     };
     use proptest::prelude::*;
 
@@ -148,8 +148,8 @@ mod tests {
 
     /// Output, gradient of gate and up, and the output as backward computes it.
     fn run<T: Operand>(compute: &Compute, gate_up: &[f32], ffn: usize, d_out: &[f32]) -> Outputs {
-        let rounded = |x: &[f32]| -> Vec<T> { x.iter().map(|&x| T::from_f32(x)).collect() };
-        let (gate_up, d_out, zero) = (rounded(gate_up), rounded(d_out), T::from_f32(0.0));
+        let (gate_up, d_out) = (rounded::<T>(gate_up), rounded::<T>(d_out));
+        let zero = T::from_f32(0.0);
         let mut out = vec![zero; d_out.len()];
         swiglu(compute, &gate_up, ffn, &mut out);
         let (mut d_gate_up, mut again) = (vec![zero; gate_up.len()], vec![zero; d_out.len()]);

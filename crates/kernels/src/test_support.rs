@@ -6,7 +6,7 @@ use std::ops::Range;
 use testkit::close::Tolerance;
 use testkit::random::Rng;
 
-use crate::{Compute, Family, detect_features};
+use crate::{Compute, Family, Operand, detect_features};
 
 /// One Compute of every family that this machine runs; AMX is emulated where it is missing.
 pub(crate) fn computes(n_threads: usize) -> Vec<Compute> {
@@ -30,6 +30,11 @@ pub(crate) fn fast_computes(n_threads: usize) -> Vec<Compute> {
 
 pub(crate) fn reference() -> Compute {
     Compute::forced(Family::Reference, 1).unwrap()
+}
+
+/// As operands of a type.
+pub(crate) fn rounded<T: Operand>(x: &[f32]) -> Vec<T> {
+    x.iter().map(|&x| T::from_f32(x)).collect()
 }
 
 /// Normal values with the given standard deviation.

@@ -30,7 +30,7 @@ pub struct GradientWorkspace {
     d_residual: Tensor,
     /// The same rounded, T.
     d_rounded: Tensor,
-    /// Gradient of a norm's output, as products give it, `[tokens, hidden]`.
+    /// Gradient of a norm's output, `[tokens, hidden]`, f32 or T ([`Device::norm_gradient_dtype`]).
     d_normed: Tensor,
     /// T `[tokens, n_heads head_dim]`.
     d_attention_out: Tensor,
@@ -89,7 +89,7 @@ impl GradientRoom<'_> {
         let workspace = GradientWorkspace {
             d_residual: f32_rows(hidden),
             d_rounded: operand(hidden),
-            d_normed: zeroed(device.product_dtype(dtype), max_rows, hidden),
+            d_normed: zeroed(device.norm_gradient_dtype(dtype), max_rows, hidden),
             d_attention_out: operand(attention),
             d_qkv: operand(qkv),
             d_activated: operand(ffn),

@@ -2,7 +2,6 @@
 
 use kernels::attention::CacheKind;
 use kernels::matmul::Write;
-use kernels::rope::Direction;
 use tensor::{CachedBatch, Device, KeyBlocks, PackedRows, RopeTable, Tensor, ViewMut, ops};
 
 use crate::adapted::{self, AdaptedProduct, AdaptedRows, LoadedAdapter};
@@ -58,8 +57,7 @@ impl AttentionContext for PackedContext<'_> {
         table: &RopeTable,
         qkv: &mut Tensor,
     ) {
-        let (heads, direction) = (config.head_shape().rotated(), Direction::Forward);
-        ops::rotate_in_place(device, qkv.view_mut(), table, heads, direction);
+        ops::rotate_in_place(device, qkv.view_mut(), table, config.head_shape().rotated());
     }
 
     fn attend(
@@ -274,8 +272,8 @@ impl Decoder {
         adapted::add(device, changes, normed, out, scratch);
         match &w.qkv {
             Some(x) => {
-                let (heads, direction) = (self.config.head_shape().rotated(), Direction::Forward);
-                ops::rotate(device, x.view(), &w.rope, heads, direction, a.qkv.view_mut());
+                let heads = self.config.head_shape().rotated();
+                ops::rotate(device, x.view(), &w.rope, heads, a.qkv.view_mut());
             }
             None => {
                 context.rotate_in_place(device, &self.config, layer_idx, &w.rope, &mut a.qkv);

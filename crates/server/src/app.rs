@@ -49,8 +49,9 @@ pub(crate) fn router(models: ModelRegistry, limits: ServerLimits) -> Router {
         .with_state(app)
 }
 
-/// `ok` with status 200 once a model is there, with what each model's engine is doing and has done since it was started, which is one for
-/// models that differ in their adapter; before that `starting` with status 503, so that a program can wait for the status alone.
+/// `ok` with status 200 once a model is there, and under `load` what each model's engine does and has done since it was started; models
+/// that differ in their adapter share one and its numbers. Until then `starting` with status 503, so that a program can wait for
+/// the status alone.
 async fn health(State(app): State<SharedApp>) -> Response {
     let loads = app.models.loads();
     let models: Vec<_> = loads.iter().map(|(name, _)| name).collect();

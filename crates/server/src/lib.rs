@@ -4,8 +4,9 @@
 //! be added while the server runs, so that the port is open before there is anything to serve. It computes nothing but text:
 //! tokens come from the engine, through a channel.
 //!
-//! Routes: `GET /health`, `GET /v1/models`, `GET /v1/models/{name}`, `POST /v1/chat/completions`, `POST /v1/completions`, and
-//! the page at `/` with its files and its own stream. Anything else does not exist.
+//! Routes: `GET /health` (whether a model is there, and the load of each), `GET /v1/models`, `GET /v1/models/{name}`,
+//! `POST /v1/chat/completions`, `POST /v1/completions`, and the page at `/` with its files and its own stream. Anything else does
+//! not exist.
 //!
 //! It listens on loopback only and refuses a foreign `Host` or `Origin`; bodies, heads, connections and waiting requests are
 //! bounded; a panic in a request is an answer with status 500; prompts are never logged.

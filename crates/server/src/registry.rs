@@ -148,7 +148,7 @@ impl ModelRegistry {
         self.read(|models| models.entries.iter().map(|(name, _)| name.clone()).collect())
     }
 
-    /// What the engine of each model is doing.
+    /// What the engine of each model does and has done.
     pub(crate) fn loads(&self) -> Vec<(String, EngineLoad)> {
         let of_model =
             |(name, model): &(String, Arc<ServedModel>)| (name.clone(), model.engine.load());

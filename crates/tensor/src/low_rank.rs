@@ -75,7 +75,9 @@ impl LowRank {
         self.a.n_bytes() + self.b.n_bytes()
     }
 
-    /// Adds the change. Shapes: x `[tokens, n_in]` in the number type of the change, or f32; y f32 `[tokens, outputs of the layer]`.
+    /// Adds the change. Shapes: x `[tokens, n_in]` in the number type of the change, or f32; y `[tokens, outputs of the layer]`, f32 or in
+    /// that type. Numerics: sums in f32; the inner ones are rounded to the number type before they are multiplied, and a y of that type
+    /// once more for each change.
     ///
     /// # Panics
     /// When a shape or number type does not fit, or the scratch is too small.
@@ -87,18 +89,9 @@ impl LowRank {
         scratch: &mut LowRankScratch,
         operands: &mut OperandScratch,
     ) {
-        let LowRankScratch { sums, rounded } = scratch;
-        let rank = self.b.n_in();
-        sums.set_shape(x.n_rows(), rank);
-        self.a.forward(device, x, sums.view_mut(), Write::Overwrite, operands);
-        let inner = match rounded {
-            None => sums,
-            Some(rounded) => {
-                rounded.set_shape(sums.n_rows(), rank);
-                ops::convert(device, sums.view(), rounded.view_mut());
-                rounded
-            }
-        };
+        let LowRankScratch { inner } = scratch;
+        inner.set_shape(x.n_rows(), self.b.n_in());
+        self.a.forward(device, x, inner.view_mut(), Write::Overwrite, operands);
         let write = Write::Accumulate;
         self.b.forward_columns(device, inner.view(), y, self.first_out, write, operands);
     }
@@ -106,7 +99,7 @@ impl LowRank {
     /// Gradient of the input: `d_inner[t, r] = sum_o d_y[t, first + o] b[o, r]`, which stays in the scratch, and
     /// `d_x[t, i] (+)= sum_r d_inner[t, r] a[r, i]`, where that is wanted.
     ///
-    /// Shapes: d_y `[tokens, outputs of the layer]` in the number type of the change; d_x `[tokens, n_in]` f32, on a GPU also of that
+    /// Shapes: d_y `[tokens, outputs of the layer]` in the number type of the change; d_x `[tokens, n_in]` f32 or of that
     /// type. Numerics: sums in f32; d_inner is rounded to the number type before it is multiplied.
     ///
     /// # Panics
@@ -119,10 +112,9 @@ impl LowRank {
         scratch: &mut LowRankGradients,
     ) {
         scratch.set_shape(d_y.n_rows(), self.b.n_in());
-        let LowRankGradients { sums, d_inner, .. } = scratch;
-        let (out, overwrite) = (sums.view_mut(), Write::Overwrite);
+        let LowRankGradients { d_inner, .. } = scratch;
+        let (out, overwrite) = (d_inner.view_mut(), Write::Overwrite);
         self.b.backward_input_columns(device, d_y, self.first_out, out, overwrite);
-        ops::convert(device, sums.view(), d_inner.view_mut());
         if let Some((d_x, write)) = d_x {
             self.a.backward_input_columns(device, d_inner.view(), 0, d_x, write);
         }
@@ -157,32 +149,27 @@ impl LowRank {
 /// Working memory of changes.
 #[derive(Debug)]
 pub struct LowRankScratch {
-    /// As products give it, `[tokens, rank]`.
-    sums: Tensor,
-    /// In the number type of the changes; none where products give that.
-    rounded: Option<Tensor>,
+    /// In the number type of the changes, `[tokens, rank]`.
+    inner: Tensor,
 }
 
 impl LowRankScratch {
     /// Room for up to `max_rows` tokens and changes of up to `max_rank`.
     #[must_use]
     pub fn new(device: &Device, dtype: DType, max_rows: usize, max_rank: usize) -> Self {
-        let zeroed = |dtype| Tensor::zeroed_on(device, dtype, max_rows, max_rank);
-        let sums_dtype = device.product_dtype(dtype);
-        Self { sums: zeroed(sums_dtype), rounded: (sums_dtype != dtype).then(|| zeroed(dtype)) }
+        Self { inner: Tensor::zeroed_on(device, dtype, max_rows, max_rank) }
     }
 
     /// Bytes of [`LowRankScratch::new`] where the processors compute.
     #[must_use]
     pub fn bytes_for(dtype: DType, max_rows: usize, max_rank: usize) -> usize {
-        let rounded = if dtype == DType::F32 { 0 } else { dtype.bytes() };
-        max_rows * max_rank * (size_of::<f32>() + rounded)
+        max_rows * max_rank * dtype.bytes()
     }
 
     /// Bytes that it holds.
     #[must_use]
     pub fn n_bytes(&self) -> usize {
-        self.sums.n_bytes() + self.rounded.as_ref().map_or(0, Tensor::n_bytes)
+        self.inner.n_bytes()
     }
 }
 
@@ -248,6 +235,12 @@ mod tests {
             // a x: (6, 0) and (-1, -3); b (a x): (6, 12) and (-1, -5).
             let expected = [10.0, 10.0, 16.0, 22.0, 10.0, 10.0, 10.0, 9.0, 5.0, 10.0];
             assert_eq!(y.f32(), expected, "{dtype:?}");
+            // An output of the type of the change.
+            let mut narrow = Tensor::zeroed(dtype, 2, 5);
+            change.add(&device, operand.view(), narrow.view_mut(), &mut scratch, none);
+            let mut wide = Tensor::zeroed(DType::F32, 2, 5);
+            ops::convert(&device, narrow.view(), wide.view_mut());
+            assert_eq!(wide.f32(), expected.map(|x| x - 10.0), "{dtype:?}");
         }
     }
 

@@ -158,30 +158,25 @@ pub fn rms_norm_backward(
     }
 }
 
-/// [`rope::rotate`].
+/// [`rope::rotate`], forward.
 pub fn rotate(
     device: &Device,
     x: View<'_>,
     table: &RopeTable,
     heads: RotatedHeads,
-    direction: Direction,
     out: ViewMut<'_>,
 ) {
     let (compute, x, table) = (device.compute(), x.f32(), table.host());
+    let direction = Direction::Forward;
     match out.dtype() {
         DType::F32 => rope::rotate(compute, x, table, heads, direction, out.f32()),
         DType::Bf16 => rope::rotate(compute, x, table, heads, direction, out.of::<bf16>()),
     }
 }
 
-/// As [`rotate`], in the place of x, on a device where products give the type that attention takes.
-pub fn rotate_in_place(
-    device: &Device,
-    x: ViewMut<'_>,
-    table: &RopeTable,
-    heads: RotatedHeads,
-    direction: Direction,
-) {
+/// As [`rotate`], in the place of x, on a GPU.
+pub fn rotate_in_place(device: &Device, x: ViewMut<'_>, table: &RopeTable, heads: RotatedHeads) {
+    let direction = Direction::Forward;
     cuda::ops::rope::rotate_in_place(device.gpu(), x.on_gpu(), table.on_gpu(), heads, direction);
 }
 
@@ -433,7 +428,7 @@ pub fn cross_entropy(
     }
 }
 
-/// As [`cross_entropy`] with its gradient, which goes in the place of the logits, on a device where products give their type: that of
+/// As [`cross_entropy`] with its gradient, which goes in the place of the logits, on a GPU, where logits that are learnt have the type of
 /// the model. Logits of bf16 have 8 bits, as PyTorch's have in such a model; all sums and the losses are f32.
 pub fn cross_entropy_in_place(
     device: &Device,

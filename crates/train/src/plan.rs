@@ -250,7 +250,7 @@ impl TrainingMemory {
         }
     }
 
-    /// A GPU keeps each weight once and as it is, has no f32 copy of products beside their rounded output nor blocks of keys, and more
+    /// A GPU keeps each weight once and as it is, has no f32 copy of queries, keys and values before they are rotated nor blocks of keys, and more
     /// logits at a time.
     fn on_gpu(
         self,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::products::Products;
-use super::{BUNDLE, HeadShape, KEY_BLOCK, KEY_STEP};
+use super::{BUNDLE, HeadShape, KEY_BLOCK, KEY_STEP, STEP_BLOCKS};
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::operand::Operand;
@@ -16,6 +16,9 @@ use crate::transpose::transpose;
 
 /// Tokens of a tile of queries, and of a tile of keys.
 const TILE: usize = KEY_STEP;
+
+// The probabilities of a bundle are multiplied as a block of values is, and a tile has two of both.
+const _: () = assert!(BUNDLE == KEY_BLOCK && TILE == STEP_BLOCKS * BUNDLE && STEP_BLOCKS == 2);
 
 /// Slices of scratch: those of [`KeyTiles`], [`QueryTile`] and [`Scores`], and two more.
 const N_SLICES: usize = 5 + 7 + 5 + 2;
@@ -39,11 +42,12 @@ pub struct AttentionBackward<'a, T> {
 
 /// Gradient of causal attention within each document and window: with `P = exp(scale q.k - lse)`, `dP = d_out.v`,
 /// `delta = d_out.out`, `dS = scale P (dP - delta)`: `d_v = sum_q P d_out`, `d_q = sum_k dS k`, `d_k = sum_q dS q`; `d_q` and `d_k` are then
-/// turned back by the angles of their positions.
+/// rotated back by the angles of their positions.
 ///
 /// Shapes: [`AttentionBackward`]; d_qkv `[tokens, n_heads + 2 n_kv_heads, head_dim]`. Overwrites `d_qkv`.
-/// Numerics: P and dS are rounded to the operand type for the products; sums over queries run over heads, then tiles of
-/// 64 tokens, ascending, in f32. A value that is not finite may reach all gradients of its document and KV head, as `0 * inf`
+/// Numerics: P and dS are rounded to the operand type for the products; sums over queries run over heads, then bundles of
+/// 32 tokens, ascending, in f32; where tiles of AMX multiply, each product begins with the sum before it. All families but the reference take
+/// P as `2^(log2(e) (scale q.k - lse))`. Gradients are rotated in f32, then rounded to the type of `d_qkv`. A value that is not finite may reach all gradients of its document and KV head, as `0 * inf`
 /// where it is masked, and no others. P has the rounding error of a score and of `lse`: relative to P, 2^-23 of their size.
 /// Source: arXiv 2205.14135, algorithm 4.
 ///
@@ -98,7 +102,7 @@ struct KeyTiles<'a, T> {
     values: &'a mut [T],
     /// Panels of `[head_dim, KEY_BLOCK]`, block by block.
     keys_transposed: &'a mut [T],
-    /// `[head_dim, TILE]`.
+    /// `[padded_dim, TILE]`, tile by tile.
     d_keys: &'a mut [f32],
     d_values: &'a mut [f32],
 }
@@ -112,17 +116,17 @@ struct QueryTile<'a, T> {
     /// `[TILE, stride]`, zeros behind `head_dim`.
     queries: &'a mut [T],
     d_out: &'a mut [T],
-    /// `[head_dim, TILE]`.
+    /// `[padded_dim, TILE]`; what stands behind `head_dim` rows is of no use, nor are the sums that it reaches.
     queries_transposed: &'a mut [T],
     d_out_transposed: &'a mut [T],
     /// `[TILE]`.
     log_sum_exp: &'a mut [f32],
     delta: &'a mut [f32],
-    /// `[TILE, sum_stride]`.
+    /// `[TILE, padded_dim]`.
     d_queries: &'a mut [f32],
 }
 
-/// Scores, and what is made of them: queries by keys of two tiles.
+/// Scores of a tile of queries by a tile of keys, and what is made of them.
 struct Scores<'a, T> {
     /// Of a bundle, `[BUNDLE, TILE]`.
     scores: &'a mut [f32],
@@ -135,7 +139,7 @@ struct Scores<'a, T> {
 
 /// Lengths in working memory.
 #[derive(Clone, Copy)]
-struct Lens {
+struct Lengths {
     /// Between rows of queries.
     stride: usize,
     /// `head_dim`, filled up to whole bundles: rows of transposed operands, and columns of sums.
@@ -149,7 +153,7 @@ struct Lens {
     bundle: usize,
 }
 
-impl Lens {
+impl Lengths {
     fn of<T: Operand>(head_dim: usize) -> Self {
         let padded_dim = head_dim.next_multiple_of(BUNDLE);
         Self {
@@ -207,12 +211,12 @@ impl Lens {
 impl<T: Operand> SegmentJob<'_, T> {
     /// Gives each token's gradient of each head to `write`.
     fn run<O: Operand>(&self, scratch: &mut Scratch, write: impl Fn(usize, usize, &[O])) {
-        let (head_dim, lens) = (self.shape.head_dim, Lens::of::<T>(self.shape.head_dim));
+        let (head_dim, lens) = (self.shape.head_dim, Lengths::of::<T>(self.shape.head_dim));
         let (mut slices, tiles) = scratch.slices(N_SLICES);
         let mut keys = lens.key_tiles(&mut slices, self.len);
         let mut query = lens.query_tile(&mut slices);
         let mut scores = lens.scores(&mut slices);
-        let turned = slices.take::<f32>(TILE * head_dim);
+        let transposed_tile = slices.take::<f32>(TILE * head_dim);
         let rounded = slices.take::<O>(TILE * head_dim);
         // A tile at a time: what is computed for one row would wait until the one before has reached memory.
         let mut finish = |head: usize, [first, n]: [usize; 2], x: &[f32], x_stride: usize| {
@@ -253,9 +257,9 @@ impl<T: Operand> SegmentJob<'_, T> {
         {
             for (first, sums) in (0..self.len).step_by(TILE).zip(sums.chunks_exact(lens.d_tile)) {
                 let n = TILE.min(self.len - first);
-                let turned = &mut turned[..n * head_dim];
-                transpose(self.family, sums, TILE, [n, head_dim], turned, head_dim);
-                finish(head, [first, n], turned, head_dim);
+                let transposed_tile = &mut transposed_tile[..n * head_dim];
+                transpose(self.family, sums, TILE, [n, head_dim], transposed_tile, head_dim);
+                finish(head, [first, n], transposed_tile, head_dim);
             }
         }
     }
@@ -280,7 +284,7 @@ impl<T: Operand> SegmentJob<'_, T> {
         rest.fill(T::from_f32(0.0));
     }
 
-    fn pack_keys(&self, lens: Lens, rows: &mut [T], keys: &mut KeyTiles<'_, T>) {
+    fn pack_keys(&self, lens: Lengths, rows: &mut [T], keys: &mut KeyTiles<'_, T>) {
         let (head_dim, stride) = (self.shape.head_dim, lens.stride);
         let key_head = self.shape.n_heads + self.kv_head;
         for first in (0..self.len).step_by(TILE) {
@@ -307,7 +311,7 @@ impl<T: Operand> SegmentJob<'_, T> {
         }
     }
 
-    fn prepare_queries(&self, lens: Lens, query: &mut QueryTile<'_, T>) {
+    fn prepare_queries(&self, lens: Lengths, query: &mut QueryTile<'_, T>) {
         let (head_dim, stride) = (self.shape.head_dim, lens.stride);
         let (n_heads, tokens) = (self.shape.n_heads, [query.first, query.n]);
         let qkv = (self.inputs.qkv, self.shape.qkv_width());
@@ -339,16 +343,15 @@ impl<T: Operand> SegmentJob<'_, T> {
     fn tile_pair(
         &self,
         products: &mut Products<'_>,
-        lens: Lens,
+        lens: Lengths,
         query: &mut QueryTile<'_, T>,
         keys: &mut KeyTiles<'_, T>,
         key_tile: usize,
         scores: &mut Scores<'_, T>,
     ) {
         let head_dim = self.shape.head_dim;
-        let block = |panels: &'_ [T], len: usize, block: usize| -> Range<usize> {
-            let start = (key_tile * TILE / KEY_BLOCK + block) * len;
-            debug_assert!(start + len <= panels.len());
+        let block = |len: usize, at: usize| {
+            let start = (key_tile * STEP_BLOCKS + at) * len;
             start..start + len
         };
         for (bundle, first_row) in (0..query.n).step_by(BUNDLE).enumerate() {
@@ -357,7 +360,7 @@ impl<T: Operand> SegmentJob<'_, T> {
             let n_rows = BUNDLE.min(query.n - first_row).next_multiple_of(T::GROUP);
             let dims = [n_rows, head_dim];
             for at in columns.start / KEY_BLOCK..columns.end / KEY_BLOCK {
-                let range = block(keys.keys, lens.key_block, at);
+                let range = block(lens.key_block, at);
                 let rows = first_row * lens.stride..;
                 let (x, out) = (&query.queries[rows.clone()], &mut scores.scores[at * KEY_BLOCK..]);
                 products.scores(dims, x, lens.stride, &keys.keys[range.clone()], out);
@@ -380,12 +383,11 @@ impl<T: Operand> SegmentJob<'_, T> {
             };
             step.update(self.family);
             let blocks = columns.start / KEY_BLOCK..columns.end / KEY_BLOCK;
-            let values = [0, 1].map(|at| {
-                &keys.keys_transposed[block(keys.keys_transposed, lens.transposed_block, at)]
-            });
+            let transposed =
+                [0, 1].map(|at| &keys.keys_transposed[block(lens.transposed_block, at)]);
             let sums = &mut query.d_queries[first_row * lens.padded_dim..];
             let d_scores = &scores.d_scores[columns.start..];
-            products.mix(dims, d_scores, &values[blocks], sums, lens.padded_dim);
+            products.mix(dims, d_scores, &transposed[blocks], sums, lens.padded_dim);
         }
         let n_bundles = query.n.div_ceil(BUNDLE);
         let tile = key_tile * lens.d_tile..(key_tile + 1) * lens.d_tile;
@@ -478,7 +480,7 @@ impl<T: Operand> GradientStep<'_, T> {
         }
     }
 
-    /// Writes zeros where nothing is computed.
+    /// Fills all outputs with zeros where not every number will be computed.
     fn clear_others(&mut self) {
         if self.columns != (0..TILE) || self.scores.len() < BUNDLE * TILE {
             for out in

@@ -1,4 +1,4 @@
-//! The products of attention: rows with a block of [`KEY_BLOCK`] keys or values in panels.
+//! The products of attention: rows with blocks of [`KEY_BLOCK`] keys, values or queries in panels.
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;

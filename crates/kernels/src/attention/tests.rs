@@ -4,10 +4,10 @@ use testkit::close::{Tolerance, assert_close};
 use testkit::finite_difference::assert_gradient;
 
 use super::*;
-use crate::rope::{RopeFrequencies, RopeTable};
+use crate::rope::{Direction, RopeFrequencies, RopeTable, rotate};
 use crate::test_support::{
     LARGE, N_ROWS, bits, check_rows_alone_and_among_others, check_special_values, check_threads,
-    computes, fast_computes, normal, reference,
+    computes, fast_computes, normal, reference, rounded,
 };
 
 fn shape(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> HeadShape {
@@ -253,6 +253,7 @@ fn chunks_from_a_cache_have_the_bits_of_one_pass() {
     }
 }
 
+/// Gradients of what was rotated: the angles are zero.
 fn backward<T: Operand>(
     compute: &Compute,
     shape: HeadShape,
@@ -260,25 +261,47 @@ fn backward<T: Operand>(
     lens: &[usize],
     d_out: &[f32],
 ) -> Vec<f32> {
+    let radians = vec![0.0; shape.head_dim / 2];
+    let frequencies = RopeFrequencies { radians, ..RopeFrequencies::plain(shape.head_dim, 1e4) };
+    backward_rotated::<T, f32>(
+        compute,
+        shape,
+        qkv,
+        lens,
+        d_out,
+        &table(compute, lens, &frequencies),
+    )
+}
+
+/// The angles of documents.
+fn table(compute: &Compute, lens: &[usize], frequencies: &RopeFrequencies) -> RopeTable {
+    let positions: Vec<u32> = lens.iter().flat_map(|&len| 0..len as u32).collect();
+    let mut table = RopeTable::with_capacity(positions.len(), 2 * frequencies.radians.len());
+    table.set(compute, frequencies, &positions);
+    table
+}
+
+fn backward_rotated<T: Operand, O: Operand>(
+    compute: &Compute,
+    shape: HeadShape,
+    qkv: &[f32],
+    lens: &[usize],
+    d_out: &[f32],
+    rope: &RopeTable,
+) -> Vec<O> {
     let (out, log_sum_exp) = run::<T>(compute, shape, qkv, lens);
-    let rounded = |x: &[f32]| -> Vec<T> { x.iter().map(|&x| T::from_f32(x)).collect() };
     let (qkv, d_out) = (rounded(qkv), rounded(d_out));
     let mut starts = vec![0];
     lens.iter().for_each(|len| starts.push(starts[starts.len() - 1] + *len as u32));
-    // Angles of zero: gradients are those of what was rotated.
-    let (n_tokens, radians) = (starts[lens.len()], vec![0.0; shape.head_dim / 2]);
-    let frequencies = RopeFrequencies { radians, ..RopeFrequencies::plain(shape.head_dim, 1e4) };
-    let mut rope = RopeTable::with_capacity(n_tokens as usize, shape.head_dim);
-    rope.set(compute, &frequencies, &(0..n_tokens).collect::<Vec<_>>());
     let inputs = AttentionBackward {
         qkv: &qkv,
         out: &out,
         log_sum_exp: &log_sum_exp,
         d_out: &d_out,
         segment_starts: &starts,
-        rope: &rope,
+        rope,
     };
-    let mut d_qkv = vec![7.0; qkv.len()];
+    let mut d_qkv = vec![O::from_f32(7.0); qkv.len()];
     attention_backward(compute, shape, inputs, &mut d_qkv);
     d_qkv
 }
@@ -308,20 +331,42 @@ fn the_gradient_equals_finite_differences() {
     }
 }
 
+/// Heads of whole tiles, of an odd number of panels, of part of one.
 #[test]
 fn bf16_gradients_are_near_those_of_f32() {
-    let shape = shape(6, 2, 64);
-    let lens = [100, 130];
-    let qkv: Vec<f32> = normal(7, 230 * shape.qkv_width(), 1.0)
-        .into_iter()
-        .map(|x| bf16::from_f32(x).to_f32())
-        .collect();
-    let c = normal(8, 230 * 6 * 64, 1.0);
-    let expected = backward::<f32>(&reference(), shape, &qkv, &lens, &c);
+    for (head_dim, lens) in [(64, [100, 130]), (96, [33, 64]), (80, [1, 97]), (40, [35, 66])] {
+        let (shape, n_tokens) = (shape(6, 2, head_dim), lens[0] + lens[1]);
+        let as_bf16 = |x: Vec<f32>| -> Vec<f32> {
+            rounded::<bf16>(&x).into_iter().map(bf16::to_f32).collect()
+        };
+        let qkv = as_bf16(normal(7, n_tokens * shape.qkv_width(), 1.0));
+        let c = as_bf16(normal(8, n_tokens * 6 * head_dim, 1.0));
+        let expected = backward::<f32>(&reference(), shape, &qkv, &lens, &c);
+        for compute in computes(2) {
+            let d = backward::<bf16>(&compute, shape, &qkv, &lens, &c);
+            // Operands of 8 bits: a few parts in a thousand of the typical size (values up to about 5).
+            assert_close(&d, &expected, Tolerance { absolute: 0.05, relative: 0.02 });
+        }
+    }
+}
+
+#[test]
+fn gradients_are_rotated_back_and_rounded() {
+    let (shape, lens) = (shape(4, 2, 40), [70, 3]);
+    let qkv = normal(21, 73 * shape.qkv_width(), 1.0);
+    let c = normal(22, 73 * 4 * 40, 1.0);
+    let growth = Some((0.5, 5));
+    let frequencies = RopeFrequencies { query_growth: growth, ..RopeFrequencies::plain(40, 1e4) };
     for compute in computes(2) {
-        let d = backward::<bf16>(&compute, shape, &qkv, &lens, &c);
-        // Operands of 8 bits: a few parts in a thousand of the typical size (values up to about 5).
-        assert_close(&d, &expected, Tolerance { absolute: 0.05, relative: 0.02 });
+        let rope = table(&compute, &lens, &frequencies);
+        let rotated = backward::<bf16>(&compute, shape, &qkv, &lens, &c);
+        let mut expected = vec![0.0; rotated.len()];
+        let heads = shape.rotated();
+        rotate(&compute, &rotated, &rope, heads, Direction::Backward, &mut expected);
+        let d = backward_rotated::<bf16, f32>(&compute, shape, &qkv, &lens, &c, &rope);
+        assert!(bits(&d) == bits(&expected), "{}", compute.family());
+        let d = backward_rotated::<bf16, bf16>(&compute, shape, &qkv, &lens, &c, &rope);
+        assert!(d == rounded::<bf16>(&expected), "{}", compute.family());
     }
 }
 

@@ -131,7 +131,7 @@ unsafe fn few_rows<const BITS: usize, const TERM: u8, const BUNDLES: usize>(
                 multiply_group(g);
             }
             store_block(sums.as_mut_ptr(), BUNDLES);
-            copy_sums::<false>(&pair, sums);
+            write_block(&pair, 0, sums.as_ptr(), false);
         }
     }
 }
@@ -194,7 +194,7 @@ unsafe fn many_rows<const BITS: usize, const TERM: u8>(part: &Part<'_>, scratch:
     // SAFETY: the output is the caller's; the process may use AMX, and the configuration is valid.
     unsafe {
         if part.write == Write::Accumulate {
-            copy_sums::<true>(part, sums);
+            load_sums(part, sums);
         }
         configuration([BUNDLE; 2]).load();
     }
@@ -230,6 +230,16 @@ unsafe fn many_rows<const BITS: usize, const TERM: u8>(part: &Part<'_>, scratch:
             unsafe { multiply_chunk(&chunk, sums) };
         }
     }
+    if n_groups == 0 && part.write == Write::Overwrite {
+        for panel in part.panels().step_by(2) {
+            let n_panels = (part.panel + part.n_panels - panel).min(2);
+            let pair = Part { panel, n_panels, ..*part };
+            for row in (0..part.n_rows).step_by(BLOCK) {
+                // SAFETY: the output is the caller's.
+                unsafe { write_block(&pair, row, zeros.as_ptr(), false) };
+            }
+        }
+    }
     // Stores that pass by the caches are seen by other threads after this.
     _mm_sfence();
 }
@@ -248,22 +258,20 @@ fn panels_ahead<'a>(part: &Part<'a>, panel: usize, first_group: usize) -> [&'a [
     ahead
 }
 
-/// Asks for one of `n` equal shares of some bytes.
-fn prefetch_share(bytes: &[u8], [share, n]: [usize; 2]) {
-    let len = bytes.len().div_ceil(n).next_multiple_of(LINE);
-    let start = (share * len).min(bytes.len());
-    prefetch(bytes[start..].as_ptr(), len.min(bytes.len() - start));
+/// One of `n` equal shares of some bytes, in whole lines; nothing behind the last.
+fn share(bytes: &[u8], [i, n]: [usize; 2]) -> &[u8] {
+    let len = bytes.len().div_ceil(n).next_multiple_of(LINE).max(LINE);
+    bytes.chunks(len).nth(i).unwrap_or_default()
 }
 
 /// One of `n` equal shares of the chunk of the part's rows that begins with a group, or nothing behind the last.
-fn rows_ahead<'a>(part: &Part<'a>, first_group: usize, [share, n]: [usize; 2]) -> &'a [u8] {
+fn rows_ahead<'a>(part: &Part<'a>, first_group: usize, of: [usize; 2]) -> &'a [u8] {
     let n_groups = part.rows.k / GROUP;
     if first_group >= n_groups {
         return &[];
     }
     let len = part.n_rows * CHUNK.min(n_groups - first_group) * LINE;
-    let share_len = len.div_ceil(n);
-    part.rows.chunk(part.row, first_group)[..len].chunks(share_len).nth(share).unwrap_or_default()
+    share(&part.rows.chunk(part.row, first_group)[..len], of)
 }
 
 /// Groups of a panel in bf16.
@@ -322,7 +330,6 @@ unsafe fn multiply_chunk(chunk: &Chunk<'_>, sums: &mut [f32]) {
     let rows = &part.rows.chunk(part.row, first_group)[..2 * n_blocks * bundle];
     assert!(tiles.len() == 2 * CHUNK * GROUP_TILE && sums.len() == n_blocks * BLOCK * BLOCK);
     let b = [tiles.as_ptr(), tiles[CHUNK * GROUP_TILE..].as_ptr()];
-    let ahead_len = rows_ahead.len().div_ceil(n_blocks);
     let is_last = first_group + n_groups == part.rows.k / GROUP;
     let is_streamed = is_streamed(part);
     let sums = sums.as_mut_ptr();
@@ -332,10 +339,12 @@ unsafe fn multiply_chunk(chunk: &Chunk<'_>, sums: &mut [f32]) {
     unsafe {
         load_block(start(0), 2);
         for i in 0..n_blocks {
-            let ahead = rows_ahead.chunks(ahead_len.max(1)).nth(i).map_or(b[0], <[u8]>::as_ptr);
             for panel in panels_ahead {
-                prefetch_share(panel, [i, n_blocks]);
+                let lines = share(panel, [i, n_blocks]);
+                prefetch(lines.as_ptr(), lines.len());
             }
+            let ahead = share(rows_ahead, [i, n_blocks]);
+            let ahead = if ahead.is_empty() { b[0] } else { ahead.as_ptr() };
             let a = rows[2 * i * bundle..].as_ptr();
             multiply_block([a, a.add(bundle)], b, n_groups, block(i), start(i + 1), ahead);
             if is_last && i > 0 {
@@ -384,22 +393,22 @@ unsafe fn write_block(part: &Part<'_>, first_row: usize, sums: *const f32, is_st
 /// What sums begin with.
 ///
 /// # Safety
-/// As [`copy_sums`].
+/// As [`load_sums`].
 #[target_feature(enable = "avx512f")]
 unsafe fn start_sums(part: &Part<'_>, sums: &mut [f32]) {
     match part.write {
         Write::Overwrite => sums.fill(0.0),
         // SAFETY: the caller's promise.
-        Write::Accumulate => unsafe { copy_sums::<true>(part, sums) },
+        Write::Accumulate => unsafe { load_sums(part, sums) },
     }
 }
 
-/// From the output into blocks of sums, `[pairs of panels, 32 rows, 4 tiles]`, or back.
+/// From the output into blocks of sums, `[pairs of panels, 32 rows, 4 tiles]`.
 ///
 /// # Safety
 /// The output holds the rows and columns of the part.
 #[target_feature(enable = "avx512f")]
-unsafe fn copy_sums<const IS_LOAD: bool>(part: &Part<'_>, sums: &mut [f32]) {
+unsafe fn load_sums(part: &Part<'_>, sums: &mut [f32]) {
     let n_blocks = part.n_rows.div_ceil(BLOCK);
     for row in 0..part.n_rows {
         for panel in 0..part.n_panels {
@@ -410,11 +419,7 @@ unsafe fn copy_sums<const IS_LOAD: bool>(part: &Part<'_>, sums: &mut [f32]) {
             let sums = &mut sums[tile * TILE + row % BUNDLE * PANEL_WIDTH..][..PANEL_WIDTH];
             // SAFETY: the caller's promise; the mask keeps to the columns, a row of a tile has 16 sums.
             unsafe {
-                if IS_LOAD {
-                    _mm512_storeu_ps(sums.as_mut_ptr(), _mm512_maskz_loadu_ps(mask, out));
-                } else {
-                    _mm512_mask_storeu_ps(out, mask, _mm512_loadu_ps(sums.as_ptr()));
-                }
+                _mm512_storeu_ps(sums.as_mut_ptr(), _mm512_maskz_loadu_ps(mask, out));
             }
         }
     }

@@ -129,8 +129,10 @@ fn check_amx(compute: &Compute, kind: BlockKind, [m, n, k]: [usize; 3]) {
     let mut bytes = vec![0xAA; rows_len([m, k])];
     let rows = round_rows(compute, &x, [m, k], &mut bytes);
     for write in [Write::Overwrite, Write::Accumulate] {
-        let mut got = normal(5, m * n, 1.0);
-        let mut expected = if write == Write::Accumulate { got.clone() } else { vec![0.0; m * n] };
+        // Aligned, as outputs are that pass by the caches.
+        let (mut got, held) = (crate::Buffer::<f32>::zeroed(m * n), normal(5, m * n, 1.0));
+        got.copy_from_slice(&held);
+        let mut expected = if write == Write::Accumulate { held } else { vec![0.0; m * n] };
         matmul(compute, rows, weight, &mut got, write);
         amx_definition(&x, weight, [m, n, k], &mut expected);
         assert!(bits(&got) == bits(&expected), "{kind:?} {m} {n} {k} {write:?}");
@@ -342,6 +344,12 @@ fn tiles_of_bf16_have_the_bits_of_their_definition_over_odd_shapes() {
     }
 }
 
+#[test]
+fn tiles_of_bf16_have_the_bits_of_their_definition_where_outputs_pass_by_the_caches() {
+    let Some(compute) = amx_compute(2) else { return };
+    check_amx(&compute, BlockKind::Q8_0, [512, 528, 64]);
+}
+
 /// Several pairs of panels in a task, with few rows, and with many over several chunks of K; a last panel alone.
 #[test]
 fn tiles_of_bf16_have_the_bits_of_their_definition_over_tasks_of_many_panels() {
@@ -500,7 +508,7 @@ fn columns_that_overlap_are_refused() {
 fn empty_products_are_zero() {
     let kind = BlockKind::Q8_0;
     for compute in computes(1) {
-        for m in [1, 6] {
+        for m in [1, 6, 40] {
             assert_eq!(product(&compute, &[], (kind, &[]), [m, 5, 0]), vec![0.0; m * 5]);
             assert!(product(&compute, &[], (kind, &[]), [0, 0, 32]).is_empty());
         }

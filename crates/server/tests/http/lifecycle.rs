@@ -43,7 +43,9 @@ fn the_port_answers_before_there_is_a_model_and_serves_it_once_it_is_added() {
     assert_eq!(get(server.address(), "/v1/models").json()["data"], json!([]));
     let early = post(server.address(), CHAT, &chat(&json!({})));
     assert_eq!((early.status, &early.error()["code"]), (503, &json!("starting")));
-    models.add("tiny", fixture::model(100, EngineLimits::default())).unwrap();
+    let model = fixture::model(100, EngineLimits::default());
+    let engine = model.engine.clone();
+    models.add("tiny", model).unwrap();
     models.add("second", fixture::model(100, EngineLimits::default())).unwrap();
     assert_eq!(get(server.address(), "/health").json()["models"], json!(["tiny", "second"]));
     let status = get(server.address(), "/chat/status").json();
@@ -54,6 +56,7 @@ fn the_port_answers_before_there_is_a_model_and_serves_it_once_it_is_added() {
     for _ in 0..2 {
         assert_eq!(post(server.address(), CHAT, &body).status, 200);
     }
+    fixture::wait_for(&engine, (0, 0));
     let health = get(server.address(), "/health").json();
     let (used, idle) = (&health["load"]["tiny"], &health["load"]["second"]);
     let prompt_tokens = used["prompt_tokens"].as_u64().unwrap();

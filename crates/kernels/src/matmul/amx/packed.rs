@@ -179,8 +179,8 @@ struct Product {
     /// Sums of the steps before; null where there are none.
     from: *const f32,
     to: *mut f32,
-    /// Where the sums will be written: asked for meanwhile, where that helps. It need not be readable.
-    place: *const u8,
+    /// Where the sums will be written: asked for meanwhile, unless they pass by the caches. It need not be readable.
+    out: *const u8,
 }
 
 impl Squares<'_> {
@@ -214,10 +214,10 @@ impl Squares<'_> {
             let held = held.wrapping_add(pair * SQUARE_LEN);
             let waiting = sums.wrapping_add(self.n_made % 2 * SQUARE_LEN);
             let offset = (row * block.out_stride + column) * block.out_bytes();
-            let place = block.out.cast::<u8>().wrapping_add(offset);
+            let out = block.out.cast::<u8>().wrapping_add(offset);
             let product = Product {
                 next: self.next_panels(column, &steps, pair),
-                place,
+                out,
                 a: [a_top, a_top.wrapping_add(n_steps * TILE_LEN)],
                 b: [b_left, b_left.wrapping_add(right)],
                 n_steps: steps.len(),
@@ -229,7 +229,7 @@ impl Squares<'_> {
                 self.multiply(&product);
                 if is_last {
                     let size = [SQUARE.min(block.n_rows - row), n_columns];
-                    self.take(Pending { from: product.to, to: place }, size);
+                    self.take(Pending { from: product.to, to: out }, size);
                 }
             }
         }
@@ -361,7 +361,7 @@ macro_rules! multiply_and_write {
         /// and their place in an output with rows at a distance of `stride` bytes.
         unsafe fn $name(product: &Product, pending: Pending, copy_steps: usize, stride: usize) {
             // There are more pointers than registers: those of sums and of what comes next take turns in one.
-            let turns = [product.from.addr(), product.next.addr(), product.to.addr()];
+            let turns = [product.from.cast::<u8>(), product.next.cast(), product.to.cast_const().cast()];
             // SAFETY: the caller's promise; all tiles and registers used are declared as clobbered.
             unsafe {
                 asm!(
@@ -419,7 +419,7 @@ macro_rules! multiply_and_write {
                     n = inout(reg) product.n_steps => _, copies = inout(reg) copy_steps => _,
                     wide = inout(reg) 128_usize => _, turns = in(reg) turns.as_ptr(), next = out(reg) _,
                     from = inout(reg) pending.from => _, to = inout(reg) pending.to => _,
-                    stride = in(reg) stride, place = inout(reg) product.place => _,
+                    stride = in(reg) stride, place = inout(reg) product.out => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
