@@ -104,7 +104,7 @@ pub fn rms_norm_backward<T: Operand>(
     x: &[T],
     weight: &[f32],
     inverse_rms: &[f32],
-    d_out: &[f32],
+    d_out: &[T],
     d_x: &mut [f32],
     rounded: &mut [T],
     d_weight: Option<&mut [f32]>,
@@ -146,7 +146,7 @@ struct NormBackwardInput<'a, T> {
     x: &'a [T],
     weight: &'a [f32],
     scales: &'a [f32],
-    d_out: &'a [f32],
+    d_out: &'a [T],
     d_x: &'a mut [f32],
 }
 
@@ -162,13 +162,13 @@ impl<T: Operand> LaneKernel for NormBackwardInput<'_, T> {
             let d_x = &mut self.d_x[row * hidden..][..hidden];
             let mut sum = lanes.splat(0.0);
             for i in (0..hidden).step_by(L::N) {
-                let g = lanes.mul(lanes.load(&d_out[i..]), lanes.load(&self.weight[i..]));
+                let g = lanes.mul(T::load(lanes, &d_out[i..]), lanes.load(&self.weight[i..]));
                 sum = lanes.mul_add(g, T::load(lanes, &x[i..]), sum);
             }
             let mean = lanes.reduce_sum(sum) * scale / hidden as f32;
             let (scale, mean) = (lanes.splat(scale), lanes.splat(mean));
             for i in (0..hidden).step_by(L::N) {
-                let g = lanes.mul(lanes.load(&d_out[i..]), lanes.load(&self.weight[i..]));
+                let g = lanes.mul(T::load(lanes, &d_out[i..]), lanes.load(&self.weight[i..]));
                 let normed = lanes.mul(T::load(lanes, &x[i..]), scale);
                 let inner = lanes.sub(g, lanes.mul(normed, mean));
                 let sum = lanes.mul_add(scale, inner, lanes.load(&d_x[i..]));
@@ -181,7 +181,7 @@ impl<T: Operand> LaneKernel for NormBackwardInput<'_, T> {
 struct NormBackwardWeight<'a, T> {
     x: &'a [T],
     inverse_rms: &'a [f32],
-    d_out: &'a [f32],
+    d_out: &'a [T],
     hidden: usize,
     column: usize,
     d_weight: &'a mut [f32],
@@ -200,7 +200,7 @@ impl<T: Operand> LaneKernel for NormBackwardWeight<'_, T> {
             for i in (0..self.d_weight.len()).step_by(L::N) {
                 let normed = lanes.mul(T::load(lanes, &x[i..]), scale);
                 let sum = lanes.load(&self.d_weight[i..]);
-                let sum = lanes.mul_add(lanes.load(&d_out[i..]), normed, sum);
+                let sum = lanes.mul_add(T::load(lanes, &d_out[i..]), normed, sum);
                 lanes.store(sum, &mut self.d_weight[i..]);
             }
         }
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
     use crate::test_support::{
         LARGE, check_rows_alone_and_among_others, check_special_values, check_threads, computes,
-        fast_computes, normal, reference,
+        fast_computes, normal, reference, rounded,
     };
     use proptest::prelude::*;
 
@@ -303,11 +303,11 @@ mod tests {
         [x, weight, d_out]: [&[f32]; 3],
     ) -> (Vec<f32>, Vec<f32>) {
         let (_, scales) = run::<f32>(&reference(), x, weight);
-        let x: Vec<T> = x.iter().map(|&x| T::from_f32(x)).collect();
+        let (x, d_out) = (rounded::<T>(x), rounded::<T>(d_out));
         let (mut d_x, mut d_weight) = (vec![1.0; x.len()], vec![1.0; weight.len()]);
-        let (d_w, mut rounded) = (Some(&mut d_weight[..]), vec![T::from_f32(7.0); x.len()]);
-        rms_norm_backward(compute, &x, weight, &scales, d_out, &mut d_x, &mut rounded, d_w);
-        assert_rounded(&rounded, &d_x);
+        let (d_w, mut d_rounded) = (Some(&mut d_weight[..]), vec![T::from_f32(7.0); x.len()]);
+        rms_norm_backward(compute, &x, weight, &scales, &d_out, &mut d_x, &mut d_rounded, d_w);
+        assert_rounded(&d_rounded, &d_x);
         (d_x, d_weight)
     }
 

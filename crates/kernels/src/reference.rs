@@ -93,7 +93,7 @@ pub fn rms_norm_backward_input<T: Operand>(
     x: &[T],
     weight: &[f32],
     inverse_rms: &[f32],
-    d_out: &[f32],
+    d_out: &[T],
     d_x: &mut [f32],
 ) {
     let hidden = weight.len();
@@ -101,11 +101,11 @@ pub fn rms_norm_backward_input<T: Operand>(
         let (x, d_out) = (&x[t * hidden..][..hidden], &d_out[t * hidden..][..hidden]);
         let mut mean = 0.0;
         for j in 0..hidden {
-            mean += d_out[j] * weight[j] * (x[j].to_f32() * scale) / hidden as f32;
+            mean += d_out[j].to_f32() * weight[j] * (x[j].to_f32() * scale) / hidden as f32;
         }
         for i in 0..hidden {
             let normed = x[i].to_f32() * scale;
-            d_x[t * hidden + i] += scale * (d_out[i] * weight[i] - normed * mean);
+            d_x[t * hidden + i] += scale * (d_out[i].to_f32() * weight[i] - normed * mean);
         }
     }
 }
@@ -114,7 +114,7 @@ pub fn rms_norm_backward_input<T: Operand>(
 pub fn rms_norm_backward_weight<T: Operand>(
     x: &[T],
     inverse_rms: &[f32],
-    d_out: &[f32],
+    d_out: &[T],
     hidden: usize,
     column: usize,
     d_weight: &mut [f32],
@@ -122,7 +122,7 @@ pub fn rms_norm_backward_weight<T: Operand>(
     for (t, scale) in inverse_rms.iter().enumerate() {
         for (i, sum) in d_weight.iter_mut().enumerate() {
             let at = t * hidden + column + i;
-            *sum += d_out[at] * (x[at].to_f32() * scale);
+            *sum += d_out[at].to_f32() * (x[at].to_f32() * scale);
         }
     }
 }

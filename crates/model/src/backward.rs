@@ -30,7 +30,7 @@ pub struct GradientWorkspace {
     d_residual: Tensor,
     /// The same rounded, T.
     d_rounded: Tensor,
-    /// Gradient of a norm's output, `[tokens, hidden]`, f32 or T ([`Device::norm_gradient_dtype`]).
+    /// Gradient of a norm's output, T `[tokens, hidden]`.
     d_normed: Tensor,
     /// T `[tokens, n_heads head_dim]`.
     d_attention_out: Tensor,
@@ -89,7 +89,7 @@ impl GradientRoom<'_> {
         let workspace = GradientWorkspace {
             d_residual: f32_rows(hidden),
             d_rounded: operand(hidden),
-            d_normed: zeroed(device.norm_gradient_dtype(dtype), max_rows, hidden),
+            d_normed: operand(hidden),
             d_attention_out: operand(attention),
             d_qkv: operand(qkv),
             d_activated: operand(ffn),
@@ -113,7 +113,7 @@ impl GradientRoom<'_> {
         let (qkv, attention) = (shape.qkv_width(), shape.n_heads * shape.head_dim);
         let logit_rows = max_rows.min(Device::CPU_LOGIT_ROWS);
         let [head_rows, head_in] = self.head_input(logit_rows);
-        max_rows * (2 * hidden * 4 + (hidden + attention + qkv + 3 * ffn) * dtype.bytes())
+        max_rows * (hidden * 4 + (2 * hidden + attention + qkv + 3 * ffn) * dtype.bytes())
             + logit_rows * config.vocab_size * dtype.bytes()
             + LinearScratch::bytes_for(dtype, max_rows, self.largest_input())
             + LinearScratch::bytes_for(dtype, head_rows, head_in)

@@ -78,16 +78,6 @@ impl Device {
         }
     }
 
-    /// Number type of the gradient of a norm's output in a model of `dtype`: f32 on the processors, on a GPU the model's, which halves what
-    /// moves through memory (`docs/decisions/0015-gpu.md`).
-    #[must_use]
-    pub fn norm_gradient_dtype(&self, dtype: DType) -> DType {
-        match self {
-            Self::Cpu(_) => DType::F32,
-            Self::Cuda { .. } => dtype,
-        }
-    }
-
     /// Whether queries and keys are rotated, and logits that are learnt become their gradient, where the product wrote them.
     #[must_use]
     pub fn works_in_place(&self) -> bool {

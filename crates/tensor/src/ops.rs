@@ -146,7 +146,7 @@ pub fn rms_norm_backward(
     ) {
         let (compute, weight, scales) =
             (device.compute(), saved.weight.f32(), saved.inverse_rms.f32());
-        let (x, d_out) = (saved.x.of::<T>(), saved.d_out.f32());
+        let (x, d_out) = (saved.x.of::<T>(), saved.d_out.of::<T>());
         let (d_x, rounded) = (d_x.f32(), rounded.of::<T>());
         let d_weight = d_weight.map(ViewMut::f32);
         norm::rms_norm_backward(compute, x, weight, scales, d_out, d_x, rounded, d_weight);
