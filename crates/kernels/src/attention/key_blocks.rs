@@ -10,7 +10,7 @@ use crate::buffer::{Buffer, Element};
 use crate::compute::{Compute, Family};
 use crate::lanes::{LaneKernel, Lanes, dispatch};
 use crate::operand::Operand;
-use crate::panels::{PANEL_WIDTH, padded_k, panels_len};
+use crate::panels::{PANEL_WIDTH, Source, SourceOrder, pack_here, padded_k, panels_len};
 use crate::pool::SliceParts;
 use crate::prefetch::prefetch;
 
@@ -240,14 +240,18 @@ pub fn append_keys_values<T: Operand>(
     let rows = NewRows { compute, shape, qkv, sequences };
     match blocks {
         KeyBlocks::Operands(values) => {
-            let head_len = head_len::<T>(shape);
-            rows.append(values, head_len, T::from_f32(0.0), |head, slot, part, x| {
+            let (head_len, zero) = (head_len::<T>(shape), T::from_f32(0.0));
+            let row = |head: &mut [T], slot, part, x: &[T]| {
                 store::<T, T>(shape, [part, slot], x, |x| x, head);
+            };
+            rows.append(values, head_len, zero, row, |head, [keys, values]| {
+                pack_block(compute.family(), shape, [keys, values], head);
+                true
             });
         }
         KeyBlocks::Int8(bytes) => {
             let codes_len = head_len::<T>(shape);
-            rows.append(bytes, int8_head_len::<T>(shape), 0, |head, slot, part, x| {
+            let row = |head: &mut [u8], slot, part, x: &[T]| {
                 let (codes, scales) = head.split_at_mut(codes_len);
                 let [scale, inverse] = scale_of(x);
                 let scale_idx = part * KEY_BLOCK + slot;
@@ -255,9 +259,25 @@ pub fn append_keys_values<T: Operand>(
                 // A value that is not finite has no code, but the scale says it.
                 let code = |x: T| (x.to_f32() * inverse).round_ties_even() as i8;
                 store(shape, [part, slot], x, |x| code(x).cast_unsigned(), codes);
-            });
+            };
+            rows.append(bytes, int8_head_len::<T>(shape), 0, row, |_, _| false);
         }
     }
+}
+
+/// Writes a whole block of keys and values, whose rows are those of tokens.
+fn pack_block<T: Operand>(
+    family: Family,
+    shape: HeadShape,
+    [keys, values]: [&[T]; 2],
+    head: &mut [T],
+) {
+    let (head_dim, stride) = (shape.head_dim, shape.qkv_width());
+    let (key_panels, value_panels) = head.split_at_mut(panels_len::<T>(KEY_BLOCK, head_dim));
+    let keys = Source { values: keys, stride, order: SourceOrder::RowsOfN };
+    pack_here(family, keys, [KEY_BLOCK, head_dim], key_panels);
+    let values = Source { values, stride, order: SourceOrder::RowsOfK };
+    pack_here(family, values, [head_dim, KEY_BLOCK], value_panels);
 }
 
 /// Writes the numbers of a key (part 0) or value (part 1) of a position into a head's block, line by line.
@@ -315,7 +335,8 @@ struct NewRows<'a, T> {
 
 impl<T: Operand> NewRows<'_, T> {
     /// Calls `write(head's block, place of the position in it, part, numbers)` for each new row and KV head, in order, with the key as part 0
-    /// and the value as part 1; a block is filled with `zero` before its first position is written.
+    /// and the value as part 1; a block is filled with `zero` before its first position is written. Where all positions of a block are new,
+    /// `write_whole` gets them first, as the rows of keys and of values, and says whether it wrote them.
     #[expect(unsafe_code, reason = "tasks write blocks of different sequences and heads")]
     fn append<E: Element>(
         &self,
@@ -323,26 +344,37 @@ impl<T: Operand> NewRows<'_, T> {
         head_len: usize,
         zero: E,
         write: impl Fn(&mut [E], usize, usize, &[T]) + Sync,
+        write_whole: impl Fn(&mut [E], [&[T]; 2]) -> bool + Sync,
     ) {
         let Self { compute, shape, qkv, sequences } = *self;
         let HeadShape { n_heads, n_kv_heads, head_dim, .. } = shape;
         let parts = SliceParts::new(blocks);
         compute.pool().run(sequences.len() * n_kv_heads, |task_idx, _| {
             let (sequence, head) = (&sequences[task_idx / n_kv_heads], task_idx % n_kv_heads);
-            for row in 0..sequence.n_rows {
+            let mut next = 0;
+            while next < sequence.n_rows {
+                let row = next;
+                next += 1;
                 let position = sequence.first_position + row;
                 let block_id = sequence.block_table[position / KEY_BLOCK] as usize;
                 let start = (block_id * n_kv_heads + head) * head_len;
                 // SAFETY: a block belongs to one sequence (`check_tables` refused one that two write), a task to one head.
                 let block = unsafe { parts.range(start, head_len) };
                 let token = &qkv[(sequence.first_row + row) * shape.qkv_width()..];
-                let of_head = |head: usize| &token[head * head_dim..][..head_dim];
+                let rows = [n_heads + head, n_heads + n_kv_heads + head]
+                    .map(|head| &token[head * head_dim..]);
                 let slot = position % KEY_BLOCK;
+                let is_whole = slot == 0 && row + KEY_BLOCK <= sequence.n_rows;
+                if is_whole && write_whole(block, rows) {
+                    next = row + KEY_BLOCK;
+                    continue;
+                }
                 if slot == 0 {
                     block.fill(zero);
                 }
-                write(block, slot, 0, of_head(n_heads + head));
-                write(block, slot, 1, of_head(n_heads + n_kv_heads + head));
+                for (part, rows) in rows.into_iter().enumerate() {
+                    write(block, slot, part, &rows[..head_dim]);
+                }
             }
         });
     }
