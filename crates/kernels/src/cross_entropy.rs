@@ -13,8 +13,8 @@ const TASK_ROWS: usize = 4;
 /// `d_logits[t, i] = weight[t] * (softmax(logits[t])[i] - [i = target[t]])`. Rows of weight 0 give 0 in both.
 ///
 /// Shapes: logits, d_logits `[tokens, vocab]`; targets, weights, losses `[tokens]`. An empty `d_logits` means that no
-/// gradient is wanted. Overwrites. Numerics: sums in f32 relative to the row's largest logit; d_logits rounded to the
-/// operand type. A logit that is NaN or `inf`, or logits that are all `-inf`, make their row NaN, loss and gradient; a single
+/// gradient is wanted. Overwrites. Numerics: sums in f32 relative to the row's largest logit; all families but the
+/// reference take `exp(x)` as `2^(log2(e) x)`, whose relative error is up to `2^-24 |x|` and a few units; d_logits rounded to the operand type. A logit that is NaN or `inf`, or logits that are all `-inf`, make their row NaN, loss and gradient; a single
 /// `-inf` has probability 0, as a target an infinite loss.
 ///
 /// # Panics
@@ -105,7 +105,7 @@ impl<T: Operand> LaneKernel for Row<'_, T> {
     }
 }
 
-/// `exp(x - max)`
+/// `exp(x - max)`: of at most 0, but in lanes that are not stored, and in rows that have a NaN, which are NaN whatever comes of them.
 #[inline(always)]
 fn exp<L: Lanes>(lanes: L, x: L::F, max: L::F) -> L::F {
     lanes.exp2(lanes.mul(lanes.sub(x, max), lanes.splat(std::f32::consts::LOG2_E)))

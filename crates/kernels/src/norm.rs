@@ -128,7 +128,8 @@ pub fn rms_norm_backward<T: Operand>(
     let Some(d_weight) = d_weight else { return };
     assert_eq!(d_weight.len(), hidden, "d_weight is [hidden]");
     let [least, most] = TASK_COLUMNS;
-    let task_columns = hidden.div_ceil(compute.n_threads()).next_multiple_of(least).min(most);
+    let task_columns =
+        hidden.div_ceil(compute.n_threads()).next_multiple_of(least).clamp(least, most);
     compute.pool().run_chunks(d_weight, task_columns, |chunk_idx, d_weight, _| {
         let column = chunk_idx * task_columns;
         if family == Family::Reference {
@@ -338,9 +339,10 @@ mod tests {
 
     #[test]
     fn gradients_of_the_weight_do_not_depend_on_threads() {
-        let hidden = 2 * TASK_COLUMNS[0] + 7;
-        let [x, weight, d_out] = [40, 1, 40].map(|n| normal(12 + n as u64, n * hidden, 1.0));
-        check_threads(|compute| backward::<bf16>(compute, [&x, &weight, &d_out]).1);
+        for hidden in TASK_COLUMNS.map(|columns| 2 * columns + 7) {
+            let [x, weight, d_out] = [20, 1, 20].map(|n| normal(12 + n as u64, n * hidden, 1.0));
+            check_threads(|compute| backward::<bf16>(compute, [&x, &weight, &d_out]).1);
+        }
     }
 
     proptest! {

@@ -100,7 +100,8 @@ impl LowRank {
     /// `d_x[t, i] (+)= sum_r d_inner[t, r] a[r, i]`, where that is wanted.
     ///
     /// Shapes: d_y `[tokens, outputs of the layer]` in the number type of the change; d_x `[tokens, n_in]` f32 or of that
-    /// type. Numerics: sums in f32; d_inner is rounded to the number type before it is multiplied.
+    /// type. Numerics: sums in f32; d_inner is rounded to the number type before it is multiplied; a d_x of that type is rounded
+    /// once more for each product that is added.
     ///
     /// # Panics
     /// When a shape or number type does not fit, or the change is not trainable.

@@ -472,7 +472,7 @@ pub(crate) struct GradientStep<'a, T> {
 const PANEL_LEN: usize = PANEL_WIDTH * BUNDLE;
 
 impl<T: Operand> GradientStep<'_, T> {
-    fn update(mut self, family: Family) {
+    pub(super) fn update(mut self, family: Family) {
         self.clear_others();
         match family {
             Family::Reference => reference::gradient_step(self),

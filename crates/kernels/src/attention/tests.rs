@@ -218,7 +218,8 @@ fn chunks_from_a_cache_have_the_bits_of_one_pass() {
     {
         let shape = HeadShape { window, ..shape };
         let (all, all_lse) = run_kept::<bf16>(compute, kind, shape, &qkv, &[len]);
-        for chunk_len in [1, 7, 33, 64] {
+        // Of 48: a chunk that begins within a block, and holds a whole one after it.
+        for chunk_len in [1, 7, 33, 48, 64] {
             // Scattered block ids, and blocks that hold the values of an earlier owner.
             let table = [5, 2, 7, 0];
             let mut blocks = used_blocks(kind, shape, 8);
@@ -377,6 +378,35 @@ fn gradients_do_not_depend_on_threads() {
     let qkv = normal(9, 168 * shape.qkv_width(), 1.0);
     let c = normal(10, 168 * 6 * 32, 1.0);
     check_threads(|compute| backward::<bf16>(compute, shape, &qkv, &lens, &c));
+}
+
+/// Exponents beyond what f32 holds, as rounding makes them of huge scores.
+#[test]
+fn probabilities_of_scores_far_above_their_sum_are_infinite() {
+    let tile = BUNDLE * KEY_STEP;
+    for compute in fast_computes(1) {
+        let (mut scores, ones) = (vec![0.0; 2 * KEY_STEP], vec![1.0; tile]);
+        scores[..3].copy_from_slice(&[200.0, f32::NAN, 1.0]);
+        let mut outputs = [(); 3].map(|()| vec![7.0_f32; tile]);
+        let [probability_panels, d_scores, d_score_panels] = &mut outputs;
+        let step = GradientStep {
+            scores: &scores,
+            d_probabilities: &ones,
+            columns: 0..KEY_STEP,
+            scale: 1.0,
+            log_sum_exp: &[0.0; BUNDLE],
+            delta: &[0.0; BUNDLE],
+            probability_panels,
+            d_scores,
+            d_score_panels,
+        };
+        step.update(compute.family());
+        // The first row; in panels of f32 its keys stand side by side.
+        for out in &outputs {
+            assert!(out[0] == f32::INFINITY && out[1].is_nan(), "{:?}", &out[..3]);
+            assert!((out[2] - 1.0_f32.exp()).abs() < 2e-6, "{:?}", &out[..3]);
+        }
+    }
 }
 
 /// Whether two rows are of one document, and their positions in it.
