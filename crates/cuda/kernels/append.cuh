@@ -28,7 +28,7 @@ struct CachePlace {
 };
 
 // Rotates the queries of each row in their place, and its keys on the way into their block, to which its values go too.
-template <typename T, int NUMBERS, Reading READING>
+template <typename T, int NUMBERS, int HEADS, Reading READING>
 DEVICE void rotate_and_append(unsigned thread, T* qkv, Angles angles, T* blocks, const uint32_t* tables,
                               const uint32_t* row_sequences, const uint32_t* row_positions, int n_rows, int n_heads, int n_kv_heads,
                               int head_dim, int table_stride) {
@@ -37,5 +37,5 @@ DEVICE void rotate_and_append(unsigned thread, T* qkv, Angles angles, T* blocks,
         return CachePlace<T>{qkv + row * n_all * head_dim, blocks,     tables,   row_sequences[row], row_positions[row],
                              n_heads,                      n_kv_heads, head_dim, table_stride,       0};
     };
-    rotate<T, NUMBERS, READING>(thread, qkv, angles, n_rows, n_heads, n_kv_heads, n_all, n_all, head_dim, 1.0f, place_of);
+    rotate<T, NUMBERS, HEADS, READING>(thread, qkv, angles, n_rows, n_heads, n_kv_heads, n_all, n_all, head_dim, 1.0f, place_of);
 }

@@ -350,8 +350,6 @@ DEVICE void probabilities_of(float (&scores)[4][4], float factor, const float (&
     }
 }
 
-DEVICE float or_zero(float max) { return max == -INFINITY ? 0.0f : max; }
-
 // Running results of a row over partitions; the factors of what was there and of what comes.
 struct Merge {
     float before, added;

@@ -1,5 +1,5 @@
 // Several operations of one row in one launch, each of which needs what the one before wrote: products, the norms and activations
-// that give their left operands, and what becomes of queries, keys and values.
+// that give their left operands, what becomes of queries, keys and values, and attention.
 //
 // Every block works on every link of the chain, and the blocks wait for one another between links. There is at most one block for each
 // multiprocessor, and none of the blocks of a later launch begins before all of these have, so they may wait for one another, as long as
@@ -15,7 +15,7 @@
 //
 // The sum of an output has one order: a lane sums eights of neighbours, those of a part of 2048 numbers, and these; then the lanes are
 // added.
-#include "append.cuh"
+#include "attention_row.cuh"
 #include "norm.cuh"
 #include "silu.cuh"
 
@@ -26,12 +26,13 @@ constexpr int N_PARTS = 4;
 constexpr int PART = 2048;
 constexpr int UNIT = 256;
 
-enum Kind { PRODUCT_BF16 = 0, PRODUCT_F32 = 1, ADDED_F32 = 2, OPERAND = 3, APPEND = 4 };
+enum Kind { PRODUCT_BF16 = 0, PRODUCT_F32 = 1, ADDED_F32 = 2, OPERAND = 3, APPEND = 4, ATTEND = 5 };
 enum Source { ROW = 0, NORM = 1, SWIGLU = 2 };
 
 // Names as in chain.rs. A product takes x [n_in] and w [n_out, n_in] of bf16 and gives y [n_out] of bf16 or f32. x is what `source`
 // says: a row as it is; the norm of a row [n_in] of f32 by norm_weight, with its scale; or the activation of a row [2, n_in] of bf16. Of
-// the last two x is written too; an OPERAND is that alone. Of rotate_and_append y is qkv.
+// the last two x is written too; an OPERAND is that alone. Of rotate_and_append y is qkv; attention is from qkv to y, after the same
+// where there are angles.
 struct Link {
     const void* from;
     const float* norm_weight;
@@ -44,6 +45,8 @@ struct Link {
     const uint32_t* tables;
     const uint32_t* row_sequences;
     const uint32_t* row_positions;
+    float* scratch;
+    uint32_t* tickets;
     int kind;
     int source;
     int n_out;
@@ -55,22 +58,26 @@ struct Link {
     int table_stride;
     // Numbers of a part of a row of W.
     int part;
+    int window;
+    int n_shares;
+    float factor;
 };
-constexpr int MAX_LINKS = 8;
-struct Links {
+constexpr int MAX_LINKS = 16;
+struct alignas(16) Links {
     Link links[MAX_LINKS];
     int n_links;
 };
 
 DEVICE bool is_product(const Link& link) { return link.kind <= ADDED_F32; }
+DEVICE bool has_operand(const Link& link) { return link.kind <= OPERAND; }
 
 // The rows of W of this warp.
 struct Rows {
     int begin, end;
 };
 DEVICE Rows rows_of_warp(const Link& link) {
-    int64_t warp = int64_t(blockIdx.x) * N_WARPS + threadIdx.x / 32, n_warps = int64_t(gridDim.x) * N_WARPS;
-    return {int(link.n_out * warp / n_warps), int(link.n_out * (warp + 1) / n_warps)};
+    uint32_t warp = blockIdx.x * N_WARPS + threadIdx.x / 32, n_warps = gridDim.x * N_WARPS, n_out = link.n_out;
+    return {int(n_out * warp / n_warps), int(n_out * (warp + 1) / n_warps)};
 }
 
 // What a warp asks for next.
@@ -114,43 +121,36 @@ DEVICE void ask(Ahead& ahead, const Links& chain, const Parts& parts) {
     }
 }
 
-// Where a left operand goes: the row x, shared memory, or both; null where it does not.
-struct Operand {
-    bf16 *x, *shared;
-};
-
-// Reads of a thread that are on their way at the same time.
+// Reads of a thread that are on their way at the same time. Those behind a row's end are of its last numbers: with a condition they could
+// be waited for one after the other, and would need registers meanwhile.
 constexpr int AT_ONCE = 8;
 
 // The row as it is.
-DEVICE void copy_row(const Link& link, Operand to) {
+DEVICE void copy_row(const Link& link, bf16* x) {
     int n = link.n_in / 8;
     const uint4* from = static_cast<const uint4*>(link.from);
     for (int first = threadIdx.x; first < n; first += AT_ONCE * N_THREADS) {
         uint4 numbers[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            int unit = first + i * N_THREADS;
-            if (unit < n) numbers[i] = load_fresh(from + unit);
-        }
+        for (int i = 0; i < AT_ONCE; i++) numbers[i] = load_fresh(from + min(first + i * N_THREADS, n - 1));
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
             int unit = first + i * N_THREADS;
-            if (unit < n) reinterpret_cast<uint4*>(to.shared)[unit] = numbers[i];
+            if (unit < n) reinterpret_cast<uint4*>(x)[unit] = numbers[i];
         }
     }
 }
 
 // silu(gate) up
-DEVICE void activate_row(const Link& link, Operand to) {
+DEVICE void activate_row(const Link& link, bf16* x) {
     int n = link.n_in / 8;
     const uint4* from = static_cast<const uint4*>(link.from);
     for (int first = threadIdx.x; first < n; first += AT_ONCE * N_THREADS) {
         uint4 of_gates[AT_ONCE], of_ups[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
-            int unit = first + i * N_THREADS;
-            if (unit < n) of_gates[i] = load_fresh(from + unit), of_ups[i] = load_fresh(from + n + unit);
+            int unit = min(first + i * N_THREADS, n - 1);
+            of_gates[i] = load_fresh(from + unit), of_ups[i] = load_fresh(from + n + unit);
         }
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
@@ -159,8 +159,7 @@ DEVICE void activate_row(const Link& link, Operand to) {
             Wide<bf16> gates = widened(of_gates[i]), ups = widened(of_ups[i]);
 #pragma unroll
             for (int j = 0; j < 8; j++) gates.values[j] = silu(gates.values[j]) * ups.values[j];
-            if (to.x != nullptr) store_wide(to.x + unit * 8, gates);
-            if (to.shared != nullptr) store_wide(to.shared + unit * 8, gates);
+            store_wide(x + unit * 8, gates);
         }
     }
 }
@@ -170,7 +169,7 @@ constexpr int FOURS = 4;
 constexpr int PIECE = N_THREADS * 4 * FOURS;
 
 // x weight / sqrt(mean(x^2) + eps)
-DEVICE void norm_row(const Link& link, Operand to, float* partials) {
+DEVICE void norm_row(const Link& link, bf16* x, float* partials) {
     int n_in = link.n_in;
     const float* from = static_cast<const float*>(link.from);
     auto place = [&](int start, int i) { return start + (i * N_THREADS + int(threadIdx.x)) * 4; };
@@ -199,20 +198,19 @@ DEVICE void norm_row(const Link& link, Operand to, float* partials) {
             if (k >= n_in) continue;
 #pragma unroll
             for (int j = 0; j < 4; j++) values[i].values[j] = values[i].values[j] * scale * counted_weight(weights[i].values[j]);
-            if (to.x != nullptr) store_four(to.x + k, values[i]);
-            if (to.shared != nullptr) store_four(to.shared + k, values[i]);
+            store_four(x + k, values[i]);
         }
     }
-    if (to.x != nullptr && threadIdx.x == 0) *link.scale = scale;
+    if (blockIdx.x == 0 && threadIdx.x == 0) *link.scale = scale;
 }
 
-DEVICE void make_operand(const Link& link, Operand to, float* partials) {
+DEVICE void make_operand(const Link& link, bf16* x, float* partials) {
     if (link.source == ROW) {
-        copy_row(link, to);
+        copy_row(link, x);
     } else if (link.source == NORM) {
-        norm_row(link, to, partials);
+        norm_row(link, x, partials);
     } else {
-        activate_row(link, to);
+        activate_row(link, x);
     }
 }
 
@@ -250,10 +248,9 @@ struct Progress {
     int slot, parity;
 };
 
-// The rows of a product that this warp has.
+// The left operand of a product, and the rows of it that this warp has: none where the operand is for what comes after the chain.
 DEVICE void product_link(const Links& chain, const Link& link, Ahead& ahead, Progress& at, const Parts& parts, bf16* x, float* partials) {
-    // One block writes what the others make too.
-    make_operand(link, {blockIdx.x == 0 ? link.x : nullptr, x}, partials);
+    make_operand(link, x, partials);
     sync_block();
     Rows rows = rows_of_warp(link);
     for (int row = rows.begin; row < rows.end; row++) {
@@ -270,24 +267,45 @@ DEVICE void product_link(const Links& chain, const Link& link, Ahead& ahead, Pro
         sum = warp_sum(sum);
         if (threadIdx.x % 32 == 0) write_output(link, row, sum);
     }
+    if (blockIdx.x > 0 || link.source == ROW) return;
+    // One block writes what the others made too.
+    for (int i = threadIdx.x; i < link.n_in / 8; i += N_THREADS) reinterpret_cast<uint4*>(link.x)[i] = reinterpret_cast<uint4*>(x)[i];
 }
 
 DEVICE void append_link(const Link& link) {
     constexpr int NUMBERS = Pack<bf16>::N;
-    int n_groups = (link.n_heads + 2 * link.n_kv_heads + HEADS - 1) / HEADS;
-    unsigned n_threads = n_groups * (link.head_dim / 2 / NUMBERS);
+    unsigned n_threads = (link.n_heads + 2 * link.n_kv_heads) * (link.head_dim / 2 / NUMBERS);
     for (unsigned thread = blockIdx.x * N_THREADS + threadIdx.x; thread < n_threads; thread += gridDim.x * N_THREADS) {
-        rotate_and_append<bf16, NUMBERS, Reading::OF_LAUNCH>(
+        rotate_and_append<bf16, NUMBERS, 1, Reading::OF_LAUNCH>(
             thread, static_cast<bf16*>(link.y), link.angles, link.blocks, link.tables, link.row_sequences, link.row_positions, 1,
             link.n_heads, link.n_kv_heads, link.head_dim, link.table_stride);
     }
 }
 
+// `wait` returns once the links before are done.
+template <typename Wait>
+DEVICE void attend_link(const Link& link, float* shared, Wait wait) {
+    attention_row::Arguments a = {static_cast<const bf16*>(link.from), static_cast<bf16*>(link.y), link.angles, link.blocks,
+                                  link.tables, link.row_sequences, link.row_positions, link.scratch, link.tickets, link.n_heads,
+                                  link.n_kv_heads, link.table_stride, link.window, link.n_shares, link.factor};
+    if (link.head_dim == 128) {
+        attention_row::attend<128, N_WARPS>(a, shared, wait);
+    } else {
+        attention_row::attend<64, N_WARPS>(a, shared, wait);
+    }
+}
+
 // `counter` counts blocks that have come to the end of a link, of all chains so far; it stands at `n_arrived` before this one. Shared
 // memory: the parts of each warp, then the left operand.
-KERNEL_BOUNDS(chain, N_THREADS, 1)(const LAUNCH_CONSTANT Links links, uint32_t* counter, uint32_t n_arrived) {
+KERNEL_BOUNDS(chain, N_THREADS, 1)(const LAUNCH_CONSTANT Links of_launch, uint32_t* counter, uint32_t n_arrived) {
     DYNAMIC_SHARED(shared);
     __shared__ float partials[N_WARPS];
+    // Each block would wait for each piece of the argument when it comes to it.
+    __shared__ Links links;
+    for (unsigned i = threadIdx.x; i < sizeof(Links) / 16; i += N_THREADS) {
+        reinterpret_cast<uint4*>(&links)[i] = reinterpret_cast<const uint4*>(&of_launch)[i];
+    }
+    sync_block();
     __shared__ __align__(8) uint64_t arrivals[N_WARPS * N_PARTS];
     bf16* numbers = reinterpret_cast<bf16*>(shared);
     bf16* x = numbers + N_WARPS * N_PARTS * PART;
@@ -303,14 +321,18 @@ KERNEL_BOUNDS(chain, N_THREADS, 1)(const LAUNCH_CONSTANT Links links, uint32_t* 
     Progress at = {};
     for (int i = 0; i < links.n_links; i++) {
         const Link& link = links.links[i];
-        if (i > 0) wait_for_blocks(counter, n_arrived + i * gridDim.x);
-        // Not earlier: the blocks of the next kernel would take room that these still wait for.
-        if (i + 1 == links.n_links) let_next_begin();
-        if (is_product(link)) {
+        const auto wait = [&]() {
+            if (i > 0) wait_for_blocks(counter, n_arrived + i * gridDim.x);
+            // Not earlier: the blocks of the next kernel would take room that these still wait for.
+            if (i + 1 == links.n_links) let_next_begin();
+        };
+        if (link.kind == ATTEND) {
+            attend_link(link, reinterpret_cast<float*>(x), wait);
+            continue;
+        }
+        wait();
+        if (has_operand(link)) {
             product_link(links, link, ahead, at, parts, x, partials);
-        } else if (link.kind == OPERAND) {
-            // For what comes after the chain.
-            if (blockIdx.x == 0) make_operand(link, {link.x, nullptr}, partials);
         } else {
             append_link(link);
         }

@@ -21,6 +21,9 @@ DEVICE float number_of(C x) {
         return to_f32(x);
     }
 }
+// The maximum of a row's scores, or 0 where it sees nothing yet.
+DEVICE float or_zero(float max) { return max == -INFINITY ? 0.0f : max; }
+
 // Bytes of the keys or the values of a head in a block.
 template <typename C>
 DEVICE constexpr int64_t head_bytes(int head_dim) {

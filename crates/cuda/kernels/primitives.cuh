@@ -124,20 +124,35 @@ DEVICE uint4 load_once(const uint4* address) { return __ldcs(address); }
 // A read past the first cache, of what other blocks of this launch may have written before wait_for_blocks().
 DEVICE uint4 load_fresh(const uint4* address) { return __ldcg(address); }
 
+DEVICE float2 load_fresh(const float2* address) { return __ldcg(address); }
+
+// Whether this block is the last of `n` that come here, counted in `counter`, which is 0 then as it was before: it can read what all of
+// them wrote. Between two calls threads wait for one another.
+DEVICE bool is_last_of(uint32_t* counter, uint32_t n) {
+    __shared__ bool is_last;
+    sync_block();
+    if (threadIdx.x == 0) {
+        uint32_t n_before;
+        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(n_before) : "l"(counter) : "memory");
+        is_last = n_before + 1 == n;
+        if (is_last) *counter = 0;
+    }
+    sync_block();
+    return is_last;
+}
+
 // Waits until `target` blocks have come here, counted in `counter` (which goes on from 2^32 - 1 at 0); what they wrote before can be
 // read then. All blocks must be on the GPU at the same time: where others keep them from it for some seconds, the kernel fails.
 constexpr uint32_t MOST_LOOKS = 1 << 25;
 DEVICE void wait_for_blocks(uint32_t* counter, uint32_t target) {
     sync_block();
     if (threadIdx.x == 0) {
-        __threadfence();
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
         uint32_t n_arrived, n_looks = 0;
         do {
             if (++n_looks > MOST_LOOKS) __trap();
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n_arrived) : "l"(counter) : "memory");
         } while (static_cast<int32_t>(n_arrived - target) < 0);
-        __threadfence();
     }
     sync_block();
 }

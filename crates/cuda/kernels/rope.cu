@@ -17,7 +17,7 @@ DEVICE void rotate_rows(const T* x, Angles angles, T* out, int n_rows, int n_que
                         float direction) {
     int n_all = n_query + n_key + n_copied;
     unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
-    rotate<T, NUMBERS, Reading::OF_EARLIER>(thread, x, angles, n_rows, n_query, n_key, n_all, x == out ? n_query + n_key : n_all, head_dim, direction,
+    rotate<T, NUMBERS, HEADS_OF_MANY, Reading::OF_EARLIER>(thread, x, angles, n_rows, n_query, n_key, n_all, x == out ? n_query + n_key : n_all, head_dim, direction,
                        [&](int64_t row) { return RowPlace<T>{out + row * n_all * head_dim, head_dim}; });
 }
 

@@ -6,9 +6,6 @@
 // Who wrote what is read: an earlier launch, or other blocks of this one.
 enum class Reading { OF_EARLIER, OF_LAUNCH };
 
-// Heads of a thread, which share the angles that it loads.
-constexpr int HEADS = 4;
-
 // NUMBERS neighbours: 16 bytes of T, or one number.
 template <typename T, int NUMBERS, Reading READING>
 DEVICE void load_numbers(float (&values)[NUMBERS], const T* address) {
@@ -33,6 +30,9 @@ DEVICE void store_numbers(T* address, const float (&values)[NUMBERS]) {
     }
 }
 
+// Heads of a thread where there are many rows.
+constexpr int HEADS_OF_MANY = 4;
+
 // Angles of rows: `table` is [positions, 2, head_dim / 2], cosines then sines, and row r has its entry entries[r].
 struct Angles {
     const float* table;
@@ -45,8 +45,8 @@ struct Angles {
 // n_query heads. The next n_key heads have no factor, those after them are copied. Of the n_all heads of a row the first n_moved are
 // written, where `place_of(row)` says once it was told to find(): head(i) is where head i begins. A row may be without a place.
 //
-// A thread has the pairs i .. i + NUMBERS of HEADS heads.
-template <typename T, int NUMBERS, Reading READING, typename PlaceOf>
+// A thread has the pairs i .. i + NUMBERS of HEADS heads, which share the angles that it loads.
+template <typename T, int NUMBERS, int HEADS, Reading READING, typename PlaceOf>
 DEVICE void rotate(unsigned thread, const T* x, Angles angles, int n_rows, int n_query, int n_key, int n_all, int n_moved, int head_dim,
                    float direction, PlaceOf place_of) {
     int half = head_dim / 2, n_parts = half / NUMBERS;
@@ -59,7 +59,8 @@ DEVICE void rotate(unsigned thread, const T* x, Angles angles, int n_rows, int n
 
     uint32_t entry = angles.entries[row];
     auto place = place_of(row);
-    float x1[HEADS][NUMBERS], x2[HEADS][NUMBERS];
+    // Numbers that are not read need registers unless they have a value.
+    float x1[HEADS][NUMBERS] = {}, x2[HEADS][NUMBERS] = {};
 #pragma unroll
     for (int j = 0; j < HEADS; j++) {
         int head = group + j * n_groups;

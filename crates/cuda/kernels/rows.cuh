@@ -73,12 +73,12 @@ DEVICE Wide<bf16> load_fresh_wide(const bf16* address) { return widened(load_fre
 DEVICE void store_wide(float* address, const Wide<float>& x) {
     store_four(address, Four{{x.values[0], x.values[1], x.values[2], x.values[3]}});
 }
-// Rounds.
-DEVICE void store_wide(bf16* address, const Wide<bf16>& x) {
-    uint4 rounded = {pack_bf16(x.values[0], x.values[1]), pack_bf16(x.values[2], x.values[3]),
-                     pack_bf16(x.values[4], x.values[5]), pack_bf16(x.values[6], x.values[7])};
-    *reinterpret_cast<uint4*>(address) = rounded;
+DEVICE uint4 rounded(const Wide<bf16>& x) {
+    return {pack_bf16(x.values[0], x.values[1]), pack_bf16(x.values[2], x.values[3]), pack_bf16(x.values[4], x.values[5]),
+            pack_bf16(x.values[6], x.values[7])};
 }
+// Rounds.
+DEVICE void store_wide(bf16* address, const Wide<bf16>& x) { *reinterpret_cast<uint4*>(address) = rounded(x); }
 
 // Whether an address is a multiple of `n_bytes`, a power of two.
 DEVICE bool is_aligned(const void* address, unsigned n_bytes) {

@@ -11,7 +11,7 @@ use crate::memory::NumberType;
 /// Threads of a block (`chain.cu`).
 pub(crate) const THREADS: usize = 256;
 /// The most operations of a launch.
-pub(crate) const MAX_LINKS: usize = 8;
+pub(crate) const MAX_LINKS: usize = 16;
 /// Rows of an operation. Of more the sums, which are not those of tensor cores, would take longer than reading the weight.
 const N_ROWS: usize = 1;
 /// The most numbers of a part of a row, of which 8 warps have 4 each on their way.
@@ -27,6 +27,11 @@ pub(crate) const SHARED_BYTES: usize = PARTS_BYTES + OPERAND_BYTES;
 /// Whether what an operation writes can be that of a link.
 pub(crate) fn is_row(n_rows: usize, number_type: NumberType) -> bool {
     n_rows == N_ROWS && number_type == NumberType::Bf16
+}
+
+/// Whether the left operand of a product, from a norm or an activation, can be that of a link.
+pub(crate) fn is_operand(n_rows: usize, number_type: NumberType, n_in: usize) -> bool {
+    is_row(n_rows, number_type) && n_in * 2 <= OPERAND_BYTES && n_in.is_multiple_of(8)
 }
 
 /// Numbers of the parts in which rows of a weight are read; none where the product cannot be a link.
@@ -51,6 +56,8 @@ pub(crate) enum LinkKind {
     Operand = 3,
     /// Rotation of queries and keys, and keys and values into the cache.
     Append = 4,
+    /// Attention over the cache; after what [`LinkKind::Append`] does where the angles are there.
+    Attend = 5,
 }
 
 /// What the left operand of a product is.
@@ -82,6 +89,8 @@ pub(crate) struct Link {
     pub(crate) tables: Address,
     pub(crate) row_sequences: Address,
     pub(crate) row_positions: Address,
+    pub(crate) scratch: Address,
+    pub(crate) tickets: Address,
     pub(crate) kind: LinkKind,
     pub(crate) source: Source,
     pub(crate) n_out: i32,
@@ -93,15 +102,26 @@ pub(crate) struct Link {
     pub(crate) table_stride: i32,
     /// Numbers of a part of a row of w.
     pub(crate) part: i32,
+    /// Of attention, 0 for none.
+    pub(crate) window: i32,
+    /// Of the positions that a row sees.
+    pub(crate) n_shares: i32,
+    /// Of the scores, with log2(e) in it.
+    pub(crate) factor: f32,
 }
 
 impl Link {
     fn is_product(&self) -> bool {
-        !matches!(self.kind, LinkKind::Operand | LinkKind::Append)
+        matches!(self.kind, LinkKind::ProductBf16 | LinkKind::ProductF32 | LinkKind::AddedF32)
     }
 
-    /// This product of the operand that `earlier` makes, both in one; none where it is not one.
+    /// This operation and the one before in one: a product of the operand that `earlier` makes, or attention of the row that it rotates and
+    /// appends. None where they are not.
     fn joined(self, earlier: &Self) -> Option<Self> {
+        if earlier.kind == LinkKind::Append && self.kind == LinkKind::Attend {
+            let is_of_earlier = earlier.y == self.from && earlier.blocks == self.blocks;
+            return is_of_earlier.then_some(Self { angles: earlier.angles, ..self });
+        }
         let is_of_earlier = earlier.kind == LinkKind::Operand
             && self.is_product()
             && self.from == earlier.x
@@ -115,7 +135,7 @@ impl Link {
 
 /// The operations of a launch.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
+#[repr(C, align(16))]
 pub(crate) struct Links {
     links: [Link; MAX_LINKS],
     n_links: i32,
@@ -150,8 +170,8 @@ pub(crate) struct Launch {
 #[derive(Debug, Default)]
 pub(crate) struct Chain {
     pub(crate) links: Vec<Link>,
-    /// The same operations, one by one.
-    pub(crate) launches: Vec<Launch>,
+    /// The same operations, one by one, but for those that have no kernel of their own.
+    pub(crate) launches: Vec<Option<Launch>>,
     /// Where blocks count themselves.
     pub(crate) counter: Address,
     /// What the counter will be once everything launched so far is done, modulo 2^32.
@@ -159,13 +179,20 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Adds an operation, if there is room for it.
-    pub(crate) fn push(&mut self, link: Link, launch: Launch) -> Result<(), Launch> {
+    /// Adds an operation, if there is room for it. Attention asks for what is in the cache while links before it are at work, so none of
+    /// them may write there: it comes first, or with the rotation before it in one.
+    pub(crate) fn push(
+        &mut self,
+        link: Link,
+        launch: Option<Launch>,
+    ) -> Result<(), Option<Launch>> {
         if let Some(last) = self.links.last_mut()
             && let Some(joined) = link.joined(last)
         {
             *last = joined;
-        } else if self.links.len() < MAX_LINKS {
+        } else if self.links.is_empty()
+            || (self.links.len() < MAX_LINKS && link.kind != LinkKind::Attend)
+        {
             self.links.push(link);
         } else {
             return Err(launch);

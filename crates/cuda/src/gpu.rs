@@ -460,15 +460,28 @@ impl Gpu {
         arguments: Vec<Argument>,
         link: Link,
     ) {
-        if !self.has_machine_code() {
+        if !self.has_chains() {
             return self.launch_early(&kernel, grid, &arguments);
         }
+        self.link(link, Some(Launch { kernel, grid, arguments }));
+    }
+
+    /// As [`Gpu::launch_linked`], where there are chains, for an operation that is always a link.
+    pub(crate) fn launch_chained(&self, link: Link) {
+        self.link(link, None);
+    }
+
+    fn link(&self, link: Link, launch: Option<Launch>) {
         let mut chain = lock(&self.0.chain);
-        let launch = Launch { kernel, grid, arguments };
         if let Err(launch) = chain.push(link, launch) {
             self.launch_chain(&mut chain);
             chain.push(link, launch).expect("an empty chain has room");
         }
+    }
+
+    /// Whether operations can be links of a chain: that kernel needs copies which PTX for the oldest GPU has not.
+    pub(crate) fn has_chains(&self) -> bool {
+        self.has_machine_code()
     }
 
     /// Launches the operations that wait. Whatever is asked of the stream otherwise begins with this.
@@ -482,7 +495,7 @@ impl Gpu {
         let links = std::mem::take(&mut chain.links);
         match std::mem::take(&mut chain.launches).as_slice() {
             [] => {}
-            [Launch { kernel, grid, arguments }] => {
+            [Some(Launch { kernel, grid, arguments })] => {
                 self.launch_early_alone(kernel, *grid, arguments);
             }
             _ => {

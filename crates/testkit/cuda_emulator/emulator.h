@@ -248,6 +248,17 @@ DEVICE void copies_wait() { emulator::finish_copies(N); }
 
 DEVICE uint4 load_once(const uint4* address) { return *address; }
 DEVICE uint4 load_fresh(const uint4* address) { return *address; }
+DEVICE float2 load_fresh(const float2* address) { return *address; }
+DEVICE bool is_last_of(uint32_t* counter, uint32_t n) {
+    static thread_local bool is_last;
+    sync_block();
+    if (threadIdx.x == 0) {
+        is_last = ++*counter == n;
+        if (is_last) *counter = 0;
+    }
+    sync_block();
+    return is_last;
+}
 // Blocks run one after the other, so that only a block without others can wait for all.
 DEVICE void wait_for_blocks(uint32_t* counter, uint32_t target) {
     sync_block();

@@ -9,7 +9,7 @@ use kernels::rope::{Direction, RopeFrequencies, RopeTable};
 use kernels::{Compute, Family, Operand};
 
 use super::{Case, Deviation, Numbers, Size};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, KernelTime};
 use crate::memory::{DeviceMatrix, NumberType, Plain};
 use crate::ops::attention_paged::{self as ops, CachedBatch, CachedSequence, DeviceKeyBlocks};
 use crate::ops::rope::{self, DeviceRopeTable};
@@ -21,6 +21,7 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "attention_paged_any_head", run: plain },
     Case { name: "attention_paged_row_alone", run: rows_alone },
     Case { name: "attention_paged_int8", run: int8 },
+    Case { name: "attention_row", run: single_rows },
     Case { name: "rotate_and_append", run: rotate_and_append },
     Case { name: "chain_append", run: chain_append },
     Case { name: "rotate_and_append_int8", run: rotate_and_append_int8 },
@@ -106,7 +107,70 @@ fn int8(gpu: &Gpu, size: Size) -> Deviation {
     worst.into_iter().reduce(Deviation::worst).expect("there are shapes")
 }
 
-/// A row of a batch has the bits that it has alone, however the work is shared out.
+/// Batches of one row, after operations of the same chain. It may be the first of its sequence, or see a few or many shares of positions.
+fn single_rows(gpu: &Gpu, size: Size) -> Deviation {
+    let mut shapes = vec![
+        shape(32, 8, 128, None),
+        shape(6, 2, 64, None),
+        shape(2, 2, 128, None),
+        shape(6, 1, 64, Some(40)),
+        shape(24, 2, 128, Some(600)),
+    ];
+    let mut positions = SINGLE.map(|[position, _]| position).to_vec();
+    if size == Size::Large {
+        shapes.extend([shape(32, 32, 128, None), shape(64, 4, 64, Some(1500))]);
+        positions.extend([2047, 4500]);
+    }
+    let cases = shapes.into_iter().flat_map(|shape| positions.iter().map(move |&at| (shape, at)));
+    let deviations = cases.map(|(shape, position)| single_row(gpu, shape, [position, 1]));
+    deviations.reduce(Deviation::worst).expect("there are shapes")
+}
+
+fn single_row(gpu: &Gpu, shape: HeadShape, row: Rows) -> Deviation {
+    let rows = [row];
+    let complete = Run::<bf16>::new(gpu, Operands, shape, &rows);
+    let expected = complete.on_cpu(&rows);
+    // Of a single row the rounding of probabilities, which have other maxima on the CPU, shows whole.
+    let limit = 6e-3;
+    let gates_and_ups = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &[1.0; 16], 16);
+    let mut activated = DeviceMatrix::poisoned(gpu, NumberType::Bf16, 1, 8);
+    let mut worst = Deviation { value: 0.0, limit };
+    let mut run = Run::<bf16>::without_new(gpu, Operands, shape, &rows);
+    for n_parallel in [0, usize::MAX, 2 * gpu.multiprocessors()] {
+        // Rotated and appended before.
+        let alone = complete.on_gpu(gpu, &complete.sequences(&rows), n_parallel);
+        worst = worst.worst(Deviation::between(&alone, &expected, limit));
+        // The same with attention in one.
+        let table = angles(gpu, 2, shape.head_dim);
+        let mut qkv = device(gpu, shape, &run.new_rows);
+        let sequences = run.hidden_tables.iter().zip(rows).map(|(tables, [first_position, _])| {
+            CachedSequence { first_row: 0, n_rows: 1, first_position, block_tables: tables }
+        });
+        let batch =
+            CachedBatch::with_parallel(gpu, &sequences.collect::<Vec<_>>(), shape, n_parallel);
+        let width = shape.n_heads * shape.head_dim;
+        let mut out = DeviceMatrix::poisoned(gpu, NumberType::Bf16, 2, width);
+        let times = gpu.profiled(|| {
+            swiglu(gpu, gates_and_ups.view(), activated.view_mut());
+            let layer = (&batch, 1);
+            ops::rotate_and_append(gpu, shape, qkv.view_mut(), &table, layer, &mut run.blocks);
+            ops::attention(gpu, shape, qkv.view(), &batch, 1, &run.blocks, out.view_mut());
+        });
+        let is_reached =
+            matches!(times.as_slice(), [KernelTime { name, n_calls: 1, .. }] if name == "chain");
+        let reached = if is_reached { 0.0 } else { f64::INFINITY };
+        worst = worst.worst(Deviation { value: reached, limit: 0.0 });
+        worst = worst.worst(Deviation::between(&out.to_f32(), &expected, limit));
+        let [blocks, expected] = [&run, &complete]
+            .map(|run| run.blocks.numbers::<bf16>().iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+        // Sums of two products may be rounded otherwise here and there.
+        worst = worst.worst(Deviation::between(&blocks, &expected, 1e-4));
+    }
+    worst
+}
+
+/// A row of a batch has the bits that it has alone, however the work is shared out. But a single row that comes first is a batch of one
+/// row, which is attended otherwise ([`single_rows`]).
 fn rows_alone(gpu: &Gpu, _size: Size) -> Deviation {
     let rows = [[1030, 1], [400, 70], [1099, 3], [3, 1]];
     let shapes = [shape(8, 2, 64, None), shape(4, 1, 64, Some(520)), shape(4, 2, 128, None)];
@@ -125,6 +189,9 @@ fn rows_alone(gpu: &Gpu, _size: Size) -> Deviation {
         for (idx, [position, n_rows]) in rows.into_iter().enumerate() {
             let all = run.sequences(&rows);
             for row in (0..n_rows).step_by(23).chain([n_rows - 1]) {
+                if all[idx].first_row + row == 0 {
+                    continue;
+                }
                 let sequence = CachedSequence {
                     first_row: all[idx].first_row + row,
                     n_rows: 1,
@@ -169,8 +236,9 @@ impl Number for bf16 {
 /// Earlier positions of some sequences in a cache on the GPU and in one on the CPU, and new rows of both.
 struct Run<T: Number> {
     shape: HeadShape,
-    /// New rows, with one that belongs to no sequence after each sequence.
+    /// New rows, with one that belongs to no sequence after each sequence, and the same before they were rotated.
     qkv: Vec<T>,
+    new_rows: Vec<T>,
     blocks: DeviceKeyBlocks,
     cpu_blocks: KeyBlocks<T>,
     /// For each sequence the ids of one layer, as they are and with nonsense before the window.
@@ -180,6 +248,13 @@ struct Run<T: Number> {
 
 impl<T: Number> Run<T> {
     fn new(gpu: &Gpu, kind: CacheKind, shape: HeadShape, rows: &[Rows]) -> Self {
+        let mut run = Self::without_new(gpu, kind, shape, rows);
+        run.append(gpu, rows);
+        run
+    }
+
+    /// The new rows are in the cache on the CPU only.
+    fn without_new(gpu: &Gpu, kind: CacheKind, shape: HeadShape, rows: &[Rows]) -> Self {
         let mut numbers = Numbers::new(11);
         let lens = rows.iter().map(|[position, n_rows]| (position + n_rows).div_ceil(KEY_BLOCK));
         let n_blocks: usize = lens.clone().sum();
@@ -201,31 +276,39 @@ impl<T: Number> Run<T> {
         let mut run = Self {
             shape,
             qkv: Vec::new(),
+            new_rows: Vec::new(),
             // Memory that an earlier owner left: nothing of it may be seen.
             blocks: DeviceKeyBlocks::poisoned(gpu, T::TYPE, kind, shape, n_blocks),
             cpu_blocks: KeyBlocks::zeroed(kind, shape, n_blocks),
             tables,
             hidden_tables,
         };
-        for part in 0..2 {
+        for part_idx in 0..2 {
             // Earlier positions first, then the new ones, which stay as `qkv`.
-            let part: Vec<Rows> =
-                rows.iter().map(|&[position, n]| [[0, position], [position, n]][part]).collect();
+            let part: Vec<Rows> = rows
+                .iter()
+                .map(|&[position, n]| [[0, position], [position, n]][part_idx])
+                .collect();
             let n_rows: usize = part.iter().map(|[_, n]| n + 1).sum();
             let qkv = numbers.normal(n_rows * shape.qkv_width());
-            run.qkv = qkv.into_iter().map(T::from_f32).collect();
-            run.append(gpu, &compute, &part);
+            run.new_rows = qkv.into_iter().map(T::from_f32).collect();
+            let table = angles(gpu, n_rows, shape.head_dim);
+            run.qkv = rotated(gpu, shape, &run.new_rows, &table);
+            let sequences = sequence_rows(&part, &run.tables);
+            append_keys_values(&compute, shape, &run.qkv, &sequences, &mut run.cpu_blocks);
+            if part_idx == 0 {
+                run.append(gpu, &part);
+            }
         }
         run
     }
 
-    fn append(&mut self, gpu: &Gpu, compute: &Compute, rows: &[Rows]) {
-        let Self { shape, qkv, cpu_blocks, tables, .. } = self;
+    /// Puts the new rows into the cache on the GPU.
+    fn append(&mut self, gpu: &Gpu, rows: &[Rows]) {
+        let Self { shape, new_rows, tables, .. } = self;
         let sequences = sequence_rows(rows, tables);
-        let table = angles(gpu, qkv.len() / shape.qkv_width(), shape.head_dim);
-        let mut there = device(gpu, *shape, qkv);
-        *qkv = rotated(gpu, *shape, qkv, &table);
-        append_keys_values(compute, *shape, qkv, &sequences, cpu_blocks);
+        let table = angles(gpu, new_rows.len() / shape.qkv_width(), shape.head_dim);
+        let mut there = device(gpu, *shape, new_rows);
         let cached = sequences.iter().zip(&*tables).map(|(sequence, tables)| CachedSequence {
             first_row: sequence.first_row,
             n_rows: sequence.n_rows,

@@ -3,7 +3,7 @@
 use kernels::matmul::Write;
 
 use super::{Case, Deviation, Numbers, Size};
-use crate::chain::{Link, LinkKind, part_of};
+use crate::chain::{Link, LinkKind, MAX_LINKS, part_of};
 use crate::gpu::{Gpu, KernelTime};
 use crate::memory::{DeviceMatrix, NumberType};
 use crate::ops::few_rows::product_few_rows;
@@ -12,6 +12,9 @@ use crate::ops::swiglu::swiglu;
 
 pub(super) const CASES: &[Case] =
     &[Case { name: "chain", run: layers }, Case { name: "chain_product", run: products }];
+
+/// So many layers, with logits and a norm, have two links more than a launch.
+const N_LAYERS: usize = MAX_LINKS / 2;
 
 /// What layers without attention read and write.
 struct Layers {
@@ -53,7 +56,7 @@ impl Layers {
 
     /// Layers and logits, and a norm that no product follows; `between` is called after each operation.
     fn run(&mut self, gpu: &Gpu, between: impl Fn()) -> [Vec<f32>; 5] {
-        for _ in 0..4 {
+        for _ in 0..N_LAYERS {
             self.norm(gpu);
             between();
             let y = self.gates_and_ups.view_mut();
@@ -91,16 +94,16 @@ fn layers(gpu: &Gpu, size: Size) -> Deviation {
     for shape in shapes {
         let mut chained = Default::default();
         let times = gpu.profiled(|| chained = Layers::new(gpu, shape).run(gpu, || {}));
-        // Ten links, of which a launch has eight: a chain that was not one would show nothing.
+        // A chain that was not one would show nothing.
         let is_reached =
             matches!(times.as_slice(), [KernelTime { name, n_calls: 2, .. }] if name == "chain");
         let reached = if is_reached { 0.0 } else { f64::INFINITY };
         worst = worst.worst(Deviation { value: reached, limit: 0.0 });
         let alone = Layers::new(gpu, shape).run(gpu, || gpu.synchronize());
         for (chained, alone) in chained.iter().zip(&alone) {
-            // Sums have another order, so what is rounded to bf16 differs here and there, by up to 2^-8, and four layers carry that on:
-            // 4.6e-3 was seen. Products alone have a case of their own.
-            worst = worst.worst(Deviation::between(chained, alone, 1e-2));
+            // Sums have another order, so what is rounded to bf16 differs here and there, by up to 2^-8, and layers carry that on: after
+            // four of them 4.6e-3 was seen. Products alone have a case of their own.
+            worst = worst.worst(Deviation::between(chained, alone, 2e-2));
         }
     }
     worst

@@ -136,6 +136,17 @@ pub struct CachedBatch {
     n_sequences: usize,
     rows_at: usize,
     tiles: Tiles,
+    /// Where the batch is one row that a chain can attend.
+    alone: Option<Alone>,
+}
+
+/// How the positions that a single row sees are shared out (`attention_row.cuh`).
+#[derive(Debug)]
+struct Alone {
+    n_shares: usize,
+    /// Results of several shares.
+    scratch: Memory,
+    tickets_at: usize,
 }
 
 /// Work that is shared out, as the kernels read it.
@@ -201,6 +212,7 @@ impl CachedBatch {
         let max_ids = (0..n_layers)
             .map(|layer| push_tables(sequences, shape, layer, table_stride, &mut numbers));
         let max_ids = max_ids.collect();
+        let alone = Alone::new(gpu, sequences, shape, (n_rows, n_parallel), &mut numbers);
         Self {
             shape,
             n_rows,
@@ -212,6 +224,7 @@ impl CachedBatch {
             n_sequences: sequences.len(),
             rows_at,
             tiles,
+            alone,
         }
     }
 
@@ -246,6 +259,39 @@ impl CachedBatch {
         );
         let max_id = self.max_ids[layer_idx] as usize;
         assert!(max_id < blocks.n_blocks, "block {max_id} of {}", blocks.n_blocks);
+    }
+}
+
+impl Alone {
+    /// Query heads that are attended together.
+    const QUERIES: usize = 8;
+    /// The fewest positions of one of several shares.
+    const LEAST_SHARE: usize = 128;
+
+    /// Adds counts of shares that are done to `numbers`.
+    fn new(
+        gpu: &Gpu,
+        sequences: &[CachedSequence<'_>],
+        shape: HeadShape,
+        (n_rows, n_parallel): (usize, usize),
+        numbers: &mut Vec<u32>,
+    ) -> Option<Self> {
+        let &[CachedSequence { n_rows: 1, first_position: position, .. }] = sequences else {
+            return None;
+        };
+        if n_rows != 1 || !gpu.has_chains() || !matches!(shape.head_dim, 64 | 128) {
+            return None;
+        }
+        let n_groups = shape.n_kv_heads * shape.group_len().div_ceil(Self::QUERIES);
+        let n_seen = position + 1 - shape.first_visible(position);
+        let n_blocks = n_parallel / BLOCKS_PER_MULTIPROCESSOR;
+        let n_shares = n_seen.div_ceil(Self::LEAST_SHARE).min(n_blocks / n_groups).max(1);
+        let n_slots = if n_shares == 1 { 0 } else { n_groups * n_shares * Self::QUERIES };
+        let tickets_at = numbers.len();
+        numbers.resize(tickets_at + n_groups, 0);
+        // Sums, a maximum and a divisor for each.
+        let scratch = gpu.memory(n_slots * (shape.head_dim + 2) * size_of::<f32>());
+        Some(Self { n_shares, scratch, tickets_at })
     }
 }
 
@@ -407,7 +453,8 @@ impl Tile {
 }
 
 /// Rotates the queries of new rows in their place, and writes their keys, rotated, and values into their sequences' blocks: the bits of
-/// [`super::rope::rotate_in_place`], but what `qkv` has of keys stays as it is. Nothing is cleared: attention reads no position that was
+/// [`super::rope::rotate_in_place`], but what `qkv` has of keys stays as it is. Where [`attention`] of a single row of bf16 is what is asked
+/// for next, that does both, and queries stay as they are too. Nothing is cleared: attention reads no position that was
 /// not written. Rows of no sequence are left alone.
 ///
 /// In blocks of 8 bits the codes and scales of [`kernels::attention::append_keys_values`]. There keys are rotated in their place too, and so are
@@ -513,7 +560,8 @@ fn append_int8(
 /// Overwrites the rows of the sequences.
 ///
 /// Shapes: qkv as on the CPU; out `[tokens, n_heads * head_dim]` of the same number type. Numerics: sums, maxima and exponentials in f32;
-/// probabilities are rounded to the number type, of 8 bits as on the CPU. A row has the same bits whatever rows stand beside it (`attention_paged.cu`).
+/// probabilities are rounded to the number type, of 8 bits as on the CPU. A row has the same bits whatever rows stand beside it (`attention_paged.cu`),
+/// and other ones where none does and it is part of a chain (`attention_row.cuh`).
 ///
 /// # Panics
 /// When a shape does not fit or a block id is out of range.
@@ -534,7 +582,13 @@ pub fn attention(
     assert_eq!(out.n_rows(), qkv.n_rows(), "one output row per token");
     assert_eq!(out.number_type(), qkv.number_type(), "types of qkv and of the output");
     let call = Call { gpu, shape, qkv, batch, layer_idx, blocks, out: out.as_ref() };
-    if qkv.number_type() == NumberType::Bf16 && is_folded(shape) {
+    let is_bf16 = qkv.number_type() == NumberType::Bf16;
+    if let Some(alone) = &batch.alone
+        && is_bf16
+        && blocks.kind == CacheKind::Operands
+    {
+        gpu.launch_chained(call.link(alone));
+    } else if is_bf16 && is_folded(shape) {
         call.folded();
     } else {
         call.plain();
@@ -552,10 +606,39 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    fn window(&self) -> Argument {
+    /// 0 for none.
+    fn window(&self) -> usize {
         // A window that no position fills is none.
-        let window = self.shape.window.filter(|window| *window < 1 << 30);
-        Argument::count(window.unwrap_or(0))
+        self.shape.window.filter(|window| *window < 1 << 30).unwrap_or(0)
+    }
+
+    /// The factor of scores that are exponents of two.
+    fn factor(&self) -> f32 {
+        (f64::from(self.shape.scale) * std::f64::consts::LOG2_E) as f32
+    }
+
+    fn link(&self, alone: &Alone) -> Link {
+        let HeadShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
+        let [row_sequences, row_positions] = self.batch.rows();
+        Link {
+            kind: LinkKind::Attend,
+            from: self.qkv.address(),
+            y: self.out.address(),
+            blocks: self.blocks.memory.address(),
+            tables: self.batch.tables(self.layer_idx),
+            row_sequences,
+            row_positions,
+            scratch: alone.scratch.address(),
+            tickets: self.batch.address(alone.tickets_at),
+            n_heads: int(n_heads),
+            n_kv_heads: int(n_kv_heads),
+            head_dim: int(head_dim),
+            table_stride: int(self.batch.table_stride),
+            window: int(self.window()),
+            n_shares: int(alone.n_shares),
+            factor: self.factor(),
+            ..Link::default()
+        }
     }
 
     fn kind_suffix(&self) -> &'static str {
@@ -596,8 +679,7 @@ impl Call<'_> {
         if n_tiles == 0 {
             return;
         }
-        let HeadShape { n_heads, n_kv_heads, head_dim, scale, .. } = self.shape;
-        let factor = f64::from(scale) * std::f64::consts::LOG2_E;
+        let HeadShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
         self.gpu.launch_early(
             &format!("{name}{}_{head_dim}", self.kind_suffix()),
             Grid { blocks: [n_tiles, n_kv_heads, 1], threads: 128, shared_bytes },
@@ -612,8 +694,8 @@ impl Call<'_> {
                 Argument::count(n_heads),
                 Argument::count(n_kv_heads),
                 Argument::count(self.batch.table_stride),
-                self.window(),
-                Argument::F32(factor as f32),
+                Argument::count(self.window()),
+                Argument::F32(self.factor()),
             ],
         );
     }
@@ -665,7 +747,7 @@ impl Call<'_> {
                 Argument::count(n_kv_heads),
                 Argument::count(head_dim),
                 Argument::count(self.batch.table_stride),
-                self.window(),
+                Argument::count(self.window()),
                 Argument::F32(scale),
             ],
         );
