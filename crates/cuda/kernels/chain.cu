@@ -62,7 +62,8 @@ struct Link {
     int n_shares;
     float factor;
 };
-constexpr int MAX_LINKS = 16;
+// Arguments of a kernel may take 4 KiB.
+constexpr int MAX_LINKS = 22;
 struct alignas(16) Links {
     Link links[MAX_LINKS];
     int n_links;

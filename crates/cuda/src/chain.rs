@@ -11,7 +11,7 @@ use crate::memory::NumberType;
 /// Threads of a block (`chain.cu`).
 pub(crate) const THREADS: usize = 256;
 /// The most operations of a launch.
-pub(crate) const MAX_LINKS: usize = 16;
+pub(crate) const MAX_LINKS: usize = 22;
 /// Rows of an operation. Of more the sums, which are not those of tensor cores, would take longer than reading the weight.
 const N_ROWS: usize = 1;
 /// The most numbers of a part of a row, of which 8 warps have 4 each on their way.
