@@ -55,6 +55,9 @@ pub(crate) struct Args {
     /// (train); gigatoken (tokenizer)
     #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = DEFAULT_PEER, value_parser = parse_peer)]
     peer: Option<WantedPeer>,
+    /// What is measured, in place of the defaults: lengths of prompts (prefill), contexts (decode) or numbers of users (batch)
+    #[arg(long, value_name = "N,N...", value_delimiter = ',', value_parser = parse_size)]
+    at: Vec<usize>,
     /// Rounds of ours and the peer; figures are medians
     #[arg(long, value_name = "N", default_value = "3", requires = "peer", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -116,6 +119,10 @@ impl What {
     }
 }
 
+/// The largest length or context that can be asked for, and the most users.
+const MAX_SIZE: usize = 1 << 20;
+const MAX_USERS: usize = 1024;
+
 /// What `--peer` alone stands for.
 const DEFAULT_PEER: &str = "default";
 
@@ -137,6 +144,12 @@ fn parse_peer(text: &str) -> Result<WantedPeer, String> {
 fn parse_weights(text: &str) -> Result<RandomWeights, String> {
     let names = RandomWeights::ALL.map(RandomWeights::name).join(", ");
     RandomWeights::named(text).ok_or_else(|| format!("expected one of {names}"))
+}
+
+/// Of `--at`.
+fn parse_size(text: &str) -> Result<usize, String> {
+    let size = text.parse().ok().filter(|size| *size <= MAX_SIZE);
+    size.ok_or_else(|| format!("expected a number up to {MAX_SIZE}"))
 }
 
 impl Args {
@@ -172,6 +185,7 @@ impl Args {
 /// # Errors
 /// When the model, the text or the peer cannot be used.
 pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    check_sizes(&args)?;
     check(&args)?;
     if let Some(peer) = args.peer() {
         peer.check_installed()?;
@@ -197,6 +211,20 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         Form::Json => context.print_json(&report),
         Form::Text => context.print(&as_text(&report)),
     }
+}
+
+/// Checks `--at`.
+fn check_sizes(args: &Args) -> Result<(), Failure> {
+    let problem = match args.what {
+        _ if args.at.is_empty() => return Ok(()),
+        What::Prefill if args.at.contains(&0) => "--at: expected prompts of at least 1 token",
+        What::Batch if !args.at.iter().all(|n| (1..=MAX_USERS).contains(n)) => {
+            "--at: expected 1 to 1024 users"
+        }
+        what if !what.is_inference() => "--at is for prefill, decode and batch: leave it out",
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(problem))
 }
 
 fn check(args: &Args) -> Result<(), Failure> {

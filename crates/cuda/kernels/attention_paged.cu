@@ -1,4 +1,4 @@
-// Causal attention of new rows over the paged cache.
+// Causal attention of new rows over the paged cache. A single row in a chain is attended by attention_row.cuh, in another order.
 //
 // Arithmetic of a row, in bf16 with heads of 64 or 128, the same whatever rows share its tile and in whichever of the kernels:
 // positions are cut into partitions of 512 and these into steps of 128, counted from position 0. Within a partition a running

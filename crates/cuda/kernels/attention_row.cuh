@@ -1,9 +1,13 @@
-// Causal attention of one row over the paged cache, by the blocks of a chain (chain.cu).
+// Causal attention of one row over the paged cache, by the blocks of a chain (chain.cu): out[h] = sum_k softmax_k(scale q[h] k[k]) v[k].
 //
-// A part of the work is up to 8 query heads of one KV head and a share of the positions that the row sees, of which each warp takes 16 at
+// Shapes: qkv [n_heads + 2 n_kv_heads, D], out [n_heads, D], blocks as in paged_cache.cuh. Source: the running softmax of FlashAttention-2
+// (arXiv 2307.08691), positions shared out among blocks as in Flash-Decoding (split KV).
+//
+// An item of work is up to 8 query heads of one KV head and a share of the positions that the row sees, of which each warp takes 16 at
 // a time. Scores are products of queries and keys, what comes of the values is transposed: of values and probabilities. A warp keeps for
 // each query a running maximum, in units of log2, a divisor and sums, all f32; those of warps, then of shares are merged in one order.
-// Probabilities are rounded before they are multiplied, as in attention_paged.cu.
+// Probabilities are rounded before they are multiplied, as in attention_paged.cu. How many shares there are, and so the last bits, depends on
+// the number of multiprocessors.
 //
 // Operands are read from the cache as registers. A sum has any order, so lane `c` of four has of queries and keys the numbers
 // 8 c .. 8 c + 8 of each 32; and rows of a product have any place, so lane `g` of eight has of values 8 g .. 8 g + 8 of each 64.
@@ -32,20 +36,20 @@ struct Arguments {
     // Of shares, where there are several: sums [groups, shares, QUERIES, D], then [groups, shares, QUERIES, 2 (maximum, divisor)].
     float* scratch;
     // For each group of queries how many of its shares are done, 0 before and afterwards.
-    uint32_t* tickets;
+    uint32_t* n_done;
     int n_heads, n_kv_heads, table_stride, window, n_shares;
     float factor;
 };
 
 // Groups of queries that one KV head has.
-DEVICE int groups_of_head(const Arguments& a) { return (a.n_heads / a.n_kv_heads + QUERIES - 1) / QUERIES; }
-DEVICE int count_parts(const Arguments& a) { return a.n_kv_heads * groups_of_head(a) * a.n_shares; }
+DEVICE int n_groups_of_head(const Arguments& a) { return (a.n_heads / a.n_kv_heads + QUERIES - 1) / QUERIES; }
+DEVICE int count_items(const Arguments& a) { return a.n_kv_heads * n_groups_of_head(a) * a.n_shares; }
 
-// Merges what `n` warps or shares gave of a query, [n, QUERIES, D] and [n, QUERIES, 2]: two columns of the sum, and what they are to be
-// divided by. They are merged AT_ONCE at a time, read by `load`.
+// Two columns of a sum, and what they are to be divided by.
 struct Merged {
     float sums[2], max, divisor;
 };
+// Merges what `n` warps or shares gave of a query, [n, QUERIES, D] and [n, QUERIES, 2], AT_ONCE of them at a time, read by `load`.
 template <int D, int AT_ONCE, typename Load>
 DEVICE Merged merge(const float* sums, const float* stats, int n, int query, int column, Load load) {
     Merged all = {{0, 0}, -INFINITY, 0};
@@ -82,9 +86,7 @@ DEVICE void rotate_eight(uint4& head, uint4& upper_half, const float* angles, fl
         Four cosines = load_four(angles + i), sines = load_four(angles + D / 2 + i);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            float cosine = factor * cosines.values[j], sine = factor * sines.values[j], first = x1.values[i + j];
-            x1.values[i + j] = first * cosine - x2.values[i + j] * sine;
-            x2.values[i + j] = x2.values[i + j] * cosine + first * sine;
+            rotate_pair(x1.values[i + j], x2.values[i + j], factor * cosines.values[j], factor * sines.values[j]);
         }
     }
     head = rounded(x1), upper_half = rounded(x2);
@@ -97,19 +99,19 @@ DEVICE uint32_t upper_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xf
 // A register of 16 bytes.
 DEVICE uint32_t word(const uint4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
 
-// Part number `part`. `wait` returns once the row of qkv is there. Shared memory: N_WARPS * QUERIES * (D + 2) numbers.
+// Item number `item`. `wait` returns once the row of qkv is there. Shared memory: N_WARPS * QUERIES * (D + 2) numbers.
 template <int D, int N_WARPS, typename Wait>
-DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) {
+DEVICE void attend_item(const Arguments& a, int item, float* shared, Wait wait) {
     // Pieces of 16 bytes that a lane has of a query or key, and of a value.
     constexpr int PIECES = D / 32, VALUE_PIECES = D / 64;
-    constexpr int N_THREADS = N_WARPS * 32, AT_ONCE = N_WARPS * KEYS;
-    // What is computed of it stands in no register before and after.
+    constexpr int N_THREADS = N_WARPS * 32, STEP = N_WARPS * KEYS;
+    // Indices are computed again in each link: kept, they would take registers through the whole chain.
     uint32_t thread = threadIdx.x;
     hide_origin(thread);
     const int warp = thread / 32, g = thread % 32 / 4, c = thread % 4;
-    const int group_len = a.n_heads / a.n_kv_heads, group = part / a.n_shares, share_idx = part % a.n_shares;
-    const int group_of_head = group % groups_of_head(a), kv_head = group / groups_of_head(a);
-    const int first_head = kv_head * group_len + group_of_head * QUERIES, n_queries = min(QUERIES, group_len - group_of_head * QUERIES);
+    const int group_len = a.n_heads / a.n_kv_heads, group = item / a.n_shares, share_idx = item % a.n_shares;
+    const int group_in_head = group % n_groups_of_head(a), kv_head = group / n_groups_of_head(a);
+    const int first_head = kv_head * group_len + group_in_head * QUERIES, n_queries = min(QUERIES, group_len - group_in_head * QUERIES);
     const int position = a.row_positions[0];
     const uint32_t* const table = a.tables + static_cast<int64_t>(a.row_sequences[0]) * a.table_stride;
     const int first_key = a.window > 0 && position >= a.window ? position + 1 - a.window : 0;
@@ -119,14 +121,15 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
     const int begin = from + share_idx * n_sixteens * KEYS, end = min(begin + n_sixteens * KEYS, position + 1);
     const bool rotates = a.angles.table != nullptr;
 
-    // The keys (part_of_block 0) or values (1) of a position of the head.
-    const auto place_of = [&](int at, int part_of_block) {
-        int64_t head = (static_cast<int64_t>(table[at / KEY_BLOCK]) * 2 + part_of_block) * a.n_kv_heads + kv_head;
+    // The key (`which` 0) or value (1) of a position of the head.
+    const auto place_of = [&](int at, int which) {
+        int64_t head = (static_cast<int64_t>(table[at / KEY_BLOCK]) * 2 + which) * a.n_kv_heads + kv_head;
         return a.blocks + (head * KEY_BLOCK + at % KEY_BLOCK) * D;
     };
     // Keys g and g + 8 of sixteen; values 2 c, 2 c + 1, 2 c + 8 and 2 c + 9. Behind the end anything, without a condition: the reads would
     // be waited for one after the other.
     uint4 keys[2][PIECES], values[4][VALUE_PIECES];
+    const auto key_of_value = [&](int i) { return 2 * c + i / 2 * 8 + i % 2; };
     const auto load_keys = [&](int first) {
         const bf16* address = place_of(min(first, position / KEYS * KEYS), 0) + g * D + c * 8;
 #pragma unroll
@@ -168,7 +171,7 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
     // By the last threads, which have no piece of a few queries.
     if (int i = N_THREADS - 1 - thread; i < D / 8) piece_of(new_value + i * 8) = load_piece(a.n_heads + a.n_kv_heads + kv_head, i * 8);
     sync_block();
-    if (int i = N_THREADS - 1 - thread; rotates && group_of_head == 0 && begin <= position && position < end && i < D / 8) {
+    if (int i = N_THREADS - 1 - thread; rotates && group_in_head == 0 && begin <= position && position < end && i < D / 8) {
         piece_of(place_of(position, 0) + i * 8) = piece_of(new_key + i * 8);
         piece_of(place_of(position, 1) + i * 8) = piece_of(new_value + i * 8);
     }
@@ -178,7 +181,7 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
 
     // Of query g, of this lane's keys; and of queries 2 c and 2 c + 1, pair after pair of the lane's numbers of a value: [2 numbers, 2 queries].
     float max = -INFINITY, divisor = 0, sums[D / 16][4] = {};
-    for (; first < end; first += AT_ONCE) {
+    for (; first < end; first += STEP) {
         if (rotates && first <= position && position < first + KEYS) {
 #pragma unroll
             for (int i = 0; i < 2; i++)
@@ -190,7 +193,7 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
             for (int i = 0; i < 4; i++)
 #pragma unroll
                 for (int j = 0; j < VALUE_PIECES; j++) {
-                    if (first + 2 * c + i / 2 * 8 + i % 2 == position) values[i][j] = piece_of(new_value + g * 8 + j * 64);
+                    if (first + key_of_value(i) == position) values[i][j] = piece_of(new_value + g * 8 + j * 64);
                 }
         }
         const bool is_edge = first < first_key || first + KEYS > end;
@@ -198,7 +201,7 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
             // What an earlier owner left may not be a number, and times 0 is not 0 then.
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int key = first + 2 * c + i / 2 * 8 + i % 2;
+                int key = first + key_of_value(i);
 #pragma unroll
                 for (int j = 0; j < VALUE_PIECES; j++) {
                     if (key < first_key || key >= end) values[i][j] = uint4{};
@@ -217,7 +220,7 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
                     mma_bf16(scores[i], left, word(keys[i][j], 2 * half), word(keys[i][j], 2 * half + 1));
                 }
             }
-        load_keys(first + AT_ONCE);
+        load_keys(first + STEP);
         float new_max = max;
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -253,7 +256,7 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
                                 upper_halves(at[2], at[3])};
             mma_bf16(sums[i], left, probabilities[0], probabilities[1]);
         }
-        load_values(first + AT_ONCE);
+        load_values(first + STEP);
     }
 
     divisor += shuffle_xor(divisor, 1);
@@ -280,7 +283,7 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
         bf16* to = a.out + (first_head + query) * D + column;
         *reinterpret_cast<uint32_t*>(to) = pack_bf16(all.sums[0] / all.divisor, all.sums[1] / all.divisor);
     };
-    const int64_t n_slots = static_cast<int64_t>(count_parts(a)) * QUERIES, first_slot = static_cast<int64_t>(group) * a.n_shares * QUERIES;
+    const int64_t n_slots = static_cast<int64_t>(count_items(a)) * QUERIES, first_slot = static_cast<int64_t>(group) * a.n_shares * QUERIES;
     float* const of_shares = a.scratch + first_slot * D;
     float* const stats_of_shares = a.scratch + n_slots * D + first_slot * 2;
     for (int i = thread; i < n_queries * (D / 2); i += N_THREADS) {
@@ -295,7 +298,7 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
         *reinterpret_cast<float2*>(of_shares + slot * D + column) = {all.sums[0], all.sums[1]};
         if (column == 0) *reinterpret_cast<float2*>(stats_of_shares + slot * 2) = {all.max, all.divisor};
     }
-    if (a.n_shares > 1 && is_last_of(a.tickets + group, a.n_shares)) {
+    if (a.n_shares > 1 && arrive_last(a.n_done + group, a.n_shares)) {
         for (int i = thread; i < n_queries * (D / 2); i += N_THREADS) {
             int query = i / (D / 2), column = i % (D / 2) * 2;
             const auto load = [](const float* address) { return load_fresh(reinterpret_cast<const float2*>(address)); };
@@ -306,14 +309,14 @@ DEVICE void attend_part(const Arguments& a, int part, float* shared, Wait wait) 
     sync_block();
 }
 
-// The parts of this block.
+// The items of this block.
 template <int D, int N_WARPS, typename Wait>
 DEVICE void attend(const Arguments& a, float* shared, Wait wait) {
-    int n_parts = count_parts(a);
-    if (blockIdx.x >= n_parts) wait();
-    for (int part = blockIdx.x; part < n_parts; part += gridDim.x) {
-        attend_part<D, N_WARPS>(a, part, shared, [&]() {
-            if (part == blockIdx.x) wait();
+    int n_items = count_items(a);
+    if (blockIdx.x >= n_items) wait();
+    for (int item = blockIdx.x; item < n_items; item += gridDim.x) {
+        attend_item<D, N_WARPS>(a, item, shared, [&]() {
+            if (item == blockIdx.x) wait();
         });
     }
 }

@@ -46,7 +46,7 @@ struct Link {
     const uint32_t* row_sequences;
     const uint32_t* row_positions;
     float* scratch;
-    uint32_t* tickets;
+    uint32_t* n_done;
     int kind;
     int source;
     int n_out;
@@ -62,17 +62,18 @@ struct Link {
     int n_shares;
     float factor;
 };
-// Arguments of a kernel may take 4 KiB.
+// Four layers of five links, and two more, which leaves room in the 4 KiB of a kernel's arguments.
 constexpr int MAX_LINKS = 22;
 struct alignas(16) Links {
     Link links[MAX_LINKS];
     int n_links;
 };
+static_assert(sizeof(Links) + sizeof(void*) + sizeof(uint32_t) <= 4096, "arguments of a kernel");
 
 DEVICE bool is_product(const Link& link) { return link.kind <= ADDED_F32; }
 DEVICE bool has_operand(const Link& link) { return link.kind <= OPERAND; }
 
-// The rows of W of this warp.
+// The rows of W of this warp. Rows times warps of the grid are below 2^32 (chain.rs).
 struct Rows {
     int begin, end;
 };
@@ -249,8 +250,9 @@ struct Progress {
     int slot, parity;
 };
 
-// The left operand of a product, and the rows of it that this warp has: none where the operand is for what comes after the chain.
-DEVICE void product_link(const Links& chain, const Link& link, Ahead& ahead, Progress& at, const Parts& parts, bf16* x, float* partials) {
+// The left operand of a product, and the rows of it that this warp has: none where the operand is for what comes after the chain, which has
+// n_out 0.
+DEVICE void operand_link(const Links& chain, const Link& link, Ahead& ahead, Progress& at, const Parts& parts, bf16* x, float* partials) {
     make_operand(link, x, partials);
     sync_block();
     Rows rows = rows_of_warp(link);
@@ -287,7 +289,7 @@ DEVICE void append_link(const Link& link) {
 template <typename Wait>
 DEVICE void attend_link(const Link& link, float* shared, Wait wait) {
     attention_row::Arguments a = {static_cast<const bf16*>(link.from), static_cast<bf16*>(link.y), link.angles, link.blocks,
-                                  link.tables, link.row_sequences, link.row_positions, link.scratch, link.tickets, link.n_heads,
+                                  link.tables, link.row_sequences, link.row_positions, link.scratch, link.n_done, link.n_heads,
                                   link.n_kv_heads, link.table_stride, link.window, link.n_shares, link.factor};
     if (link.head_dim == 128) {
         attention_row::attend<128, N_WARPS>(a, shared, wait);
@@ -297,11 +299,11 @@ DEVICE void attend_link(const Link& link, float* shared, Wait wait) {
 }
 
 // `counter` counts blocks that have come to the end of a link, of all chains so far; it stands at `n_arrived` before this one. Shared
-// memory: the parts of each warp, then the left operand.
+// memory: the parts of each warp, then the left operand, or what attention keeps.
 KERNEL_BOUNDS(chain, N_THREADS, 1)(const LAUNCH_CONSTANT Links of_launch, uint32_t* counter, uint32_t n_arrived) {
     DYNAMIC_SHARED(shared);
     __shared__ float partials[N_WARPS];
-    // Each block would wait for each piece of the argument when it comes to it.
+    // Copied, since each cache line of an argument would be waited for when a link is first looked at.
     __shared__ Links links;
     for (unsigned i = threadIdx.x; i < sizeof(Links) / 16; i += N_THREADS) {
         reinterpret_cast<uint4*>(&links)[i] = reinterpret_cast<const uint4*>(&of_launch)[i];
@@ -333,7 +335,7 @@ KERNEL_BOUNDS(chain, N_THREADS, 1)(const LAUNCH_CONSTANT Links of_launch, uint32
         }
         wait();
         if (has_operand(link)) {
-            product_link(links, link, ahead, at, parts, x, partials);
+            operand_link(links, link, ahead, at, parts, x, partials);
         } else {
             append_link(link);
         }

@@ -13,12 +13,13 @@ constexpr int APPEND_WARPS = 4;
         Angles angles{angle_table, query_factors, entries};                                                                       \
         unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;                                                                  \
         if (head_dim / 2 % Pack<T>::N == 0) {                                                                                     \
-            rotate_and_append<T, Pack<T>::N, HEADS_OF_MANY, Reading::OF_EARLIER>(thread, qkv, angles, blocks, tables, row_sequences,             \
-                                                                  row_positions, n_rows, n_heads, n_kv_heads, head_dim,           \
-                                                                  table_stride);                                                  \
+            rotate_and_append<T, Pack<T>::N, HEADS_OF_MANY, Reading::OF_EARLIER>(                                                 \
+                thread, qkv, angles, blocks, tables, row_sequences, row_positions, n_rows, n_heads, n_kv_heads, head_dim,         \
+                table_stride);                                                                                                    \
         } else {                                                                                                                  \
-            rotate_and_append<T, 1, HEADS_OF_MANY, Reading::OF_EARLIER>(thread, qkv, angles, blocks, tables, row_sequences, row_positions,       \
-                                                         n_rows, n_heads, n_kv_heads, head_dim, table_stride);                    \
+            rotate_and_append<T, 1, HEADS_OF_MANY, Reading::OF_EARLIER>(                                                          \
+                thread, qkv, angles, blocks, tables, row_sequences, row_positions, n_rows, n_heads, n_kv_heads, head_dim,         \
+                table_stride);                                                                                                    \
         }                                                                                                                         \
     }                                                                                                                             \
     EXPORT(rotate_and_append_##suffix)

@@ -126,9 +126,9 @@ DEVICE uint4 load_fresh(const uint4* address) { return __ldcg(address); }
 
 DEVICE float2 load_fresh(const float2* address) { return __ldcg(address); }
 
-// Whether this block is the last of `n` that come here, counted in `counter`, which is 0 then as it was before: it can read what all of
-// them wrote. Between two calls threads wait for one another.
-DEVICE bool is_last_of(uint32_t* counter, uint32_t n) {
+// Counts this block in `counter`; whether it is the last of `n`: it can read what all of them wrote, and the count is 0 again. Callers
+// synchronise the block before they call it again.
+DEVICE bool arrive_last(uint32_t* counter, uint32_t n) {
     __shared__ bool is_last;
     sync_block();
     if (threadIdx.x == 0) {

@@ -17,8 +17,10 @@ DEVICE void rotate_rows(const T* x, Angles angles, T* out, int n_rows, int n_que
                         float direction) {
     int n_all = n_query + n_key + n_copied;
     unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
-    rotate<T, NUMBERS, HEADS_OF_MANY, Reading::OF_EARLIER>(thread, x, angles, n_rows, n_query, n_key, n_all, x == out ? n_query + n_key : n_all, head_dim, direction,
-                       [&](int64_t row) { return RowPlace<T>{out + row * n_all * head_dim, head_dim}; });
+    int n_moved = x == out ? n_query + n_key : n_all;
+    const auto place_of = [&](int64_t row) { return RowPlace<T>{out + row * n_all * head_dim, head_dim}; };
+    rotate<T, NUMBERS, HEADS_OF_MANY, Reading::OF_EARLIER>(thread, x, angles, n_rows, n_query, n_key, n_all, n_moved, head_dim,
+                                                           direction, place_of);
 }
 
 // The wrapper counts threads by the same rule: packs where whole ones fill half a head, else single pairs.

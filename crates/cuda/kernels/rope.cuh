@@ -30,6 +30,13 @@ DEVICE void store_numbers(T* address, const float (&values)[NUMBERS]) {
     }
 }
 
+// Two numbers of a head that turn together.
+DEVICE void rotate_pair(float& x1, float& x2, float cosine, float sine) {
+    float first = x1;
+    x1 = first * cosine - x2 * sine;
+    x2 = x2 * cosine + first * sine;
+}
+
 // Heads of a thread where there are many rows.
 constexpr int HEADS_OF_MANY = 4;
 
@@ -59,7 +66,7 @@ DEVICE void rotate(unsigned thread, const T* x, Angles angles, int n_rows, int n
 
     uint32_t entry = angles.entries[row];
     auto place = place_of(row);
-    // Numbers that are not read need registers unless they have a value.
+    // Set although not all are read: arrays that are set under a condition keep their registers through the whole kernel.
     float x1[HEADS][NUMBERS] = {}, x2[HEADS][NUMBERS] = {};
 #pragma unroll
     for (int j = 0; j < HEADS; j++) {
@@ -95,9 +102,7 @@ DEVICE void rotate(unsigned thread, const T* x, Angles angles, int n_rows, int n
             float by = head < n_query ? factor : 1.0f;
 #pragma unroll
             for (int k = 0; k < NUMBERS; k++) {
-                float cosine = by * cosines[k], sine = by * sines[k], first = x1[j][k];
-                x1[j][k] = first * cosine - x2[j][k] * sine;
-                x2[j][k] = x2[j][k] * cosine + first * sine;
+                rotate_pair(x1[j][k], x2[j][k], by * cosines[k], by * sines[k]);
             }
         }
         T* to = place.head(head) + i;

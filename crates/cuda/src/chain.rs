@@ -12,6 +12,7 @@ use crate::memory::NumberType;
 pub(crate) const THREADS: usize = 256;
 /// The most operations of a launch.
 pub(crate) const MAX_LINKS: usize = 22;
+const _: () = assert!(size_of::<Links>() + 12 <= 4096, "arguments of a kernel");
 /// Rows of an operation. Of more the sums, which are not those of tensor cores, would take longer than reading the weight.
 const N_ROWS: usize = 1;
 /// The most numbers of a part of a row, of which 8 warps have 4 each on their way.
@@ -21,6 +22,8 @@ const PARTS_BYTES: usize = 8 * 4 * MAX_PART * 2;
 const UNIT: usize = 256;
 /// Shared memory for the left operand of a product.
 const OPERAND_BYTES: usize = 92 << 10;
+/// The most outputs of a product: times the warps of up to 1023 blocks they are below 2^32.
+const MAX_OUT: usize = 1 << 19;
 /// Dynamic shared memory of a block; a block may have 227 KiB in all.
 pub(crate) const SHARED_BYTES: usize = PARTS_BYTES + OPERAND_BYTES;
 
@@ -29,14 +32,14 @@ pub(crate) fn is_row(n_rows: usize, number_type: NumberType) -> bool {
     n_rows == N_ROWS && number_type == NumberType::Bf16
 }
 
-/// Whether the left operand of a product, from a norm or an activation, can be that of a link.
-pub(crate) fn is_operand(n_rows: usize, number_type: NumberType, n_in: usize) -> bool {
+/// Whether a norm or an activation of `n_in` numbers can make the left operand of a link: there is room, and it is copied by eights.
+pub(crate) fn fits_operand(n_rows: usize, number_type: NumberType, n_in: usize) -> bool {
     is_row(n_rows, number_type) && n_in * 2 <= OPERAND_BYTES && n_in.is_multiple_of(8)
 }
 
 /// Numbers of the parts in which rows of a weight are read; none where the product cannot be a link.
-pub(crate) fn part_of(n_rows: usize, n_in: usize) -> Option<usize> {
-    let has_room = n_rows == N_ROWS && n_in * 2 <= OPERAND_BYTES;
+pub(crate) fn part_of(n_rows: usize, [n_out, n_in]: [usize; 2]) -> Option<usize> {
+    let has_room = n_rows == N_ROWS && n_in * 2 <= OPERAND_BYTES && n_out <= MAX_OUT;
     let mut parts = (1..=MAX_PART / UNIT).rev().map(|n_units| n_units * UNIT);
     parts.find(|part| has_room && n_in.is_multiple_of(*part) && n_in > 0)
 }
@@ -56,7 +59,7 @@ pub(crate) enum LinkKind {
     Operand = 3,
     /// Rotation of queries and keys, and keys and values into the cache.
     Append = 4,
-    /// Attention over the cache; after what [`LinkKind::Append`] does where the angles are there.
+    /// Attention over the cache; with angles it does first what [`LinkKind::Append`] does.
     Attend = 5,
 }
 
@@ -90,7 +93,7 @@ pub(crate) struct Link {
     pub(crate) row_sequences: Address,
     pub(crate) row_positions: Address,
     pub(crate) scratch: Address,
-    pub(crate) tickets: Address,
+    pub(crate) n_done: Address,
     pub(crate) kind: LinkKind,
     pub(crate) source: Source,
     pub(crate) n_out: i32,
@@ -119,7 +122,8 @@ impl Link {
     /// appends. None where they are not.
     fn joined(self, earlier: &Self) -> Option<Self> {
         if earlier.kind == LinkKind::Append && self.kind == LinkKind::Attend {
-            let is_of_earlier = earlier.y == self.from && earlier.blocks == self.blocks;
+            let row = |link: &Self| [link.blocks, link.tables, link.row_positions];
+            let is_of_earlier = earlier.y == self.from && row(earlier) == row(&self);
             return is_of_earlier.then_some(Self { angles: earlier.angles, ..self });
         }
         let is_of_earlier = earlier.kind == LinkKind::Operand
@@ -179,8 +183,8 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Adds an operation, if there is room for it. Attention asks for what is in the cache while links before it are at work, so none of
-    /// them may write there: it comes first, or with the rotation before it in one.
+    /// Adds an operation, if there is room for it. Attention asks for its layer's keys and values while links before it are at work. Those
+    /// write only blocks of other layers, but for the rotation and appending of its row: with that it is joined, or it begins a new launch.
     pub(crate) fn push(
         &mut self,
         link: Link,

@@ -4,6 +4,7 @@ use crate::gpu::Gpu;
 
 mod attention_packed;
 mod attention_paged;
+mod attention_row;
 mod blocks;
 mod chain;
 mod elementwise;
@@ -86,6 +87,9 @@ impl Deviation {
         if share(other) > share(self) { other } else { self }
     }
 
+    /// Of what this GPU does not do.
+    pub(crate) const NONE: Self = Self { value: 0.0, limit: 0.0 };
+
     /// Whether it is within its limit.
     #[must_use]
     pub fn is_within(self) -> bool {
@@ -99,6 +103,7 @@ pub fn cases() -> Vec<&'static Case> {
     [
         attention_packed::CASES,
         attention_paged::CASES,
+        attention_row::CASES,
         blocks::CASES,
         chain::CASES,
         elementwise::CASES,

@@ -126,8 +126,7 @@ pub(crate) struct Grid {
 }
 
 /// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
-#[expect(clippy::large_enum_variant, reason = "arguments live as long as a call")]
+#[derive(Clone, Debug)]
 pub(crate) enum Argument {
     /// An address on the device, or 0.
     Pointer(u64),
@@ -136,7 +135,7 @@ pub(crate) enum Argument {
     U32(u32),
     U64(u64),
     F32(f32),
-    Links(Links),
+    Links(Box<Links>),
 }
 
 /// A count as an `int` of a kernel.
@@ -162,7 +161,7 @@ impl Argument {
             Self::U32(x) => std::ptr::from_ref(x).cast(),
             Self::I64(x) => std::ptr::from_ref(x).cast(),
             Self::F32(x) => std::ptr::from_ref(x).cast(),
-            Self::Links(x) => std::ptr::from_ref(x).cast(),
+            Self::Links(x) => std::ptr::from_ref(&**x).cast(),
         };
         address.cast_mut()
     }
@@ -463,15 +462,19 @@ impl Gpu {
         if !self.has_chains() {
             return self.launch_early(&kernel, grid, &arguments);
         }
-        self.link(link, Some(Launch { kernel, grid, arguments }));
+        self.push_link(link, Some(Launch { kernel, grid, arguments }));
     }
 
-    /// As [`Gpu::launch_linked`], where there are chains, for an operation that is always a link.
-    pub(crate) fn launch_chained(&self, link: Link) {
-        self.link(link, None);
+    /// As [`Gpu::launch_linked`], for an operation that has no kernel of its own.
+    ///
+    /// # Panics
+    /// When there are no chains.
+    pub(crate) fn launch_as_link(&self, link: Link) {
+        assert!(self.has_chains(), "a link where there are no chains");
+        self.push_link(link, None);
     }
 
-    fn link(&self, link: Link, launch: Option<Launch>) {
+    fn push_link(&self, link: Link, launch: Option<Launch>) {
         let mut chain = lock(&self.0.chain);
         if let Err(launch) = chain.push(link, launch) {
             self.launch_chain(&mut chain);
@@ -505,15 +508,16 @@ impl Gpu {
     }
 
     /// Launches a chain of one link on some number of blocks.
-    pub(crate) fn launch_link(&self, link: Link, n_blocks: usize) {
+    pub(crate) fn launch_link_alone(&self, link: Link, n_blocks: usize) {
         self.launch_waiting();
         let links = Links::new(std::iter::once(link));
         self.launch_links(links, n_blocks, &mut lock(&self.0.chain));
     }
 
     fn launch_links(&self, links: Links, n_blocks: usize, chain: &mut Chain) {
+        let n_links = links.n_links();
         let arguments = [
-            Argument::Links(links),
+            Argument::Links(Box::new(links)),
             Argument::Pointer(chain.counter),
             Argument::U32(chain.n_arrived),
         ];
@@ -523,7 +527,7 @@ impl Gpu {
             shared_bytes: chain::SHARED_BYTES,
         };
         self.launch_early_alone("chain", grid, &arguments);
-        let n_arrivals = (links.n_links() - 1) * n_blocks;
+        let n_arrivals = (n_links - 1) * n_blocks;
         chain.n_arrived = chain.n_arrived.wrapping_add(n_arrivals as u32);
     }
 

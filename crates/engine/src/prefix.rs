@@ -1,6 +1,6 @@
 //! Which beginnings of token sequences have been computed, and where their keys and values are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use model::KEY_BLOCK;
 
@@ -11,6 +11,8 @@ pub(crate) struct PrefixTree {
     nodes: Vec<Option<Node>>,
     vacant: Vec<u32>,
     by_key: HashMap<Key, u32>,
+    /// Nodes without children, by when they were last used.
+    leaves: BTreeSet<(u64, u32)>,
     /// Counts uses.
     clock: u64,
 }
@@ -48,11 +50,13 @@ struct Node {
 
 impl PrefixTree {
     /// Bytes that a node takes at most. A list has grown to twice of what it holds at most; a hash table, with a mark for each
-    /// place, to 16/7 of that, and while it grows there is half of it again.
+    /// place, to 16/7 of that, and while it grows there is half of it again; the nodes of a B-tree are at least 5/11 full, with a pointer or two
+    /// for each number.
     pub(crate) fn bytes_per_node(n_layers: usize) -> usize {
         let lists = 2 * (size_of::<Option<Node>>() + size_of::<u32>());
         let table = 4 * (size_of::<(Key, u32)>() + 1);
-        lists + table + n_layers * size_of::<u32>()
+        let leaves = 3 * (size_of::<(u64, u32)>() + 2 * size_of::<usize>());
+        lists + table + leaves + n_layers * size_of::<u32>()
     }
 
     /// Whether a prefix of this root is known.
@@ -67,7 +71,7 @@ impl PrefixTree {
         let mut parent = Parent::Root(root);
         for run in token_ids.as_chunks::<KEY_BLOCK>().0 {
             let Some(&node) = self.by_key.get(&Key { parent, token_ids: *run }) else { break };
-            self.node_mut(node).last_used = self.clock;
+            self.touch(node);
             path.push(node);
             parent = Parent::Node(node);
         }
@@ -88,7 +92,7 @@ impl PrefixTree {
             let key = Key { parent, token_ids: *run };
             let node = match self.by_key.get(&key) {
                 Some(&node) => {
-                    self.node_mut(node).last_used = self.clock;
+                    self.touch(node);
                     node
                 }
                 None => {
@@ -102,7 +106,10 @@ impl PrefixTree {
 
     fn add(&mut self, key: Key, blocks: Box<[u32]>) -> u32 {
         if let Parent::Node(parent) = key.parent {
-            self.node_mut(parent).n_children += 1;
+            let node = self.node_mut(parent);
+            node.n_children += 1;
+            let leaf = (node.last_used, parent);
+            self.leaves.remove(&leaf);
         }
         let node = Node { key: key.clone(), blocks, n_children: 0, last_used: self.clock };
         let id = match self.vacant.pop() {
@@ -116,23 +123,38 @@ impl PrefixTree {
             }
         };
         self.by_key.insert(key, id);
+        self.leaves.insert((self.clock, id));
         id
     }
 
-    /// Takes out the leaf that was unused the longest and gives its blocks, one with useful blocks if there is any. O(nodes), of which
-    /// there are at most as many as blocks per layer.
+    /// Notes that a node is used now.
+    fn touch(&mut self, id: u32) {
+        let clock = self.clock;
+        let node = self.node_mut(id);
+        let last_used = std::mem::replace(&mut node.last_used, clock);
+        if self.leaves.remove(&(last_used, id)) {
+            self.leaves.insert((clock, id));
+        }
+    }
+
+    /// Takes out the leaf that was unused the longest and gives its blocks, one with useful blocks if there is any. O(log nodes), and so many
+    /// more as older leaves have no useful blocks.
     pub(crate) fn remove_oldest(&mut self, is_useful: impl Fn(u32) -> bool) -> Option<Box<[u32]>> {
-        let leaves = self.nodes.iter().enumerate().filter_map(|(id, node)| {
-            let node = node.as_ref().filter(|node| node.n_children == 0)?;
-            let is_useless = !node.blocks.iter().any(|&block| is_useful(block));
-            Some((is_useless, node.last_used, id))
-        });
-        let (_, _, id) = leaves.min()?;
-        let node = self.nodes[id].take().expect("a leaf is a node");
+        let has_useful =
+            |&&(_, id): &&(u64, u32)| self.node(id).blocks.iter().any(|&block| is_useful(block));
+        let leaf = *self.leaves.iter().find(has_useful).or_else(|| self.leaves.first())?;
+        self.leaves.remove(&leaf);
+        let (_, id) = leaf;
+        let node = self.nodes[id as usize].take().expect("a leaf is a node");
         self.by_key.remove(&node.key);
-        self.vacant.push(id as u32);
+        self.vacant.push(id);
         if let Parent::Node(parent) = node.key.parent {
-            self.node_mut(parent).n_children -= 1;
+            let node = self.node_mut(parent);
+            node.n_children -= 1;
+            if node.n_children == 0 {
+                let leaf = (node.last_used, parent);
+                self.leaves.insert(leaf);
+            }
         }
         Some(node.blocks)
     }
@@ -199,6 +221,43 @@ mod tests {
         assert_eq!(tree.remove_oldest(|block| block == 10).unwrap()[..], [10]);
         assert_eq!(tree.remove_oldest(|_| false).unwrap()[..], [20]);
         assert!(tree.remove_oldest(|_| true).is_none());
+    }
+
+    /// What a scan of all nodes finds to be the leaf that was unused the longest, one with useful blocks if there is any.
+    fn oldest(tree: &PrefixTree, is_useful: impl Fn(u32) -> bool) -> Option<Box<[u32]>> {
+        let leaves = tree.nodes.iter().flatten().filter(|node| node.n_children == 0);
+        let oldest = leaves.min_by_key(|node| {
+            (!node.blocks.iter().any(|&block| is_useful(block)), node.last_used)
+        });
+        oldest.map(|node| node.blocks.clone())
+    }
+
+    #[test]
+    fn the_order_of_leaves_is_that_of_a_scan_whatever_was_done() {
+        let mut tree = PrefixTree::default();
+        let mut state = 7_u64;
+        let mut below = |n: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % n
+        };
+        for step in 0..2000 {
+            // Few different runs, so that sequences share beginnings.
+            let runs: Vec<u32> = (0..1 + below(4)).map(|_| below(3) as u32).collect();
+            let token_ids: Vec<u32> = runs.iter().flat_map(|&run| [run; KEY_BLOCK]).collect();
+            match below(3) {
+                0 => insert(&mut tree, &token_ids, 8 * step),
+                1 => drop(found(&mut tree, &token_ids)),
+                _ => {
+                    let odd = below(4) as u32;
+                    let is_useful = |block: u32| block / 8 % 4 == odd;
+                    let expected = oldest(&tree, is_useful);
+                    assert_eq!(tree.remove_oldest(is_useful), expected, "step {step}");
+                }
+            }
+            let n_leaves = tree.nodes.iter().flatten().filter(|node| node.n_children == 0).count();
+            assert_eq!(tree.leaves.len(), n_leaves, "step {step}");
+        }
+        assert!(tree.nodes.len() > 20, "{} places", tree.nodes.len());
     }
 
     #[test]

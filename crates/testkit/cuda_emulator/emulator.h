@@ -249,7 +249,7 @@ DEVICE void copies_wait() { emulator::finish_copies(N); }
 DEVICE uint4 load_once(const uint4* address) { return *address; }
 DEVICE uint4 load_fresh(const uint4* address) { return *address; }
 DEVICE float2 load_fresh(const float2* address) { return *address; }
-DEVICE bool is_last_of(uint32_t* counter, uint32_t n) {
+DEVICE bool arrive_last(uint32_t* counter, uint32_t n) {
     static thread_local bool is_last;
     sync_block();
     if (threadIdx.x == 0) {

@@ -138,6 +138,7 @@ impl Run<'_> {
     fn measure_all(&self, peer: Option<&(Peer, PathBuf)>) -> anyhow::Result<Vec<BenchResult>> {
         let Self { args, context, device, .. } = *self;
         let details: &[usize] = match (args.what, device) {
+            _ if !args.at.is_empty() => &args.at,
             (What::Prefill, _) => &PROMPT_LENS,
             (What::Decode, _) => &CONTEXTS,
             (_, Device::Cuda { .. }) => &GPU_USERS,
@@ -178,10 +179,12 @@ impl Run<'_> {
         for round in 1..=self.args.n_rounds() {
             let (work, detail) = (measured.work, measured.detail);
             context.say(&format!("measuring {work} {detail}, round {round}"));
-            speeds.push(measured.speed(device, subject));
+            let speed = measured.speed(device, subject);
+            speeds.push(speed);
             if let Some((peer, file)) = peer {
-                context.say(&format!("measuring {}", peer.name()));
+                context.say(&format!("{speed:.1} tokens/s; measuring {}", peer.name()));
                 let (figure, logits) = self.peer_figure(measured, *peer, file, round == 1)?;
+                context.say(&format!("{:.1} tokens/s", figure.value));
                 figures.push(figure);
                 peer_logits = logits.or(peer_logits);
             }

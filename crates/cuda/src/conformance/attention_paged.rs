@@ -9,7 +9,7 @@ use kernels::rope::{Direction, RopeFrequencies, RopeTable};
 use kernels::{Compute, Family, Operand};
 
 use super::{Case, Deviation, Numbers, Size};
-use crate::gpu::{Gpu, KernelTime};
+use crate::gpu::Gpu;
 use crate::memory::{DeviceMatrix, NumberType, Plain};
 use crate::ops::attention_paged::{self as ops, CachedBatch, CachedSequence, DeviceKeyBlocks};
 use crate::ops::rope::{self, DeviceRopeTable};
@@ -21,20 +21,24 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "attention_paged_any_head", run: plain },
     Case { name: "attention_paged_row_alone", run: rows_alone },
     Case { name: "attention_paged_int8", run: int8 },
-    Case { name: "attention_row", run: single_rows },
     Case { name: "rotate_and_append", run: rotate_and_append },
     Case { name: "chain_append", run: chain_append },
     Case { name: "rotate_and_append_int8", run: rotate_and_append_int8 },
 ];
 
 /// First position and rows of each sequence.
-type Rows = [usize; 2];
+pub(super) type Rows = [usize; 2];
 
 /// One row each, at the ends of blocks, steps and partitions.
-const SINGLE: [Rows; 8] =
+pub(super) const SINGLE: [Rows; 8] =
     [[0, 1], [30, 1], [31, 1], [32, 1], [510, 1], [511, 1], [512, 1], [1099, 1]];
 
-fn shape(n_heads: usize, n_kv_heads: usize, head_dim: usize, window: Option<usize>) -> HeadShape {
+pub(super) fn shape(
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+) -> HeadShape {
     HeadShape { n_heads, n_kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window }
 }
 
@@ -107,71 +111,8 @@ fn int8(gpu: &Gpu, size: Size) -> Deviation {
     worst.into_iter().reduce(Deviation::worst).expect("there are shapes")
 }
 
-/// Batches of one row, after operations of the same chain. It may be the first of its sequence, or see a few or many shares of positions.
-fn single_rows(gpu: &Gpu, size: Size) -> Deviation {
-    let shapes = [
-        shape(8, 2, 128, None),
-        shape(6, 2, 64, None),
-        shape(2, 2, 128, None),
-        shape(6, 1, 64, Some(40)),
-        shape(12, 1, 128, Some(600)),
-    ];
-    let positions = SINGLE.map(|[position, _]| position);
-    let mut cases: Vec<(HeadShape, usize)> =
-        shapes.iter().flat_map(|shape| positions.map(|position| (*shape, position))).collect();
-    if size == Size::Large {
-        cases.extend([(shape(32, 8, 128, None), 4500), (shape(32, 32, 64, None), 2047)]);
-    }
-    let deviations =
-        cases.into_iter().map(|(shape, position)| single_row(gpu, shape, [position, 1]));
-    deviations.reduce(Deviation::worst).expect("there are shapes")
-}
-
-fn single_row(gpu: &Gpu, shape: HeadShape, row: Rows) -> Deviation {
-    let rows = [row];
-    let complete = Run::<bf16>::new(gpu, Operands, shape, &rows);
-    let expected = complete.on_cpu(&rows);
-    // Of a single row the rounding of probabilities, which have other maxima on the CPU, shows whole.
-    let limit = 6e-3;
-    let gates_and_ups = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &[1.0; 16], 16);
-    let mut activated = DeviceMatrix::poisoned(gpu, NumberType::Bf16, 1, 8);
-    let mut worst = Deviation { value: 0.0, limit };
-    let mut run = Run::<bf16>::without_new(gpu, Operands, shape, &rows);
-    for n_parallel in [0, usize::MAX, 2 * gpu.multiprocessors()] {
-        // Rotated and appended before.
-        let alone = complete.on_gpu(gpu, &complete.sequences(&rows), n_parallel);
-        worst = worst.worst(Deviation::between(&alone, &expected, limit));
-        // The same with attention in one.
-        let table = angles(gpu, 2, shape.head_dim);
-        let mut qkv = device(gpu, shape, &run.new_rows);
-        let sequences = run.hidden_tables.iter().zip(rows).map(|(tables, [first_position, _])| {
-            CachedSequence { first_row: 0, n_rows: 1, first_position, block_tables: tables }
-        });
-        let batch =
-            CachedBatch::with_parallel(gpu, &sequences.collect::<Vec<_>>(), shape, n_parallel);
-        let width = shape.n_heads * shape.head_dim;
-        let mut out = DeviceMatrix::poisoned(gpu, NumberType::Bf16, 2, width);
-        let times = gpu.profiled(|| {
-            swiglu(gpu, gates_and_ups.view(), activated.view_mut());
-            let layer = (&batch, 1);
-            ops::rotate_and_append(gpu, shape, qkv.view_mut(), &table, layer, &mut run.blocks);
-            ops::attention(gpu, shape, qkv.view(), &batch, 1, &run.blocks, out.view_mut());
-        });
-        let is_reached =
-            matches!(times.as_slice(), [KernelTime { name, n_calls: 1, .. }] if name == "chain");
-        let reached = if is_reached { 0.0 } else { f64::INFINITY };
-        worst = worst.worst(Deviation { value: reached, limit: 0.0 });
-        worst = worst.worst(Deviation::between(&out.to_f32(), &expected, limit));
-        let [blocks, expected] = [&run, &complete]
-            .map(|run| run.blocks.numbers::<bf16>().iter().map(|x| x.to_f32()).collect::<Vec<_>>());
-        // Sums of two products may be rounded otherwise here and there.
-        worst = worst.worst(Deviation::between(&blocks, &expected, 1e-4));
-    }
-    worst
-}
-
 /// A row of a batch has the bits that it has alone, however the work is shared out. But a single row that comes first is a batch of one
-/// row, which is attended otherwise ([`single_rows`]).
+/// row, which is attended otherwise (`attention_row.rs`).
 fn rows_alone(gpu: &Gpu, _size: Size) -> Deviation {
     let rows = [[1030, 1], [400, 70], [1099, 3], [3, 1]];
     let shapes = [shape(8, 2, 64, None), shape(4, 1, 64, Some(520)), shape(4, 2, 128, None)];
@@ -224,7 +165,7 @@ fn compared<T: Number>(gpu: &Gpu, kind: CacheKind, shape: HeadShape, rows: &[Row
 }
 
 /// A number type and its name on the GPU.
-trait Number: Operand + Plain + Default {
+pub(super) trait Number: Operand + Plain + Default {
     const TYPE: NumberType;
 }
 impl Number for f32 {
@@ -235,27 +176,27 @@ impl Number for bf16 {
 }
 
 /// Earlier positions of some sequences in a cache on the GPU and in one on the CPU, and new rows of both.
-struct Run<T: Number> {
+pub(super) struct Run<T: Number> {
     shape: HeadShape,
     /// New rows, with one that belongs to no sequence after each sequence, and the same before they were rotated.
     qkv: Vec<T>,
-    new_rows: Vec<T>,
-    blocks: DeviceKeyBlocks,
+    pub(super) new_rows: Vec<T>,
+    pub(super) blocks: DeviceKeyBlocks,
     cpu_blocks: KeyBlocks<T>,
     /// For each sequence the ids of one layer, as they are and with nonsense before the window.
     tables: Vec<[Vec<u32>; 1]>,
-    hidden_tables: Vec<[Vec<u32>; 2]>,
+    pub(super) hidden_tables: Vec<[Vec<u32>; 2]>,
 }
 
 impl<T: Number> Run<T> {
-    fn new(gpu: &Gpu, kind: CacheKind, shape: HeadShape, rows: &[Rows]) -> Self {
+    pub(super) fn new(gpu: &Gpu, kind: CacheKind, shape: HeadShape, rows: &[Rows]) -> Self {
         let mut run = Self::without_new(gpu, kind, shape, rows);
         run.append(gpu, rows);
         run
     }
 
     /// The new rows are in the cache on the CPU only.
-    fn without_new(gpu: &Gpu, kind: CacheKind, shape: HeadShape, rows: &[Rows]) -> Self {
+    pub(super) fn without_new(gpu: &Gpu, kind: CacheKind, shape: HeadShape, rows: &[Rows]) -> Self {
         let mut numbers = Numbers::new(11);
         let lens = rows.iter().map(|[position, n_rows]| (position + n_rows).div_ceil(KEY_BLOCK));
         let n_blocks: usize = lens.clone().sum();
@@ -321,7 +262,7 @@ impl<T: Number> Run<T> {
         ops::rotate_and_append(gpu, *shape, qkv, &table, layer, &mut self.blocks);
     }
 
-    fn sequences(&self, rows: &[Rows]) -> Vec<CachedSequence<'_>> {
+    pub(super) fn sequences(&self, rows: &[Rows]) -> Vec<CachedSequence<'_>> {
         let mut first_row = 0;
         let sequences =
             rows.iter().zip(&self.hidden_tables).map(|(&[first_position, n_rows], tables)| {
@@ -333,7 +274,12 @@ impl<T: Number> Run<T> {
         sequences.collect()
     }
 
-    fn on_gpu(&self, gpu: &Gpu, sequences: &[CachedSequence<'_>], n_parallel: usize) -> Vec<f32> {
+    pub(super) fn on_gpu(
+        &self,
+        gpu: &Gpu,
+        sequences: &[CachedSequence<'_>],
+        n_parallel: usize,
+    ) -> Vec<f32> {
         let qkv = device(gpu, self.shape, &self.qkv);
         let batch = CachedBatch::with_parallel(gpu, sequences, self.shape, n_parallel);
         let width = self.shape.n_heads * self.shape.head_dim;
@@ -342,7 +288,7 @@ impl<T: Number> Run<T> {
         out.to_f32()
     }
 
-    fn on_cpu(&self, rows: &[Rows]) -> Vec<f32> {
+    pub(super) fn on_cpu(&self, rows: &[Rows]) -> Vec<f32> {
         let compute = Compute::forced(Family::Reference, 1).expect("it runs everywhere");
         let n_heads = self.qkv.len() / self.shape.qkv_width() * self.shape.n_heads;
         // Rows of no sequence are not written.
@@ -373,7 +319,7 @@ fn sequence_rows<'a>(rows: &[Rows], tables: &'a [[Vec<u32>; 1]]) -> Vec<Sequence
 }
 
 /// What rotates rows, at any positions.
-fn angles(gpu: &Gpu, n_rows: usize, head_dim: usize) -> DeviceRopeTable {
+pub(super) fn angles(gpu: &Gpu, n_rows: usize, head_dim: usize) -> DeviceRopeTable {
     let frequencies =
         RopeFrequencies { query_growth: Some((0.5, 5)), ..RopeFrequencies::plain(head_dim, 1e4) };
     let compute = Compute::forced(Family::Reference, 1).expect("it runs everywhere");
@@ -405,6 +351,9 @@ fn rotate_and_append(gpu: &Gpu, size: Size) -> Deviation {
 
 /// One row after another operation, in one launch with it.
 fn chain_append(gpu: &Gpu, _size: Size) -> Deviation {
+    if !gpu.has_chains() {
+        return Deviation::NONE;
+    }
     let gates_and_ups = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &[1.0; 16], 16);
     let mut activated = DeviceMatrix::poisoned(gpu, NumberType::Bf16, 1, 8);
     let mut worst = Deviation { value: 0.0, limit: 0.0 };
@@ -526,7 +475,7 @@ fn quantised<T: Number>(x: &[T]) -> (Vec<u8>, f32) {
     (x.iter().map(code).collect(), scale)
 }
 
-fn device<T: Number>(gpu: &Gpu, shape: HeadShape, values: &[T]) -> DeviceMatrix {
+pub(super) fn device<T: Number>(gpu: &Gpu, shape: HeadShape, values: &[T]) -> DeviceMatrix {
     let values: Vec<f32> = values.iter().map(|x| x.to_f32()).collect();
     DeviceMatrix::of_f32(gpu, T::TYPE, &values, shape.qkv_width())
 }

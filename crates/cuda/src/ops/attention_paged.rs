@@ -120,8 +120,8 @@ pub struct CachedSequence<'a> {
     pub block_tables: &'a [Vec<u32>],
 }
 
-/// What the rows of a forward pass see, for all of its layers: block ids, and the work that is shared out. Made once per pass and
-/// uploaded at once.
+/// What the rows of a forward pass see, for all of its layers: block ids, and the work that is shared out. Made once per pass, after what was
+/// asked of earlier ones, and uploaded at once: attention of a single row reads early what earlier passes put into the cache.
 #[derive(Debug)]
 pub struct CachedBatch {
     shape: HeadShape,
@@ -137,16 +137,16 @@ pub struct CachedBatch {
     rows_at: usize,
     tiles: Tiles,
     /// Where the batch is one row that a chain can attend.
-    alone: Option<Alone>,
+    single_row: Option<SingleRow>,
 }
 
 /// How the positions that a single row sees are shared out (`attention_row.cuh`).
 #[derive(Debug)]
-struct Alone {
+struct SingleRow {
     n_shares: usize,
     /// Results of several shares.
     scratch: Memory,
-    tickets_at: usize,
+    n_done_at: usize,
 }
 
 /// Work that is shared out, as the kernels read it.
@@ -187,7 +187,8 @@ impl CachedBatch {
         )
     }
 
-    /// As [`CachedBatch::new`], with work shared out for so many blocks of threads at a time. Results have the same bits.
+    /// As [`CachedBatch::new`], with work shared out for so many blocks of threads at a time. Results have the same bits, but those of a
+    /// single row in a chain.
     pub(crate) fn with_parallel(
         gpu: &Gpu,
         sequences: &[CachedSequence<'_>],
@@ -212,7 +213,7 @@ impl CachedBatch {
         let max_ids = (0..n_layers)
             .map(|layer| push_tables(sequences, shape, layer, table_stride, &mut numbers));
         let max_ids = max_ids.collect();
-        let alone = Alone::new(gpu, sequences, shape, (n_rows, n_parallel), &mut numbers);
+        let single_row = SingleRow::new(gpu, sequences, shape, (n_rows, n_parallel), &mut numbers);
         Self {
             shape,
             n_rows,
@@ -224,7 +225,7 @@ impl CachedBatch {
             n_sequences: sequences.len(),
             rows_at,
             tiles,
-            alone,
+            single_row,
         }
     }
 
@@ -262,11 +263,11 @@ impl CachedBatch {
     }
 }
 
-impl Alone {
-    /// Query heads that are attended together.
+impl SingleRow {
+    /// Query heads that are attended together (`attention_row.cuh`).
     const QUERIES: usize = 8;
     /// The fewest positions of one of several shares.
-    const LEAST_SHARE: usize = 128;
+    const MIN_SHARE_LEN: usize = 128;
 
     /// Adds counts of shares that are done to `numbers`.
     fn new(
@@ -285,13 +286,13 @@ impl Alone {
         let n_groups = shape.n_kv_heads * shape.group_len().div_ceil(Self::QUERIES);
         let n_seen = position + 1 - shape.first_visible(position);
         let n_blocks = n_parallel / BLOCKS_PER_MULTIPROCESSOR;
-        let n_shares = n_seen.div_ceil(Self::LEAST_SHARE).min(n_blocks / n_groups).max(1);
+        let n_shares = n_seen.div_ceil(Self::MIN_SHARE_LEN).min(n_blocks / n_groups).max(1);
         let n_slots = if n_shares == 1 { 0 } else { n_groups * n_shares * Self::QUERIES };
-        let tickets_at = numbers.len();
-        numbers.resize(tickets_at + n_groups, 0);
+        let n_done_at = numbers.len();
+        numbers.resize(n_done_at + n_groups, 0);
         // Sums, a maximum and a divisor for each.
         let scratch = gpu.memory(n_slots * (shape.head_dim + 2) * size_of::<f32>());
-        Some(Self { n_shares, scratch, tickets_at })
+        Some(Self { n_shares, scratch, n_done_at })
     }
 }
 
@@ -454,7 +455,7 @@ impl Tile {
 
 /// Rotates the queries of new rows in their place, and writes their keys, rotated, and values into their sequences' blocks: the bits of
 /// [`super::rope::rotate_in_place`], but what `qkv` has of keys stays as it is. Where [`attention`] of a single row of bf16 is what is asked
-/// for next, that does both, and queries stay as they are too. Nothing is cleared: attention reads no position that was
+/// for next, that does both, to the bits but where a sum of two products is rounded otherwise, and queries stay as they are too. Nothing is cleared: attention reads no position that was
 /// not written. Rows of no sequence are left alone.
 ///
 /// In blocks of 8 bits the codes and scales of [`kernels::attention::append_keys_values`]. There keys are rotated in their place too, and so are
@@ -583,11 +584,11 @@ pub fn attention(
     assert_eq!(out.number_type(), qkv.number_type(), "types of qkv and of the output");
     let call = Call { gpu, shape, qkv, batch, layer_idx, blocks, out: out.as_ref() };
     let is_bf16 = qkv.number_type() == NumberType::Bf16;
-    if let Some(alone) = &batch.alone
+    if let Some(single_row) = &batch.single_row
         && is_bf16
         && blocks.kind == CacheKind::Operands
     {
-        gpu.launch_chained(call.link(alone));
+        gpu.launch_as_link(call.link(single_row));
     } else if is_bf16 && is_folded(shape) {
         call.folded();
     } else {
@@ -617,7 +618,7 @@ impl Call<'_> {
         (f64::from(self.shape.scale) * std::f64::consts::LOG2_E) as f32
     }
 
-    fn link(&self, alone: &Alone) -> Link {
+    fn link(&self, single_row: &SingleRow) -> Link {
         let HeadShape { n_heads, n_kv_heads, head_dim, .. } = self.shape;
         let [row_sequences, row_positions] = self.batch.rows();
         Link {
@@ -628,14 +629,14 @@ impl Call<'_> {
             tables: self.batch.tables(self.layer_idx),
             row_sequences,
             row_positions,
-            scratch: alone.scratch.address(),
-            tickets: self.batch.address(alone.tickets_at),
+            scratch: single_row.scratch.address(),
+            n_done: self.batch.address(single_row.n_done_at),
             n_heads: int(n_heads),
             n_kv_heads: int(n_kv_heads),
             head_dim: int(head_dim),
             table_stride: int(self.batch.table_stride),
             window: int(self.window()),
-            n_shares: int(alone.n_shares),
+            n_shares: int(single_row.n_shares),
             factor: self.factor(),
             ..Link::default()
         }
@@ -654,7 +655,7 @@ impl Call<'_> {
         let sums_bytes = n_slots * head_dim * size_of::<f32>();
         // Sums, then maxima and divisors, of single partitions.
         let scratch = self.gpu.memory(sums_bytes + n_slots * 2 * size_of::<f32>());
-        let scratch = [0, sums_bytes].map(|at| Argument::Pointer(scratch.address() + at as u64));
+        let scratch = [0, sums_bytes].map(|at| scratch.address() + at as u64);
         let number_bytes = if self.blocks.kind == CacheKind::Int8 { 1 } else { 2 };
         // Keys of a step and values of two, probabilities, maxima and sums.
         let few_bytes = 3 * STEP * head_dim * number_bytes + STEP * 16 * 2 + 2 * 4 * 16 * 4;
@@ -674,7 +675,7 @@ impl Call<'_> {
         name: &str,
         [first, n_tiles]: [usize; 2],
         shared_bytes: usize,
-        [sums, stats]: [Argument; 2],
+        [sums, stats]: [u64; 2],
     ) {
         if n_tiles == 0 {
             return;
@@ -689,8 +690,8 @@ impl Call<'_> {
                 Argument::Pointer(self.batch.tables(self.layer_idx)),
                 self.batch.pointer(8 * first),
                 Argument::Pointer(self.out.address()),
-                sums,
-                stats,
+                Argument::Pointer(sums),
+                Argument::Pointer(stats),
                 Argument::count(n_heads),
                 Argument::count(n_kv_heads),
                 Argument::count(self.batch.table_stride),
@@ -700,7 +701,7 @@ impl Call<'_> {
         );
     }
 
-    fn merge(&self, at: usize, n_merges: usize, [sums, stats]: [Argument; 2]) {
+    fn merge(&self, at: usize, n_merges: usize, [sums, stats]: [u64; 2]) {
         if n_merges == 0 {
             return;
         }
@@ -710,8 +711,8 @@ impl Call<'_> {
             Grid { blocks: [n_merges, n_kv_heads, 1], threads: 128, shared_bytes: 0 },
             &[
                 self.batch.pointer(at),
-                sums,
-                stats,
+                Argument::Pointer(sums),
+                Argument::Pointer(stats),
                 Argument::Pointer(self.out.address()),
                 Argument::count(n_heads),
                 Argument::count(n_kv_heads),

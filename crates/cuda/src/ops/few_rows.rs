@@ -78,7 +78,7 @@ pub fn product_few_rows(
         (true, Write::Accumulate) => Some(LinkKind::AddedF32),
         (false, Write::Accumulate) => None,
     };
-    let part = chain::part_of(n_rows, n_in);
+    let part = chain::part_of(n_rows, [n_out, n_in]);
     let (Some(kind), Some(part), NumberType::Bf16) = (kind, part, x.number_type()) else {
         return gpu.launch_early(&name, grid, &arguments);
     };

@@ -75,7 +75,7 @@ pub fn rms_norm(
         arguments.extend([n_rows, width, threads_per_row].map(Argument::count));
         let grid = Grid { blocks, threads, shared_bytes: 0 };
         let name = format!("rms_norm_{kind}{suffix}");
-        if !chain::is_operand(n_rows, out.number_type(), width) {
+        if !chain::fits_operand(n_rows, out.number_type(), width) {
             return gpu.launch_early(&name, grid, &arguments);
         }
         let (kind, source, n_in) = (LinkKind::Operand, Source::Norm, int(width));

@@ -38,7 +38,7 @@ pub fn swiglu(gpu: &Gpu, gate_up: Matrix<'_>, out: MatrixMut<'_>) {
     ];
     let kernel = format!("swiglu_{}", out.number_type().suffix());
     let grid = grid(out.number_type(), n_rows, ffn_dim);
-    if !chain::is_operand(n_rows, out.number_type(), ffn_dim) {
+    if !chain::fits_operand(n_rows, out.number_type(), ffn_dim) {
         return gpu.launch_early(&kernel, grid, &arguments);
     }
     let (kind, source, n_in) = (LinkKind::Operand, Source::Swiglu, int(ffn_dim));
