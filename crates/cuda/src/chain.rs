@@ -20,8 +20,10 @@ const MAX_PART: usize = 2048;
 const PARTS_BYTES: usize = 8 * 4 * MAX_PART * 2;
 /// Parts are so many numbers or a multiple.
 const UNIT: usize = 256;
-/// Shared memory for the left operand of a product.
+/// Shared memory for the left operand of a product, or for what the 8 warps of attention keep of 8 queries of up to 128 numbers: sums, a
+/// maximum and a divisor in f32.
 const OPERAND_BYTES: usize = 92 << 10;
+const _: () = assert!(8 * 8 * (128 + 2) * size_of::<f32>() <= OPERAND_BYTES, "attention");
 /// The most outputs of a product: times the warps of up to 1023 blocks they are below 2^32.
 const MAX_OUT: usize = 1 << 19;
 /// Dynamic shared memory of a block; a block may have 227 KiB in all.
@@ -92,6 +94,7 @@ pub(crate) struct Link {
     pub(crate) tables: Address,
     pub(crate) row_sequences: Address,
     pub(crate) row_positions: Address,
+    /// Of attention in several shares.
     pub(crate) scratch: Address,
     pub(crate) n_done: Address,
     pub(crate) kind: LinkKind,

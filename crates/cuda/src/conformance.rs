@@ -87,7 +87,7 @@ impl Deviation {
         if share(other) > share(self) { other } else { self }
     }
 
-    /// Of what this GPU does not do.
+    /// Where nothing is compared: before the first comparison, and of what this GPU does not do.
     pub(crate) const NONE: Self = Self { value: 0.0, limit: 0.0 };
 
     /// Whether it is within its limit.

@@ -356,7 +356,7 @@ fn chain_append(gpu: &Gpu, _size: Size) -> Deviation {
     }
     let gates_and_ups = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &[1.0; 16], 16);
     let mut activated = DeviceMatrix::poisoned(gpu, NumberType::Bf16, 1, 8);
-    let mut worst = Deviation { value: 0.0, limit: 0.0 };
+    let mut worst = Deviation::NONE;
     for shape in [shape(6, 2, 128, None), shape(32, 8, 64, Some(40))] {
         for row in SINGLE {
             let before = || swiglu(gpu, gates_and_ups.view(), activated.view_mut());

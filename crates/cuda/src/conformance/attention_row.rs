@@ -52,7 +52,7 @@ fn single_row(gpu: &Gpu, shape: HeadShape, row: Rows) -> Deviation {
     let limit = 6e-3;
     let gates_and_ups = DeviceMatrix::of_f32(gpu, NumberType::Bf16, &[1.0; 16], 16);
     let mut activated = DeviceMatrix::poisoned(gpu, NumberType::Bf16, 1, 8);
-    let mut worst = Deviation { value: 0.0, limit };
+    let mut worst = Deviation::NONE;
     for n_parallel in [0, usize::MAX, 2 * gpu.multiprocessors()] {
         // Rotated and appended before.
         let alone = complete.on_gpu(gpu, &complete.sequences(&rows), n_parallel);

@@ -66,7 +66,7 @@ fn decoded(kind: BlockKind, bytes: &[u8]) -> Vec<f32> {
 fn unpacked(gpu: &Gpu, size: Size) -> Deviation {
     let mut numbers = Numbers::new(21);
     let n_rows = if size == Size::Small { 5 } else { 3000 };
-    let mut worst = Deviation { value: 0.0, limit: 0.0 };
+    let mut worst = Deviation::NONE;
     for kind in BlockKind::ALL {
         let k = 3 * kind.block_len();
         let mut bytes = random_blocks(&mut numbers, kind, n_rows * k);
@@ -95,7 +95,7 @@ fn unpacked(gpu: &Gpu, size: Size) -> Deviation {
 
 /// All 8-bit floats, in rows of whole eights and others.
 fn unpacked_f8(gpu: &Gpu, _size: Size) -> Deviation {
-    let mut worst = Deviation { value: 0.0, limit: 0.0 };
+    let mut worst = Deviation::NONE;
     for (k, scale) in [(64, 0.5), (64, 3e-5), (37, 0.037)] {
         let bytes: Vec<u8> = (0..9 * k).map(|i| (i * 7) as u8).collect();
         let blocks = DeviceBlocks::of_f8(gpu, scale, &bytes, [9, k]);
@@ -159,7 +159,7 @@ fn shapes(size: Size) -> Vec<[usize; 3]> {
 
 fn products(gpu: &Gpu, size: Size) -> Deviation {
     let mut numbers = Numbers::new(22);
-    let mut worst = Deviation { value: 0.0, limit: 0.0 };
+    let mut worst = Deviation::NONE;
     for kind in MULTIPLIED {
         for [n_rows, n_out, n_blocks] in shapes(size) {
             // More than a segment for some of the warps too.
@@ -203,7 +203,7 @@ fn add(x: &[f32], w: &[f32], y: &mut [f32], [n_in, width, first_column]: [usize;
 fn rows_alone(gpu: &Gpu, size: Size) -> Deviation {
     let mut numbers = Numbers::new(23);
     let n_out = if size == Size::Small { 21 } else { 4000 };
-    let mut worst = Deviation { value: 0.0, limit: 0.0 };
+    let mut worst = Deviation::NONE;
     for kind in MULTIPLIED {
         // More than a segment for some of the warps.
         let n_blocks = if kind.is_some() { 11 } else { 150 };

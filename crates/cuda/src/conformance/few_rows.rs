@@ -44,7 +44,7 @@ fn shapes(size: Size) -> Vec<[usize; 3]> {
 
 fn products(gpu: &Gpu, size: Size) -> Deviation {
     let mut numbers = Numbers::new(3);
-    let mut worst = Deviation { value: 0.0, limit: 0.0 };
+    let mut worst = Deviation::NONE;
     for [n_rows, n_out, n_in] in shapes(size) {
         let (x, w) = (numbers.normal(n_rows * n_in), numbers.normal(n_out * n_in));
         let first_column = 3;
@@ -97,7 +97,7 @@ fn rows_alone(gpu: &Gpu, size: Size) -> Deviation {
         Size::Small => &[[37, 1160], [2000, 48], [9, 21]],
         Size::Large => &[[37, 1160], [2000, 48], [9, 21], [14336, 4096]],
     };
-    let mut worst = Deviation { value: 0.0, limit: 0.0 };
+    let mut worst = Deviation::NONE;
     for &[n_out, n_in] in shapes {
         let w = numbers.normal(n_out * n_in);
         for [operands, output] in TYPES {

@@ -454,9 +454,11 @@ impl Tile {
 }
 
 /// Rotates the queries of new rows in their place, and writes their keys, rotated, and values into their sequences' blocks: the bits of
-/// [`super::rope::rotate_in_place`], but what `qkv` has of keys stays as it is. Where [`attention`] of a single row of bf16 is what is asked
-/// for next, that does both, to the bits but where a sum of two products is rounded otherwise, and queries stay as they are too. Nothing is cleared: attention reads no position that was
-/// not written. Rows of no sequence are left alone.
+/// [`super::rope::rotate_in_place`], but what `qkv` has of keys stays as it is. Nothing is cleared: attention reads no position
+/// that was not written. Rows of no sequence are left alone.
+///
+/// Where [`attention`] of a single row of bf16 is what is asked for next, that does both in a chain: queries stay as they are too, and a sum of
+/// two products may be rounded otherwise.
 ///
 /// In blocks of 8 bits the codes and scales of [`kernels::attention::append_keys_values`]. There keys are rotated in their place too, and so are
 /// rows of no sequence.
