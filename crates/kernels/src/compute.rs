@@ -13,7 +13,7 @@ use crate::pool::Pool;
 pub enum Family {
     /// Plain scalar code: the definition.
     Reference,
-    /// AVX2 with FMA; bf16 is widened to f32.
+    /// AVX2 with FMA, and AVX-VNNI where it is found; bf16 is widened to f32.
     Avx2,
     /// AVX-512 with BF16 and VNNI.
     Avx512,
@@ -110,6 +110,7 @@ pub enum ComputeError {
 #[derive(Clone, Debug)]
 pub struct Compute {
     family: Family,
+    has_avx_vnni: bool,
     pool: Arc<Pool>,
     paths: Arc<PathCounts>,
 }
@@ -155,13 +156,26 @@ impl Compute {
     }
 
     fn of(family: Family, n_threads: usize) -> Result<Self, ComputeError> {
-        Ok(Self { family, pool: Arc::new(Pool::new(n_threads)?), paths: Arc::default() })
+        let has_avx_vnni = detect_features().avx_vnni;
+        let pool = Arc::new(Pool::new(n_threads)?);
+        Ok(Self { family, has_avx_vnni, pool, paths: Arc::default() })
     }
 
     /// The kernel family.
     #[must_use]
     pub fn family(&self) -> Family {
         self.family
+    }
+
+    /// Whether the family `avx2` may use AVX-VNNI, which changes no bit.
+    pub(crate) fn has_avx_vnni(&self) -> bool {
+        self.has_avx_vnni
+    }
+
+    /// As on a machine that lacks it.
+    #[cfg(test)]
+    pub(crate) fn without_avx_vnni(self) -> Self {
+        Self { has_avx_vnni: false, ..self }
     }
 
     /// The thread pool.

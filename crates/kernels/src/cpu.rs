@@ -6,6 +6,8 @@
 pub struct CpuFeatures {
     /// AVX2 with FMA and F16C.
     pub avx2: bool,
+    /// VNNI for registers of AVX2.
+    pub avx_vnni: bool,
     /// AVX-512 F, BW, DQ and VL.
     pub avx512: bool,
     /// AVX-512 BF16.
@@ -35,6 +37,7 @@ fn detect_on_this_target() -> CpuFeatures {
         avx2: is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c"),
+        avx_vnni: is_x86_feature_detected!("avxvnni"),
         avx512: is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")

@@ -374,20 +374,21 @@ pub fn matmul_columns<'a>(
             write,
         };
         // SAFETY: the output was checked above; parts of different tasks do not overlap.
-        unsafe { multiply(family, &part, &mut scratch.tiles) };
+        unsafe { multiply(compute, &part, &mut scratch.tiles) };
     });
 }
 
 /// # Safety
 /// The output holds the part's rows and columns, and nobody else uses them meanwhile.
 #[expect(unsafe_code, reason = "see Safety")]
-unsafe fn multiply(family: Family, part: &Part<'_>, scratch: &mut TileScratch) {
+unsafe fn multiply(compute: &Compute, part: &Part<'_>, scratch: &mut TileScratch) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the family runs only where detection found its instructions; the rest is the caller's promise.
     unsafe {
-        match family {
+        match compute.family() {
             Family::Reference => reference::multiply(part),
-            Family::Avx2 => avx2::multiply(part, scratch),
+            Family::Avx2 if compute.has_avx_vnni() => avx2::multiply::<true>(part, scratch),
+            Family::Avx2 => avx2::multiply::<false>(part, scratch),
             Family::Avx512 => avx512::multiply(part, scratch),
             Family::Amx => amx::multiply(part, scratch),
         }
@@ -395,7 +396,7 @@ unsafe fn multiply(family: Family, part: &Part<'_>, scratch: &mut TileScratch) {
     #[cfg(not(target_arch = "x86_64"))]
     // SAFETY: the caller's promise.
     unsafe {
-        let _ = (family, scratch);
+        let _ = (compute, scratch);
         reference::multiply(part);
     }
 }

@@ -1,10 +1,12 @@
 //! AVX2: a lane is a row of the matrix, eight at a time. VPMADDUBSW multiplies half a line by four codes of a row; its
-//! 16-bit sums are added over as many lines as cannot overflow, then widened.
+//! 16-bit sums are added over as many lines as cannot overflow, then widened. Where the processor has AVX-VNNI, VPDPBUSD adds
+//! products in 32 bits instead: as these are whole numbers, the bits are the same.
 //!
 //! A tile is up to 4 rows by half a panel. The rows of one bundle read packed lines and unpack them in registers; for more,
 //! spans of a panel are unpacked to bytes in the nearest cache first.
 #![expect(unsafe_code, reason = "AVX2 intrinsics on pointers into checked slices")]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::layout::{BYTE_LINES, GROUP, LINE, SUPER_GROUPS, term};
@@ -22,41 +24,49 @@ const TILE_ROWS: usize = 4;
 /// Lanes of a register.
 const LANES: usize = 8;
 
-/// For each number of bits of a code, the lines (`BATCH`) whose products are added in 16 bits:
-/// `127 * 2 * BATCH * (2^bits - 1)` is below 2^15. Eight bits are taken as signed, one line at a time: `127 * 2 * 128` is below 2^15 too.
-const fn batch(bits: usize) -> usize {
-    match bits {
-        4 => 8,
-        5 => 4,
-        6 => 2,
-        _ => 1,
+/// How sums of products of bytes are added.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Adding {
+    /// In 32 bits, by AVX-VNNI.
+    InVnni,
+    /// In 16 bits over so many lines, then in 32.
+    Lines(usize),
+    /// In 32 bits, line by line, codes being taken as signed.
+    SignedLines,
+}
+
+/// For each number of bits of a code the lines whose products are added in 16 bits: `127 * 2 * lines * (2^bits - 1)` is below 2^15. Eight
+/// bits are taken as signed: `127 * 2 * 128` is below 2^15 too.
+const fn adding(code_bits: usize, has_vnni: bool) -> Adding {
+    match code_bits {
+        _ if has_vnni => Adding::InVnni,
+        4 => Adding::Lines(8),
+        5 => Adding::Lines(4),
+        6 => Adding::Lines(2),
+        _ => Adding::SignedLines,
     }
 }
 
 /// # Safety
-/// As [`super::multiply`], on a processor with AVX2, FMA and F16C.
+/// As [`super::multiply`], on a processor with AVX2, FMA and F16C, and AVX-VNNI if `VNNI`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn multiply(part: &Part<'_>, scratch: &mut TileScratch) {
+pub(super) unsafe fn multiply<const VNNI: bool>(part: &Part<'_>, scratch: &mut TileScratch) {
     let layout = part.weight.layout;
     // SAFETY: the caller's promise.
     unsafe {
         match (part.n_rows <= BUNDLE, layout.bits, layout.term()) {
-            (true, 4, term::OFFSET) => packed_panels::<4, { batch(4) }, { term::OFFSET }>(part),
-            (true, 4, _) => packed_panels::<4, { batch(4) }, { term::MINIMUM }>(part),
-            (true, 5, term::OFFSET) => packed_panels::<5, { batch(5) }, { term::OFFSET }>(part),
-            (true, 5, _) => packed_panels::<5, { batch(5) }, { term::MINIMUM }>(part),
-            (true, 6, _) => packed_panels::<6, { batch(6) }, { term::HALVES }>(part),
-            (true, ..) => packed_panels::<8, { batch(8) }, { term::OFFSET }>(part),
-            (_, 4, term::OFFSET) => {
-                unpacked_panels::<{ batch(4) }, { term::OFFSET }>(part, scratch)
-            }
-            (_, 4, _) => unpacked_panels::<{ batch(4) }, { term::MINIMUM }>(part, scratch),
-            (_, 5, term::OFFSET) => {
-                unpacked_panels::<{ batch(5) }, { term::OFFSET }>(part, scratch)
-            }
-            (_, 5, _) => unpacked_panels::<{ batch(5) }, { term::MINIMUM }>(part, scratch),
-            (_, 6, _) => unpacked_panels::<{ batch(6) }, { term::HALVES }>(part, scratch),
-            _ => unpacked_panels::<{ batch(8) }, { term::OFFSET }>(part, scratch),
+            (true, 4, term::OFFSET) => packed_panels::<4, VNNI, { term::OFFSET }>(part),
+            (true, 4, _) => packed_panels::<4, VNNI, { term::MINIMUM }>(part),
+            (true, 5, term::OFFSET) => packed_panels::<5, VNNI, { term::OFFSET }>(part),
+            (true, 5, _) => packed_panels::<5, VNNI, { term::MINIMUM }>(part),
+            (true, 6, _) => packed_panels::<6, VNNI, { term::HALVES }>(part),
+            (true, ..) => packed_panels::<8, VNNI, { term::OFFSET }>(part),
+            (_, 4, term::OFFSET) => unpacked_panels::<4, VNNI, { term::OFFSET }>(part, scratch),
+            (_, 4, _) => unpacked_panels::<4, VNNI, { term::MINIMUM }>(part, scratch),
+            (_, 5, term::OFFSET) => unpacked_panels::<5, VNNI, { term::OFFSET }>(part, scratch),
+            (_, 5, _) => unpacked_panels::<5, VNNI, { term::MINIMUM }>(part, scratch),
+            (_, 6, _) => unpacked_panels::<6, VNNI, { term::HALVES }>(part, scratch),
+            _ => unpacked_panels::<8, VNNI, { term::OFFSET }>(part, scratch),
         }
     }
 }
@@ -100,7 +110,7 @@ struct Span {
 /// # Safety
 /// As [`multiply`], for the weight's bits and term.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn packed_panels<const BITS: usize, const BATCH: usize, const TERM: u8>(part: &Part<'_>) {
+unsafe fn packed_panels<const BITS: usize, const VNNI: bool, const TERM: u8>(part: &Part<'_>) {
     let layout = part.weight.layout;
     assert_eq!(layout.bits, BITS, "lines of a group");
     let n_all = part.rows.k / GROUP;
@@ -118,7 +128,7 @@ unsafe fn packed_panels<const BITS: usize, const BATCH: usize, const TERM: u8>(p
                 unpack::factors(layout, header.as_ptr(), n_groups, factors.as_mut_ptr());
                 let factors = factors.as_ptr();
                 let span = Span { bundle, panel, first_group, n_groups, lines, factors };
-                tiles::<BITS, BATCH, TERM, true>(part, span);
+                tiles::<BITS, VNNI, TERM, true>(part, span);
             }
         }
     }
@@ -129,7 +139,7 @@ unsafe fn packed_panels<const BITS: usize, const BATCH: usize, const TERM: u8>(p
 /// # Safety
 /// As [`multiply`], for the weight's bits and term.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpacked_panels<const BATCH: usize, const TERM: u8>(
+unsafe fn unpacked_panels<const BITS: usize, const VNNI: bool, const TERM: u8>(
     part: &Part<'_>,
     scratch: &mut TileScratch,
 ) {
@@ -137,16 +147,17 @@ unsafe fn unpacked_panels<const BATCH: usize, const TERM: u8>(
     let [lines, factors] = scratch.floats(lens);
     let lines = reinterpret::<u8>(lines);
     let n_all = part.rows.k / GROUP;
-    for panel in part.panels() {
-        for first_group in (0..n_all.max(1)).step_by(SPAN) {
-            let n_groups = SPAN.min(n_all - first_group);
-            let lines = &mut lines[..n_groups * BYTE_LINES * LINE];
+    // Rows of a span stay in the second cache for all panels.
+    for first_group in (0..n_all.max(1)).step_by(SPAN) {
+        let n_groups = SPAN.min(n_all - first_group);
+        let lines = &mut lines[..n_groups * BYTE_LINES * LINE];
+        for panel in part.panels() {
             unpack::span(part.weight, panel, first_group, lines, factors);
             let (lines, factors) = (lines.as_ptr(), factors.as_ptr());
             for bundle in part.bundles() {
                 let span = Span { bundle, panel, first_group, n_groups, lines, factors };
                 // SAFETY: lines and factors have `n_groups` groups; the rest is the caller's promise.
-                unsafe { tiles::<BYTE_LINES, BATCH, TERM, false>(part, span) };
+                unsafe { tiles::<BITS, VNNI, TERM, false>(part, span) };
             }
         }
     }
@@ -155,7 +166,7 @@ unsafe fn unpacked_panels<const BATCH: usize, const TERM: u8>(
 /// # Safety
 /// As [`multiply`]; lines and factors have the span's groups.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tiles<const BITS: usize, const BATCH: usize, const TERM: u8, const IS_PACKED: bool>(
+unsafe fn tiles<const BITS: usize, const VNNI: bool, const TERM: u8, const IS_PACKED: bool>(
     part: &Part<'_>,
     span: Span,
 ) {
@@ -180,10 +191,10 @@ unsafe fn tiles<const BITS: usize, const BATCH: usize, const TERM: u8, const IS_
             // SAFETY: the rows lie in the bundle; the rest is the caller's promise.
             unsafe {
                 match n_rows - row {
-                    1 => multiply_tile::<BITS, BATCH, TERM, IS_PACKED, 1>(&tile),
-                    2 => multiply_tile::<BITS, BATCH, TERM, IS_PACKED, 2>(&tile),
-                    3 => multiply_tile::<BITS, BATCH, TERM, IS_PACKED, 3>(&tile),
-                    _ => multiply_tile::<BITS, BATCH, TERM, IS_PACKED, 4>(&tile),
+                    1 => multiply_tile::<BITS, VNNI, TERM, IS_PACKED, 1>(&tile),
+                    2 => multiply_tile::<BITS, VNNI, TERM, IS_PACKED, 2>(&tile),
+                    3 => multiply_tile::<BITS, VNNI, TERM, IS_PACKED, 3>(&tile),
+                    _ => multiply_tile::<BITS, VNNI, TERM, IS_PACKED, 4>(&tile),
                 }
             }
         }
@@ -191,12 +202,12 @@ unsafe fn tiles<const BITS: usize, const BATCH: usize, const TERM: u8, const IS_
 }
 
 /// # Safety
-/// Records have `n_groups` groups with `ROWS` rows from the tile's first on, lines as many of `BITS` lines, factors as many; the output
-/// holds the rows and columns.
+/// Records have `n_groups` groups with `ROWS` rows from the tile's first on, lines as many of `BITS` lines, or of [`BYTE_LINES`] where they
+/// are not packed, factors as many; the output holds the rows and columns.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn multiply_tile<
     const BITS: usize,
-    const BATCH: usize,
+    const VNNI: bool,
     const TERM: u8,
     const IS_PACKED: bool,
     const ROWS: usize,
@@ -204,6 +215,7 @@ unsafe fn multiply_tile<
     tile: &Tile,
 ) {
     let Tile { n_rows, row, out, out_stride, .. } = *tile;
+    let n_lines = if IS_PACKED { BITS } else { BYTE_LINES };
     let (mask, offset) = (mask(tile.n_columns), _mm256_set1_ps(tile.offset));
     let mut acc = [_mm256_setzero_ps(); ROWS];
     // SAFETY: the caller's promise; a record has the codes of all rows, then their numbers.
@@ -215,17 +227,18 @@ unsafe fn multiply_tile<
         }
         for g in 0..tile.n_groups {
             let record = tile.records.add(g * n_rows * RECORD);
-            let lines = tile.lines.add(g * BITS * LINE);
+            let lines = tile.lines.add(g * n_lines * LINE);
             if IS_PACKED {
-                prefetch(lines.wrapping_add(prefetch::DISTANCE), BITS * LINE);
+                prefetch(lines.wrapping_add(prefetch::DISTANCE), n_lines * LINE);
             }
-            let sums = dot::<BITS, BATCH, ROWS>(lines, record.add(row * GROUP));
+            let sums = dot::<BITS, VNNI, IS_PACKED, ROWS>(lines, record.add(row * GROUP));
             let factors = tile.factors.add(g * 2 * PANEL_WIDTH);
             let factors = [_mm256_loadu_ps(factors), _mm256_loadu_ps(factors.add(PANEL_WIDTH))];
             for r in 0..ROWS {
                 let numbers = record.add(n_rows * GROUP).cast::<f32>().add(row + r);
-                acc[r] =
-                    add_group::<TERM, BATCH>(acc[r], sums[r], factors, offset, numbers, n_rows);
+                acc[r] = add_group::<BITS, VNNI, TERM>(
+                    acc[r], sums[r], factors, offset, numbers, n_rows,
+                );
             }
         }
         for r in 0..ROWS {
@@ -234,32 +247,37 @@ unsafe fn multiply_tile<
     }
 }
 
-/// The integer sums of `ROWS` rows over both halves of a group; where all lines are a batch, one has the sum of both.
+/// The integer sums of `ROWS` rows over both halves of a group; where all lines are added in 16 bits, one has the sum of both.
 ///
 /// # Safety
-/// `lines` are the halves of the `BITS` lines of a group, `codes` those of the rows.
+/// `lines` are the halves of the lines of a group, `codes` those of the rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dot<const BITS: usize, const BATCH: usize, const ROWS: usize>(
+unsafe fn dot<const BITS: usize, const VNNI: bool, const IS_PACKED: bool, const ROWS: usize>(
     lines: *const u8,
     codes: *const u8,
 ) -> [[__m256i; 2]; ROWS] {
     // SAFETY: both halves of the caller's lines and codes.
     let [first, second] = unsafe {
-        if BITS == BYTE_LINES {
+        if IS_PACKED && BITS < BYTE_LINES {
+            let pair = |j| unpack::pair::<BITS>(lines, j);
+            add_lines::<BITS, VNNI, ROWS, 2>(pair, codes)
+        } else {
             // Byte lines come in any order: one half after the other needs fewer registers.
             let (middle, middle_codes) = (lines.add(4 * LINE), codes.add(GROUP / 2));
-            let first = add_lines::<BATCH, ROWS, 1>(|j| [unpack::load(lines, j)], codes);
-            let second = add_lines::<BATCH, ROWS, 1>(|j| [unpack::load(middle, j)], middle_codes);
-            [first[0], second[0]]
-        } else {
-            add_lines::<BATCH, ROWS, 2>(|j| unpack::pair::<BITS>(lines, j), codes)
+            let first = |j| [unpack::load(lines, j)];
+            let second = |j| [unpack::load(middle, j)];
+            let [first] = add_lines::<BITS, VNNI, ROWS, 1>(first, codes);
+            let [second] = add_lines::<BITS, VNNI, ROWS, 1>(second, middle_codes);
+            [first, second]
         }
     };
     let widened = |sum: __m256i| _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
-    std::array::from_fn(|r| match BATCH {
-        8 => [widened(_mm256_add_epi16(first[r], second[r])), _mm256_setzero_si256()],
-        4 => [widened(first[r]), widened(second[r])],
+    std::array::from_fn(|r| match adding(BITS, VNNI) {
+        Adding::Lines(8) => {
+            [widened(_mm256_add_epi16(first[r], second[r])), _mm256_setzero_si256()]
+        }
+        Adding::Lines(4) => [widened(first[r]), widened(second[r])],
         _ => [first[r], second[r]],
     })
 }
@@ -271,7 +289,7 @@ unsafe fn dot<const BITS: usize, const BATCH: usize, const ROWS: usize>(
 /// `codes` are those of the rows from the first of the halves on.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn add_lines<const BATCH: usize, const ROWS: usize, const HALVES: usize>(
+unsafe fn add_lines<const BITS: usize, const VNNI: bool, const ROWS: usize, const HALVES: usize>(
     lines: impl Fn(usize) -> [__m256i; HALVES],
     codes: *const u8,
 ) -> [[__m256i; ROWS]; HALVES] {
@@ -280,47 +298,69 @@ unsafe fn add_lines<const BATCH: usize, const ROWS: usize, const HALVES: usize>(
     let mut shorts = sums;
     for j in 0..4 {
         let lines = lines(j);
-        for half in 0..HALVES {
+        for (half, line) in lines.into_iter().enumerate() {
             for r in 0..ROWS {
+                let sum = &mut sums[half][r];
                 let quad = codes.wrapping_add(r * GROUP + half * GROUP / 2 + 4 * j).cast::<i32>();
                 // SAFETY: within the rows by the caller's promise.
                 let quad = _mm256_set1_epi32(unsafe { quad.read_unaligned() });
-                let products = multiply_line::<BATCH>(lines[half], quad);
-                if BATCH == 1 {
-                    let products = _mm256_madd_epi16(products, ones);
-                    sums[half][r] = _mm256_add_epi32(sums[half][r], products);
-                } else {
-                    shorts[half][r] = _mm256_add_epi16(shorts[half][r], products);
-                }
-                if BATCH == 2 && j % 2 == 1 {
-                    let products = _mm256_madd_epi16(shorts[half][r], ones);
-                    sums[half][r] = _mm256_add_epi32(sums[half][r], products);
-                    shorts[half][r] = _mm256_setzero_si256();
+                match adding(BITS, VNNI) {
+                    // SAFETY: the caller's promise.
+                    Adding::InVnni => *sum = unsafe { vnni_sum(*sum, line, quad) },
+                    Adding::SignedLines => {
+                        let products = _mm256_madd_epi16(signed_products(line, quad), ones);
+                        *sum = _mm256_add_epi32(*sum, products);
+                    }
+                    Adding::Lines(n) => {
+                        let short = &mut shorts[half][r];
+                        *short = _mm256_add_epi16(*short, _mm256_maddubs_epi16(line, quad));
+                        if n == 2 && j % 2 == 1 {
+                            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*short, ones));
+                            *short = _mm256_setzero_si256();
+                        }
+                    }
                 }
             }
         }
     }
-    if BATCH >= 4 { shorts } else { sums }
+    if let Adding::Lines(4 | 8) = adding(BITS, VNNI) { shorts } else { sums }
 }
 
-/// Sums of two products of bytes of a line with codes.
+/// Sums of two products of bytes of a line with codes, the line's less 128.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn multiply_line<const BATCH: usize>(line: __m256i, codes: __m256i) -> __m256i {
-    if BATCH > 1 {
-        return _mm256_maddubs_epi16(line, codes);
-    }
+fn signed_products(line: __m256i, codes: __m256i) -> __m256i {
     let signed = _mm256_xor_si256(line, _mm256_set1_epi8(-128));
     _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(codes, signed))
 }
 
-/// `acc + s * t` from the integer sums over both halves of a group; codes are unsigned but for those of eight bits (a `BATCH` of 1).
+/// `sum` and four products of bytes of a line with codes. An instruction in assembly, so that it stands in functions of AVX2.
+///
+/// # Safety
+/// The processor has AVX-VNNI.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn vnni_sum(mut sum: __m256i, line: __m256i, codes: __m256i) -> __m256i {
+    // SAFETY: the caller's promise; it changes nothing but its first register.
+    unsafe {
+        asm!(
+            "{{vex}} vpdpbusd {sum}, {line}, {codes}",
+            sum = inout(ymm_reg) sum,
+            line = in(ymm_reg) line,
+            codes = in(ymm_reg) codes,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
+}
+
+/// `acc + s * t` from the integer sums over both halves of a group.
 ///
 /// # Safety
 /// `numbers` is readable at four distances of `stride`: scale and sums of a row's group.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn add_group<const TERM: u8, const BATCH: usize>(
+unsafe fn add_group<const BITS: usize, const VNNI: bool, const TERM: u8>(
     acc: __m256,
     sums: [__m256i; 2],
     [first, second]: [__m256; 2],
@@ -332,7 +372,7 @@ unsafe fn add_group<const TERM: u8, const BATCH: usize>(
     let number = |i: usize| unsafe { _mm256_set1_ps(numbers.add(i * stride).read_unaligned()) };
     let sum = || _mm256_cvtepi32_ps(_mm256_add_epi32(sums[0], sums[1]));
     let t = match TERM {
-        term::OFFSET if BATCH == 1 => _mm256_mul_ps(first, sum()),
+        term::OFFSET if adding(BITS, VNNI) == Adding::SignedLines => _mm256_mul_ps(first, sum()),
         term::OFFSET => _mm256_mul_ps(first, _mm256_fnmadd_ps(offset, number(1), sum())),
         term::MINIMUM => _mm256_fnmadd_ps(number(1), second, _mm256_mul_ps(first, sum())),
         _ => {

@@ -112,10 +112,11 @@ unsafe fn unpacked_panels<const TERM: u8>(part: &Part<'_>, scratch: &mut TileScr
     let [lines, factors] = scratch.floats(lens);
     let lines = reinterpret::<u8>(lines);
     let n_all = part.rows.k / GROUP;
-    for panel in part.panels() {
-        for first in (0..n_all.max(1)).step_by(SPAN) {
-            let n_groups = SPAN.min(n_all - first);
-            let lines = &mut lines[..n_groups * BYTE_LINES * LINE];
+    // Rows of a span stay in the second cache for all panels.
+    for first in (0..n_all.max(1)).step_by(SPAN) {
+        let n_groups = SPAN.min(n_all - first);
+        let lines = &mut lines[..n_groups * BYTE_LINES * LINE];
+        for panel in part.panels() {
             unpack::span(part.weight, panel, first, 0, lines, factors);
             for bundle in part.bundles() {
                 let (records, n_rows) = part.rows.bundle(bundle);

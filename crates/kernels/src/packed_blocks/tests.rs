@@ -61,10 +61,13 @@ fn packed(compute: &Compute, kind: BlockKind, blocks: &[u8], shape: [usize; 2]) 
     out
 }
 
-/// The families that round rows to 8 bits, whose bits are the same.
+/// The families that round rows to 8 bits, whose bits are the same; AVX2 without AVX-VNNI too, where that is found.
 fn code_computes(n_threads: usize) -> Vec<Compute> {
-    let rounds_to_codes = |compute: &Compute| Form::of(compute.family()) == Form::Codes;
-    computes(n_threads).into_iter().filter(rounds_to_codes).collect()
+    let mut all = computes(n_threads);
+    all.retain(|compute| Form::of(compute.family()) == Form::Codes);
+    let avx2 = all.iter().find(|c| c.family() == Family::Avx2 && c.has_avx_vnni()).cloned();
+    all.extend(avx2.map(Compute::without_avx_vnni));
+    all
 }
 
 fn amx_compute(n_threads: usize) -> Option<Compute> {
