@@ -2,8 +2,8 @@
 //!
 //! Numerics, for every family but `amx` on bf16: K is cut into blocks of [`K_BLOCK`]; within a block the products are summed in
 //! f32 from zero, k ascending; block sums are added in ascending order, to zero or to what `out` held.
-//! - `reference`, `avx2`: one product at a time, `sum = a * b + sum` rounded once (a bf16 product is exact).
-//! - `avx512` on bf16: pairs of products by VDPBF16PS, odd member first, subnormals taken as zero.
+//! - `reference`, `avx2`, `avx512`: one product at a time, `sum = a * b + sum` rounded once (a bf16 product is exact). VDPBF16PS would add a pair of
+//!   products, but takes four times as long as a multiplication and addition of f32 on the processors with AMX.
 //! - `amx` on bf16: all of K is one block. 32 products at a time by TDPBF16PS: even and odd members are summed apart, then added to
 //!   the sum, which then is added to what `out` held.
 //!
@@ -28,6 +28,7 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod widened;
 
 /// Length of a block of K; a multiple of every [`Operand::K_STEP`] and of what quantised rows are unpacked by. On AMX, where it cuts no
 /// sum, the K of rows that are packed together.
@@ -39,7 +40,11 @@ const TASK_OF_ROWS: [usize; 2] = [192, 256];
 const TASK_OF_FEW_ROWS: [usize; 2] = [192, 64];
 
 /// The same where each task transposes its rows first, which pays over many columns.
-const TASK_OF_COLUMNS: [usize; 2] = [96, 1024];
+const TASK_OF_COLUMNS: [usize; 2] = [192, 1024];
+
+/// Most rows and columns of a task whose operands are widened: beside the rows, which take at most 1 MiB, stands one bundle of panels.
+const WIDENED_TASK: [usize; 2] = [384, 512];
+const WIDENED_TASK_OF_LONG_ROWS: [usize; 2] = [192, 512];
 
 /// Most rows that are few. On AMX they are multiplied as they lie, as packing them would take longer than it saves, but for the last ones of
 /// a product whose sums are rounded within it.
@@ -99,6 +104,8 @@ pub(crate) struct Block {
     pub(crate) b: *const u32,
     /// Distance between panels, in groups.
     pub(crate) b_panel_stride: usize,
+    /// Distance between the lines of a panel, in groups.
+    pub(crate) b_group_stride: usize,
     /// First value of the output: bf16 where sums are rounded.
     pub(crate) out: *mut f32,
     pub(crate) out_stride: usize,
@@ -117,6 +124,7 @@ impl Block {
         a_row_stride: 0,
         b: std::ptr::null(),
         b_panel_stride: 0,
+        b_group_stride: PANEL_WIDTH,
         out: std::ptr::null_mut(),
         out_stride: 0,
         is_rounded: false,
@@ -130,6 +138,37 @@ impl Block {
     #[cfg(target_arch = "x86_64")]
     fn out_bytes(&self) -> usize {
         if self.is_rounded { size_of::<u16>() } else { size_of::<f32>() }
+    }
+
+    /// Where rows of the left operand begin, as a loop over K best has them: in a register each.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "an empty instruction")]
+    fn row_pointers<const ROWS: usize>(&self, row: usize) -> [*const u32; ROWS] {
+        let mut pointers = [self.a; ROWS];
+        for (i, pointer) in pointers.iter_mut().enumerate() {
+            *pointer = self.a.wrapping_add(self.a_row(row + i));
+            // Knowing that rows are equally far apart, the compiler would add distances one after the other, for each group again.
+            // SAFETY: it is no instruction; the value stays.
+            unsafe {
+                std::arch::asm!(
+                    "/* {0} */",
+                    inout(reg) * pointer,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+            }
+        }
+        pointers
+    }
+
+    /// Asks for what the output holds where a tile of rows by panels is written at its end.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn prefetch_out(&self, [row, n_rows]: [usize; 2], column: usize, n_panels: usize) {
+        for row in row..row + n_rows {
+            let out = self.out.wrapping_add(row * self.out_stride + column);
+            crate::prefetch::prefetch_near(out.cast(), n_panels * PANEL_WIDTH * size_of::<f32>());
+        }
     }
 
     /// Offset of a row of the left operand, in groups.
@@ -333,17 +372,27 @@ fn task_size<T: Operand>(
     let is_amx = compute.family() == Family::Amx && T::GROUP == 2 && !is_small;
     match (a, b) {
         (Left::Rows { .. }, _) if m <= FEW_ROWS => TASK_OF_FEW_ROWS,
-        (_, Right::Panels(_)) if is_amx => amx_task(compute.n_threads(), [m, n, k]),
+        (_, Right::Panels(_)) if is_amx => {
+            let most = if k > K_BLOCK { AMX_TASK_OF_PARTS } else { AMX_TASK };
+            shared_out(compute.n_threads(), most, [m, n])
+        }
         (Left::Columns { .. }, _) => TASK_OF_COLUMNS,
+        (_, Right::Panels(_)) if T::GROUP == 2 && !is_small => {
+            let most = if k > K_BLOCK / 2 { WIDENED_TASK_OF_LONG_ROWS } else { WIDENED_TASK };
+            shared_out(compute.n_threads(), most, [m, n])
+        }
         (Left::Rows { .. }, _) => TASK_OF_ROWS,
     }
 }
 
 /// Tasks as large as leaves enough of them for all threads.
-fn amx_task(n_threads: usize, [m, n, k]: [usize; 3]) -> [usize; 2] {
-    let [rows, columns] = if k > K_BLOCK { AMX_TASK_OF_PARTS } else { AMX_TASK };
-    let mut rows = rows.min(m.next_multiple_of(32));
-    let mut columns = columns.min(n.next_multiple_of(32));
+fn shared_out(
+    n_threads: usize,
+    [most_rows, most_columns]: [usize; 2],
+    [m, n]: [usize; 2],
+) -> [usize; 2] {
+    let mut rows = most_rows.min(m.next_multiple_of(32));
+    let mut columns = most_columns.min(n.next_multiple_of(32));
     let n_wanted = if n_threads == 1 { 1 } else { 2 * n_threads };
     while m.div_ceil(rows) * n.div_ceil(columns) < n_wanted {
         if columns > 256 && columns >= rows {
@@ -454,8 +503,18 @@ unsafe fn multiply_region<T: Operand>(
     let is_transposed = matches!(a, Left::Columns { .. });
     let transposed_len = if is_transposed { region.n_rows * max_k / T::GROUP } else { 0 };
     let [unpacking_len, panels_floats] = unpacked_lens::<T>(b, region.n_columns, K_BLOCK.min(k));
-    let [transposed, unpacking, unpacked] =
-        scratch.floats([transposed_len, unpacking_len, panels_floats]);
+    let is_widened = T::GROUP == 2 && widened::is_used(family, [region.n_rows, region.n_columns]);
+    let [wide_rows_len, wide_panels_len] = match is_widened {
+        true => widened::scratch_lens(family, region.n_rows, max_k),
+        false => [0, 0],
+    };
+    let [transposed, unpacking, unpacked, wide_rows, wide_panels] = scratch.floats([
+        transposed_len,
+        unpacking_len,
+        panels_floats,
+        wide_rows_len,
+        wide_panels_len,
+    ]);
     for first_k in (0..k).step_by(K_BLOCK) {
         let block_k = K_BLOCK.min(k - first_k);
         let write = if first_k == 0 { block.write } else { Write::Accumulate };
@@ -495,7 +554,12 @@ unsafe fn multiply_region<T: Operand>(
             ..block
         };
         // SAFETY: the caller's promise, cut to this block of K.
-        unsafe { multiply_block::<T>(family, block) };
+        unsafe {
+            match is_widened {
+                true => widened::multiply(family, &block, [&mut *wide_rows, &mut *wide_panels]),
+                false => multiply_block::<T>(family, block),
+            }
+        }
     }
 }
 

@@ -48,7 +48,8 @@ impl Block {
         // SAFETY: the caller's promise; a group holds T::GROUP values.
         unsafe {
             let a = self.a.add(self.a_row(row) + group).cast::<T>();
-            let line = self.b.add(panel * self.b_panel_stride + group * PANEL_WIDTH).cast::<T>();
+            let line =
+                self.b.add(panel * self.b_panel_stride + group * self.b_group_stride).cast::<T>();
             let a = a.add(offset).read_unaligned().to_f32();
             (a, line.add(lane * T::GROUP + offset).read_unaligned().to_f32())
         }

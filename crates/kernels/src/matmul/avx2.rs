@@ -1,4 +1,5 @@
-//! Tiles of up to 4 rows by 1 panel: 8 sums, 4 widened half lines and 2 broadcasts of 16 registers.
+//! Tiles of up to 6 rows by 1 panel: 12 sums, 2 half lines and a broadcast of 16 registers. Of bf16 that is widened within them up to 4 rows: 8
+//! sums, 4 widened half lines and 2 broadcasts.
 #![expect(unsafe_code, reason = "AVX2 intrinsics on pointers checked by the caller")]
 
 use std::arch::x86_64::*;
@@ -6,7 +7,8 @@ use std::arch::x86_64::*;
 use super::{Block, Write};
 use crate::panels::PANEL_WIDTH;
 
-const TILE_ROWS: usize = 4;
+/// Lanes of a register.
+const LANES: usize = 8;
 
 /// The product of a block; `BF16` tells whether a group is a pair of bf16 or one f32.
 ///
@@ -14,15 +16,18 @@ const TILE_ROWS: usize = 4;
 /// As [`super::multiply_block`], on a processor with AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
+    let tile_rows = if BF16 { 4 } else { 6 };
     for panel in 0..block.n_columns.div_ceil(PANEL_WIDTH) {
-        for row in (0..block.n_rows).step_by(TILE_ROWS) {
+        for row in (0..block.n_rows).step_by(tile_rows) {
             // SAFETY: the tile lies in the block.
             unsafe {
-                match block.n_rows - row {
+                match tile_rows.min(block.n_rows - row) {
                     1 => tile::<BF16, 1>(block, row, panel),
                     2 => tile::<BF16, 2>(block, row, panel),
                     3 => tile::<BF16, 3>(block, row, panel),
-                    _ => tile::<BF16, 4>(block, row, panel),
+                    4 => tile::<BF16, 4>(block, row, panel),
+                    5 => tile::<BF16, 5>(block, row, panel),
+                    _ => tile::<BF16, 6>(block, row, panel),
                 }
             }
         }
@@ -33,35 +38,53 @@ pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
 /// As [`multiply`]; the tile lies in the block.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<const BF16: bool, const ROWS: usize>(block: &Block, row: usize, panel: usize) {
+    block.prefetch_out([row, ROWS], panel * PANEL_WIDTH, 1);
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-    let mut a = [block.a; ROWS];
-    for i in 0..ROWS {
-        a[i] = block.a.wrapping_add(block.a_row(row + i));
-    }
+    let a: [*const u32; ROWS] = block.row_pointers(row);
     let mut b = block.b.wrapping_add(panel * block.b_panel_stride);
-    for group_idx in 0..block.n_groups {
-        // SAFETY: a line of the panel has 64 bytes.
-        let (left, right) =
-            unsafe { (_mm256_loadu_si256(b.cast()), _mm256_loadu_si256(b.add(8).cast())) };
-        let (left_even, left_odd) = widen::<BF16>(left);
-        let (right_even, right_odd) = widen::<BF16>(right);
-        for i in 0..ROWS {
-            // SAFETY: within row `row + i` of the block.
-            let group =
-                unsafe { _mm256_set1_epi32(a[i].add(group_idx).read_unaligned().cast_signed()) };
-            let (even, odd) = widen::<BF16>(group);
-            sums[i][0] = _mm256_fmadd_ps(even, left_even, sums[i][0]);
-            sums[i][1] = _mm256_fmadd_ps(even, right_even, sums[i][1]);
-            if BF16 {
-                sums[i][0] = _mm256_fmadd_ps(odd, left_odd, sums[i][0]);
-                sums[i][1] = _mm256_fmadd_ps(odd, right_odd, sums[i][1]);
-            }
+    let n_even = block.n_groups / 2 * 2;
+    for first in (0..n_even).step_by(2) {
+        for group in first..first + 2 {
+            // SAFETY: within the block.
+            unsafe { add_group::<BF16, ROWS>(&mut sums, a, group, b) };
+            b = b.wrapping_add(block.b_group_stride);
         }
-        b = b.wrapping_add(PANEL_WIDTH);
+    }
+    if n_even < block.n_groups {
+        // SAFETY: within the block.
+        unsafe { add_group::<BF16, ROWS>(&mut sums, a, n_even, b) };
     }
     for i in 0..ROWS {
         // SAFETY: within the block's output.
         unsafe { write_sums(block, row + i, panel, sums[i]) };
+    }
+}
+
+/// # Safety
+/// `group` lies within the rows, and `line` is a line of a panel.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn add_group<const BF16: bool, const ROWS: usize>(
+    sums: &mut [[__m256; 2]; ROWS],
+    a: [*const u32; ROWS],
+    group: usize,
+    line: *const u32,
+) {
+    // SAFETY: a line has 64 bytes.
+    let [left, right] =
+        unsafe { [_mm256_loadu_si256(line.cast()), _mm256_loadu_si256(line.add(8).cast())] };
+    let (left_even, left_odd) = widen::<BF16>(left);
+    let (right_even, right_odd) = widen::<BF16>(right);
+    for i in 0..ROWS {
+        // SAFETY: the caller's promise.
+        let group = unsafe { a[i].add(group).cast::<i32>().read_unaligned() };
+        let (even, odd) = widen::<BF16>(_mm256_set1_epi32(group));
+        sums[i][0] = _mm256_fmadd_ps(even, left_even, sums[i][0]);
+        sums[i][1] = _mm256_fmadd_ps(even, right_even, sums[i][1]);
+        if BF16 {
+            sums[i][0] = _mm256_fmadd_ps(odd, left_odd, sums[i][0]);
+            sums[i][1] = _mm256_fmadd_ps(odd, right_odd, sums[i][1]);
+        }
     }
 }
 
@@ -85,19 +108,17 @@ fn widen<const BF16: bool>(groups: __m256i) -> (__m256, __m256) {
 unsafe fn write_sums(block: &Block, row: usize, panel: usize, sums: [__m256; 2]) {
     let column = panel * PANEL_WIDTH;
     let n_left = (block.n_columns - column).min(PANEL_WIDTH);
-    // SAFETY: the caller's promise.
-    let out = unsafe {
-        let start = block.out.add(row * block.out_stride + column);
-        std::slice::from_raw_parts_mut(start, n_left)
-    };
-    let mut values = [0.0; PANEL_WIDTH];
-    // SAFETY: `values` has room for both halves.
-    unsafe {
-        _mm256_storeu_ps(values.as_mut_ptr(), sums[0]);
-        _mm256_storeu_ps(values.as_mut_ptr().add(8), sums[1]);
-    }
-    match block.write {
-        Write::Overwrite => out.copy_from_slice(&values[..n_left]),
-        Write::Accumulate => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
+    let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    for (half, mut sums) in sums.into_iter().enumerate() {
+        let n_lanes = n_left.saturating_sub(half * LANES);
+        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n_lanes as i32), lanes);
+        // SAFETY: the caller's promise; lanes behind the last column are not touched.
+        unsafe {
+            let out = block.out.wrapping_add(row * block.out_stride + column + half * LANES);
+            if block.write == Write::Accumulate {
+                sums = _mm256_add_ps(_mm256_maskload_ps(out, mask), sums);
+            }
+            _mm256_maskstore_ps(out, mask, sums);
+        }
     }
 }

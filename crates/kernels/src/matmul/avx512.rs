@@ -1,4 +1,5 @@
-//! Tiles of up to 6 rows by 4 panels: 24 sums, 4 lines of the panels and 1 broadcast fill 29 of 32 registers.
+//! Tiles of up to 6 rows by 4 panels: 24 sums, 4 lines of the panels and 1 broadcast fill 29 of 32 registers. Of bf16 that is widened within them up
+//! to 4 rows: 16 sums, 8 widened lines and 2 broadcasts.
 #![expect(unsafe_code, reason = "AVX-512 intrinsics on pointers checked by the caller")]
 
 use std::arch::x86_64::*;
@@ -6,19 +7,20 @@ use std::arch::x86_64::*;
 use super::{Block, Write};
 use crate::panels::PANEL_WIDTH;
 
-const TILE_ROWS: usize = 6;
-const TILE_PANELS: usize = 4;
+/// Panels of a tile.
+pub(super) const TILE_PANELS: usize = 4;
 
 /// The product of a block; `BF16` tells whether a group is a pair of bf16 or one f32.
 ///
 /// # Safety
-/// As [`super::multiply_block`], on a processor with AVX-512 F and BF16.
-#[target_feature(enable = "avx512f,avx512bf16")]
+/// As [`super::multiply_block`], on a processor with AVX-512 F.
+#[target_feature(enable = "avx512f")]
 pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
     let n_panels = block.n_columns.div_ceil(PANEL_WIDTH);
+    let tile_rows = if BF16 { 4 } else { 6 };
     for panel in (0..n_panels).step_by(TILE_PANELS) {
-        for row in (0..block.n_rows).step_by(TILE_ROWS) {
-            let rows = TILE_ROWS.min(block.n_rows - row);
+        for row in (0..block.n_rows).step_by(tile_rows) {
+            let rows = tile_rows.min(block.n_rows - row);
             let panels = TILE_PANELS.min(n_panels - panel);
             // SAFETY: the tile lies in the block.
             unsafe { choose_tile::<BF16>(block, row, panel, rows, panels) };
@@ -28,7 +30,7 @@ pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
 
 /// # Safety
 /// As [`multiply`]; the tile lies in the block.
-#[target_feature(enable = "avx512f,avx512bf16")]
+#[target_feature(enable = "avx512f")]
 unsafe fn choose_tile<const BF16: bool>(
     b: &Block,
     row: usize,
@@ -63,33 +65,29 @@ unsafe fn choose_tile<const BF16: bool>(
 
 /// # Safety
 /// As [`multiply`]; the tile lies in the block.
-#[target_feature(enable = "avx512f,avx512bf16")]
+#[target_feature(enable = "avx512f")]
 unsafe fn tile<const BF16: bool, const ROWS: usize, const PANELS: usize>(
     block: &Block,
     row: usize,
     panel: usize,
 ) {
+    block.prefetch_out([row, ROWS], panel * PANEL_WIDTH, PANELS);
     let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
-    let mut a = [block.a; ROWS];
-    for i in 0..ROWS {
-        a[i] = block.a.wrapping_add(block.a_row(row + i));
-    }
+    let a: [*const u32; ROWS] = block.row_pointers(row);
     let mut b = block.b.wrapping_add(panel * block.b_panel_stride);
-    for group_idx in 0..block.n_groups {
-        let mut lines = [_mm512_setzero_ps(); PANELS];
-        for j in 0..PANELS {
-            // SAFETY: within panel `panel + j` of the block.
-            lines[j] = unsafe { _mm512_loadu_ps(b.add(j * block.b_panel_stride).cast()) };
+    let n_even = block.n_groups / 2 * 2;
+    for first in (0..n_even).step_by(2) {
+        for group in first..first + 2 {
+            // SAFETY: within the block.
+            unsafe {
+                add_group::<BF16, ROWS, PANELS>(&mut sums, a, group, b, block.b_panel_stride)
+            };
+            b = b.wrapping_add(block.b_group_stride);
         }
-        for i in 0..ROWS {
-            // SAFETY: within row `row + i` of the block.
-            let group =
-                unsafe { _mm512_set1_epi32(a[i].add(group_idx).read_unaligned().cast_signed()) };
-            for j in 0..PANELS {
-                sums[i][j] = multiply_add::<BF16>(sums[i][j], group, lines[j]);
-            }
-        }
-        b = b.wrapping_add(PANEL_WIDTH);
+    }
+    if n_even < block.n_groups {
+        // SAFETY: within the block.
+        unsafe { add_group::<BF16, ROWS, PANELS>(&mut sums, a, n_even, b, block.b_panel_stride) };
     }
     for i in 0..ROWS {
         for j in 0..PANELS {
@@ -99,20 +97,45 @@ unsafe fn tile<const BF16: bool, const ROWS: usize, const PANELS: usize>(
     }
 }
 
+/// # Safety
+/// `group` lies within the rows, and `b` is a line of the first of the panels.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn multiply_add<const BF16: bool>(sum: __m512, group: __m512i, line: __m512) -> __m512 {
-    if BF16 {
-        // SAFETY: vectors of the same size, every bit pattern of which is valid.
-        unsafe {
-            _mm512_dpbf16_ps(
-                sum,
-                std::mem::transmute::<__m512i, __m512bh>(group),
-                std::mem::transmute::<__m512, __m512bh>(line),
-            )
+#[target_feature(enable = "avx512f")]
+unsafe fn add_group<const BF16: bool, const ROWS: usize, const PANELS: usize>(
+    sums: &mut [[__m512; PANELS]; ROWS],
+    a: [*const u32; ROWS],
+    group: usize,
+    b: *const u32,
+    b_panel_stride: usize,
+) {
+    let mut lines = [(_mm512_setzero_ps(), _mm512_setzero_ps()); PANELS];
+    for j in 0..PANELS {
+        // SAFETY: a line has 64 bytes.
+        lines[j] = widen::<BF16>(unsafe { _mm512_loadu_si512(b.add(j * b_panel_stride).cast()) });
+    }
+    for i in 0..ROWS {
+        // SAFETY: the caller's promise.
+        let group = unsafe { a[i].add(group).cast::<i32>().read_unaligned() };
+        let (even, odd) = widen::<BF16>(_mm512_set1_epi32(group));
+        for j in 0..PANELS {
+            sums[i][j] = _mm512_fmadd_ps(even, lines[j].0, sums[i][j]);
+            if BF16 {
+                sums[i][j] = _mm512_fmadd_ps(odd, lines[j].1, sums[i][j]);
+            }
         }
+    }
+}
+
+/// The even and the odd members of sixteen groups as f32; for f32 groups the values themselves, twice.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widen<const BF16: bool>(groups: __m512i) -> (__m512, __m512) {
+    if BF16 {
+        let even = _mm512_slli_epi32::<16>(groups);
+        let odd = _mm512_and_si512(groups, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+        (_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd))
     } else {
-        _mm512_fmadd_ps(_mm512_castsi512_ps(group), line, sum)
+        (_mm512_castsi512_ps(groups), _mm512_castsi512_ps(groups))
     }
 }
 

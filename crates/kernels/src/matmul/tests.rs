@@ -118,14 +118,21 @@ fn an_odd_k_works_from_columns() {
     }
 }
 
+/// Rows and columns that are widened within tiles, and so many that they are widened before; a K of one block and of two.
 #[test]
-fn avx2_has_the_bits_of_the_reference() {
-    let [m, n, k] = [7, 33, 300];
-    let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
-    let expected = product::<bf16>(&reference(), &a, &b, [m, n, k], Write::Overwrite, false);
-    for compute in computes(1).iter().filter(|c| c.family() == Family::Avx2) {
-        let out = product::<bf16>(compute, &a, &b, [m, n, k], Write::Overwrite, false);
-        assert_eq!(bits(&out), bits(&expected));
+fn products_of_bf16_but_by_tiles_of_amx_have_the_bits_of_the_reference() {
+    let of_vectors = |c: &Compute| matches!(c.family(), Family::Avx2 | Family::Avx512);
+    for dims in [[7, 33, 300], [48, 145, 70], [49, 128, 70], [49, 129, 70], [61, 205, K_BLOCK + 70]]
+    {
+        let [m, n, k] = dims;
+        let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
+        for (write, from_columns) in [(Write::Overwrite, false), (Write::Accumulate, true)] {
+            let expected = product::<bf16>(&reference(), &a, &b, dims, write, from_columns);
+            for compute in computes(2).into_iter().filter(of_vectors) {
+                let out = product::<bf16>(&compute, &a, &b, dims, write, from_columns);
+                assert!(bits(&out) == bits(&expected), "{dims:?} {}", compute.family());
+            }
+        }
     }
 }
 
