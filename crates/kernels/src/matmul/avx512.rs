@@ -18,47 +18,46 @@ pub(super) const TILE_PANELS: usize = 4;
 pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
     let n_panels = block.n_columns.div_ceil(PANEL_WIDTH);
     let tile_rows = if BF16 { 4 } else { 6 };
-    for panel in (0..n_panels).step_by(TILE_PANELS) {
+    let mut panel = 0;
+    while panel < n_panels {
+        let panels = match n_panels - panel {
+            1 => 1,
+            2 | 3 => 2,
+            _ => TILE_PANELS,
+        };
         for row in (0..block.n_rows).step_by(tile_rows) {
             let rows = tile_rows.min(block.n_rows - row);
-            let panels = TILE_PANELS.min(n_panels - panel);
             // SAFETY: the tile lies in the block.
-            unsafe { choose_tile::<BF16>(block, row, panel, rows, panels) };
+            unsafe {
+                match panels {
+                    1 => choose_tile::<BF16, 1>(block, row, panel, rows),
+                    2 => choose_tile::<BF16, 2>(block, row, panel, rows),
+                    _ => choose_tile::<BF16, TILE_PANELS>(block, row, panel, rows),
+                }
+            }
         }
+        panel += panels;
     }
 }
 
 /// # Safety
 /// As [`multiply`]; the tile lies in the block.
 #[target_feature(enable = "avx512f")]
-unsafe fn choose_tile<const BF16: bool>(
+unsafe fn choose_tile<const BF16: bool, const PANELS: usize>(
     b: &Block,
     row: usize,
     panel: usize,
     rows: usize,
-    panels: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        match (rows, panels) {
-            (6, 4) => tile::<BF16, 6, 4>(b, row, panel),
-            (5, 4) => tile::<BF16, 5, 4>(b, row, panel),
-            (4, 4) => tile::<BF16, 4, 4>(b, row, panel),
-            (3, 4) => tile::<BF16, 3, 4>(b, row, panel),
-            (2, 4) => tile::<BF16, 2, 4>(b, row, panel),
-            (1, 4) => tile::<BF16, 1, 4>(b, row, panel),
-            (rows, panels) => {
-                for panel in panel..panel + panels {
-                    match rows {
-                        6 => tile::<BF16, 6, 1>(b, row, panel),
-                        5 => tile::<BF16, 5, 1>(b, row, panel),
-                        4 => tile::<BF16, 4, 1>(b, row, panel),
-                        3 => tile::<BF16, 3, 1>(b, row, panel),
-                        2 => tile::<BF16, 2, 1>(b, row, panel),
-                        _ => tile::<BF16, 1, 1>(b, row, panel),
-                    }
-                }
-            }
+        match rows {
+            1 => tile::<BF16, 1, PANELS>(b, row, panel),
+            2 => tile::<BF16, 2, PANELS>(b, row, panel),
+            3 => tile::<BF16, 3, PANELS>(b, row, panel),
+            4 => tile::<BF16, 4, PANELS>(b, row, panel),
+            5 => tile::<BF16, 5, PANELS>(b, row, panel),
+            _ => tile::<BF16, 6, PANELS>(b, row, panel),
         }
     }
 }
