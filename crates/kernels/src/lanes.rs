@@ -8,7 +8,7 @@ use half::bf16;
 use crate::compute::Family;
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 

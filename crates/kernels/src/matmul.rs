@@ -109,7 +109,7 @@ pub(crate) struct Block {
     /// First value of the output: bf16 where sums are rounded.
     pub(crate) out: *mut f32,
     pub(crate) out_stride: usize,
-    /// Only where the left operand was packed, and the output is overwritten.
+    /// Only where all of K is multiplied at once, and the output is overwritten.
     pub(crate) is_rounded: bool,
     pub(crate) n_rows: usize,
     pub(crate) n_columns: usize,
@@ -135,9 +135,15 @@ impl Block {
     };
 
     /// Bytes of a value of the output.
-    #[cfg(target_arch = "x86_64")]
     fn out_bytes(&self) -> usize {
         if self.is_rounded { size_of::<u16>() } else { size_of::<f32>() }
+    }
+
+    /// Where the output of a row and a column is: bf16 where sums are rounded.
+    #[inline(always)]
+    fn out_at(&self, row: usize, column: usize) -> *mut f32 {
+        let offset = (row * self.out_stride + column) * self.out_bytes();
+        self.out.cast::<u8>().wrapping_add(offset).cast()
     }
 
     /// Where rows of the left operand begin, as a loop over K best has them: in a register each.
@@ -166,8 +172,8 @@ impl Block {
     #[inline(always)]
     fn prefetch_out(&self, [row, n_rows]: [usize; 2], column: usize, n_panels: usize) {
         for row in row..row + n_rows {
-            let out = self.out.wrapping_add(row * self.out_stride + column);
-            crate::prefetch::prefetch_near(out.cast(), n_panels * PANEL_WIDTH * size_of::<f32>());
+            let len = n_panels * PANEL_WIDTH * self.out_bytes();
+            crate::prefetch::prefetch_near(self.out_at(row, column).cast(), len);
         }
     }
 
@@ -265,9 +271,12 @@ impl Rounding {
         if O::GROUP == 1 {
             return Self::None;
         }
-        let is_packed = matches!(a, Left::Columns { .. }) || m > FEW_ROWS;
-        let is_amx = family == Family::Amx && T::GROUP == 2;
-        match is_amx && is_packed && k > 0 && write == Write::Overwrite {
+        let is_within = match family {
+            Family::Reference => false,
+            Family::Amx if T::GROUP == 2 => matches!(a, Left::Columns { .. }) || m > FEW_ROWS,
+            Family::Avx2 | Family::Avx512 | Family::Amx => k <= K_BLOCK,
+        };
+        match is_within && k > 0 && write == Write::Overwrite {
             true => Self::WithinProduct,
             false => Self::AfterProduct,
         }
@@ -377,8 +386,11 @@ fn task_size<T: Operand>(
             shared_out(compute.n_threads(), most, [m, n])
         }
         (Left::Columns { .. }, _) => TASK_OF_COLUMNS,
-        (_, Right::Panels(_)) if T::GROUP == 2 && !is_small => {
-            let most = if k > K_BLOCK / 2 { WIDENED_TASK_OF_LONG_ROWS } else { WIDENED_TASK };
+        (_, Right::Panels(_)) if T::GROUP == 2 => {
+            let mut most = if k > K_BLOCK / 2 { WIDENED_TASK_OF_LONG_ROWS } else { WIDENED_TASK };
+            if is_small {
+                most[1] = 256;
+            }
             shared_out(compute.n_threads(), most, [m, n])
         }
         (Left::Rows { .. }, _) => TASK_OF_ROWS,

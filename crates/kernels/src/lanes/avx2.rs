@@ -187,7 +187,7 @@ impl Lanes for Avx2 {
 /// Round to nearest even on the upper 16 bits; NaN stays NaN (quiet bit set).
 #[inline]
 #[target_feature(enable = "avx2")]
-fn round_to_bf16(value: __m256) -> __m128i {
+pub(crate) fn round_to_bf16(value: __m256) -> __m128i {
     let bits = _mm256_castps_si256(value);
     let lowest_kept = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
     let bias = _mm256_add_epi32(lowest_kept, _mm256_set1_epi32(0x7fff));

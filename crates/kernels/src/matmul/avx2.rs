@@ -4,7 +4,10 @@
 
 use std::arch::x86_64::*;
 
+use half::bf16;
+
 use super::{Block, Write};
+use crate::lanes::avx2::round_to_bf16;
 use crate::panels::PANEL_WIDTH;
 
 /// Lanes of a register.
@@ -108,17 +111,40 @@ fn widen<const BF16: bool>(groups: __m256i) -> (__m256, __m256) {
 unsafe fn write_sums(block: &Block, row: usize, panel: usize, sums: [__m256; 2]) {
     let column = panel * PANEL_WIDTH;
     let n_left = (block.n_columns - column).min(PANEL_WIDTH);
+    let out = block.out_at(row, column);
+    if block.is_rounded {
+        // SAFETY: the caller's promise.
+        return unsafe { write_rounded(out.cast(), n_left, sums) };
+    }
     let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (half, mut sums) in sums.into_iter().enumerate() {
         let n_lanes = n_left.saturating_sub(half * LANES);
         let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n_lanes as i32), lanes);
+        let out = out.wrapping_add(half * LANES);
         // SAFETY: the caller's promise; lanes behind the last column are not touched.
         unsafe {
-            let out = block.out.wrapping_add(row * block.out_stride + column + half * LANES);
             if block.write == Write::Accumulate {
                 sums = _mm256_add_ps(_mm256_maskload_ps(out, mask), sums);
             }
             _mm256_maskstore_ps(out, mask, sums);
+        }
+    }
+}
+
+/// # Safety
+/// The output has `n_left` numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn write_rounded(out: *mut bf16, n_left: usize, sums: [__m256; 2]) {
+    let mut rounded = [bf16::ZERO; PANEL_WIDTH];
+    let halves = sums.map(|sums| round_to_bf16(sums));
+    // SAFETY: the array has room for both halves, and the output for what is left by the caller's promise.
+    unsafe {
+        let to = if n_left == PANEL_WIDTH { out } else { rounded.as_mut_ptr() };
+        _mm_storeu_si128(to.cast(), halves[0]);
+        _mm_storeu_si128(to.add(LANES).cast(), halves[1]);
+        if n_left < PANEL_WIDTH {
+            out.copy_from_nonoverlapping(rounded.as_ptr(), n_left);
         }
     }
 }

@@ -13,8 +13,8 @@ pub(super) const TILE_PANELS: usize = 4;
 /// The product of a block; `BF16` tells whether a group is a pair of bf16 or one f32.
 ///
 /// # Safety
-/// As [`super::multiply_block`], on a processor with AVX-512 F.
-#[target_feature(enable = "avx512f")]
+/// As [`super::multiply_block`], on a processor with AVX-512 F, BW, VL and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
     let n_panels = block.n_columns.div_ceil(PANEL_WIDTH);
     let tile_rows = if BF16 { 4 } else { 6 };
@@ -42,7 +42,7 @@ pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
 
 /// # Safety
 /// As [`multiply`]; the tile lies in the block.
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn choose_tile<const BF16: bool, const PANELS: usize>(
     b: &Block,
     row: usize,
@@ -64,7 +64,7 @@ unsafe fn choose_tile<const BF16: bool, const PANELS: usize>(
 
 /// # Safety
 /// As [`multiply`]; the tile lies in the block.
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn tile<const BF16: bool, const ROWS: usize, const PANELS: usize>(
     block: &Block,
     row: usize,
@@ -99,7 +99,7 @@ unsafe fn tile<const BF16: bool, const ROWS: usize, const PANELS: usize>(
 /// # Safety
 /// `group` lies within the rows, and `b` is a line of the first of the panels.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn add_group<const BF16: bool, const ROWS: usize, const PANELS: usize>(
     sums: &mut [[__m512; PANELS]; ROWS],
     a: [*const u32; ROWS],
@@ -127,7 +127,7 @@ unsafe fn add_group<const BF16: bool, const ROWS: usize, const PANELS: usize>(
 
 /// The even and the odd members of sixteen groups as f32; for f32 groups the values themselves, twice.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn widen<const BF16: bool>(groups: __m512i) -> (__m512, __m512) {
     if BF16 {
         let even = _mm512_slli_epi32::<16>(groups);
@@ -141,14 +141,18 @@ fn widen<const BF16: bool>(groups: __m512i) -> (__m512, __m512) {
 /// # Safety
 /// Row and panel lie in the block's output.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn write_sums(block: &Block, row: usize, panel: usize, sums: __m512) {
     let column = panel * PANEL_WIDTH;
     let n_left = block.n_columns - column;
     let mask = if n_left >= PANEL_WIDTH { u16::MAX } else { (1 << n_left) - 1 };
+    let out = block.out_at(row, column);
     // SAFETY: the caller's promise; masked lanes are not touched.
     unsafe {
-        let out = block.out.add(row * block.out_stride + column);
+        if block.is_rounded {
+            let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums));
+            return _mm256_mask_storeu_epi16(out.cast(), mask, rounded);
+        }
         let sums = match block.write {
             Write::Overwrite => sums,
             Write::Accumulate => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sums),

@@ -63,7 +63,7 @@ pub(super) unsafe fn multiply(
             b: wide_panels.as_ptr().cast(),
             b_panel_stride: PANEL_WIDTH,
             b_group_stride: n_bundle * PANEL_WIDTH,
-            out: block.out.wrapping_add(column),
+            out: block.out_at(0, column),
             n_columns: (n_bundle * PANEL_WIDTH).min(block.n_columns - column),
             n_groups: n_k,
             ..*block
