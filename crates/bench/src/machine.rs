@@ -134,10 +134,10 @@ fn matmul_speed<T: Operand>(compute: &Compute) -> f64 {
     })
 }
 
-/// As [`matmul_speed`], of packed blocks of 8 bits.
+/// As [`matmul_speed`], of packed blocks of 4 bits.
 fn packed_speed(compute: &Compute) -> f64 {
     let [m, n, k] = PRODUCT;
-    // With AVX2 codes of 8 bits take twice as long as those of 4; else all are alike.
+    // AVX2 without AVX-VNNI adds products of codes of 8 bits line by line; else all are alike.
     let (kind, shape) = (BlockKind::Q4_0, [n, k]);
     let mut rows = Buffer::<u8>::zeroed(packed_blocks::rows_len([m, k]));
     let rows = packed_blocks::round_rows(compute, &vec![0.5_f32; m * k], [m, k], &mut rows);

@@ -15,7 +15,7 @@ pub enum Family {
     Reference,
     /// AVX2 with FMA, and AVX-VNNI where it is found; bf16 is widened to f32.
     Avx2,
-    /// AVX-512 with BF16 and VNNI.
+    /// AVX-512 with VNNI, and BF16 for rounding; products of bf16 are of f32.
     Avx512,
     /// AMX tiles for products, AVX-512 for the rest.
     Amx,
@@ -168,6 +168,7 @@ impl Compute {
     }
 
     /// Whether the family `avx2` may use AVX-VNNI, which changes no bit.
+    #[cfg(any(test, target_arch = "x86_64"))]
     pub(crate) fn has_avx_vnni(&self) -> bool {
         self.has_avx_vnni
     }

@@ -2,12 +2,12 @@
 //!
 //! Numerics, for every family but `amx` on bf16: K is cut into blocks of [`K_BLOCK`]; within a block the products are summed in
 //! f32 from zero, k ascending; block sums are added in ascending order, to zero or to what `out` held.
-//! - `reference`, `avx2`, `avx512`: one product at a time, `sum = a * b + sum` rounded once (a bf16 product is exact). VDPBF16PS would add a pair of
-//!   products, but takes four times as long as a multiplication and addition of f32 on the processors with AMX.
+//! - `reference`, `avx2`, `avx512`, and `amx` on f32: one product at a time, `sum = a * b + sum` rounded once (a bf16 product is exact). Why not by
+//!   VDPBF16PS: `docs/decisions/0017-widened-products.md`.
 //! - `amx` on bf16: all of K is one block. 32 products at a time by TDPBF16PS: even and odd members are summed apart, then added to
 //!   the sum, which then is added to what `out` held.
 //!
-//! An output of bf16 gets each sum rounded, or, where products are added, the sum of what it held and the product, which then began at zero.
+//! An output of bf16 gets each sum rounded (`avx512`, `amx`: subnormal ones to zero), or, where products are added, the sum of what it held and the product, which then began at zero.
 //!
 //! How many rows are multiplied together, how tiles are cut and which thread computes one changes none of this,
 //! so a row of `out` has the same bits whatever rows stand beside it. A value that is not finite reaches the row or the column
@@ -39,12 +39,12 @@ pub const K_BLOCK: usize = 1024;
 const TASK_OF_ROWS: [usize; 2] = [192, 256];
 const TASK_OF_FEW_ROWS: [usize; 2] = [192, 64];
 
-/// The same where each task transposes its rows first, which pays over many columns.
+/// The most where each task transposes its rows first, which pays over many columns.
 const TASK_OF_COLUMNS: [usize; 2] = [192, 1024];
 
-/// Most rows and columns of a task whose operands are widened: beside the rows, which take at most 1 MiB, stands one bundle of panels.
+/// Most rows and columns of a task of rows and panels that are widened: beside the rows, which take at most 1 MiB, stand the panels of a tile. Of
+/// long rows it has half as many, and half the columns where sums wait to be rounded.
 const WIDENED_TASK: [usize; 2] = [384, 512];
-const WIDENED_TASK_OF_LONG_ROWS: [usize; 2] = [192, 512];
 
 /// Most rows that are few. On AMX they are multiplied as they lie, as packing them would take longer than it saves, but for the last ones of
 /// a product whose sums are rounded within it.
@@ -104,7 +104,7 @@ pub(crate) struct Block {
     pub(crate) b: *const u32,
     /// Distance between panels, in groups.
     pub(crate) b_panel_stride: usize,
-    /// Distance between the lines of a panel, in groups.
+    /// Distance between the lines of a panel, in groups; only products of vectors know another than [`PANEL_WIDTH`].
     pub(crate) b_group_stride: usize,
     /// First value of the output: bf16 where sums are rounded.
     pub(crate) out: *mut f32,
@@ -146,6 +146,12 @@ impl Block {
         self.out.cast::<u8>().wrapping_add(offset).cast()
     }
 
+    /// Rows that a tile of vectors has at most: where it widens bf16, registers hold the odd members beside the even ones.
+    #[cfg(target_arch = "x86_64")]
+    const fn tile_rows(is_bf16: bool) -> usize {
+        if is_bf16 { 4 } else { 6 }
+    }
+
     /// Where rows of the left operand begin, as a loop over K best has them: in a register each.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
@@ -160,7 +166,7 @@ impl Block {
                 std::arch::asm!(
                     "/* {0} */",
                     inout(reg) * pointer,
-                    options(pure, nomem, nostack, preserves_flags)
+                    options(pure, readonly, nostack, preserves_flags)
                 );
             }
         }
@@ -377,21 +383,20 @@ fn task_size<T: Operand>(
     rounding: Rounding,
 ) -> [usize; 2] {
     // Sums that are rounded afterwards would not stay in the second-level cache if they were those of a large task.
-    let is_small = rounding == Rounding::AfterProduct;
-    let is_amx = compute.family() == Family::Amx && T::GROUP == 2 && !is_small;
+    let is_rounded_after = rounding == Rounding::AfterProduct;
+    let is_amx = compute.family() == Family::Amx && T::GROUP == 2 && !is_rounded_after;
     match (a, b) {
         (Left::Rows { .. }, _) if m <= FEW_ROWS => TASK_OF_FEW_ROWS,
         (_, Right::Panels(_)) if is_amx => {
             let most = if k > K_BLOCK { AMX_TASK_OF_PARTS } else { AMX_TASK };
             shared_out(compute.n_threads(), most, [m, n])
         }
-        (Left::Columns { .. }, _) => TASK_OF_COLUMNS,
-        (_, Right::Panels(_)) if T::GROUP == 2 => {
-            let mut most = if k > K_BLOCK / 2 { WIDENED_TASK_OF_LONG_ROWS } else { WIDENED_TASK };
-            if is_small {
-                most[1] = 256;
-            }
-            shared_out(compute.n_threads(), most, [m, n])
+        (Left::Columns { .. }, _) => shared_out(compute.n_threads(), TASK_OF_COLUMNS, [m, n]),
+        (_, Right::Panels(_)) if T::GROUP == 2 && widened::is_of(compute.family()) => {
+            let [rows, columns] = WIDENED_TASK;
+            let rows = if k > K_BLOCK / 2 { rows / 2 } else { rows };
+            let columns = if is_rounded_after { columns / 2 } else { columns };
+            shared_out(compute.n_threads(), [rows, columns], [m, n])
         }
         (Left::Rows { .. }, _) => TASK_OF_ROWS,
     }
@@ -515,18 +520,11 @@ unsafe fn multiply_region<T: Operand>(
     let is_transposed = matches!(a, Left::Columns { .. });
     let transposed_len = if is_transposed { region.n_rows * max_k / T::GROUP } else { 0 };
     let [unpacking_len, panels_floats] = unpacked_lens::<T>(b, region.n_columns, K_BLOCK.min(k));
-    let is_widened = T::GROUP == 2 && widened::is_used(family, [region.n_rows, region.n_columns]);
-    let [wide_rows_len, wide_panels_len] = match is_widened {
-        true => widened::scratch_lens(family, region.n_rows, max_k),
-        false => [0, 0],
-    };
-    let [transposed, unpacking, unpacked, wide_rows, wide_panels] = scratch.floats([
-        transposed_len,
-        unpacking_len,
-        panels_floats,
-        wide_rows_len,
-        wide_panels_len,
-    ]);
+    let is_widened = widened::is_used::<T>(family, [region.n_rows, region.n_columns]);
+    let [rows_floats, tile_floats] =
+        if is_widened { widened::scratch_lens(family, region.n_rows, max_k) } else { [0, 0] };
+    let [transposed, unpacking, unpacked, widened_rows, widened_panels] =
+        scratch.floats([transposed_len, unpacking_len, panels_floats, rows_floats, tile_floats]);
     for first_k in (0..k).step_by(K_BLOCK) {
         let block_k = K_BLOCK.min(k - first_k);
         let write = if first_k == 0 { block.write } else { Write::Accumulate };
@@ -567,9 +565,10 @@ unsafe fn multiply_region<T: Operand>(
         };
         // SAFETY: the caller's promise, cut to this block of K.
         unsafe {
-            match is_widened {
-                true => widened::multiply(family, &block, [&mut *wide_rows, &mut *wide_panels]),
-                false => multiply_block::<T>(family, block),
+            if is_widened {
+                widened::multiply(family, &block, [&mut *widened_rows, &mut *widened_panels]);
+            } else {
+                multiply_block::<T>(family, block);
             }
         }
     }

@@ -197,9 +197,9 @@ fn check_products<T: Operand>(kind: BlockKind, [n, k]: [usize; 2]) {
 #[test]
 fn products_with_blocks_equal_products_with_their_numbers() {
     for kind in BlockKind::ALL {
-        // Beyond one block of K, and a width that fills no panel.
+        // Beyond one block of K, widths that fill no panel, and one that is widened.
         let shapes =
-            if kind.block_len() == 1 { [[40, 70], [3, 1100]] } else { [[40, 256], [3, 1280]] };
+            if kind.block_len() == 1 { [[136, 70], [3, 1100]] } else { [[136, 256], [3, 1280]] };
         for shape in shapes {
             check_products::<bf16>(kind, shape);
             check_products::<f32>(kind, shape);

@@ -19,7 +19,7 @@ const LANES: usize = 8;
 /// As [`super::multiply_block`], on a processor with AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
-    let tile_rows = if BF16 { 4 } else { 6 };
+    let tile_rows = Block::tile_rows(BF16);
     for panel in 0..block.n_columns.div_ceil(PANEL_WIDTH) {
         for row in (0..block.n_rows).step_by(tile_rows) {
             // SAFETY: the tile lies in the block.
@@ -29,6 +29,7 @@ pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
                     2 => tile::<BF16, 2>(block, row, panel),
                     3 => tile::<BF16, 3>(block, row, panel),
                     4 => tile::<BF16, 4>(block, row, panel),
+                    _ if BF16 => unreachable!("a tile of bf16 has at most 4 rows"),
                     5 => tile::<BF16, 5>(block, row, panel),
                     _ => tile::<BF16, 6>(block, row, panel),
                 }
@@ -45,6 +46,7 @@ unsafe fn tile<const BF16: bool, const ROWS: usize>(block: &Block, row: usize, p
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
     let a: [*const u32; ROWS] = block.row_pointers(row);
     let mut b = block.b.wrapping_add(panel * block.b_panel_stride);
+    // Two groups at a time: what a loop takes beside its products is half as much.
     let n_even = block.n_groups / 2 * 2;
     for first in (0..n_even).step_by(2) {
         for group in first..first + 2 {

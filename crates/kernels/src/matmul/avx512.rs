@@ -17,7 +17,7 @@ pub(super) const TILE_PANELS: usize = 4;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) unsafe fn multiply<const BF16: bool>(block: &Block) {
     let n_panels = block.n_columns.div_ceil(PANEL_WIDTH);
-    let tile_rows = if BF16 { 4 } else { 6 };
+    let tile_rows = Block::tile_rows(BF16);
     let mut panel = 0;
     while panel < n_panels {
         let panels = match n_panels - panel {
@@ -56,6 +56,7 @@ unsafe fn choose_tile<const BF16: bool, const PANELS: usize>(
             2 => tile::<BF16, 2, PANELS>(b, row, panel),
             3 => tile::<BF16, 3, PANELS>(b, row, panel),
             4 => tile::<BF16, 4, PANELS>(b, row, panel),
+            _ if BF16 => unreachable!("a tile of bf16 has at most 4 rows"),
             5 => tile::<BF16, 5, PANELS>(b, row, panel),
             _ => tile::<BF16, 6, PANELS>(b, row, panel),
         }
@@ -74,6 +75,7 @@ unsafe fn tile<const BF16: bool, const ROWS: usize, const PANELS: usize>(
     let mut sums = [[_mm512_setzero_ps(); PANELS]; ROWS];
     let a: [*const u32; ROWS] = block.row_pointers(row);
     let mut b = block.b.wrapping_add(panel * block.b_panel_stride);
+    // Two groups at a time: what a loop takes beside its products is half as much.
     let n_even = block.n_groups / 2 * 2;
     for first in (0..n_even).step_by(2) {
         for group in first..first + 2 {

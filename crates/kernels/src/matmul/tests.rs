@@ -118,17 +118,30 @@ fn an_odd_k_works_from_columns() {
     }
 }
 
-/// Rows and columns that are widened within tiles, and so many that they are widened before; a K of one block and of two.
+/// Rows and columns that are widened within tiles, and so many that they are widened before, with one, two, three and four panels in the last
+/// tile; a K of one block and of two, and of columns an odd one.
 #[test]
-fn products_of_bf16_but_by_tiles_of_amx_have_the_bits_of_the_reference() {
+fn bf16_products_of_vector_families_have_the_bits_of_the_reference() {
     let of_vectors = |c: &Compute| matches!(c.family(), Family::Avx2 | Family::Avx512);
-    for dims in [[7, 33, 300], [48, 145, 70], [49, 128, 70], [49, 129, 70], [61, 205, K_BLOCK + 70]]
-    {
-        let [m, n, k] = dims;
-        let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
+    let [short, long] = [70, K_BLOCK + 70];
+    for [m, n, k] in [
+        [7, 33, 300],
+        [48, 145, short],
+        [49, 128, short],
+        [49, 129, short],
+        [50, 150, short],
+        [51, 170, short],
+        [55, 192, short],
+        [61, 205, long],
+    ] {
         for (write, from_columns) in [(Write::Overwrite, false), (Write::Accumulate, true)] {
+            let dims = [m, n, if from_columns { k + 1 } else { k }];
+            let (a, b) = (normal(1, m * dims[2], 1.0), normal(2, n * dims[2], 1.0));
             let expected = product::<bf16>(&reference(), &a, &b, dims, write, from_columns);
             for compute in computes(2).into_iter().filter(of_vectors) {
+                // A product of other numbers came before, and left them in the working memory.
+                let nan = vec![f32::NAN; 64 * 240];
+                let _ = product::<bf16>(&compute, &nan, &nan, [64, 240, 64], write, from_columns);
                 let out = product::<bf16>(&compute, &a, &b, dims, write, from_columns);
                 assert!(bits(&out) == bits(&expected), "{dims:?} {}", compute.family());
             }
@@ -285,6 +298,7 @@ fn outputs_of_bf16_are_the_sums_rounded() {
         [48, 70, 34],
         [49, 70, 34],
         [200, 130, 2 * K_BLOCK + 70],
+        [49, 130, 34],
         [1024, 1024, 32],
         [5, 7, 0],
     ] {

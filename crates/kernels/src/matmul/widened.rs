@@ -8,22 +8,28 @@ use half::bf16;
 use super::{Block, FEW_ROWS, multiply_block};
 use crate::compute::Family;
 use crate::lanes::{LaneKernel, Lanes, dispatch};
+use crate::operand::Operand;
 use crate::panels::PANEL_WIDTH;
 
-/// Widening the rows takes a share of the time of a product that falls with its columns: most of those of attention are too few.
-const MOST_NARROW_COLUMNS: usize = 128;
+/// Most columns that are few. Widening the rows takes a share of the time of a product that falls with its columns: those of attention are too
+/// few.
+const FEW_COLUMNS: usize = 128;
 
 /// Numbers between two rows. Rows that lie a power of two apart would have the same few places of the nearest cache.
 const ROW_GAP: usize = 16;
 
+/// Whether a family widens operands of bf16.
+pub(super) fn is_of(family: Family) -> bool {
+    matches!(family, Family::Avx2 | Family::Avx512)
+}
+
 /// Whether the rows and columns of a region are so many that its operands are widened.
-pub(super) fn is_used(family: Family, [n_rows, n_columns]: [usize; 2]) -> bool {
-    let widens = matches!(family, Family::Avx2 | Family::Avx512);
-    widens && n_rows > FEW_ROWS && n_columns > MOST_NARROW_COLUMNS
+pub(super) fn is_used<T: Operand>(family: Family, [n_rows, n_columns]: [usize; 2]) -> bool {
+    T::GROUP == 2 && is_of(family) && n_rows > FEW_ROWS && n_columns > FEW_COLUMNS
 }
 
 /// Panels of a tile, which are widened together.
-fn bundle_panels(family: Family) -> usize {
+fn tile_panels(family: Family) -> usize {
     #[cfg(target_arch = "x86_64")]
     if family == Family::Avx512 {
         return super::avx512::TILE_PANELS;
@@ -34,37 +40,34 @@ fn bundle_panels(family: Family) -> usize {
 
 /// Lengths of the working memory of a block of so many rows and numbers of K: widened rows and panels.
 pub(super) fn scratch_lens(family: Family, n_rows: usize, n_k: usize) -> [usize; 2] {
-    [n_rows * (n_k + ROW_GAP), bundle_panels(family) * PANEL_WIDTH * n_k]
+    [n_rows * (n_k + ROW_GAP), tile_panels(family) * PANEL_WIDTH * n_k]
 }
 
 /// The product of a block of bf16.
 ///
 /// # Safety
 /// As [`multiply_block`].
-pub(super) unsafe fn multiply(
-    family: Family,
-    block: &Block,
-    [wide_rows, wide_panels]: [&mut [f32]; 2],
-) {
+pub(super) unsafe fn multiply(family: Family, block: &Block, [rows, panels]: [&mut [f32]; 2]) {
+    assert_eq!(block.b_group_stride, PANEL_WIDTH, "{block:?}");
     let n_k = 2 * block.n_groups;
     let row_len = n_k + ROW_GAP;
-    dispatch(family, WidenRows { block, out: &mut wide_rows[..block.n_rows * row_len] });
+    dispatch(family, WidenRows { block, out: &mut rows[..block.n_rows * row_len] });
     let n_panels = block.n_columns.div_ceil(PANEL_WIDTH);
-    let bundle_panels = bundle_panels(family);
-    for panel in (0..n_panels).step_by(bundle_panels) {
-        let n_bundle = bundle_panels.min(n_panels - panel);
-        let out = &mut wide_panels[..n_bundle * PANEL_WIDTH * n_k];
-        let panels = panel..panel + n_bundle;
-        dispatch(family, WidenPanels { block, panels, out });
+    let most = tile_panels(family);
+    for panel in (0..n_panels).step_by(most) {
+        let n_together = most.min(n_panels - panel);
+        let out = &mut panels[..n_together * PANEL_WIDTH * n_k];
+        let range = panel..panel + n_together;
+        dispatch(family, WidenPanels { block, range, out });
         let column = panel * PANEL_WIDTH;
         let wide = Block {
-            a: wide_rows.as_ptr().cast(),
+            a: rows.as_ptr().cast(),
             a_row_stride: row_len,
-            b: wide_panels.as_ptr().cast(),
+            b: panels.as_ptr().cast(),
             b_panel_stride: PANEL_WIDTH,
-            b_group_stride: n_bundle * PANEL_WIDTH,
+            b_group_stride: n_together * PANEL_WIDTH,
             out: block.out_at(0, column),
-            n_columns: (n_bundle * PANEL_WIDTH).min(block.n_columns - column),
+            n_columns: (n_together * PANEL_WIDTH).min(block.n_columns - column),
             n_groups: n_k,
             ..*block
         };
@@ -96,10 +99,10 @@ impl LaneKernel for WidenRows<'_> {
     }
 }
 
-/// Panels of the right operand, `[n_k, n_panels, 16]`.
+/// Panels of the right operand, `[n_k, n_panels, 16]`, by a loop that the compiler makes as wide as the family's registers.
 struct WidenPanels<'a> {
     block: &'a Block,
-    panels: std::ops::Range<usize>,
+    range: std::ops::Range<usize>,
     out: &'a mut [f32],
 }
 
@@ -108,9 +111,9 @@ impl LaneKernel for WidenPanels<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, _lanes: L) {
-        let Self { block, panels, out } = self;
-        let n_panels = panels.len();
-        for (j, panel) in panels.enumerate() {
+        let Self { block, range, out } = self;
+        let n_panels = range.len();
+        for (j, panel) in range.enumerate() {
             let lines =
                 block.b.wrapping_add(panel * block.b_panel_stride).cast::<[u32; PANEL_WIDTH]>();
             for (group, out) in out.chunks_exact_mut(2 * n_panels * PANEL_WIDTH).enumerate() {

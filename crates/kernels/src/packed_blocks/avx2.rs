@@ -28,7 +28,7 @@ const LANES: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Adding {
     /// In 32 bits, by AVX-VNNI.
-    InVnni,
+    Vnni,
     /// In 16 bits over so many lines, then in 32.
     Lines(usize),
     /// In 32 bits, line by line, codes being taken as signed.
@@ -39,7 +39,7 @@ enum Adding {
 /// bits are taken as signed: `127 * 2 * 128` is below 2^15 too.
 const fn adding(code_bits: usize, has_vnni: bool) -> Adding {
     match code_bits {
-        _ if has_vnni => Adding::InVnni,
+        _ if has_vnni => Adding::Vnni,
         4 => Adding::Lines(8),
         5 => Adding::Lines(4),
         6 => Adding::Lines(2),
@@ -61,12 +61,20 @@ pub(super) unsafe fn multiply<const VNNI: bool>(part: &Part<'_>, scratch: &mut T
             (true, 5, _) => packed_panels::<5, VNNI, { term::MINIMUM }>(part),
             (true, 6, _) => packed_panels::<6, VNNI, { term::HALVES }>(part),
             (true, ..) => packed_panels::<8, VNNI, { term::OFFSET }>(part),
-            (_, 4, term::OFFSET) => unpacked_panels::<4, VNNI, { term::OFFSET }>(part, scratch),
-            (_, 4, _) => unpacked_panels::<4, VNNI, { term::MINIMUM }>(part, scratch),
-            (_, 5, term::OFFSET) => unpacked_panels::<5, VNNI, { term::OFFSET }>(part, scratch),
-            (_, 5, _) => unpacked_panels::<5, VNNI, { term::MINIMUM }>(part, scratch),
-            (_, 6, _) => unpacked_panels::<6, VNNI, { term::HALVES }>(part, scratch),
-            _ => unpacked_panels::<8, VNNI, { term::OFFSET }>(part, scratch),
+            // With AVX-VNNI codes are bytes, whatever their bits.
+            (_, _, term::OFFSET) if VNNI => {
+                unpacked_panels::<8, true, { term::OFFSET }>(part, scratch)
+            }
+            (_, _, term::MINIMUM) if VNNI => {
+                unpacked_panels::<8, true, { term::MINIMUM }>(part, scratch)
+            }
+            _ if VNNI => unpacked_panels::<8, true, { term::HALVES }>(part, scratch),
+            (_, 4, term::OFFSET) => unpacked_panels::<4, false, { term::OFFSET }>(part, scratch),
+            (_, 4, _) => unpacked_panels::<4, false, { term::MINIMUM }>(part, scratch),
+            (_, 5, term::OFFSET) => unpacked_panels::<5, false, { term::OFFSET }>(part, scratch),
+            (_, 5, _) => unpacked_panels::<5, false, { term::MINIMUM }>(part, scratch),
+            (_, 6, _) => unpacked_panels::<6, false, { term::HALVES }>(part, scratch),
+            _ => unpacked_panels::<8, false, { term::OFFSET }>(part, scratch),
         }
     }
 }
@@ -203,7 +211,7 @@ unsafe fn tiles<const BITS: usize, const VNNI: bool, const TERM: u8, const IS_PA
 
 /// # Safety
 /// Records have `n_groups` groups with `ROWS` rows from the tile's first on, lines as many of `BITS` lines, or of [`BYTE_LINES`] where they
-/// are not packed, factors as many; the output holds the rows and columns.
+/// are not packed, factors as many; the output holds the rows and columns; the processor has AVX-VNNI if `VNNI`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn multiply_tile<
     const BITS: usize,
@@ -250,7 +258,7 @@ unsafe fn multiply_tile<
 /// The integer sums of `ROWS` rows over both halves of a group; where all lines are added in 16 bits, one has the sum of both.
 ///
 /// # Safety
-/// `lines` are the halves of the lines of a group, `codes` those of the rows.
+/// `lines` are the halves of the lines of a group, `codes` those of the rows; the processor has AVX-VNNI if `VNNI`.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn dot<const BITS: usize, const VNNI: bool, const IS_PACKED: bool, const ROWS: usize>(
@@ -286,7 +294,7 @@ unsafe fn dot<const BITS: usize, const VNNI: bool, const IS_PACKED: bool, const 
 /// overflow, else in 32.
 ///
 /// # Safety
-/// `codes` are those of the rows from the first of the halves on.
+/// `codes` are those of the rows from the first of the halves on; the processor has AVX-VNNI if `VNNI`.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn add_lines<const BITS: usize, const VNNI: bool, const ROWS: usize, const HALVES: usize>(
@@ -306,7 +314,7 @@ unsafe fn add_lines<const BITS: usize, const VNNI: bool, const ROWS: usize, cons
                 let quad = _mm256_set1_epi32(unsafe { quad.read_unaligned() });
                 match adding(BITS, VNNI) {
                     // SAFETY: the caller's promise.
-                    Adding::InVnni => *sum = unsafe { vnni_sum(*sum, line, quad) },
+                    Adding::Vnni => *sum = unsafe { vnni_sum(*sum, line, quad) },
                     Adding::SignedLines => {
                         let products = _mm256_madd_epi16(signed_products(line, quad), ones);
                         *sum = _mm256_add_epi32(*sum, products);
@@ -334,7 +342,8 @@ fn signed_products(line: __m256i, codes: __m256i) -> __m256i {
     _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(codes, signed))
 }
 
-/// `sum` and four products of bytes of a line with codes. An instruction in assembly, so that it stands in functions of AVX2.
+/// `sum` and four products of bytes of a line with codes. In assembly: a function compiled for AVX-VNNI could not become a part
+/// of those compiled for AVX2.
 ///
 /// # Safety
 /// The processor has AVX-VNNI.

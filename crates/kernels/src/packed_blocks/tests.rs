@@ -408,8 +408,8 @@ fn extreme_codes_are_exact() {
             }
             let packed = packed(&reference_compute(), kind, &blocks, [n, k]);
             for sign in [1.0, -1.0] {
-                let x = vec![sign; 6 * k];
-                for m in [1, 6] {
+                let x = vec![sign; 20 * k];
+                for m in [1, 6, 20] {
                     let (x, dims) = (&x[..m * k], [m, n, k]);
                     let expected = product(&reference_compute(), x, (kind, &packed), dims);
                     for compute in code_computes(1) {
