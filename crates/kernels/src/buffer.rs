@@ -1,7 +1,8 @@
-//! Memory for tensors: aligned to a cache line, zeroed, on huge pages where it is large.
+//! Memory for tensors: aligned to a cache line, zeroed, on huge pages where it is large, and given back to the system with what it held: the
+//! allocator would keep much of a model that is dropped, between small pieces that are still in use.
 #![expect(unsafe_code, reason = "aligned allocation and typed views of it")]
 
-use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
@@ -24,6 +25,9 @@ unsafe impl Element for u32 {}
 
 const ALIGNMENT: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
+
+/// Bytes from which on memory comes from the system: fewer are asked for too often.
+const MAPPED: usize = 256 << 10;
 
 /// A fixed-length array of numbers, zeroed at birth, aligned to 64 bytes (to 2 MiB when it is larger than that,
 /// with the advice to use huge pages: TLB misses cost a third of the memory bandwidth).
@@ -49,11 +53,10 @@ impl<T: Element> Buffer<T> {
             return Self { start: NonNull::dangling(), len };
         }
         let layout = Self::layout(len);
-        let is_large = layout.size() >= HUGE_PAGE;
         // SAFETY: the layout's size is not zero, because len is not and T is not zero-sized.
-        let bytes = unsafe { if is_large { alloc(layout) } else { alloc_zeroed(layout) } };
+        let bytes = unsafe { if is_mapped(layout) { map(layout) } else { alloc_zeroed(layout) } };
         let Some(start) = NonNull::new(bytes.cast::<T>()) else { handle_alloc_error(layout) };
-        if is_large {
+        if layout.size() >= HUGE_PAGE {
             // Advice comes before the first touch: pages that are there already stay small.
             advise_huge_pages(bytes, layout.size());
             // SAFETY: all of the allocation, which is ours.
@@ -77,6 +80,63 @@ impl<T: Element> Buffer<T> {
     }
 }
 
+/// Whether memory comes from [`map`].
+fn is_mapped(layout: Layout) -> bool {
+    cfg!(target_os = "linux") && layout.size() >= MAPPED
+}
+
+/// Bytes that are mapped for a layout: a multiple of every size of pages.
+#[cfg(target_os = "linux")]
+fn mapped_len(layout: Layout) -> usize {
+    layout.size().next_multiple_of(64 << 10)
+}
+
+/// Zeros from the system, aligned as the layout says, or null.
+///
+/// # Safety
+/// The layout's size is not zero.
+#[cfg(target_os = "linux")]
+unsafe fn map(layout: Layout) -> *mut u8 {
+    // Pages are aligned to 4 KiB at least; beyond that there is as much more as can be cut off in front.
+    let len = mapped_len(layout);
+    let more = if layout.align() > 4096 { layout.align() } else { 0 };
+    let (read_write, private) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: asks for new pages wherever there is room; the ends that are cut off lie within them and are nobody's.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), len + more, read_write, private, -1, 0);
+        if start == libc::MAP_FAILED {
+            return std::ptr::null_mut();
+        }
+        let start = start.cast::<u8>();
+        let in_front = start.align_offset(layout.align());
+        for (from, len) in [(0, in_front), (in_front + len, more - in_front)] {
+            if len > 0 {
+                libc::munmap(start.wrapping_add(from).cast(), len);
+            }
+        }
+        start.wrapping_add(in_front)
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+unsafe fn map(_layout: Layout) -> *mut u8 {
+    unreachable!("only Linux maps memory here")
+}
+
+/// # Safety
+/// `start` is of [`map`] with this layout, and is not used again.
+#[cfg(target_os = "linux")]
+unsafe fn unmap(start: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise.
+    unsafe { libc::munmap(start.cast(), mapped_len(layout)) };
+}
+
+#[cfg(not(target_os = "linux"))]
+unsafe fn unmap(_start: *mut u8, _layout: Layout) {
+    unreachable!("only Linux maps memory here")
+}
+
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(start: *mut u8, size: usize) {
     // SAFETY: the range was just allocated and belongs to us; the advice changes no content. An error only
@@ -90,8 +150,11 @@ fn advise_huge_pages(_start: *mut u8, _size: usize) {}
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) };
+            let (start, layout) = (self.start.as_ptr().cast(), Self::layout(self.len));
+            // SAFETY: allocated in `zeroed` with this very layout, in this very way.
+            unsafe {
+                if is_mapped(layout) { unmap(start, layout) } else { dealloc(start, layout) }
+            };
         }
     }
 }
@@ -130,12 +193,15 @@ mod tests {
 
     #[test]
     fn buffers_are_zeroed_aligned_and_copied() {
-        for len in [0, 1, 15, 1000, 3 << 20] {
+        // Of the allocator, of small pages, of huge ones; the last two of odd sizes.
+        for len in [0, 1, 15, 1000, MAPPED / 4, 100_001, 3 << 20, 1_234_567] {
             let mut buffer = Buffer::<f32>::zeroed(len);
             assert_eq!(buffer.len(), len);
             assert!(buffer.iter().all(|&x| x == 0.0));
             if len > 0 {
-                assert_eq!(buffer.as_ptr() as usize % ALIGNMENT, 0);
+                let bytes = 4 * len;
+                let alignment = if bytes >= HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT };
+                assert_eq!(buffer.as_ptr() as usize % alignment, 0, "{len}");
                 buffer[len - 1] = 7.0;
             }
             assert_eq!(&*buffer.clone(), &*buffer);

@@ -1,0 +1,79 @@
+//! What a model takes is given back. A test of its own, since memory is that of the process.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{
+    Engine, EngineLimits, Event, GenerationRequest, Logprobs, Sampling, Speculation, StopAtIds,
+};
+use kernels::Compute;
+use model::{Decoder, ModelConfig, Parameters};
+use tensor::{DType, Device, Passes};
+
+/// What is left may be this much: stacks, small pieces that the allocator keeps.
+const KEPT_MIB: usize = 8;
+
+fn anonymous_mib() -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+}
+
+/// A model of some 60 MiB answers; gives what the process had at most.
+fn load_and_ask(seed: u64) -> usize {
+    let device = Device::Cpu(Compute::detect().unwrap());
+    let mut config = ModelConfig::example();
+    (config.hidden_dim, config.ffn_dim, config.n_layers) = (512, 1536, 4);
+    (config.n_heads, config.n_kv_heads, config.head_dim) = (8, 4, 64);
+    (config.vocab_size, config.context_len) = (4096, 512);
+    config.sliding_windows.clear();
+    let config = ModelConfig::new(config).unwrap();
+    let mut decoder = Decoder::zeroed(&device, &config, DType::F32, Passes::Forward);
+    decoder.pack(&device, &Parameters::random(&config, seed));
+    let limits = EngineLimits {
+        cache_bytes: 16 << 20,
+        speculation: Speculation::Off,
+        ..EngineLimits::default()
+    };
+    let engine = Engine::start(Arc::new(decoder), device, limits).unwrap();
+    let mut events = engine
+        .submit(GenerationRequest {
+            prompt: (1..200).collect(),
+            max_tokens: Some(8),
+            sampling: Sampling::PLAIN,
+            logprobs: Logprobs::default(),
+            adapter: None,
+            mask: None,
+            stop: Box::new(StopAtIds(vec![])),
+        })
+        .unwrap();
+    let mut n_tokens = 0;
+    while let Some(event) = events.recv_blocking() {
+        n_tokens += usize::from(matches!(event, Event::Token(_)));
+    }
+    assert_eq!(n_tokens, 8);
+    anonymous_mib()
+}
+
+#[test]
+fn a_model_that_is_dropped_gives_its_memory_back() {
+    let before = anonymous_mib();
+    for round in 0..4 {
+        let loaded = load_and_ask(round);
+        assert!(loaded >= before + 50, "{loaded} MiB with a model, {before} without");
+        // The engine's thread ends by itself.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while anonymous_mib() > before + KEPT_MIB && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let left = anonymous_mib();
+        assert!(
+            left <= before + KEPT_MIB,
+            "round {round}: {left} MiB left of {loaded}, {before} before"
+        );
+    }
+}
