@@ -1,6 +1,6 @@
 //! Memory for tensors: aligned to a cache line, zeroed, on huge pages where it is large, and given back to the system with what it held: the
 //! allocator would keep much of a model that is dropped, between small pieces that are still in use.
-#![expect(unsafe_code, reason = "aligned allocation and typed views of it")]
+#![expect(unsafe_code, reason = "memory from the system, aligned allocation and typed views of it")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
@@ -56,9 +56,8 @@ impl<T: Element> Buffer<T> {
         // SAFETY: the layout's size is not zero, because len is not and T is not zero-sized.
         let bytes = unsafe { if is_mapped(layout) { map(layout) } else { alloc_zeroed(layout) } };
         let Some(start) = NonNull::new(bytes.cast::<T>()) else { handle_alloc_error(layout) };
-        if layout.size() >= HUGE_PAGE {
-            // Advice comes before the first touch: pages that are there already stay small.
-            advise_huge_pages(bytes, layout.size());
+        if is_mapped(layout) {
+            // Touched now, and not where it is first used.
             // SAFETY: all of the allocation, which is ours.
             unsafe { bytes.write_bytes(0, layout.size()) };
         }
@@ -91,7 +90,7 @@ fn mapped_len(layout: Layout) -> usize {
     layout.size().next_multiple_of(64 << 10)
 }
 
-/// Zeros from the system, aligned as the layout says, or null.
+/// Zeros from the system, aligned as the layout says, or null. From 2 MiB on huge pages are asked for.
 ///
 /// # Safety
 /// The layout's size is not zero.
@@ -102,7 +101,8 @@ unsafe fn map(layout: Layout) -> *mut u8 {
     let more = if layout.align() > 4096 { layout.align() } else { 0 };
     let (read_write, private) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: asks for new pages wherever there is room; the ends that are cut off lie within them and are nobody's.
+    // SAFETY: asks for new pages wherever there is room; the ends that are cut off lie within them and are nobody's. Advice changes no
+    // content, and an error only means small pages.
     unsafe {
         let start = libc::mmap(std::ptr::null_mut(), len + more, read_write, private, -1, 0);
         if start == libc::MAP_FAILED {
@@ -110,12 +110,16 @@ unsafe fn map(layout: Layout) -> *mut u8 {
         }
         let start = start.cast::<u8>();
         let in_front = start.align_offset(layout.align());
-        for (from, len) in [(0, in_front), (in_front + len, more - in_front)] {
-            if len > 0 {
-                libc::munmap(start.wrapping_add(from).cast(), len);
+        for (from, cut) in [(0, in_front), (in_front + len, more - in_front)] {
+            if cut > 0 {
+                libc::munmap(start.wrapping_add(from).cast(), cut);
             }
         }
-        start.wrapping_add(in_front)
+        let start = start.wrapping_add(in_front);
+        if layout.size() >= HUGE_PAGE {
+            libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE);
+        }
+        start
     }
 }
 
@@ -128,24 +132,20 @@ unsafe fn map(_layout: Layout) -> *mut u8 {
 /// `start` is of [`map`] with this layout, and is not used again.
 #[cfg(target_os = "linux")]
 unsafe fn unmap(start: *mut u8, layout: Layout) {
+    let len = mapped_len(layout);
     // SAFETY: the caller's promise.
-    unsafe { libc::munmap(start.cast(), mapped_len(layout)) };
+    unsafe {
+        if libc::munmap(start.cast(), len) != 0 {
+            // There are too many mappings for one to be cut out of its neighbours: at least its pages go back.
+            libc::madvise(start.cast(), len, libc::MADV_DONTNEED);
+        }
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
 unsafe fn unmap(_start: *mut u8, _layout: Layout) {
     unreachable!("only Linux maps memory here")
 }
-
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(start: *mut u8, size: usize) {
-    // SAFETY: the range was just allocated and belongs to us; the advice changes no content. An error only
-    // means small pages.
-    unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_start: *mut u8, _size: usize) {}
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
@@ -193,8 +193,9 @@ mod tests {
 
     #[test]
     fn buffers_are_zeroed_aligned_and_copied() {
-        // Of the allocator, of small pages, of huge ones; the last two of odd sizes.
-        for len in [0, 1, 15, 1000, MAPPED / 4, 100_001, 3 << 20, 1_234_567] {
+        // Of the allocator, of small pages, of huge ones, and around where one ends and the next begins.
+        let [mapped, huge] = [MAPPED / 4, HUGE_PAGE / 4];
+        for len in [0, 1, 15, mapped - 1, mapped, 100_001, huge - 1, huge, 1_234_567, 3 << 20] {
             let mut buffer = Buffer::<f32>::zeroed(len);
             assert_eq!(buffer.len(), len);
             assert!(buffer.iter().all(|&x| x == 0.0));
