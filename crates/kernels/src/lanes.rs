@@ -10,7 +10,7 @@ use crate::compute::Family;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(crate) mod avx512;
 
 /// Operations on `N` f32 lanes. Every method is inlined into a function compiled for the instruction set.
 pub trait Lanes: Copy {

@@ -18,9 +18,10 @@ pub(super) fn run<K: LaneKernel>(kernel: K) -> K::Output {
 }
 
 /// A mask of the first `len` lanes.
-#[inline(always)]
-fn mask(len: usize) -> [i32; 8] {
-    std::array::from_fn(|lane| if lane < len { -1 } else { 0 })
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn mask(len: usize) -> __m256i {
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(len as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 }
 
 // SAFETY of every block below: the instructions exist because `self` does; loads and stores are bounded by the
@@ -40,11 +41,7 @@ impl Lanes for Avx2 {
         if values.len() >= 8 {
             unsafe { _mm256_loadu_ps(values.as_ptr()) }
         } else {
-            let mask = mask(values.len());
-            unsafe {
-                let mask = _mm256_loadu_si256(mask.as_ptr().cast());
-                _mm256_maskload_ps(values.as_ptr(), mask)
-            }
+            unsafe { _mm256_maskload_ps(values.as_ptr(), mask(values.len())) }
         }
     }
 
@@ -65,11 +62,7 @@ impl Lanes for Avx2 {
         if out.len() >= 8 {
             unsafe { _mm256_storeu_ps(out.as_mut_ptr(), value) }
         } else {
-            let mask = mask(out.len());
-            unsafe {
-                let mask = _mm256_loadu_si256(mask.as_ptr().cast());
-                _mm256_maskstore_ps(out.as_mut_ptr(), mask, value);
-            }
+            unsafe { _mm256_maskstore_ps(out.as_mut_ptr(), mask(out.len()), value) }
         }
     }
 

@@ -28,8 +28,9 @@ pub(super) fn run<K: LaneKernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
 }
 
+/// A mask of the first `len` lanes.
 #[inline(always)]
-fn mask(len: usize) -> u16 {
+pub(crate) fn mask(len: usize) -> u16 {
     if len >= 16 { u16::MAX } else { (1 << len) - 1 }
 }
 

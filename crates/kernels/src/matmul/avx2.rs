@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::{Block, Write};
-use crate::lanes::avx2::round_to_bf16;
+use crate::lanes::avx2::{mask, round_to_bf16};
 use crate::panels::PANEL_WIDTH;
 
 /// Lanes of a register.
@@ -118,10 +118,8 @@ unsafe fn write_sums(block: &Block, row: usize, panel: usize, sums: [__m256; 2])
         // SAFETY: the caller's promise.
         return unsafe { write_rounded(out.cast(), n_left, sums) };
     }
-    let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (half, mut sums) in sums.into_iter().enumerate() {
-        let n_lanes = n_left.saturating_sub(half * LANES);
-        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n_lanes as i32), lanes);
+        let mask = mask(n_left.saturating_sub(half * LANES));
         let out = out.wrapping_add(half * LANES);
         // SAFETY: the caller's promise; lanes behind the last column are not touched.
         unsafe {

@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::{Block, Write};
+use crate::lanes::avx512::mask;
 use crate::panels::PANEL_WIDTH;
 
 /// Panels of a tile.
@@ -146,8 +147,7 @@ fn widen<const BF16: bool>(groups: __m512i) -> (__m512, __m512) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn write_sums(block: &Block, row: usize, panel: usize, sums: __m512) {
     let column = panel * PANEL_WIDTH;
-    let n_left = block.n_columns - column;
-    let mask = if n_left >= PANEL_WIDTH { u16::MAX } else { (1 << n_left) - 1 };
+    let mask = mask(block.n_columns - column);
     let out = block.out_at(row, column);
     // SAFETY: the caller's promise; masked lanes are not touched.
     unsafe {

@@ -7,9 +7,9 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::avx512::mask;
 use super::layout::{GROUP, LINE, SUPER_GROUPS, term};
 use super::{BUNDLE, CHUNK, Part};
+use crate::lanes::avx512::mask;
 use crate::matmul::Write;
 use crate::matmul::amx::TileConfig;
 use crate::panels::PANEL_WIDTH;

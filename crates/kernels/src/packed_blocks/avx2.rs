@@ -11,6 +11,7 @@ use std::arch::x86_64::*;
 
 use super::layout::{BYTE_LINES, GROUP, LINE, SUPER_GROUPS, term};
 use super::{BUNDLE, Part, RECORD, SPAN};
+use crate::lanes::avx2::mask;
 use crate::matmul::Write;
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
@@ -391,11 +392,4 @@ unsafe fn add_group<const BITS: usize, const VNNI: bool, const TERM: u8>(
         }
     };
     _mm256_fmadd_ps(number(0), t, acc)
-}
-
-/// The first `n` lanes.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn mask(n: usize) -> __m256i {
-    _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 }

@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 
 use super::layout::{BYTE_LINES, GROUP, LINE, SUPER_GROUPS, term};
 use super::{BUNDLE, Part, RECORD, SPAN};
+use crate::lanes::avx512::mask;
 use crate::matmul::Write;
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
@@ -256,11 +257,6 @@ unsafe fn add_group<const TERM: u8>(
 unsafe fn quad(codes: *const u8) -> __m512i {
     // SAFETY: the caller's promise.
     unsafe { _mm512_set1_epi32(codes.cast::<i32>().read_unaligned()) }
-}
-
-/// The lanes of a panel of which the output has `width` columns.
-pub(super) fn mask(width: usize) -> u16 {
-    u16::MAX >> (PANEL_WIDTH - width)
 }
 
 /// What sums begin with.
