@@ -42,7 +42,10 @@ pub use completion::{Completion, CompletionChoice, CompletionRequest, PromptInpu
 pub use error::{ErrorBody, ErrorObject, RequestError};
 pub use format::AnswerFormat;
 pub use logprobs::{ChatLogprobs, CompletionLogprobs, TokenLogprob, TopByText, TopLogprob};
-pub use models::{Capabilities, ModelCard, ModelList};
+pub use models::{
+    Capabilities, LoadState, ModelCard, ModelList, ModelRequest, ModelState, ModelStates,
+    ModelStatus, ModelsChanged,
+};
 pub use sampling::{SamplingFields, StreamFields};
 pub use usage::{FinishReason, Usage};
 

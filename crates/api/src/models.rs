@@ -1,6 +1,10 @@
-//! The list of models, in a shape that OpenAI and Mistral clients both read.
+//! The list of models, in a shape that OpenAI and Mistral clients both read; loading and unloading them, in that of llama.cpp's router.
 
 use serde::Serialize;
+
+use crate::RequestError;
+use crate::fields::Fields;
+use crate::sampling::read_model;
 
 /// The answer of `GET /v1/models`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -81,4 +85,102 @@ impl Default for Capabilities {
             vision: false,
         }
     }
+}
+
+/// A checked request to load or to unload a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelRequest {
+    /// The name of the model.
+    pub model: String,
+    /// Fields that no known schema has.
+    pub ignored_fields: Vec<String>,
+}
+
+impl ModelRequest {
+    /// Parses and checks a request body.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] when it is no object with the name of a model.
+    pub fn parse(body: &[u8]) -> Result<Self, RequestError> {
+        let mut fields = Fields::parse(body)?;
+        let model = read_model(&mut fields)?;
+        let mut ignored_fields = Vec::new();
+        fields.ignored(&mut ignored_fields);
+        Ok(Self { model, ignored_fields })
+    }
+}
+
+/// What became of such a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelsChanged {
+    /// Always true: a failure is an error object.
+    pub success: bool,
+    /// The names that requests can use from now on, or no longer: of the model, and of adapters beside it.
+    pub models: Vec<String>,
+}
+
+impl ModelsChanged {
+    /// These names came or went.
+    #[must_use]
+    pub fn new(models: Vec<String>) -> Self {
+        Self { success: true, models }
+    }
+}
+
+/// The answer of `GET /models`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelStates {
+    /// Always `list`.
+    pub object: &'static str,
+    /// All models that are loaded or can be.
+    pub data: Vec<ModelState>,
+}
+
+impl ModelStates {
+    /// A list of the given models.
+    #[must_use]
+    pub fn new(data: Vec<ModelState>) -> Self {
+        Self { object: "list", data }
+    }
+}
+
+/// A model and whether it is loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelState {
+    /// Its name.
+    pub id: String,
+    /// Always `model`.
+    pub object: &'static str,
+    /// Where it is.
+    pub status: ModelStatus,
+}
+
+impl ModelState {
+    /// A model in a state.
+    #[must_use]
+    pub fn new(id: String, value: LoadState) -> Self {
+        Self { id, object: "model", status: ModelStatus { value } }
+    }
+}
+
+/// The state, as an object to which more may be added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ModelStatus {
+    /// The state.
+    pub value: LoadState,
+}
+
+/// Whether a model is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoadState {
+    /// It can be loaded.
+    Unloaded,
+    /// Its weights are being read.
+    Loading,
+    /// It answers.
+    Loaded,
+    /// It takes no more requests, and ends with the last answer.
+    Unloading,
 }

@@ -32,7 +32,7 @@ pub(crate) enum Form {
 }
 
 /// Shared by all commands; made once from the common arguments and the environment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Context {
     home: PathBuf,
     form: Form,

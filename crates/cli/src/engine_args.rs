@@ -75,6 +75,11 @@ impl EngineArgs {
         self.draft_model.as_deref()
     }
 
+    /// The same settings where nothing but repetitions is guessed.
+    pub(crate) fn without_draft_model(&self) -> Self {
+        Self { draft_model: None, ..self.clone() }
+    }
+
     /// Refuses settings that contradict one another.
     ///
     /// # Errors

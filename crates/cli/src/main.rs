@@ -27,6 +27,7 @@ mod resume;
 mod run_dir;
 mod run_plan;
 mod serve;
+mod shelf;
 mod table;
 mod tokenizer;
 mod training;

@@ -6,25 +6,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use engine::{Engine, EngineHandle, EngineLimits};
-use eval::figures::bytes;
-use formats::adapter::Adapter;
 use formats::model_dir::ModelDir;
-use model::{LoadedAdapter, ModelConfig, compute_dtype};
 use serde_json::json;
-use server::{LoadedModel, ModelRegistry, SamplingDefaults, ServerConfig};
-use tensor::Device;
+use server::{ModelRegistry, ServerConfig};
 use tracing::warn;
 
 use crate::context::{Context, Form};
 use crate::engine_args::EngineArgs;
 use crate::failure::{Failure, message};
 use crate::machine;
-use crate::open_model::{
-    LoadArgs, OpenModel, adapter_bytes, config_of, has_tokenizer, load_adapter, of_home, open_dir,
-    warn_left_out, weights_bytes,
-};
+use crate::open_model::{LoadArgs, has_tokenizer, of_home, open_dir};
 use crate::os::StopSignals;
+use crate::shelf::{NamedModel, Settings, Shelf, needed_bytes};
 
 /// Arguments of `galerne serve`.
 #[derive(Debug, clap::Args)]
@@ -50,8 +43,8 @@ pub(crate) struct Args {
 /// An adapter and the name that requests have for it.
 #[derive(Clone, Debug)]
 pub(crate) struct NamedAdapter {
-    name: String,
-    path: PathBuf,
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
 }
 
 impl FromStr for NamedAdapter {
@@ -95,20 +88,28 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let registry = ModelRegistry::new();
     let server = server::bind(ServerConfig { address, ..ServerConfig::default() })?
         .start(registry.clone())?;
-    let settings = Settings { load: &args.load, engine: &args.engine, adapters: &args.adapters };
-    for (name, dir) in &models {
+    let is_of_home = args.model.is_empty();
+    let named = models.iter().map(|(name, dir)| NamedModel::new(name, dir)).collect();
+    let settings = Settings { load: args.load, engine: args.engine, adapters: args.adapters };
+    let shelf = Shelf::new(named, settings, context);
+    for (name, dir) in models {
         if signals.requested().is_some() {
             break;
         }
         registry.set_status(&format!("loading {name}"));
-        match add(&registry, (name, dir), &settings, context) {
-            Err(error) if args.model.is_empty() => left_out.add(name, error),
-            added => added?,
+        match shelf.load_dir(&name, &dir) {
+            Err(error) if is_of_home => left_out.add(&name, error),
+            loaded => {
+                for (name, model) in loaded? {
+                    registry.add(&name, model)?;
+                }
+            }
         }
     }
     if registry.names().is_empty() && signals.requested().is_none() {
         return Err(left_out.reason(context));
     }
+    registry.load_from(Arc::new(shelf));
     let url = format!("http://{}", server.address());
     match context.form() {
         Form::Text => context.print(&format!("{url}\n"))?,
@@ -194,84 +195,4 @@ fn models_of_home(
         return Err(std::mem::take(left_out).reason(context));
     }
     Ok(models)
-}
-
-/// Bytes that the answers of a model take at most.
-fn answer_bytes(config: &ModelConfig) -> u64 {
-    let dtype = compute_dtype(config.dtype);
-    Engine::planned_bytes(config, dtype, &EngineLimits::default()) as u64
-}
-
-/// Bytes that a model takes with its answers.
-///
-/// # Errors
-/// When it cannot be computed.
-fn needed_bytes(
-    device: &Device,
-    name: &str,
-    dir: &ModelDir,
-    load: &LoadArgs,
-) -> anyhow::Result<u64> {
-    let config = config_of(name, dir)?;
-    Ok(weights_bytes(device, &config, dir, load)? + answer_bytes(&config))
-}
-
-/// Loads a model, says what it takes, and serves it, and beside it the adapters under their own names.
-pub(crate) fn add(
-    registry: &ModelRegistry,
-    (name, dir): (&str, &ModelDir),
-    settings: &Settings<'_>,
-    context: &Context,
-) -> anyhow::Result<()> {
-    warn_left_out(name, dir);
-    let (config, device) = (config_of(name, dir)?, context.device()?);
-    context.say(&format!(
-        "loading {name}: {} of weights, up to {} for answers",
-        bytes(weights_bytes(&device, &config, dir, settings.load)?),
-        bytes(answer_bytes(&config))
-    ));
-    let model = OpenModel::load(name.to_owned(), dir, settings.load, context)?;
-    let engine = model.start_engine(settings.engine, settings.engine.limits(), context)?;
-    registry.add(name, loaded(&model, &engine, model.adapter.clone())?)?;
-    for NamedAdapter { name, path } in settings.adapters {
-        let adapter = Adapter::open(path, &config, None)
-            .with_context(|| format!("cannot use the adapter {}", path.display()))?;
-        let what = format!("adapter `{name}`");
-        let needed_bytes = adapter_bytes(&config, &adapter)? as u64;
-        let load = || load_adapter(&device, &model.decoder, &adapter);
-        let adapter = machine::take_memory(&device, &what, needed_bytes, load)??;
-        registry.add(name, loaded(&model, &engine, Some(adapter))?)?;
-    }
-    Ok(())
-}
-
-/// How models are loaded and answer.
-#[derive(Debug)]
-pub(crate) struct Settings<'a> {
-    pub(crate) load: &'a LoadArgs,
-    pub(crate) engine: &'a EngineArgs,
-    pub(crate) adapters: &'a [NamedAdapter],
-}
-
-/// A model as the server takes it.
-fn loaded(
-    model: &OpenModel,
-    engine: &EngineHandle,
-    adapter: Option<Arc<LoadedAdapter>>,
-) -> anyhow::Result<LoadedModel> {
-    let (temperature, top_p) = model.sampling_defaults();
-    let fallback = SamplingDefaults::default();
-    Ok(LoadedModel {
-        engine: engine.clone(),
-        adapter,
-        tokenizer: model.tokenizer()?.clone(),
-        created: model.created,
-        template: model.template.clone(),
-        eos_ids: model.eos_ids.clone(),
-        defaults: SamplingDefaults {
-            temperature: temperature.unwrap_or(fallback.temperature),
-            top_p: top_p.unwrap_or(fallback.top_p),
-            top_k: fallback.top_k,
-        },
-    })
 }

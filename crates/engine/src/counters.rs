@@ -1,8 +1,8 @@
 //! What an engine is doing and has done, read by any thread.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Written by the engine's thread alone.
+/// Written by the engine's thread alone, but for its end.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     n_running: AtomicUsize,
@@ -12,6 +12,7 @@ pub(crate) struct Counters {
     n_preemptions: AtomicU64,
     n_draft_tokens: AtomicU64,
     n_accepted_tokens: AtomicU64,
+    has_ended: AtomicBool,
 }
 
 /// What an engine is doing, and has done since it was started.
@@ -51,6 +52,15 @@ impl Counters {
     pub(crate) fn count_drafts(&self, n_draft_tokens: usize, n_right: usize) {
         self.n_draft_tokens.fetch_add(n_draft_tokens as u64, Ordering::Relaxed);
         self.n_accepted_tokens.fetch_add(n_right as u64, Ordering::Relaxed);
+    }
+
+    /// Says that the engine's thread is no more.
+    pub(crate) fn set_ended(&self) {
+        self.has_ended.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
     }
 
     /// `n_queued` requests wait in the queue.

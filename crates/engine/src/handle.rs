@@ -318,6 +318,30 @@ impl EngineHandle {
     pub fn load(&self) -> EngineLoad {
         self.0.counters.load(self.0.queue.len())
     }
+
+    /// Tells when the engine has ended, without keeping it from that.
+    #[must_use]
+    pub fn end(&self) -> EngineEnd {
+        EngineEnd(Arc::clone(&self.0.counters))
+    }
+
+    /// Whether both are handles of one engine.
+    #[must_use]
+    pub fn is_of_same_engine(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// The end of an engine, still to come or past.
+#[derive(Debug, Clone)]
+pub struct EngineEnd(Arc<Counters>);
+
+impl EngineEnd {
+    /// True once the engine's thread has ended, and given back the memory of cache and workspace, and of the model if nothing else holds it.
+    #[must_use]
+    pub fn is_past(&self) -> bool {
+        self.0.has_ended()
+    }
 }
 
 impl Drop for Inner {
@@ -327,5 +351,6 @@ impl Drop for Inner {
             // The thread catches panics of the model; one outside of that has been reported to every receiver already.
             drop(thread.join());
         }
+        self.counters.set_ended();
     }
 }

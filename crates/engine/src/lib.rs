@@ -75,7 +75,7 @@ mod tests;
 pub use counters::EngineLoad;
 pub use error::EngineError;
 pub use events::{Event, EventReceiver, FinishReason, ScoredToken};
-pub use handle::{Engine, EngineHandle, EngineLimits, Speculation};
+pub use handle::{Engine, EngineEnd, EngineHandle, EngineLimits, Speculation};
 pub use mask::{TokenMask, TokenSet};
 pub use model::{CacheKind, LoadedAdapter};
 pub use request::{GenerationRequest, Logprobs, Sampling, StopAtIds, StopDecision, StopMatcher};

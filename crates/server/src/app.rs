@@ -36,6 +36,9 @@ pub(crate) fn router(models: ModelRegistry, limits: ServerLimits) -> Router {
         .route("/chat/status", get(page::status))
         .route("/chat/stream", post(page::stream))
         .route("/health", get(health))
+        .route("/models", get(models::states))
+        .route("/models/load", post(models::load))
+        .route("/models/unload", post(models::unload))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{name}", get(models::one))
         .route("/v1/chat/completions", post(chat::complete))
@@ -49,13 +52,13 @@ pub(crate) fn router(models: ModelRegistry, limits: ServerLimits) -> Router {
         .with_state(app)
 }
 
-/// `ok` with status 200 once a model is there, and under `load` what each model's engine does and has done since it was started; models
+/// `ok` with status 200 once a model has been there, and under `load` what each model's engine does and has done since it was started; models
 /// that differ in their adapter share one and its numbers. Until then `starting` with status 503, so that a program can wait for
 /// the status alone.
 async fn health(State(app): State<SharedApp>) -> Response {
     let loads = app.models.loads();
     let models: Vec<_> = loads.iter().map(|(name, _)| name).collect();
-    if models.is_empty() {
+    if app.models.is_starting() {
         let body = json!({"status": "starting", "detail": app.models.status(), "models": []});
         return (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response();
     }

@@ -15,7 +15,7 @@ use crate::app::SharedApp;
 use crate::failure::Failure;
 use crate::generation::{self, AnswerSettings, Generations, Piece, Scores, TotalUsage};
 use crate::sse::{self, ClientGone, EventSink};
-use crate::{body, ids};
+use crate::{background, body, ids};
 
 /// Answers a conversation, whole or in pieces.
 pub(crate) async fn complete(
@@ -46,7 +46,7 @@ pub(crate) async fn complete(
 async fn start(app: &SharedApp, request: ChatRequest) -> Result<Generations, Failure> {
     let model = app.models.get(&request.model)?;
     let places = Arc::clone(&model.encoders);
-    generation::in_background(&places, move || {
+    background::run_in_turn(&places, move || {
         let ChatRequest { model: name, messages, sampling, logprobs, .. } = request;
         let prompt = generation::chat_prompt(&name, &model, messages)?;
         let scores = Scores { n_top: logprobs, of_prompt: false };

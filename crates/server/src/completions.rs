@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::generation::{self, AnswerSettings, Generations, Piece, Scores, TotalUsage};
 use crate::registry::ServedModel;
 use crate::sse::{self, ClientGone, EventSink};
-use crate::{body, ids};
+use crate::{background, body, ids};
 
 /// Continues one or several texts, whole or in pieces.
 pub(crate) async fn complete(
@@ -34,7 +34,7 @@ pub(crate) async fn complete(
     let (ignored, n_answers) = (request.ignored_fields.clone(), request.sampling.n_answers);
     let model = app.models.get(&name)?;
     let places = Arc::clone(&model.encoders);
-    let started = generation::in_background(&places, move || start(&model, request)).await?;
+    let started = background::run_in_turn(&places, move || start(&model, request)).await?;
     let answer = Completion::new(ids::answer_id("cmpl"), ids::unix_time(), name);
     let usage = TotalUsage::new(n_answers);
     let response = if stream == StreamFields::Whole {

@@ -9,6 +9,9 @@ use engine::EngineError;
 use grammar::GrammarError;
 use tracing::{debug, error, warn};
 
+use crate::ServerError;
+use crate::loading::LoadError;
+
 /// A request that gets no answer. The public text never holds a path, an address or a prompt.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -24,6 +27,18 @@ pub(crate) enum Failure {
     UnknownModel { name: String, available: Vec<String> },
     #[error("no model is loaded yet{}{status}", if status.is_empty() { "" } else { ": " })]
     Starting { status: String },
+    #[error("the model `{name}` is loaded already")]
+    AlreadyLoaded { name: String },
+    #[error("the model `{name}` is not loaded")]
+    NotLoaded { name: String },
+    #[error("the model `{name}` is being unloaded: its last answers are still to come")]
+    Unloading { name: String },
+    #[error("the model `{other}` is being loaded, one is at a time")]
+    LoadingAnother { other: String },
+    #[error("{source}")]
+    Load { name: String, source: LoadError },
+    #[error("{error}")]
+    NotServed { error: ServerError },
     #[error("the model `{name}` has no chat template, use /v1/completions")]
     NoChatTemplate { name: String },
     #[error("the model `{name}` was not made to fill gaps: it has no tokens [SUFFIX] and [PREFIX]")]
@@ -71,6 +86,16 @@ impl Failure {
             Self::BodyBroken => (StatusCode::BAD_REQUEST, INVALID, "body_broken"),
             Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
             Self::Starting { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "starting"),
+            Self::AlreadyLoaded { .. } => (StatusCode::CONFLICT, INVALID, "already_loaded"),
+            Self::NotLoaded { .. } => (StatusCode::CONFLICT, INVALID, "not_loaded"),
+            Self::Unloading { .. } => (StatusCode::CONFLICT, INVALID, "unloading"),
+            Self::LoadingAnother { .. } => (StatusCode::CONFLICT, INVALID, "loading_another"),
+            Self::Load { source: LoadError::NoMemory { .. }, .. } => {
+                (StatusCode::INSUFFICIENT_STORAGE, INVALID, "no_memory")
+            }
+            Self::Load { .. } | Self::NotServed { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, INTERNAL, "load_failed")
+            }
             Self::NoChatTemplate { .. } => (StatusCode::BAD_REQUEST, INVALID, "no_chat_template"),
             Self::NoFillInTheMiddle { .. } => {
                 (StatusCode::BAD_REQUEST, INVALID, "no_fill_in_the_middle")
@@ -101,7 +126,12 @@ impl Failure {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Request(error) => error.param(),
-            Self::UnknownModel { .. } | Self::NoChatTemplate { .. } => Some("model"),
+            Self::UnknownModel { .. }
+            | Self::NoChatTemplate { .. }
+            | Self::AlreadyLoaded { .. }
+            | Self::NotLoaded { .. }
+            | Self::Unloading { .. }
+            | Self::Load { .. } => Some("model"),
             Self::NoFillInTheMiddle { .. } => Some("suffix"),
             Self::Grammar { source: GrammarError::Vocabulary { .. }, .. } => Some("model"),
             Self::Grammar { param, .. } => Some(param),

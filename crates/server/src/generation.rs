@@ -16,7 +16,6 @@ use grammar::{Grammar, GrammarMask};
 use tokenizer::{
     AnswerText, ChatTemplate, Conversation, Ending, Message, Role, TextStream, Tokenizer,
 };
-use tokio::sync::Semaphore;
 use tracing::info;
 
 use crate::failure::Failure;
@@ -69,28 +68,6 @@ pub(crate) struct Prompt {
 /// Times that a conversation is rendered whose tokens were counted as too few; one is enough where the template adds the
 /// same to every exchange.
 const MAX_RENDERINGS: usize = 4;
-
-/// Runs work that takes milliseconds outside of the event loop, as much at a time as there are places. A caller that goes away
-/// while it waits leaves its place.
-pub(crate) async fn in_background<T: Send + 'static>(
-    places: &Arc<Semaphore>,
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    let place = Arc::clone(places).acquire_owned().await;
-    let place = place.expect("nobody closes the semaphore");
-    let work = move || {
-        // Kept to the end of the work, which goes on when the caller is gone.
-        let _place = place;
-        work()
-    };
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(Failure::Engine(engine::EngineError::Stopped)),
-        },
-    }
-}
 
 /// Renders a conversation with the model's template. Encoding is linear in the text but not short: call it outside the
 /// event loop.

@@ -5,7 +5,8 @@
 //! tokens come from the engine, through a channel.
 //!
 //! Routes: `GET /health` (whether a model is there, and the load of each), `GET /v1/models`, `GET /v1/models/{name}`,
-//! `POST /v1/chat/completions`, `POST /v1/completions`, and the page at `/` with its files and its own stream. Anything else does
+//! `POST /v1/chat/completions`, `POST /v1/completions`; `GET /models` (all that can be loaded), `POST /models/load`,
+//! `POST /models/unload`; and the page at `/` with its files and its own stream. Anything else does
 //! not exist.
 //!
 //! It listens on loopback only and refuses a foreign `Host` or `Origin`; bodies, heads, connections and waiting requests are
@@ -26,6 +27,7 @@
 
 mod app;
 mod assets;
+mod background;
 mod body;
 mod chat;
 mod completions;
@@ -35,6 +37,7 @@ mod failure;
 mod generation;
 mod guard;
 mod ids;
+mod loading;
 mod markdown;
 mod models;
 mod page;
@@ -46,5 +49,6 @@ mod texts;
 
 pub use config::{ServerConfig, ServerLimits};
 pub use error::ServerError;
+pub use loading::{LoadError, ModelSource};
 pub use registry::{LoadedModel, ModelRegistry, SamplingDefaults};
 pub use run::{BoundServer, RunningServer, bind};

@@ -15,13 +15,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::app::SharedApp;
-use crate::assets;
-use crate::body;
 use crate::failure::Failure;
 use crate::generation::{self, AnswerSettings, Generations, Piece, Scores};
 use crate::markdown::BlockStream;
 use crate::sse::{self, ClientGone, EventSink};
 use crate::texts::{Language, Texts};
+use crate::{assets, background, body};
 
 /// Shortest time between the first token and the last that a speed is worked out from: tokens that were there already say
 /// nothing of it.
@@ -136,7 +135,7 @@ pub(crate) async fn stream(
     }
     let model = app.models.get(&request.model)?;
     let places = Arc::clone(&model.encoders);
-    let (generations, n_left_out) = generation::in_background(&places, move || {
+    let (generations, n_left_out) = background::run_in_turn(&places, move || {
         let ChatRequest { model: name, messages, sampling, .. } = request;
         let (prompt, n_left_out) = generation::recent_chat_prompt(&name, &model, messages)?;
         let scores = Scores::default();

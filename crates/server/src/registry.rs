@@ -1,7 +1,7 @@
 //! The models being served; they may be added and removed while the server runs.
 
 use std::ops::Deref;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 
 use api::ModelCard;
 use engine::{EngineHandle, EngineLoad, LoadedAdapter};
@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::ServerError;
 use crate::failure::Failure;
+use crate::loading::Loading;
 
 /// Prompts of one model that are encoded at a time; a hostile one takes some 100 MiB while it is.
 const MAX_ENCODERS: usize = 2;
@@ -86,9 +87,35 @@ impl Deref for ServedModel {
 pub struct ModelRegistry(Arc<RwLock<Models>>);
 
 #[derive(Default)]
-struct Models {
-    entries: Vec<(String, Arc<ServedModel>)>,
+pub(crate) struct Models {
+    pub(crate) entries: Vec<(String, Arc<ServedModel>)>,
     status: String,
+    /// What is being loaded and unloaded over HTTP.
+    pub(crate) loading: Loading,
+}
+
+impl Models {
+    /// What is going on while no model is there, or why none is.
+    fn status(&self) -> String {
+        match &self.loading.name {
+            Some(name) => format!("loading {name}"),
+            None if self.loading.source.is_some() => "no model is loaded".to_owned(),
+            None => self.status.clone(),
+        }
+    }
+
+    /// True before there is a model, and none can be loaded by clients.
+    fn is_starting(&self) -> bool {
+        self.entries.is_empty() && self.loading.source.is_none()
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.entries.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.entries.iter().any(|(other, _)| other == name)
+    }
 }
 
 impl ModelRegistry {
@@ -115,8 +142,8 @@ impl ModelRegistry {
                 tokenizer_vocab_size,
             });
         }
-        let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if models.entries.iter().any(|(other, _)| other == name) {
+        let mut models = self.write();
+        if models.contains(name) {
             return Err(ServerError::DuplicateModel { name: name.to_owned() });
         }
         let encoders = Arc::new(Semaphore::new(MAX_ENCODERS));
@@ -129,7 +156,7 @@ impl ModelRegistry {
     /// handle the engine stops, for which whoever drops it waits as long as a step takes, and its memory is free.
     #[must_use]
     pub fn remove(&self, name: &str) -> bool {
-        let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut models = self.write();
         let position = models.entries.iter().position(|(other, _)| other == name);
         let removed = position.map(|position| models.entries.remove(position));
         // Its engine may have to end first, for which nobody must wait.
@@ -139,13 +166,13 @@ impl ModelRegistry {
 
     /// Says what is going on while no model is there, such as the step of a training run.
     pub fn set_status(&self, status: &str) {
-        status.clone_into(&mut self.0.write().unwrap_or_else(PoisonError::into_inner).status);
+        status.clone_into(&mut self.write().status);
     }
 
     /// Names of the models.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.read(|models| models.entries.iter().map(|(name, _)| name.clone()).collect())
+        self.read(Models::names)
     }
 
     /// What the engine of each model does and has done.
@@ -155,8 +182,12 @@ impl ModelRegistry {
         self.read(|models| models.entries.iter().map(of_model).collect())
     }
 
+    pub(crate) fn is_starting(&self) -> bool {
+        self.read(Models::is_starting)
+    }
+
     pub(crate) fn status(&self) -> String {
-        self.read(|models| models.status.clone())
+        self.read(Models::status)
     }
 
     pub(crate) fn cards(&self) -> Vec<ModelCard> {
@@ -173,18 +204,22 @@ impl ModelRegistry {
 
     pub(crate) fn get(&self, name: &str) -> Result<Arc<ServedModel>, Failure> {
         self.read(|models| {
-            if models.entries.is_empty() {
-                return Err(Failure::Starting { status: models.status.clone() });
-            }
             let found = models.entries.iter().find(|(other, _)| other == name);
-            found.map(|(_, model)| Arc::clone(model)).ok_or_else(|| {
-                let available = models.entries.iter().map(|(name, _)| name.clone()).collect();
-                Failure::UnknownModel { name: name.to_owned(), available }
-            })
+            match found {
+                Some((_, model)) => Ok(Arc::clone(model)),
+                None if models.is_starting() => Err(Failure::Starting { status: models.status() }),
+                None => {
+                    Err(Failure::UnknownModel { name: name.to_owned(), available: models.names() })
+                }
+            }
         })
     }
 
-    fn read<T>(&self, f: impl FnOnce(&Models) -> T) -> T {
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Models> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn read<T>(&self, f: impl FnOnce(&Models) -> T) -> T {
         f(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

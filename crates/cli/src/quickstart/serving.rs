@@ -1,6 +1,7 @@
 //! The API and the chat page. The port is open from the beginning.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use eval::report::Report;
@@ -8,12 +9,10 @@ use formats::model_dir::ModelDir;
 use server::{ModelRegistry, RunningServer, ServerConfig};
 
 use crate::context::{Context, Form};
-use crate::engine_args::EngineArgs;
 use crate::failure::Failure;
 use crate::names::folder_name;
-use crate::open_model::LoadArgs;
 use crate::os::StopSignals;
-use crate::serve::{self, Settings};
+use crate::shelf::{NamedModel, Settings, Shelf};
 
 /// A server that has no model yet.
 pub(crate) struct Serving {
@@ -47,14 +46,21 @@ impl Serving {
         signals: &mut StopSignals,
         context: &Context,
     ) -> anyhow::Result<()> {
+        let mut models = Vec::new();
         for model in report.models.iter().rev() {
             let path = Path::new(&model.directory);
             let dir = ModelDir::open(path)
                 .with_context(|| format!("cannot open model {}", path.display()))?;
-            let (load, engine) = (&LoadArgs::default(), &EngineArgs::default());
-            let settings = Settings { load, engine, adapters: &[] };
-            serve::add(&self.registry, (&folder_name(path), &dir), &settings, context)?;
+            models.push((folder_name(path), dir));
         }
+        let named = models.iter().map(|(name, dir)| NamedModel::new(name, dir)).collect();
+        let shelf = Shelf::new(named, Settings::default(), context);
+        for (name, dir) in models {
+            for (name, model) in shelf.load_dir(&name, &dir)? {
+                self.registry.add(&name, model)?;
+            }
+        }
+        self.registry.load_from(Arc::new(shelf));
         let url = format!("http://{}", self.server.address());
         match context.form() {
             Form::Text => context.print(&format!("\n{url}\n"))?,

@@ -182,7 +182,13 @@ fn adapters_are_served_beside_their_model() {
         let body: Value = serde_json::from_str(body).unwrap();
         body["choices"][0]["logprobs"]["token_logprobs"].clone()
     };
-    assert_ne!(answer("tiny-1"), answer("changed"));
+    let answers = (answer("tiny-1"), answer("changed"));
+    assert_ne!(answers.0, answers.1);
+    for (what, body) in [("unload", r#"{"model": "tiny-1"}"#), ("load", r#"{"model": "tiny-1"}"#)] {
+        let changed = post(started["url"].as_str().unwrap(), &format!("/models/{what}"), body);
+        assert!(changed.contains(r#""models":["tiny-1","changed"]"#), "{changed}");
+    }
+    assert_eq!((answer("tiny-1"), answer("changed")), answers, "they come back as they were");
     signal(&child, "-TERM");
     Finished::of(child).expect(143);
     for wrong in
@@ -194,6 +200,116 @@ fn adapters_are_served_beside_their_model() {
         ["serve", "--port", "0", "--model", "tiny-1", "--adapters", "a=nowhere", "--json"];
     let error = home.run(&missing).expect(1).json_error();
     assert!(error["message"].as_str().unwrap().contains("nowhere"), "{error}");
+}
+
+/// A model of some 36 MiB in the home, whose numbers are all zero, with the tokenizer of `tiny-1`.
+fn make_large_model(home: &Home, name: &str) {
+    let tiny = home.inside("models/tiny-1");
+    let config = std::fs::read_to_string(tiny.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    let (hidden, ffn, n_layers, head_dim) = (512, 1536, 4, 64);
+    for (key, value) in [
+        ("hidden_size", hidden),
+        ("intermediate_size", ffn),
+        ("num_hidden_layers", n_layers),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 4),
+        ("head_dim", head_dim),
+    ] {
+        config[key] = value.into();
+    }
+    let dir = home.inside(&format!("models/{name}"));
+    std::fs::create_dir(&dir).unwrap();
+    for file in testkit::test_dir::names_in(&tiny) {
+        if file != "model.safetensors" {
+            std::fs::copy(tiny.join(&file), dir.join(&file)).unwrap();
+        }
+    }
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let vocab_size = config["vocab_size"].as_u64().unwrap() as usize;
+    let zeros = vec![0.0; hidden * ffn.max(vocab_size)];
+    let of_layer = [
+        ("input_layernorm", vec![hidden]),
+        ("self_attn.q_proj", vec![8 * head_dim, hidden]),
+        ("self_attn.k_proj", vec![4 * head_dim, hidden]),
+        ("self_attn.v_proj", vec![4 * head_dim, hidden]),
+        ("self_attn.o_proj", vec![hidden, 8 * head_dim]),
+        ("post_attention_layernorm", vec![hidden]),
+        ("mlp.gate_proj", vec![ffn, hidden]),
+        ("mlp.up_proj", vec![ffn, hidden]),
+        ("mlp.down_proj", vec![hidden, ffn]),
+    ];
+    let mut tensors = vec![
+        ("model.embed_tokens".to_owned(), vec![vocab_size, hidden]),
+        ("model.norm".to_owned(), vec![hidden]),
+    ];
+    for i in 0..n_layers {
+        let name = |of: &str| format!("model.layers.{i}.{of}");
+        tensors.extend(of_layer.iter().map(|(of, shape)| (name(of), shape.clone())));
+    }
+    if config["tie_word_embeddings"] == false {
+        tensors.push(("lm_head".to_owned(), vec![vocab_size, hidden]));
+    }
+    let tensors = tensors.into_iter().map(|(name, shape)| TensorSource {
+        name: format!("{name}.weight"),
+        dtype: TensorDtype::F32,
+        data: TensorData::F32(&zeros[..shape.iter().product()]),
+        shape,
+    });
+    write_safetensors(&dir.join("model.safetensors"), tensors).unwrap();
+}
+
+/// Memory of a process that no file stands behind.
+fn anonymous_mib(child: &Child) -> usize {
+    let path = format!("/proc/{}/smaps_rollup", child.id());
+    let sums = std::fs::read_to_string(path).unwrap();
+    let line = sums.lines().find(|line| line.starts_with("Anonymous:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
+}
+
+#[test]
+fn a_model_is_loaded_and_unloaded_over_http_and_its_memory_given_back() {
+    let home = Home::new("unload");
+    home.make_model();
+    let (child, address) = start(&home, &["--model", "tiny-1"]);
+    // A model that came after the start.
+    make_large_model(&home, "large");
+    let change = |what: &str, name: &str| {
+        let body = serde_json::json!({ "model": name }).to_string();
+        let answer = post(&address, &format!("/models/{what}"), &body);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head[9..12].to_owned(), serde_json::from_str::<Value>(body).unwrap())
+    };
+    let ask = |name: &str| {
+        let body = serde_json::json!({"model": name, "prompt": "le vent", "max_tokens": 8});
+        post(&address, "/v1/completions", &body.to_string())[9..12].to_owned()
+    };
+    assert_eq!((ask("tiny-1"), ask("large")), ("200".to_owned(), "404".to_owned()));
+    let before = anonymous_mib(&child);
+    for _ in 0..3 {
+        assert_eq!(change("load", "large").1["models"], serde_json::json!(["large"]));
+        assert_eq!(ask("large"), "200");
+        let loaded = anonymous_mib(&child);
+        assert!(loaded >= before + 30, "{loaded} MiB with a model, {before} without");
+        assert_eq!(change("unload", "large").0, "200");
+        let left = anonymous_mib(&child);
+        assert!(left <= before + 8, "{left} MiB left of {loaded}, {before} before");
+    }
+    // Names are those of the home, and of nothing beside it.
+    for name in ["../models/large", "models/large", "/", "", "."] {
+        assert_eq!(change("load", name).0, "404", "{name}");
+    }
+    std::fs::write(home.inside("models/large/tokenizer.json"), "{").unwrap();
+    let (status, body) = change("load", "large");
+    assert_eq!(status, "500");
+    assert!(!body.to_string().contains("models/"), "no path is told: {body}");
+    assert_eq!(change("unload", "tiny-1").0, "200");
+    assert!(get(&address, "/models").contains(r#""status":{"value":"unloaded"}"#));
+    assert!(get(&address, "/health").starts_with("HTTP/1.1 200"));
+    assert_eq!((change("load", "tiny-1").0, ask("tiny-1")), ("200".to_owned(), "200".to_owned()));
+    signal(&child, "-TERM");
+    let finished = Finished::of(child).expect(143);
+    assert!(finished.stderr.contains("not loaded"), "the log says why: {finished:?}");
 }
 
 fn post(address: &str, path: &str, body: &str) -> String {

@@ -14,13 +14,13 @@ use crate::fixture::{chat, model, model_config, wait_for};
 
 const CHAT: &str = "/v1/chat/completions";
 
-fn adapter(config: &ModelConfig, seed: u64) -> Arc<LoadedAdapter> {
+pub(crate) fn adapter(config: &ModelConfig, seed: u64) -> Arc<LoadedAdapter> {
     let device = Device::Cpu(Compute::forced(Family::Reference, 1).unwrap());
     Arc::new(LoadedAdapter::random(&device, config, DType::F32, 2, seed))
 }
 
 /// The same model with an adapter, in the same engine.
-fn with_adapter(base: &LoadedModel, adapter: Arc<LoadedAdapter>) -> LoadedModel {
+pub(crate) fn with_adapter(base: &LoadedModel, adapter: Arc<LoadedAdapter>) -> LoadedModel {
     LoadedModel {
         engine: base.engine.clone(),
         adapter: Some(adapter),

@@ -21,13 +21,30 @@ fn limited(change: impl FnOnce(&mut ServerLimits)) -> ServerConfig {
 #[test]
 fn other_hosts_and_origins_are_refused_on_every_route() {
     let fixture = fixture::start();
-    for path in ["/", "/health", "/v1/models", "/assets/chat.js", "/nothing"] {
+    for path in ["/", "/health", "/models", "/v1/models", "/assets/chat.js", "/nothing"] {
         let foreign = get_with(fixture.address(), path, &[("Host", "evil.example")]);
         assert_eq!((foreign.status, &foreign.error()["code"]), (403, &json!("foreign_host")));
         let foreign = get_with(fixture.address(), path, &[("Origin", "http://evil.example")]);
         assert_eq!((foreign.status, &foreign.error()["code"]), (403, &json!("foreign_origin")));
         let own = get_with(fixture.address(), path, &[("Origin", "http://localhost")]);
         assert_ne!(own.status, 403, "{path}");
+    }
+    for path in [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/chat/stream",
+        "/models/load",
+        "/models/unload",
+    ] {
+        let mut connection = Connection::open(fixture.address());
+        connection.request(
+            "POST",
+            path,
+            &[("Origin", "http://evil.example")],
+            br#"{"model": "tiny"}"#,
+        );
+        let foreign = connection.response();
+        assert_eq!((foreign.status, &foreign.error()["code"]), (403, &json!("foreign_origin")));
     }
 }
 

@@ -10,4 +10,5 @@ mod api;
 mod choices;
 mod lifecycle;
 mod limits;
+mod loading;
 mod page;
