@@ -31,7 +31,7 @@ mod avx512;
 mod widened;
 
 /// Length of a block of K; a multiple of every [`Operand::K_STEP`] and of what quantised rows are unpacked by. On AMX, where it cuts no
-/// sum, the K of rows that are packed together.
+/// sum, the K of rows that are packed together where there is more than [`AMX_WHOLE_K`].
 pub const K_BLOCK: usize = 1024;
 
 /// Rows and columns of one task where there are many rows, and where there are few. Rows are a multiple of the tile heights
@@ -50,9 +50,13 @@ const WIDENED_TASK: [usize; 2] = [384, 512];
 /// a product whose sums are rounded within it.
 const FEW_ROWS: usize = 48;
 
-/// Most rows and columns of a task of bf16 on AMX, whose rows are packed: where K comes in one part, and where sums are held from
-/// part to part, in the second-level cache beside the rows.
-const AMX_TASK: [usize; 2] = [512, 1024];
+/// The most of K for which rows that are packed on AMX stay in the second-level cache while all columns of a task pass by.
+const AMX_WHOLE_K: usize = 2048;
+
+/// Most rows and columns of a task of bf16 on AMX, whose rows are packed: half a MiB or one of them, and, where K comes in parts, sums that
+/// are held from part to part.
+const AMX_TASK: [usize; 2] = [512, 4096];
+const AMX_TASK_OF_LONG_ROWS: [usize; 2] = [256, 4096];
 const AMX_TASK_OF_PARTS: [usize; 2] = [256, 1024];
 
 /// The left operand, `[m, k]`.
@@ -388,7 +392,11 @@ fn task_size<T: Operand>(
     match (a, b) {
         (Left::Rows { .. }, _) if m <= FEW_ROWS => TASK_OF_FEW_ROWS,
         (_, Right::Panels(_)) if is_amx => {
-            let most = if k > K_BLOCK { AMX_TASK_OF_PARTS } else { AMX_TASK };
+            let most = match k {
+                ..=K_BLOCK => AMX_TASK,
+                ..=AMX_WHOLE_K => AMX_TASK_OF_LONG_ROWS,
+                _ => AMX_TASK_OF_PARTS,
+            };
             shared_out(compute.n_threads(), most, [m, n])
         }
         (Left::Columns { .. }, _) => shared_out(compute.n_threads(), TASK_OF_COLUMNS, [m, n]),

@@ -27,8 +27,9 @@ const L1_STEPS: usize = 16;
 /// Rows of earlier sums that are written in one step of K.
 const ROWS_PER_STEP: usize = 4;
 
-/// Groups of the panels that come next that are brought into the second-level cache in one step of K.
-const NEXT_PER_STEP: usize = 64;
+/// Groups of each half of the two panels that come next that are brought into the second-level cache in one step of K: a line. Four
+/// places at a time are asked for because a line of a run takes longer to come than one of another page.
+const NEXT_PER_STEP: usize = 16;
 
 /// Bytes of a task's output from which on it is not brought into the caches before it is overwritten.
 const STREAMED_BYTES: usize = 512 << 10;
@@ -174,8 +175,9 @@ struct Product {
     a: [*const u32; 2],
     b: [*const u32; 2],
     n_steps: usize,
-    /// What is asked for meanwhile: [`NEXT_PER_STEP`] groups in each step. It need not be readable.
-    next: *const u32,
+    /// What is asked for meanwhile: [`NEXT_PER_STEP`] groups in each step, there and half of the steps behind, of two panels. It need
+    /// not be readable.
+    next: [*const u32; 2],
     /// Sums of the steps before; null where there are none.
     from: *const f32,
     to: *mut f32,
@@ -236,18 +238,19 @@ impl Squares<'_> {
     }
 
     /// What to ask for while a pair of bundles is multiplied: a part of the next steps of K, of both panels.
-    fn next_panels(&self, column: usize, steps: &Range<usize>, pair: usize) -> *const u32 {
+    fn next_panels(&self, column: usize, steps: &Range<usize>, pair: usize) -> [*const u32; 2] {
         let block = self.block;
         let (column, step) =
             if steps.end < self.n_steps { (column, steps.end) } else { (column + SQUARE, 0) };
-        let (panel_len, first) = (steps.len() * TILE_LEN, pair * steps.len() * NEXT_PER_STEP);
-        let panel = column / PANEL_WIDTH + first / panel_len;
-        if first >= 2 * panel_len || panel * PANEL_WIDTH >= block.n_columns {
+        let first = pair * steps.len() * NEXT_PER_STEP;
+        if first >= steps.len() * TILE_LEN / 2 || column >= block.n_columns {
             // There is nothing to ask for: these lines are in the cache.
-            return block.b;
+            return [block.b; 2];
         }
-        let start = panel * block.b_panel_stride + step * TILE_LEN + first % panel_len;
-        block.b.wrapping_add(start)
+        let start = column / PANEL_WIDTH * block.b_panel_stride + step * TILE_LEN + first;
+        let left = block.b.wrapping_add(start);
+        let is_single = column + PANEL_WIDTH >= block.n_columns;
+        [left, if is_single { left } else { left.wrapping_add(block.b_panel_stride) }]
     }
 
     /// Multiplies, and writes pending sums meanwhile.
@@ -360,8 +363,14 @@ macro_rules! multiply_and_write {
         /// Operands and sums of the product are readable and writable, pending sums for four rows a step with `copy_steps` of them,
         /// and their place in an output with rows at a distance of `stride` bytes.
         unsafe fn $name(product: &Product, pending: Pending, copy_steps: usize, stride: usize) {
-            // There are more pointers than registers: those of sums and of what comes next take turns in one.
-            let turns = [product.from.cast::<u8>(), product.next.cast(), product.to.cast_const().cast()];
+            // There is more than registers hold: what is in this list takes turns.
+            let turns = [
+                product.from.addr(),
+                product.next[0].addr(),
+                product.next[1].addr(),
+                product.n_steps - copy_steps,
+                product.to.addr(),
+            ];
             // SAFETY: the caller's promise; all tiles and registers used are declared as clobbered.
             unsafe {
                 asm!(
@@ -375,7 +384,9 @@ macro_rules! multiply_and_write {
                     "3:",
                     "mov {wide:e}, 64",
                     "mov {next}, [{turns} + 8]",
-                    "test {copies}, {copies}", "jz 5f",
+                    "vmovq xmm24, {turns}",
+                    "mov {turns}, [{turns} + 16]",
+                    "test {n}, {n}", "jz 5f",
                     "4:",
                     "tileloaddt1 tmm4, [{a0} + {wide}]", "tileloadd tmm6, [{b0} + {wide}]",
                     "vmovups zmm16, [{from}]", "vmovups zmm17, [{from} + 64]",
@@ -395,35 +406,40 @@ macro_rules! multiply_and_write {
                     "lea {place}, [{place} + 2 * {stride}]",
                     $($ask,)*
                     "lea {place}, [{place} + 2 * {stride}]",
-                    "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]",
-                    "prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256",
+                    "prefetcht1 [{next}]", "prefetcht1 [{next} + {half}]",
+                    "prefetcht1 [{turns}]", "prefetcht1 [{turns} + {half}]",
+                    "add {next}, 64", "add {turns}, 64",
                     "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
-                    "dec {n}", "dec {copies}", "jnz 4b",
-                    "test {n}, {n}", "jz 6f",
+                    "dec {n}", "jnz 4b",
                     "5:",
+                    "vmovq {n}, xmm24", "mov {n}, [{n} + 24]",
+                    "test {n}, {n}", "jz 7f",
+                    "6:",
                     "tileloaddt1 tmm4, [{a0} + {wide}]", "tileloadd tmm6, [{b0} + {wide}]",
                     "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {wide}]",
                     "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {wide}]",
                     "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
-                    "prefetcht1 [{next}]", "prefetcht1 [{next} + 64]",
-                    "prefetcht1 [{next} + 128]", "prefetcht1 [{next} + 192]", "add {next}, 256",
+                    "prefetcht1 [{next}]", "prefetcht1 [{next} + {half}]",
+                    "prefetcht1 [{turns}]", "prefetcht1 [{turns} + {half}]",
+                    "add {next}, 64", "add {turns}, 64",
                     "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
-                    "dec {n}", "jnz 5b",
-                    "6:",
+                    "dec {n}", "jnz 6b",
+                    "7:",
                     "mov {wide:e}, 128",
-                    "mov {next}, [{turns} + 16]",
+                    "vmovq {turns}, xmm24",
+                    "mov {next}, [{turns} + 32]",
                     "tilestored [{next} + {wide}], tmm0", "tilestored [{next} + {wide} + 64], tmm1",
                     "tilestored [{next} + {wide} + 2048], tmm2", "tilestored [{next} + {wide} + 2112], tmm3",
                     a0 = inout(reg) product.a[0] => _, a1 = inout(reg) product.a[1] => _,
                     b0 = inout(reg) product.b[0] => _, b1 = inout(reg) product.b[1] => _,
-                    n = inout(reg) product.n_steps => _, copies = inout(reg) copy_steps => _,
-                    wide = inout(reg) 128_usize => _, turns = in(reg) turns.as_ptr(), next = out(reg) _,
+                    n = inout(reg) copy_steps => _, half = in(reg) product.n_steps * TILE_LEN * 2,
+                    wide = inout(reg) 128_usize => _, turns = inout(reg) turns.as_ptr() => _, next = out(reg) _,
                     from = inout(reg) pending.from => _, to = inout(reg) pending.to => _,
                     stride = in(reg) stride, place = inout(reg) product.out => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
-                    out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+                    out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _, out("zmm24") _,
                     options(nostack),
                 );
             }

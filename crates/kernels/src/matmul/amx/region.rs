@@ -3,7 +3,9 @@
 
 use super::packed::{self, Part};
 use crate::compute::Family;
-use crate::matmul::{Block, FEW_ROWS, K_BLOCK, Left, Region, Right, rows_len, unpacked_lens};
+use crate::matmul::{
+    AMX_WHOLE_K, Block, FEW_ROWS, K_BLOCK, Left, Region, Right, rows_len, unpacked_lens,
+};
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
 use crate::pool::{TileScratch, reinterpret};
@@ -61,8 +63,8 @@ unsafe fn multiply_parts<T: Operand>(
     block: Block,
 ) {
     let Region { row, n_rows, column, n_columns } = region;
-    let (k_padded, max_k) = (padded_k::<T>(k), K_BLOCK.min(k));
-    let n_parts = k.div_ceil(K_BLOCK);
+    let (k_padded, max_k) = (padded_k::<T>(k), if k > AMX_WHOLE_K { K_BLOCK } else { k });
+    let n_parts = k.div_ceil(max_k);
     let [unpacking_len, unpacked_len] = unpacked_lens::<T>(b, n_columns, max_k);
     let [tiles, sums, unpacking, unpacked] = scratch.floats([
         packed::tiles_len(n_rows, padded_k::<T>(max_k) / T::GROUP),
@@ -70,8 +72,8 @@ unsafe fn multiply_parts<T: Operand>(
         unpacking_len,
         unpacked_len,
     ]);
-    for first_k in (0..k).step_by(K_BLOCK) {
-        let part_k = K_BLOCK.min(k - first_k);
+    for first_k in (0..k).step_by(max_k) {
+        let part_k = max_k.min(k - first_k);
         let (b, b_panel_len) = match b {
             Right::Panels(panels) => {
                 let start = panel_index::<T>(column, first_k, k_padded);
