@@ -55,8 +55,8 @@ const AMX_WHOLE_K: usize = 2048;
 
 /// Most rows and columns of a task of bf16 on AMX, whose rows are packed: half a MiB or one of them, and, where K comes in parts, sums that
 /// are held from part to part.
-const AMX_TASK: [usize; 2] = [512, 4096];
-const AMX_TASK_OF_LONG_ROWS: [usize; 2] = [256, 4096];
+const AMX_TASK: [usize; 2] = [512, 1024];
+const AMX_TASK_OF_LONG_ROWS: [usize; 2] = [256, 1024];
 const AMX_TASK_OF_PARTS: [usize; 2] = [256, 1024];
 
 /// The left operand, `[m, k]`.
@@ -238,19 +238,13 @@ pub fn matmul_columns<T: Operand, O: Operand>(
         KernelPath::ProductBf16
     });
     let rounding = Rounding::of::<T, O>(compute.family(), a, [m, k], write);
-    let [task_rows, task_columns] = task_size(compute, a, b, [m, n, k], rounding);
-    let (n_row_tasks, n_column_tasks) = (m.div_ceil(task_rows), n.div_ceil(task_columns));
+    let tasks = Tasks::new(compute, a, b, [m, n, k], rounding);
     let parts = SliceParts::new(out);
     let family = compute.family();
-    compute.pool().run(n_row_tasks * n_column_tasks, |task_idx, scratch| {
-        let (row, column) =
-            (task_idx % n_row_tasks * task_rows, task_idx / n_row_tasks * task_columns);
-        let region = Region {
-            row,
-            n_rows: task_rows.min(m - row),
-            column,
-            n_columns: task_columns.min(n - column),
-        };
+    let job = compute.pool().job_number();
+    compute.pool().run(tasks.n(), |task_idx, scratch| {
+        let region = tasks.region(job, task_idx);
+        let (row, column) = (region.row, region.column);
         let operands = (a, b, k);
         // SAFETY: shapes were checked above; regions of different tasks do not overlap.
         unsafe {
@@ -378,46 +372,85 @@ impl<O: Operand> LaneKernel for RoundSums<'_, O> {
     }
 }
 
-/// Rows and columns of a task.
-fn task_size<T: Operand>(
-    compute: &Compute,
-    a: Left<'_, T>,
-    b: Right<'_, T>,
-    [m, n, k]: [usize; 3],
-    rounding: Rounding,
-) -> [usize; 2] {
-    // Sums that are rounded afterwards would not stay in the second-level cache if they were those of a large task.
-    let is_rounded_after = rounding == Rounding::AfterProduct;
-    let is_amx = compute.family() == Family::Amx && T::GROUP == 2 && !is_rounded_after;
-    match (a, b) {
-        (Left::Rows { .. }, _) if m <= FEW_ROWS => TASK_OF_FEW_ROWS,
-        (_, Right::Panels(_)) if is_amx => {
-            let most = match k {
-                ..=K_BLOCK => AMX_TASK,
-                ..=AMX_WHOLE_K => AMX_TASK_OF_LONG_ROWS,
-                _ => AMX_TASK_OF_PARTS,
-            };
-            shared_out(compute.n_threads(), most, [m, n])
-        }
-        (Left::Columns { .. }, _) => shared_out(compute.n_threads(), TASK_OF_COLUMNS, [m, n]),
-        (_, Right::Panels(_)) if T::GROUP == 2 && widened::is_of(compute.family()) => {
-            let [rows, columns] = WIDENED_TASK;
-            let rows = if k > K_BLOCK / 2 { rows / 2 } else { rows };
-            let columns = if is_rounded_after { columns / 2 } else { columns };
-            shared_out(compute.n_threads(), [rows, columns], [m, n])
-        }
-        (Left::Rows { .. }, _) => TASK_OF_ROWS,
+/// How a product is cut into tasks.
+#[derive(Clone, Copy, Debug)]
+struct Tasks {
+    /// Rows and columns of the output.
+    shape: [usize; 2],
+    /// Rows and columns of a task.
+    size: [usize; 2],
+    order: Order,
+}
+
+/// Which tasks follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// Those of the same columns, whose panels are near then.
+    RowsFirst,
+    /// Those of the same rows, where these stay packed.
+    ColumnsFirst,
+}
+
+impl Tasks {
+    fn new<T: Operand>(
+        compute: &Compute,
+        a: Left<'_, T>,
+        b: Right<'_, T>,
+        [m, n, k]: [usize; 3],
+        rounding: Rounding,
+    ) -> Self {
+        let n_threads = compute.n_threads();
+        // Sums that are rounded afterwards would not stay in the second-level cache if they were those of a large task.
+        let is_rounded_after = rounding == Rounding::AfterProduct;
+        let is_amx = compute.family() == Family::Amx && T::GROUP == 2 && !is_rounded_after;
+        let mut order = Order::RowsFirst;
+        let size = match (a, b) {
+            (Left::Rows { .. }, _) if m <= FEW_ROWS => TASK_OF_FEW_ROWS,
+            (_, Right::Panels(_)) if is_amx && k > AMX_WHOLE_K => {
+                shared_out(n_threads, AMX_TASK_OF_PARTS, [m, n])
+            }
+            (_, Right::Panels(_)) if is_amx => {
+                order = Order::ColumnsFirst;
+                let most = if k > K_BLOCK { AMX_TASK_OF_LONG_ROWS } else { AMX_TASK };
+                shared_out(n_threads, most, [m, n])
+            }
+            (Left::Columns { .. }, _) => shared_out(n_threads, TASK_OF_COLUMNS, [m, n]),
+            (_, Right::Panels(_)) if T::GROUP == 2 && widened::is_of(compute.family()) => {
+                let [rows, columns] = WIDENED_TASK;
+                let rows = if k > K_BLOCK / 2 { rows / 2 } else { rows };
+                let columns = if is_rounded_after { columns / 2 } else { columns };
+                shared_out(n_threads, [rows, columns], [m, n])
+            }
+            (Left::Rows { .. }, _) => TASK_OF_ROWS,
+        };
+        Self { shape: [m, n], size, order }
+    }
+
+    fn n(&self) -> usize {
+        let [m, n] = self.shape;
+        m.div_ceil(self.size[0]) * n.div_ceil(self.size[1])
+    }
+
+    fn region(&self, job: u64, task_idx: usize) -> Region {
+        let ([m, n], [rows, columns]) = (self.shape, self.size);
+        let (row_idx, column_idx) = match self.order {
+            Order::RowsFirst => (task_idx % m.div_ceil(rows), task_idx / m.div_ceil(rows)),
+            Order::ColumnsFirst => (task_idx / n.div_ceil(columns), task_idx % n.div_ceil(columns)),
+        };
+        let (row, column) = (row_idx * rows, column_idx * columns);
+        let (n_rows, n_columns) = (rows.min(m - row), columns.min(n - column));
+        Region { job: Some(job), row, n_rows, column, n_columns }
     }
 }
 
-/// Tasks as large as leaves enough of them for all threads.
+/// Tasks of one size, as large as leaves enough of them for all threads.
 fn shared_out(
     n_threads: usize,
     [most_rows, most_columns]: [usize; 2],
     [m, n]: [usize; 2],
 ) -> [usize; 2] {
-    let mut rows = most_rows.min(m.next_multiple_of(32));
-    let mut columns = most_columns.min(n.next_multiple_of(32));
+    let even = |len: usize, most: usize| len.div_ceil(len.div_ceil(most)).next_multiple_of(32);
+    let (mut rows, mut columns) = (even(m, most_rows), even(n, most_columns));
     let n_wanted = if n_threads == 1 { 1 } else { 2 * n_threads };
     while m.div_ceil(rows) * n.div_ceil(columns) < n_wanted {
         if columns > 256 && columns >= rows {
@@ -453,7 +486,7 @@ pub(crate) fn matmul_here<T: Operand>(
         return;
     }
     assert!(out_stride >= n && out.len() >= rows_len(m, out_stride, n), "out is [{m}, {n}]");
-    let region = Region { row: 0, n_rows: m, column: 0, n_columns: n };
+    let region = Region { job: None, row: 0, n_rows: m, column: 0, n_columns: n };
     let out = out.as_mut_ptr();
     let block = Block { out, out_stride, n_rows: m, n_columns: n, write, ..Block::NONE };
     // SAFETY: shapes were checked above, and `out` is borrowed mutably.
@@ -494,6 +527,8 @@ fn rows_len(n_rows: usize, stride: usize, width: usize) -> usize {
 /// A rectangle of the output.
 #[derive(Clone, Copy, Debug)]
 struct Region {
+    /// The job of the task, if other regions of the same product may come before and after.
+    job: Option<u64>,
     row: usize,
     n_rows: usize,
     column: usize,

@@ -36,6 +36,19 @@ pub struct Scratch {
 #[derive(Debug, Default)]
 pub(crate) struct TileScratch {
     floats: Vec<Buffer<f32>>,
+    /// Whose rows lie packed in the first of them; whoever puts something else there says so.
+    pub(crate) packed: Option<PackedRows>,
+}
+
+/// Rows of the left operand of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PackedRows {
+    /// The product, by [`Pool::job_number`].
+    pub(crate) job: u64,
+    /// The first row.
+    pub(crate) row: usize,
+    /// How many there are.
+    pub(crate) n_rows: usize,
 }
 
 impl TileScratch {
@@ -186,6 +199,7 @@ pub struct Pool {
     workers: Vec<Worker>,
     /// Scratch of the calling thread; its lock also serialises callers.
     caller: Mutex<Scratch>,
+    n_jobs: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -213,7 +227,8 @@ impl Pool {
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
-        let mut pool = Self { shared, workers: Vec::new(), caller: Mutex::default() };
+        let (caller, n_jobs) = (Mutex::default(), AtomicU64::new(0));
+        let mut pool = Self { shared, workers: Vec::new(), caller, n_jobs };
         for worker_idx in 1..n_threads {
             let (shared, parked) = (Arc::clone(&pool.shared), Arc::new(AtomicBool::new(false)));
             let worker_parked = Arc::clone(&parked);
@@ -231,6 +246,11 @@ impl Pool {
     #[must_use]
     pub fn n_threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// A number that no other call gives: what tasks of one job leave in their scratch for one another is marked with it.
+    pub(crate) fn job_number(&self) -> u64 {
+        self.n_jobs.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Calls `task(task_idx, scratch)` once for every index below `n_tasks`, in any order, on all threads.

@@ -8,7 +8,7 @@ use crate::matmul::{
 };
 use crate::operand::Operand;
 use crate::panels::{PANEL_WIDTH, padded_k, panel_index, panels_len};
-use crate::pool::{TileScratch, reinterpret};
+use crate::pool::{PackedRows, TileScratch, reinterpret};
 use crate::transpose::transpose_into_tiles;
 
 /// Values in four tiles of sums, which a product of few rows writes before they go where they belong.
@@ -62,10 +62,13 @@ unsafe fn multiply_parts<T: Operand>(
     region: Region,
     block: Block,
 ) {
-    let Region { row, n_rows, column, n_columns } = region;
+    let Region { job, row, n_rows, column, n_columns } = region;
     let (k_padded, max_k) = (padded_k::<T>(k), if k > AMX_WHOLE_K { K_BLOCK } else { k });
     let n_parts = k.div_ceil(max_k);
     let [unpacking_len, unpacked_len] = unpacked_lens::<T>(b, n_columns, max_k);
+    let packed = job.map(|job| PackedRows { job, row, n_rows }).filter(|_| n_parts == 1);
+    let is_packed = packed.is_some() && scratch.packed == packed;
+    scratch.packed = packed;
     let [tiles, sums, unpacking, unpacked] = scratch.floats([
         packed::tiles_len(n_rows, padded_k::<T>(max_k) / T::GROUP),
         packed::sums_len([n_rows, n_columns], n_parts),
@@ -86,7 +89,9 @@ unsafe fn multiply_parts<T: Operand>(
                 (panels.as_ptr(), PANEL_WIDTH * padded_k::<T>(part_k))
             }
         };
-        pack_left(a, [row, first_k], [n_rows, part_k], tiles);
+        if !is_packed {
+            pack_left(a, [row, first_k], [n_rows, part_k], tiles);
+        }
         let block = Block {
             b: b.cast(),
             b_panel_stride: b_panel_len / T::GROUP,
