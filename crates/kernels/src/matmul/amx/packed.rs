@@ -178,9 +178,9 @@ struct Product {
     /// What is asked for meanwhile: [`NEXT_PER_STEP`] groups in each step, there and half of the steps behind, of two panels. It need
     /// not be readable.
     next: [*const u32; 2],
-    /// Sums of the steps before; null where there are none.
-    from: *const f32,
     to: *mut f32,
+    /// Sums of the steps before of the product that comes next, which are loaded at the end; null where there are none.
+    next_sums: *const f32,
     /// Where the sums will be written: asked for meanwhile, unless they pass by the caches. It need not be readable.
     out: *const u8,
 }
@@ -203,8 +203,23 @@ impl Squares<'_> {
         let is_last = self.part.is_last && steps.end == n_steps;
         let n_pairs = block.n_rows.div_ceil(SQUARE);
         let is_whole = self.part.is_first && self.part.is_last;
-        let first_held = if is_whole { 0 } else { column / SQUARE * n_pairs };
-        let held = sums.wrapping_add((2 + first_held) * SQUARE_LEN);
+        let held_of = |column: usize| {
+            let first_held = if is_whole { 0 } else { column / SQUARE * n_pairs };
+            sums.wrapping_add((2 + first_held) * SQUARE_LEN)
+        };
+        let held = held_of(column);
+        // After the last pair come the next steps, or the next panels.
+        let is_last_column = column + SQUARE >= block.n_columns;
+        let first_sums_of_next = match (steps.end < n_steps, self.part.is_first || is_last_column) {
+            (true, _) => held,
+            (false, true) => std::ptr::null_mut(),
+            (false, false) => held_of(column + SQUARE),
+        };
+        if column == 0 && steps.start == 0 {
+            let first = if is_first { std::ptr::null() } else { held.cast_const() };
+            // SAFETY: the caller's promise.
+            unsafe { begin_sums(first) };
+        }
         let n_columns = SQUARE.min(block.n_columns - column);
         let panel = column / PANEL_WIDTH * block.b_panel_stride + steps.start * TILE_LEN;
         let b_left = block.b.wrapping_add(panel);
@@ -223,8 +238,12 @@ impl Squares<'_> {
                 a: [a_top, a_top.wrapping_add(n_steps * TILE_LEN)],
                 b: [b_left, b_left.wrapping_add(right)],
                 n_steps: steps.len(),
-                from: if is_first { std::ptr::null() } else { held },
                 to: if is_last { waiting } else { held },
+                next_sums: match (pair + 1 < n_pairs, is_first) {
+                    (true, true) => std::ptr::null(),
+                    (true, false) => held.wrapping_add(SQUARE_LEN),
+                    (false, _) => first_sums_of_next,
+                },
             };
             // SAFETY: the caller's promise. Squares wait in turns, so that the one that is written is not the one that is made.
             unsafe {
@@ -354,6 +373,29 @@ unsafe fn round_rows(
     }
 }
 
+/// The sums that the first product begins with, in tiles 0 to 3, which keep what each product leaves there for the next; zeros where the
+/// pointer is null.
+///
+/// # Safety
+/// A square is readable there; the tiles are configured, and nothing but products uses them until the last.
+unsafe fn begin_sums(sums: *const f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "test {sums}, {sums}", "jz 2f",
+            "tileloadd tmm0, [{sums} + {wide}]", "tileloadd tmm1, [{sums} + {wide} + 64]",
+            "tileloadd tmm2, [{sums} + {wide} + 2048]", "tileloadd tmm3, [{sums} + {wide} + 2112]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "3:",
+            sums = in(reg) sums, wide = in(reg) 128_usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nostack, readonly),
+        );
+    }
+}
+
 /// Defines a product of two by two tiles that writes four rows of earlier sums in each of its first steps, as the texts of
 /// instructions say: what is done to the eight registers that hold them, if anything, how the first two rows are stored, and the others,
 /// and how the lines of two rows of the output that will be written next are asked for.
@@ -365,27 +407,18 @@ macro_rules! multiply_and_write {
         unsafe fn $name(product: &Product, pending: Pending, copy_steps: usize, stride: usize) {
             // There is more than registers hold: what is in this list takes turns.
             let turns = [
-                product.from.addr(),
                 product.next[0].addr(),
                 product.next[1].addr(),
                 product.n_steps - copy_steps,
                 product.to.addr(),
+                product.next_sums.addr(),
             ];
             // SAFETY: the caller's promise; all tiles and registers used are declared as clobbered.
             unsafe {
                 asm!(
                     "mov {next}, [{turns}]",
-                    "test {next}, {next}", "jz 2f",
-                    "tileloadd tmm0, [{next} + {wide}]", "tileloadd tmm1, [{next} + {wide} + 64]",
-                    "tileloadd tmm2, [{next} + {wide} + 2048]", "tileloadd tmm3, [{next} + {wide} + 2112]",
-                    "jmp 3f",
-                    "2:",
-                    "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                    "3:",
-                    "mov {wide:e}, 64",
-                    "mov {next}, [{turns} + 8]",
                     "vmovq xmm24, {turns}",
-                    "mov {turns}, [{turns} + 16]",
+                    "mov {turns}, [{turns} + 8]",
                     "test {n}, {n}", "jz 5f",
                     "4:",
                     "tileloaddt1 tmm4, [{a0} + {wide}]", "tileloadd tmm6, [{b0} + {wide}]",
@@ -412,7 +445,7 @@ macro_rules! multiply_and_write {
                     "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
                     "dec {n}", "jnz 4b",
                     "5:",
-                    "vmovq {n}, xmm24", "mov {n}, [{n} + 24]",
+                    "vmovq {n}, xmm24", "mov {n}, [{n} + 16]",
                     "test {n}, {n}", "jz 7f",
                     "6:",
                     "tileloaddt1 tmm4, [{a0} + {wide}]", "tileloadd tmm6, [{b0} + {wide}]",
@@ -427,13 +460,23 @@ macro_rules! multiply_and_write {
                     "7:",
                     "mov {wide:e}, 128",
                     "vmovq {turns}, xmm24",
-                    "mov {next}, [{turns} + 32]",
-                    "tilestored [{next} + {wide}], tmm0", "tilestored [{next} + {wide} + 64], tmm1",
-                    "tilestored [{next} + {wide} + 2048], tmm2", "tilestored [{next} + {wide} + 2112], tmm3",
+                    "mov {next}, [{turns} + 24]", "mov {turns}, [{turns} + 32]",
+                    "test {turns}, {turns}", "jz 8f",
+                    "tilestored [{next} + {wide}], tmm0", "tileloadd tmm0, [{turns} + {wide}]",
+                    "tilestored [{next} + {wide} + 64], tmm1", "tileloadd tmm1, [{turns} + {wide} + 64]",
+                    "tilestored [{next} + {wide} + 2048], tmm2", "tileloadd tmm2, [{turns} + {wide} + 2048]",
+                    "tilestored [{next} + {wide} + 2112], tmm3", "tileloadd tmm3, [{turns} + {wide} + 2112]",
+                    "jmp 9f",
+                    "8:",
+                    "tilestored [{next} + {wide}], tmm0", "tilezero tmm0",
+                    "tilestored [{next} + {wide} + 64], tmm1", "tilezero tmm1",
+                    "tilestored [{next} + {wide} + 2048], tmm2", "tilezero tmm2",
+                    "tilestored [{next} + {wide} + 2112], tmm3", "tilezero tmm3",
+                    "9:",
                     a0 = inout(reg) product.a[0] => _, a1 = inout(reg) product.a[1] => _,
                     b0 = inout(reg) product.b[0] => _, b1 = inout(reg) product.b[1] => _,
                     n = inout(reg) copy_steps => _, half = in(reg) product.n_steps * TILE_LEN * 2,
-                    wide = inout(reg) 128_usize => _, turns = inout(reg) turns.as_ptr() => _, next = out(reg) _,
+                    wide = inout(reg) 64_usize => _, turns = inout(reg) turns.as_ptr() => _, next = out(reg) _,
                     from = inout(reg) pending.from => _, to = inout(reg) pending.to => _,
                     stride = in(reg) stride, place = inout(reg) product.out => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
