@@ -123,7 +123,7 @@ pub(crate) struct Block {
 
 impl Block {
     /// Nothing, to be filled in.
-    const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         a: std::ptr::null(),
         a_row_stride: 0,
         b: std::ptr::null(),
@@ -629,7 +629,7 @@ fn unpacked_lens<T: Operand>(b: Right<'_, T>, n_columns: usize, max_k: usize) ->
 
 /// The product over an empty K.
 #[expect(unsafe_code, reason = "writes the caller's output")]
-fn clear_block(block: Block) {
+pub(crate) fn clear_block(block: Block) {
     assert!(!block.is_rounded, "{block:?}");
     if block.write == Write::Accumulate {
         return;

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use super::{Block, Write};
 use crate::panels::PANEL_WIDTH;
 
-pub(super) mod packed;
+pub(crate) mod packed;
 pub(super) mod region;
 
 /// Groups (pairs of bf16) in a row of a tile.

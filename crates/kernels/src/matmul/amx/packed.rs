@@ -13,10 +13,17 @@ use std::ops::Range;
 use super::{TILE_GROUPS, TILE_ROWS, TileConfig, write_rows};
 use crate::matmul::{Block, Write};
 use crate::panels::PANEL_WIDTH;
+use crate::prefetch::prefetch;
 
 /// Rows and columns of four tiles of sums.
-const SQUARE: usize = 2 * PANEL_WIDTH;
-const SQUARE_LEN: usize = SQUARE * SQUARE;
+pub(crate) const SQUARE: usize = 2 * PANEL_WIDTH;
+pub(crate) const SQUARE_LEN: usize = SQUARE * SQUARE;
+
+/// Sums that are made and yet to be written.
+pub(crate) const WAITING_LEN: usize = 2 * SQUARE_LEN;
+
+/// Bytes of a line of a cache, and of a row of a tile.
+const LINE: usize = 64;
 
 /// Groups of a tile of the left operand.
 const TILE_LEN: usize = TILE_ROWS * TILE_GROUPS;
@@ -43,14 +50,29 @@ pub(in crate::matmul) fn tiles_len(n_rows: usize, n_groups: usize) -> usize {
 /// panels or, where K comes in several calls, of all.
 pub(in crate::matmul) fn sums_len([n_rows, n_columns]: [usize; 2], n_parts: usize) -> usize {
     let n_held = if n_parts > 1 { n_columns.div_ceil(SQUARE) } else { 1 };
-    (2 + n_rows.div_ceil(SQUARE) * n_held) * SQUARE_LEN
+    WAITING_LEN + n_rows.div_ceil(SQUARE) * n_held * SQUARE_LEN
 }
 
 /// Which part of K a call of [`multiply`] has.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::matmul) struct Part {
-    pub(in crate::matmul) is_first: bool,
-    pub(in crate::matmul) is_last: bool,
+pub(crate) struct Part {
+    pub(crate) is_first: bool,
+    pub(crate) is_last: bool,
+}
+
+/// What is brought into the second-level cache while rows pass by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ahead<'a> {
+    /// The panels that come next.
+    Panels,
+    /// Of all these bytes, each pair of bundles its share: of the first as much as there are steps, of the others at once.
+    Bytes { steadily: &'a [u8], at_once: [&'a [u8]; 4] },
+}
+
+/// One of `n` equal shares of some bytes, in whole lines; nothing behind the last.
+pub(crate) fn share(bytes: &[u8], [i, n]: [usize; 2]) -> &[u8] {
+    let len = bytes.len().div_ceil(n).next_multiple_of(LINE).max(LINE);
+    bytes.chunks(len).nth(i).unwrap_or_default()
 }
 
 /// Packs rows into tiles: `[n_rows / 16, n_steps, 16, 16]` groups, zeros behind the last of K. Rows behind the last keep what they held.
@@ -95,37 +117,67 @@ pub(in crate::matmul) unsafe fn multiply(
     tiles: &[f32],
     sums: &mut [f32],
 ) {
-    let n_steps = block.n_groups.div_ceil(TILE_GROUPS);
-    assert!(tiles.len() >= tiles_len(block.n_rows, block.n_groups), "tiles of {block:?}");
-    assert!(!block.is_rounded || block.write == Write::Overwrite, "{block:?}");
     let n_parts = if part.is_first && part.is_last { 1 } else { 2 };
     let size = [block.n_rows, block.n_columns];
     assert!(sums.len() >= sums_len(size, n_parts), "sums of {block:?}");
+    let (waiting, held) = sums.split_at_mut(WAITING_LEN);
+    let bytes = block.n_rows * block.n_columns * block.out_bytes();
+    let way = Way::of(block, bytes >= STREAMED_BYTES);
+    // SAFETY: f32 are bytes too.
+    let tiles =
+        unsafe { std::slice::from_raw_parts(tiles.as_ptr().cast::<u8>(), size_of_val(tiles)) };
+    // SAFETY: the process may use AMX; all tiles have 16 rows of 64 bytes. The rest is the caller's promise.
+    unsafe {
+        TileConfig::new([[TILE_ROWS, 4 * TILE_GROUPS]; 8]).load();
+        multiply_panels(block, part, way, Ahead::Panels, tiles, [waiting, held]);
+        // Stores that pass by the caches are seen by other threads after this.
+        _mm_sfence();
+        TileConfig::release();
+    }
+}
+
+/// As [`multiply`], where tiles are configured to be whole and stores that pass by the caches are waited for by the caller. `waiting` has
+/// [`WAITING_LEN`], `held` a square for each pair of bundles and, where K comes in several calls, of panels.
+///
+/// # Safety
+/// As [`multiply`].
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
+pub(crate) unsafe fn multiply_panels(
+    block: &Block,
+    part: Part,
+    way: Way,
+    ahead: Ahead<'_>,
+    tiles: &[u8],
+    [waiting, held]: [&mut [f32]; 2],
+) {
+    let n_steps = block.n_groups.div_ceil(TILE_GROUPS);
+    let n_tile_bytes = 4 * tiles_len(block.n_rows, block.n_groups);
+    assert!(tiles.len() >= n_tile_bytes, "tiles of {block:?}");
+    assert!(!block.is_rounded || block.write == Write::Overwrite, "{block:?}");
+    let n_held = if part.is_first && part.is_last { 1 } else { block.n_columns.div_ceil(SQUARE) };
+    let held_len = block.n_rows.div_ceil(SQUARE) * n_held * SQUARE_LEN;
+    assert!(waiting.len() >= WAITING_LEN && held.len() >= held_len, "sums of {block:?}");
     let steps_together = n_steps.div_ceil(n_steps.div_ceil(L1_STEPS));
-    let way = Way::of(block);
-    // One pointer for all squares: what waits is read after the next one was begun.
-    let sums = sums.as_mut_ptr();
-    let mut squares = Squares { block, part, way, n_steps, pending: None, n_made: 0 };
-    // SAFETY: the process may use AMX; all tiles have 16 rows of 64 bytes.
-    unsafe { TileConfig::new([[TILE_ROWS, 4 * TILE_GROUPS]; 8]).load() };
+    // Pointers, for what waits is read after the next one was begun.
+    let (waiting, held) = (waiting.as_mut_ptr(), held.as_mut_ptr());
+    let tiles = tiles.as_ptr().cast();
+    let (pending, n_made) = (None, 0);
+    let mut squares =
+        Squares { block, part, way, ahead, n_steps, tiles, waiting, held, pending, n_made };
     for column in (0..block.n_columns).step_by(SQUARE) {
         for first_step in (0..n_steps).step_by(steps_together) {
             let steps = first_step..n_steps.min(first_step + steps_together);
             // SAFETY: the caller's promise, cut to two panels; lengths were checked above.
-            unsafe { squares.multiply_panels(column, steps, tiles, sums) };
+            unsafe { squares.multiply_panels(column, steps) };
         }
     }
-    // SAFETY: the last sums lie in `sums`, and their place in the block.
+    // SAFETY: the last sums wait, and their place is in the block.
     unsafe { squares.write_pending(0) };
-    // Stores that pass by the caches are seen by other threads after this.
-    _mm_sfence();
-    // SAFETY: the process may use AMX.
-    unsafe { TileConfig::release() };
 }
 
 /// How sums reach the output.
 #[derive(Clone, Copy, Debug)]
-enum Way {
+pub(crate) enum Way {
     Overwrite,
     /// Without bringing lines of the output into the caches.
     Stream,
@@ -136,11 +188,11 @@ enum Way {
 }
 
 impl Way {
-    fn of(block: &Block) -> Self {
+    /// How those of a block do, whose output is large or not.
+    pub(crate) fn of(block: &Block, is_large: bool) -> Self {
         let row_bytes = block.out_stride * block.out_bytes();
-        let bytes = block.n_rows * block.n_columns * block.out_bytes();
-        let is_aligned = block.out.addr().is_multiple_of(64) && row_bytes.is_multiple_of(64);
-        match (block.write, block.is_rounded, is_aligned && bytes >= STREAMED_BYTES) {
+        let is_aligned = block.out.addr().is_multiple_of(LINE) && row_bytes.is_multiple_of(LINE);
+        match (block.write, block.is_rounded, is_aligned && is_large) {
             (Write::Accumulate, ..) => Self::Accumulate,
             (Write::Overwrite, false, false) => Self::Overwrite,
             (Write::Overwrite, false, true) => Self::Stream,
@@ -155,8 +207,13 @@ struct Squares<'a> {
     block: &'a Block,
     part: Part,
     way: Way,
+    ahead: Ahead<'a>,
     /// Steps of K of the block.
     n_steps: usize,
+    tiles: *const u32,
+    /// Two squares.
+    waiting: *mut f32,
+    held: *mut f32,
     /// The last square, where it is not written yet.
     pending: Option<Pending>,
     n_made: usize,
@@ -191,13 +248,7 @@ impl Squares<'_> {
     /// # Safety
     /// The block, tiles and sums have room for it.
     #[target_feature(enable = "avx512f")]
-    unsafe fn multiply_panels(
-        &mut self,
-        column: usize,
-        steps: Range<usize>,
-        tiles: &[f32],
-        sums: *mut f32,
-    ) {
+    unsafe fn multiply_panels(&mut self, column: usize, steps: Range<usize>) {
         let (block, n_steps) = (self.block, self.n_steps);
         let is_first = self.part.is_first && steps.start == 0;
         let is_last = self.part.is_last && steps.end == n_steps;
@@ -205,7 +256,7 @@ impl Squares<'_> {
         let is_whole = self.part.is_first && self.part.is_last;
         let held_of = |column: usize| {
             let first_held = if is_whole { 0 } else { column / SQUARE * n_pairs };
-            sums.wrapping_add((2 + first_held) * SQUARE_LEN)
+            self.held.wrapping_add(first_held * SQUARE_LEN)
         };
         let held = held_of(column);
         // After the last pair come the next steps, or the next panels.
@@ -227,13 +278,22 @@ impl Squares<'_> {
         let right = if n_columns > PANEL_WIDTH { block.b_panel_stride } else { 0 };
         for (pair, row) in (0..block.n_rows).step_by(SQUARE).enumerate() {
             let first_tile = 2 * pair * n_steps + steps.start;
-            let a_top = tiles.as_ptr().cast::<u32>().wrapping_add(first_tile * TILE_LEN);
+            let a_top = self.tiles.wrapping_add(first_tile * TILE_LEN);
             let held = held.wrapping_add(pair * SQUARE_LEN);
-            let waiting = sums.wrapping_add(self.n_made % 2 * SQUARE_LEN);
+            let waiting = self.waiting.wrapping_add(self.n_made % 2 * SQUARE_LEN);
             let offset = (row * block.out_stride + column) * block.out_bytes();
             let out = block.out.cast::<u8>().wrapping_add(offset);
             let product = Product {
-                next: self.next_panels(column, &steps, pair),
+                next: match self.ahead {
+                    Ahead::Panels => self.next_panels(column, &steps, pair),
+                    Ahead::Bytes { steadily, at_once } => {
+                        at_once
+                            .map(|bytes| share(bytes, [pair, n_pairs]))
+                            .iter()
+                            .for_each(|bytes| prefetch(bytes.as_ptr(), bytes.len()));
+                        self.next_bytes(steadily, steps.len(), pair)
+                    }
+                },
                 out,
                 a: [a_top, a_top.wrapping_add(n_steps * TILE_LEN)],
                 b: [b_left, b_left.wrapping_add(right)],
@@ -270,6 +330,19 @@ impl Squares<'_> {
         let left = block.b.wrapping_add(start);
         let is_single = column + PANEL_WIDTH >= block.n_columns;
         [left, if is_single { left } else { left.wrapping_add(block.b_panel_stride) }]
+    }
+
+    /// What to ask for of some bytes while a pair of bundles is multiplied: a line of each of four parts of them in each step.
+    fn next_bytes(&self, bytes: &[u8], n_steps: usize, pair: usize) -> [*const u32; 2] {
+        // As far apart as the product has the lines that it asks for.
+        let part_len = n_steps * TILE_LEN * 2;
+        let at = pair * n_steps * LINE;
+        let at = at / part_len * 2 * part_len + at % part_len;
+        if 2 * at >= bytes.len() {
+            return [self.block.b; 2];
+        }
+        let first = bytes.as_ptr().wrapping_add(at);
+        [first, first.wrapping_add(bytes.len() / 2 / LINE * LINE)].map(<*const u8>::cast)
     }
 
     /// Multiplies, and writes pending sums meanwhile.
