@@ -11,7 +11,7 @@ use super::layout::{GROUP, LINE, SUPER_GROUPS, term};
 use super::{BUNDLE, CHUNK, Part};
 use crate::lanes::avx512::mask;
 use crate::matmul::amx::TileConfig;
-use crate::matmul::amx::packed::{self, Ahead, SQUARE, SQUARE_LEN, Way, share};
+use crate::matmul::amx::packed::{self, Ahead, SQUARE, SQUARE_LEN, SQUARE_ROW, Way, share};
 use crate::matmul::{Block, Write, clear_block};
 use crate::panels::PANEL_WIDTH;
 use crate::pool::{TileScratch, reinterpret};
@@ -24,9 +24,6 @@ const GROUP_TILE: usize = GROUP / 2 * LINE;
 
 /// Groups that are unpacked before one is multiplied: a tile cannot be loaded before what was stored has reached the cache.
 const DELAY: usize = 1;
-
-/// Bytes of a row of a square of sums.
-const SQUARE_ROW: usize = SQUARE * size_of::<f32>();
 
 /// Most rows that are multiplied while a group is unpacked: two bundles, whose sums by two panels fill four tiles.
 pub(super) const FEW_ROWS: usize = 2 * BUNDLE;

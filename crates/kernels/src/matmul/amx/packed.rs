@@ -19,6 +19,9 @@ use crate::prefetch::prefetch;
 pub(crate) const SQUARE: usize = 2 * PANEL_WIDTH;
 pub(crate) const SQUARE_LEN: usize = SQUARE * SQUARE;
 
+/// Bytes of a row of a square.
+pub(crate) const SQUARE_ROW: usize = SQUARE * size_of::<f32>();
+
 /// Sums that are made and yet to be written.
 pub(crate) const WAITING_LEN: usize = 2 * SQUARE_LEN;
 
@@ -456,15 +459,42 @@ unsafe fn begin_sums(sums: *const f32) {
     unsafe {
         asm!(
             "test {sums}, {sums}", "jz 2f",
-            "tileloadd tmm0, [{sums} + {wide}]", "tileloadd tmm1, [{sums} + {wide} + 64]",
-            "tileloadd tmm2, [{sums} + {wide} + 2048]", "tileloadd tmm3, [{sums} + {wide} + 2112]",
+            "tileloadd tmm0, [{sums} + {row}]", "tileloadd tmm1, [{sums} + {row} + 64]",
+            "tileloadd tmm2, [{sums} + {row} + 2048]", "tileloadd tmm3, [{sums} + {row} + 2112]",
             "jmp 3f",
-            "2:",
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            "2:", "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
             "3:",
-            sums = in(reg) sums, wide = in(reg) 128_usize,
+            sums = in(reg) sums, row = in(reg) SQUARE_ROW,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             options(nostack, readonly),
+        );
+    }
+}
+
+/// Stores the sums of a product and begins those of the next, as [`begin_sums`], each tile as soon as it is free.
+///
+/// # Safety
+/// As [`begin_sums`]; a square is writable at `to`.
+#[inline(always)]
+unsafe fn turn_sums(to: *mut f32, next: *const f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "test {next}, {next}", "jz 2f",
+            "tilestored [{to} + {row}], tmm0", "tileloadd tmm0, [{next} + {row}]",
+            "tilestored [{to} + {row} + 64], tmm1", "tileloadd tmm1, [{next} + {row} + 64]",
+            "tilestored [{to} + {row} + 2048], tmm2", "tileloadd tmm2, [{next} + {row} + 2048]",
+            "tilestored [{to} + {row} + 2112], tmm3", "tileloadd tmm3, [{next} + {row} + 2112]",
+            "jmp 3f",
+            "2:",
+            "tilestored [{to} + {row}], tmm0", "tilezero tmm0",
+            "tilestored [{to} + {row} + 64], tmm1", "tilezero tmm1",
+            "tilestored [{to} + {row} + 2048], tmm2", "tilezero tmm2",
+            "tilestored [{to} + {row} + 2112], tmm3", "tilezero tmm3",
+            "3:",
+            to = in(reg) to, next = in(reg) next, row = in(reg) SQUARE_ROW,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nostack),
         );
     }
 }
@@ -483,8 +513,6 @@ macro_rules! multiply_and_write {
                 product.next[0].addr(),
                 product.next[1].addr(),
                 product.n_steps - copy_steps,
-                product.to.addr(),
-                product.next_sums.addr(),
             ];
             // SAFETY: the caller's promise; all tiles and registers used are declared as clobbered.
             unsafe {
@@ -494,13 +522,13 @@ macro_rules! multiply_and_write {
                     "mov {turns}, [{turns} + 8]",
                     "test {n}, {n}", "jz 5f",
                     "4:",
-                    "tileloaddt1 tmm4, [{a0} + {wide}]", "tileloadd tmm6, [{b0} + {wide}]",
+                    "tileloaddt1 tmm4, [{a0} + {line}]", "tileloadd tmm6, [{b0} + {line}]",
                     "vmovups zmm16, [{from}]", "vmovups zmm17, [{from} + 64]",
                     "vmovups zmm18, [{from} + 128]", "vmovups zmm19, [{from} + 192]",
-                    "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {wide}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {line}]",
                     "vmovups zmm20, [{from} + 256]", "vmovups zmm21, [{from} + 320]",
                     "vmovups zmm22, [{from} + 384]", "vmovups zmm23, [{from} + 448]",
-                    "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {wide}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {line}]",
                     $($change,)*
                     $($first,)*
                     "tdpbf16ps tmm2, tmm5, tmm6",
@@ -521,9 +549,9 @@ macro_rules! multiply_and_write {
                     "vmovq {n}, xmm24", "mov {n}, [{n} + 16]",
                     "test {n}, {n}", "jz 7f",
                     "6:",
-                    "tileloaddt1 tmm4, [{a0} + {wide}]", "tileloadd tmm6, [{b0} + {wide}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {wide}]",
-                    "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {wide}]",
+                    "tileloaddt1 tmm4, [{a0} + {line}]", "tileloadd tmm6, [{b0} + {line}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm7, [{b1} + {line}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7", "tileloaddt1 tmm5, [{a1} + {line}]",
                     "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
                     "prefetcht1 [{next}]", "prefetcht1 [{next} + {half}]",
                     "prefetcht1 [{turns}]", "prefetcht1 [{turns} + {half}]",
@@ -531,25 +559,10 @@ macro_rules! multiply_and_write {
                     "add {a0}, 1024", "add {a1}, 1024", "add {b0}, 1024", "add {b1}, 1024",
                     "dec {n}", "jnz 6b",
                     "7:",
-                    "mov {wide:e}, 128",
-                    "vmovq {turns}, xmm24",
-                    "mov {next}, [{turns} + 24]", "mov {turns}, [{turns} + 32]",
-                    "test {turns}, {turns}", "jz 8f",
-                    "tilestored [{next} + {wide}], tmm0", "tileloadd tmm0, [{turns} + {wide}]",
-                    "tilestored [{next} + {wide} + 64], tmm1", "tileloadd tmm1, [{turns} + {wide} + 64]",
-                    "tilestored [{next} + {wide} + 2048], tmm2", "tileloadd tmm2, [{turns} + {wide} + 2048]",
-                    "tilestored [{next} + {wide} + 2112], tmm3", "tileloadd tmm3, [{turns} + {wide} + 2112]",
-                    "jmp 9f",
-                    "8:",
-                    "tilestored [{next} + {wide}], tmm0", "tilezero tmm0",
-                    "tilestored [{next} + {wide} + 64], tmm1", "tilezero tmm1",
-                    "tilestored [{next} + {wide} + 2048], tmm2", "tilezero tmm2",
-                    "tilestored [{next} + {wide} + 2112], tmm3", "tilezero tmm3",
-                    "9:",
                     a0 = inout(reg) product.a[0] => _, a1 = inout(reg) product.a[1] => _,
                     b0 = inout(reg) product.b[0] => _, b1 = inout(reg) product.b[1] => _,
                     n = inout(reg) copy_steps => _, half = in(reg) product.n_steps * TILE_LEN * 2,
-                    wide = inout(reg) 64_usize => _, turns = inout(reg) turns.as_ptr() => _, next = out(reg) _,
+                    line = in(reg) LINE, turns = inout(reg) turns.as_ptr() => _, next = out(reg) _,
                     from = inout(reg) pending.from => _, to = inout(reg) pending.to => _,
                     stride = in(reg) stride, place = inout(reg) product.out => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -558,6 +571,7 @@ macro_rules! multiply_and_write {
                     out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _, out("zmm24") _,
                     options(nostack),
                 );
+                turn_sums(product.to, product.next_sums);
             }
         }
     };
