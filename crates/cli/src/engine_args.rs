@@ -75,7 +75,7 @@ impl EngineArgs {
         self.draft_model.as_deref()
     }
 
-    /// The same settings where nothing but repetitions is guessed.
+    /// The same settings without the draft model.
     pub(crate) fn without_draft_model(&self) -> Self {
         Self { draft_model: None, ..self.clone() }
     }

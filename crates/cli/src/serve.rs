@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Address to listen on, loopback only
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
-    /// Models to serve, the first one being the page's default [default: all models of the home]
+    /// Models to serve, the first one being the page's default; clients may load others of the home [default: all models of the home]
     #[arg(long, value_name = "NAME|PATH", num_args = 1..)]
     model: Vec<String>,
     #[command(flatten)]
@@ -78,19 +78,19 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     }
     args.engine.check()?;
     let mut left_out = LeftOut::default();
-    let models = if args.model.is_empty() {
-        models_of_home(&args.load, &mut left_out, context)?
+    let is_of_home = args.model.is_empty();
+    let settings = Settings { load: args.load, engine: args.engine, adapters: args.adapters };
+    let models = if is_of_home {
+        models_of_home(&settings, &mut left_out, context)?
     } else {
-        named_models(&args.model, &args.load, context)?
+        named_models(&args.model, &settings, context)?
     };
     let address = SocketAddr::new(args.host, args.port);
     let mut signals = StopSignals::take_all().context("cannot take signals")?;
     let registry = ModelRegistry::new();
     let server = server::bind(ServerConfig { address, ..ServerConfig::default() })?
         .start(registry.clone())?;
-    let is_of_home = args.model.is_empty();
     let named = models.iter().map(|(name, dir)| NamedModel::new(name, dir)).collect();
-    let settings = Settings { load: args.load, engine: args.engine, adapters: args.adapters };
     let shelf = Shelf::new(named, settings, context);
     for (name, dir) in models {
         if signals.requested().is_some() {
@@ -100,9 +100,7 @@ pub(crate) fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         match shelf.load_dir(&name, &dir) {
             Err(error) if is_of_home => left_out.add(&name, error),
             loaded => {
-                for (name, model) in loaded? {
-                    registry.add(&name, model)?;
-                }
+                registry.add_all(loaded?)?;
             }
         }
     }
@@ -141,7 +139,7 @@ impl LeftOut {
 
 fn named_models(
     named: &[String],
-    load: &LoadArgs,
+    settings: &Settings,
     context: &Context,
 ) -> anyhow::Result<Vec<(String, ModelDir)>> {
     let (mut models, mut total_bytes) = (Vec::new(), 0);
@@ -151,7 +149,7 @@ fn named_models(
         if !has_tokenizer(&dir).with_context(|| format!("cannot open model `{value}`"))? {
             return Err(Failure::NoTokenizer { model: name }.into());
         }
-        total_bytes += needed_bytes(&device, &name, &dir, load)?;
+        total_bytes += needed_bytes(&device, &name, &dir, settings)?;
         models.push((name, dir));
     }
     machine::check_memory(&device, &format!("{} models", models.len()), total_bytes)?;
@@ -160,7 +158,7 @@ fn named_models(
 
 /// The models of the home that can be talked with or continue text, as many as the machine can hold together.
 fn models_of_home(
-    load: &LoadArgs,
+    settings: &Settings,
     left_out: &mut LeftOut,
     context: &Context,
 ) -> anyhow::Result<Vec<(String, ModelDir)>> {
@@ -178,7 +176,7 @@ fn models_of_home(
                 continue;
             }
         }
-        let needed = needed_bytes(&device, &name, &dir, load).and_then(|needed_bytes| {
+        let needed = needed_bytes(&device, &name, &dir, settings).and_then(|needed_bytes| {
             let what = format!("model `{name}` with those before it");
             machine::check_memory(&device, &what, total_bytes + needed_bytes)?;
             Ok(needed_bytes)

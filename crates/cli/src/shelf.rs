@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use engine::{Engine, EngineEnd, EngineHandle, EngineLimits};
+use engine::{Engine, EngineEnd, EngineHandle};
 use eval::figures::bytes;
 use formats::adapter::Adapter;
+use formats::is_plain_name;
 use formats::model_dir::{ModelDir, list_models};
 use model::{LoadedAdapter, ModelConfig, compute_dtype};
 use server::{LoadError, LoadedModel, ModelSource, SamplingDefaults};
@@ -59,31 +60,30 @@ pub(crate) struct Shelf {
     named: Vec<NamedModel>,
     settings: Settings,
     /// Held while a model is loaded, since each looks at what the others have taken.
-    loading: Mutex<Loading>,
+    taken: Mutex<Taken>,
 }
 
-struct Loading {
+/// Memory of models until their engines have ended.
+struct Taken {
     context: Context,
-    /// Memory of models until their engines have ended.
-    taken: Vec<(u64, EngineEnd)>,
+    models: Vec<(u64, EngineEnd)>,
 }
 
 impl Shelf {
     /// The models that were asked for, to which the settings apply, and those of the home.
     pub(crate) fn new(named: Vec<NamedModel>, settings: Settings, context: &Context) -> Self {
         let (models_dir, context) = (context.models_dir(), context.clone());
-        Self {
-            models_dir,
-            named,
-            settings,
-            loading: Mutex::new(Loading { context, taken: vec![] }),
-        }
+        Self { models_dir, named, settings, taken: Mutex::new(Taken { context, models: vec![] }) }
     }
 
     /// The folder of a model.
     fn find(&self, name: &str) -> anyhow::Result<ModelDir> {
         if let Some(named) = self.named.iter().find(|named| named.name == name) {
             return self.open(name, &named.path);
+        }
+        if !is_plain_name(name) {
+            let (name, dir) = (name.to_owned(), self.models_dir.clone());
+            return Err(Failure::Unknown { kind: "model", name, dir, available: Vec::new() }.into());
         }
         self.open(name, &self.models_dir.join(name))
     }
@@ -105,23 +105,23 @@ impl Shelf {
         name: &str,
         dir: &ModelDir,
     ) -> anyhow::Result<Vec<(String, LoadedModel)>> {
-        let mut loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        loading.taken.retain(|(_, end)| !end.is_past());
-        let device = loading.context.device()?;
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.models.retain(|(_, end)| !end.is_past());
+        let device = taken.context.device()?;
         let is_named = self.named.iter().any(|named| named.name == name);
         let of_any_model = self.settings.of_any_model();
         let settings = if is_named { &self.settings } else { &of_any_model };
-        let needed_bytes = needed_bytes(&device, name, dir, &settings.load)?;
+        let needed_bytes = needed_bytes(&device, name, dir, settings)?;
         // What a GPU has free is less by theirs already.
         let taken_bytes: u64 = match device {
             Device::Cuda { .. } => 0,
-            _ => loading.taken.iter().map(|(bytes, _)| bytes).sum(),
+            _ => taken.models.iter().map(|(bytes, _)| bytes).sum(),
         };
         let what = format!("model `{name}` with those that are loaded");
         machine::check_memory(&device, &what, taken_bytes + needed_bytes)?;
-        let loaded = load(name, dir, settings, &loading.context)?;
+        let loaded = load(name, dir, settings, &taken.context)?;
         let end = loaded.first().map(|(_, model)| model.engine.end());
-        loading.taken.extend(end.map(|end| (needed_bytes, end)));
+        taken.models.extend(end.map(|end| (needed_bytes, end)));
         Ok(loaded)
     }
 }
@@ -157,12 +157,12 @@ impl ModelSource for Shelf {
 }
 
 /// Bytes that the answers of a model take at most.
-fn answer_bytes(config: &ModelConfig) -> u64 {
+fn answer_bytes(config: &ModelConfig, engine: &EngineArgs) -> u64 {
     let dtype = compute_dtype(config.dtype);
-    Engine::planned_bytes(config, dtype, &EngineLimits::default()) as u64
+    Engine::planned_bytes(config, dtype, &engine.limits()) as u64
 }
 
-/// Bytes that a model takes with its answers.
+/// Bytes that a model takes with its adapters and answers; what a draft model takes is looked at when that is loaded.
 ///
 /// # Errors
 /// When it cannot be computed.
@@ -170,10 +170,19 @@ pub(crate) fn needed_bytes(
     device: &Device,
     name: &str,
     dir: &ModelDir,
-    load: &LoadArgs,
+    settings: &Settings,
 ) -> anyhow::Result<u64> {
     let config = config_of(name, dir)?;
-    Ok(weights_bytes(device, &config, dir, load)? + answer_bytes(&config))
+    let mut needed = weights_bytes(device, &config, dir, &settings.load)?;
+    for NamedAdapter { path, .. } in &settings.adapters {
+        needed += adapter_bytes(&config, &open_adapter(path, &config)?)? as u64;
+    }
+    Ok(needed + answer_bytes(&config, &settings.engine))
+}
+
+fn open_adapter(path: &Path, config: &ModelConfig) -> anyhow::Result<Adapter> {
+    let failed = || format!("cannot use the adapter {}", path.display());
+    Adapter::open(path, config, None).with_context(failed)
 }
 
 fn load(
@@ -187,14 +196,13 @@ fn load(
     context.say(&format!(
         "loading {name}: {} of weights, up to {} for answers",
         bytes(weights_bytes(&device, &config, dir, &settings.load)?),
-        bytes(answer_bytes(&config))
+        bytes(answer_bytes(&config, &settings.engine))
     ));
     let model = OpenModel::load(name.to_owned(), dir, &settings.load, context)?;
     let engine = model.start_engine(&settings.engine, settings.engine.limits(), context)?;
     let mut all = vec![(name.to_owned(), loaded(&model, &engine, model.adapter.clone())?)];
     for NamedAdapter { name, path } in &settings.adapters {
-        let adapter = Adapter::open(path, &config, None)
-            .with_context(|| format!("cannot use the adapter {}", path.display()))?;
+        let adapter = open_adapter(path, &config)?;
         let what = format!("adapter `{name}`");
         let needed_bytes = adapter_bytes(&config, &adapter)? as u64;
         let load = || load_adapter(&device, &model.decoder, &adapter);

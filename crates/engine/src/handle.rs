@@ -325,6 +325,12 @@ impl EngineHandle {
         EngineEnd(Arc::clone(&self.0.counters))
     }
 
+    /// How many handles of the engine there are; others may come and go meanwhile, unless this is the only one.
+    #[must_use]
+    pub fn n_handles(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// Whether both are handles of one engine.
     #[must_use]
     pub fn is_of_same_engine(&self, other: &Self) -> bool {
@@ -337,7 +343,8 @@ impl EngineHandle {
 pub struct EngineEnd(Arc<Counters>);
 
 impl EngineEnd {
-    /// True once the engine's thread has ended, and given back the memory of cache and workspace, and of the model if nothing else holds it.
+    /// True once the last handle was dropped and the engine's thread has ended, and given back the memory of cache and workspace, and of the
+    /// model if nothing else holds it.
     #[must_use]
     pub fn is_past(&self) -> bool {
         self.0.has_ended()

@@ -47,6 +47,6 @@ pub use names::{FfnMatrix, LayerPart, Layout, WeightName};
 pub use os::{SharedBytes, free_disk_bytes};
 pub use version::{check_format_version, check_version};
 pub use weights::{
-    ModelWeights, TensorData, TensorSource, WeightFiles, WeightView, write_safetensors,
-    write_safetensors_to,
+    ModelWeights, TensorData, TensorSource, WeightFiles, WeightView, is_plain_name,
+    write_safetensors, write_safetensors_to,
 };

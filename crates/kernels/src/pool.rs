@@ -36,8 +36,8 @@ pub struct Scratch {
 #[derive(Debug, Default)]
 pub(crate) struct TileScratch {
     floats: Vec<Buffer<f32>>,
-    /// Whose rows lie packed in the first of them; whoever puts something else there says so.
-    pub(crate) packed: Option<PackedRows>,
+    /// Whose rows lie packed in the first of them.
+    packed: Option<PackedRows>,
 }
 
 /// Rows of the left operand of a product.
@@ -54,7 +54,18 @@ pub(crate) struct PackedRows {
 impl TileScratch {
     /// As [`Scratch::floats`].
     pub(crate) fn floats<const N: usize>(&mut self, lens: [usize; N]) -> [&mut [f32]; N] {
-        grow(&mut self.floats, lens)
+        self.floats_after(None, lens).0
+    }
+
+    /// The same, and whether the first slice still has these packed rows, which it will have in any case.
+    pub(crate) fn floats_after<const N: usize>(
+        &mut self,
+        packed: Option<PackedRows>,
+        lens: [usize; N],
+    ) -> ([&mut [f32]; N], bool) {
+        let is_packed = packed.is_some() && self.packed == packed;
+        self.packed = packed;
+        (grow(&mut self.floats, lens), is_packed)
     }
 }
 

@@ -9,6 +9,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use engine::EngineLoad;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use crate::config::ServerLimits;
 use crate::failure::Failure;
@@ -21,6 +22,8 @@ pub(crate) struct App {
     pub(crate) models: ModelRegistry,
     pub(crate) limits: ServerLimits,
     pub(crate) markdown: MarkdownRenderer,
+    /// The place for work that looks at all models that can be loaded.
+    pub(crate) listing: Arc<Semaphore>,
 }
 
 /// What all requests share, as routes take it.
@@ -28,7 +31,8 @@ pub(crate) type SharedApp = Arc<App>;
 
 /// The router around a list of models.
 pub(crate) fn router(models: ModelRegistry, limits: ServerLimits) -> Router {
-    let app = Arc::new(App { models, limits, markdown: MarkdownRenderer::new() });
+    let (markdown, listing) = (MarkdownRenderer::new(), Arc::new(Semaphore::new(1)));
+    let app = Arc::new(App { models, limits, markdown, listing });
     let routes = Router::new()
         .route("/", get(page::index))
         .route("/assets/{name}", get(page::asset))
@@ -52,7 +56,7 @@ pub(crate) fn router(models: ModelRegistry, limits: ServerLimits) -> Router {
         .with_state(app)
 }
 
-/// `ok` with status 200 once a model has been there, and under `load` what each model's engine does and has done since it was started; models
+/// `ok` with status 200 once the server has started, and under `load` what each model's engine does and has done since it was started; models
 /// that differ in their adapter share one and its numbers. Until then `starting` with status 503, so that a program can wait for
 /// the status alone.
 async fn health(State(app): State<SharedApp>) -> Response {

@@ -23,10 +23,12 @@ pub(crate) enum Failure {
     BodyTimeout { limit_s: u64 },
     #[error("the request body could not be read")]
     BodyBroken,
-    #[error("the model `{name}` does not exist, available: {}", list(available))]
+    #[error("the model `{name}` does not exist or is not loaded, available: {}", list(available))]
     UnknownModel { name: String, available: Vec<String> },
     #[error("no model is loaded yet{}{status}", if status.is_empty() { "" } else { ": " })]
     Starting { status: String },
+    #[error("the model `{name}` is being loaded")]
+    BeingLoaded { name: String },
     #[error("the model `{name}` is loaded already")]
     AlreadyLoaded { name: String },
     #[error("the model `{name}` is not loaded")]
@@ -69,6 +71,9 @@ pub(crate) enum Failure {
 }
 
 fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
@@ -86,6 +91,10 @@ impl Failure {
             Self::BodyBroken => (StatusCode::BAD_REQUEST, INVALID, "body_broken"),
             Self::UnknownModel { .. } => (StatusCode::NOT_FOUND, INVALID, "model_not_found"),
             Self::Starting { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "starting"),
+            Self::BeingLoaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "loading"),
+            Self::NotServed { error: ServerError::DuplicateModel { .. } } => {
+                (StatusCode::CONFLICT, INVALID, "name_taken")
+            }
             Self::AlreadyLoaded { .. } => (StatusCode::CONFLICT, INVALID, "already_loaded"),
             Self::NotLoaded { .. } => (StatusCode::CONFLICT, INVALID, "not_loaded"),
             Self::Unloading { .. } => (StatusCode::CONFLICT, INVALID, "unloading"),
@@ -128,6 +137,7 @@ impl Failure {
             Self::Request(error) => error.param(),
             Self::UnknownModel { .. }
             | Self::NoChatTemplate { .. }
+            | Self::BeingLoaded { .. }
             | Self::AlreadyLoaded { .. }
             | Self::NotLoaded { .. }
             | Self::Unloading { .. }
@@ -165,8 +175,8 @@ impl Failure {
         let status = status.as_u16();
         match self {
             Self::Panicked { detail } => error!(status, code, detail, "request panicked"),
-            Self::Engine(failure) if status >= 500 => {
-                warn!(status, code, %failure, "request failed")
+            Self::Engine(_) | Self::Load { .. } | Self::NotServed { .. } if status >= 500 => {
+                warn!(status, code, failure = %self, "request failed")
             }
             _ => debug!(status, code, failure = %self, "request refused"),
         }

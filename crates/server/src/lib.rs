@@ -4,7 +4,7 @@
 //! be added while the server runs, so that the port is open before there is anything to serve. It computes nothing but text:
 //! tokens come from the engine, through a channel.
 //!
-//! Routes: `GET /health` (whether a model is there, and the load of each), `GET /v1/models`, `GET /v1/models/{name}`,
+//! Routes: `GET /health` (whether the server has started, and the load of each model), `GET /v1/models`, `GET /v1/models/{name}`,
 //! `POST /v1/chat/completions`, `POST /v1/completions`; `GET /models` (all that can be loaded), `POST /models/load`,
 //! `POST /models/unload`; and the page at `/` with its files and its own stream. Anything else does
 //! not exist.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{LoadState, ModelState};
-use engine::EngineEnd;
 use tracing::info;
 
 use crate::failure::Failure;
@@ -13,16 +12,16 @@ use crate::registry::{LoadedModel, ModelRegistry, Models, ServedModel};
 /// Time between two looks at whether the last answer of a model has come to its end.
 const END_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Where models come from.
+/// Where models come from. The server knows no files: the program that starts it has them, and tests have others.
 pub trait ModelSource: Send + Sync {
     /// Names of all models that it can load.
     fn names(&self) -> Vec<String>;
 
-    /// Loads a model, with what is served beside it, as long as that takes; nothing else is being loaded meanwhile.
+    /// Loads a model of its names, with what is served beside it, as long as that takes; nothing else is being loaded meanwhile.
     ///
     /// # Errors
     ///
-    /// [`LoadError`], of which the source has told its own log more.
+    /// [`LoadError`]; what clients are not told stands in the log.
     fn load(&self, name: &str) -> Result<Vec<(String, LoadedModel)>, LoadError>;
 }
 
@@ -52,8 +51,13 @@ pub(crate) struct Loading {
 }
 
 impl Loading {
-    fn source(&self, status: String) -> Result<&Arc<dyn ModelSource>, Failure> {
-        self.source.as_ref().ok_or(Failure::Starting { status })
+    pub(crate) fn is_unloading(&self, name: &str) -> bool {
+        self.unloading.iter().any(|other| other == name)
+    }
+
+    fn source(&self) -> Result<Arc<dyn ModelSource>, Failure> {
+        let status = "the server is starting".to_owned();
+        self.source.clone().ok_or(Failure::Starting { status })
     }
 }
 
@@ -63,9 +67,8 @@ impl ModelRegistry {
         self.write().loading.source = Some(source);
     }
 
-    /// All models that are loaded or can be, with their states: those that are loaded first.
+    /// All models that are loaded or can be, with their states: those that are loaded first. It looks at files: not for the event loop.
     pub(crate) fn states(&self) -> Vec<ModelState> {
-        // The source looks at files, for which nobody must wait.
         let source = self.read(|models| models.loading.source.clone());
         let loadable = source.map_or_else(Vec::new, |source| source.names());
         self.read(|models| {
@@ -87,39 +90,29 @@ impl ModelRegistry {
     pub(crate) fn load(&self, name: &str) -> Result<Vec<String>, Failure> {
         let source = self.begin_load(name)?;
         let _mark = LoadingMark(self);
+        let available = source.names();
+        if !available.iter().any(|other| other == name) {
+            return Err(Failure::UnknownModel { name: name.to_owned(), available });
+        }
         info!(model = name, "loading");
         let failed = |source| Failure::Load { name: name.to_owned(), source };
         let loaded = source.load(name).map_err(failed)?;
-        let mut names: Vec<String> = Vec::with_capacity(loaded.len());
-        for (name, model) in loaded {
-            if let Err(error) = self.add(&name, model) {
-                // All of them or none.
-                for name in &names {
-                    let _ = self.remove(name);
-                }
-                return Err(Failure::NotServed { error });
-            }
-            names.push(name);
-        }
+        let names = loaded.iter().map(|(name, _)| name.clone()).collect();
+        self.add_all(loaded).map_err(|error| Failure::NotServed { error })?;
+        info!(model = name, "loaded");
         Ok(names)
     }
 
+    /// Marks a model as being loaded.
     fn begin_load(&self, name: &str) -> Result<Arc<dyn ModelSource>, Failure> {
-        let source = self.read(|models| {
-            let status = "the server is starting".to_owned();
-            models.loading.source(status).map(Arc::clone)
-        })?;
-        let available = source.names();
         let mut models = self.write();
+        let source = models.loading.source()?;
         let named = name.to_owned();
         if models.contains(name) {
             return Err(Failure::AlreadyLoaded { name: named });
         }
-        if models.loading.unloading.contains(&named) {
+        if models.loading.is_unloading(name) {
             return Err(Failure::Unloading { name: named });
-        }
-        if !available.contains(&named) {
-            return Err(Failure::UnknownModel { name: named, available });
         }
         if let Some(other) = &models.loading.name {
             return Err(Failure::LoadingAnother { other: other.clone() });
@@ -131,43 +124,58 @@ impl ModelRegistry {
     /// Serves a model no longer, nor those that share its engine (adapters and their base have their memory in common), waits for answers
     /// in progress, and gives the names. The memory is free then. It goes on when the caller is gone.
     pub(crate) async fn unload(&self, name: &str) -> Result<Vec<String>, Failure> {
-        let (served, names, end) = self.begin_unload(name)?;
+        let leaving = self.begin_unload(name)?;
         info!(model = name, "unloading");
-        let (registry, unloaded) = (self.clone(), names.clone());
+        let names = leaving.names.clone();
+        let mark = UnloadingMark { registry: self.clone(), names: names.clone() };
         let unloading = tokio::spawn(async move {
-            // Dropping the last handle waits for a step of the engine.
-            drop(tokio::task::spawn_blocking(move || drop(served)).await);
-            while !end.is_past() {
+            while !leaving.is_idle() {
                 tokio::time::sleep(END_INTERVAL).await;
             }
-            registry.write().loading.unloading.retain(|name| !unloaded.contains(name));
+            // Nobody else has the engine: it ends here, which takes a moment and gives back much memory.
+            let ended = tokio::task::spawn_blocking(move || drop(leaving)).await;
+            drop(mark);
+            ended
         });
-        drop(unloading.await);
-        Ok(names)
+        match unloading.await {
+            Ok(Ok(())) => Ok(names),
+            Ok(Err(error)) | Err(error) => Err(Failure::Panicked { detail: error.to_string() }),
+        }
     }
 
-    fn begin_unload(
-        &self,
-        name: &str,
-    ) -> Result<(Vec<Arc<ServedModel>>, Vec<String>, EngineEnd), Failure> {
+    fn begin_unload(&self, name: &str) -> Result<Leaving, Failure> {
         let mut models = self.write();
-        models.loading.source("the server is starting".to_owned())?;
+        models.loading.source()?;
         let Models { entries, loading, .. } = &mut *models;
         let Some((_, model)) = entries.iter().find(|(other, _)| other == name) else {
-            return Err(if loading.unloading.iter().any(|other| other == name) {
-                Failure::Unloading { name: name.to_owned() }
-            } else {
-                Failure::NotLoaded { name: name.to_owned() }
+            let name = name.to_owned();
+            return Err(match loading.is_unloading(&name) {
+                true => Failure::Unloading { name },
+                false => Failure::NotLoaded { name },
             });
         };
-        let engine = &Arc::clone(model).engine;
-        let (gone, kept) = entries
-            .drain(..)
-            .partition::<Vec<_>, _>(|(_, other)| other.engine.is_of_same_engine(engine));
+        let model = Arc::clone(model);
+        let shares_engine = |other: &ServedModel| other.engine.is_of_same_engine(&model.engine);
+        let (gone, kept) = entries.drain(..).partition(|(_, other)| shares_engine(other));
         *entries = kept;
+        let gone: Vec<(String, Arc<ServedModel>)> = gone;
         let (names, served): (Vec<_>, Vec<_>) = gone.into_iter().unzip();
         loading.unloading.extend(names.iter().cloned());
-        Ok((served, names, engine.end()))
+        Ok(Leaving { served, names })
+    }
+}
+
+/// Models that share an engine and are served no longer.
+struct Leaving {
+    served: Vec<Arc<ServedModel>>,
+    names: Vec<String>,
+}
+
+impl Leaving {
+    /// True once no request has one of them, or their engine: each has a handle of it.
+    fn is_idle(&self) -> bool {
+        self.served.iter().all(|model| Arc::strong_count(model) == 1)
+            && self.served.iter().all(|model| model.engine.n_handles() == self.served.len())
     }
 }
 
@@ -177,5 +185,17 @@ struct LoadingMark<'a>(&'a ModelRegistry);
 impl Drop for LoadingMark<'_> {
     fn drop(&mut self) {
         self.0.write().loading.name = None;
+    }
+}
+
+/// Takes the marks away that models are being unloaded, however that ends.
+struct UnloadingMark {
+    registry: ModelRegistry,
+    names: Vec<String>,
+}
+
+impl Drop for UnloadingMark {
+    fn drop(&mut self) {
+        self.registry.write().loading.unloading.retain(|name| !self.names.contains(name));
     }
 }

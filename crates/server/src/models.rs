@@ -1,6 +1,8 @@
 //! The models: `GET /v1/models` and `GET /v1/models/{name}` of the OpenAI dialect, which know those that answer; `GET /models`,
 //! `POST /models/load` and `POST /models/unload`, as llama.cpp's router has them, which know all that can be loaded.
 
+use std::sync::Arc;
+
 use api::{ModelCard, ModelList, ModelRequest, ModelStates, ModelsChanged};
 use axum::Json;
 use axum::body::Body;
@@ -13,7 +15,7 @@ use crate::app::{App, SharedApp};
 use crate::failure::Failure;
 use crate::{background, body};
 
-/// All models; an empty list while the server is starting.
+/// All models; an empty list while none is loaded.
 pub(crate) async fn list(State(app): State<SharedApp>) -> Json<ModelList> {
     Json(ModelList::new(app.models.cards()))
 }
@@ -30,7 +32,8 @@ pub(crate) async fn one(
 
 /// All models that are loaded or can be.
 pub(crate) async fn states(State(app): State<SharedApp>) -> Result<Json<ModelStates>, Failure> {
-    let states = background::run(move || Ok(app.models.states())).await?;
+    let places = Arc::clone(&app.listing);
+    let states = background::run_in_turn(&places, move || Ok(app.models.states())).await?;
     Ok(Json(ModelStates::new(states)))
 }
 

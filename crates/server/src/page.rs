@@ -37,6 +37,7 @@ struct ChatPage<'a> {
     /// The same texts for the scripts, as JSON.
     texts_json: String,
     models: Vec<String>,
+    is_starting: bool,
     status: String,
 }
 
@@ -57,7 +58,8 @@ pub(crate) async fn index(
     let texts = Language::choose(query.lang.as_deref(), accept).texts();
     let texts_json = serde_json::to_string(texts).expect("texts are strings");
     let models = app.models.chat_names();
-    let page = ChatPage { texts, texts_json, models, status: app.models.status() };
+    let (is_starting, status) = (app.models.is_starting(), app.models.status());
+    let page = ChatPage { texts, texts_json, models, is_starting, status };
     let html = page.render().expect("the template writes to a string and cannot fail");
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
@@ -112,7 +114,11 @@ fn asset_response(asset: &assets::Asset, headers: &HeaderMap) -> Response {
 /// `GET /chat/status`: what the page asks while no model is there.
 pub(crate) async fn status(State(app): State<SharedApp>) -> Json<Value> {
     let models = app.models.chat_names();
-    let status = if models.is_empty() { "starting" } else { "ok" };
+    let status = match models.is_empty() {
+        true if app.models.is_starting() => "starting",
+        true => "idle",
+        false => "ok",
+    };
     Json(json!({"status": status, "detail": app.models.status(), "models": models}))
 }
 

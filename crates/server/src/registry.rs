@@ -99,7 +99,7 @@ impl Models {
     fn status(&self) -> String {
         match &self.loading.name {
             Some(name) => format!("loading {name}"),
-            None if self.loading.source.is_some() => "no model is loaded".to_owned(),
+            None if self.loading.source.is_some() => String::new(),
             None => self.status.clone(),
         }
     }
@@ -129,26 +129,41 @@ impl ModelRegistry {
     ///
     /// # Errors
     ///
-    /// [`ServerError::DuplicateModel`], or [`ServerError::VocabularyMismatch`] when the tokenizer makes ids the model does
-    /// not have.
+    /// As [`ModelRegistry::add_all`].
     pub fn add(&self, name: &str, model: LoadedModel) -> Result<(), ServerError> {
-        let model_vocab_size = model.engine.vocab_size();
-        let tokenizer_vocab_size = model.tokenizer.vocab_size();
-        if tokenizer_vocab_size > model_vocab_size {
-            let name = name.to_owned();
-            return Err(ServerError::VocabularyMismatch {
-                name,
-                model_vocab_size,
-                tokenizer_vocab_size,
-            });
+        self.add_all(vec![(name.to_owned(), model)])
+    }
+
+    /// Serves more models, from now on: all of them, or none.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::DuplicateModel`], or [`ServerError::VocabularyMismatch`] when a tokenizer makes ids its model does not have.
+    pub fn add_all(&self, added: Vec<(String, LoadedModel)>) -> Result<(), ServerError> {
+        let mut served = Vec::with_capacity(added.len());
+        for (name, model) in added {
+            let model_vocab_size = model.engine.vocab_size();
+            let tokenizer_vocab_size = model.tokenizer.vocab_size();
+            if tokenizer_vocab_size > model_vocab_size {
+                return Err(ServerError::VocabularyMismatch {
+                    name,
+                    model_vocab_size,
+                    tokenizer_vocab_size,
+                });
+            }
+            let encoders = Arc::new(Semaphore::new(MAX_ENCODERS));
+            let model = ServedModel { loaded: model, encoders, grammars: OnceLock::new() };
+            served.push((name, Arc::new(model)));
         }
+        // Given back before what is not served is dropped, which may end an engine.
         let mut models = self.write();
-        if models.contains(name) {
-            return Err(ServerError::DuplicateModel { name: name.to_owned() });
+        for (i, (name, _)) in served.iter().enumerate() {
+            let is_twice = served[..i].iter().any(|(other, _)| other == name);
+            if is_twice || models.contains(name) || models.loading.is_unloading(name) {
+                return Err(ServerError::DuplicateModel { name: name.clone() });
+            }
         }
-        let encoders = Arc::new(Semaphore::new(MAX_ENCODERS));
-        let served = ServedModel { loaded: model, encoders, grammars: OnceLock::new() };
-        models.entries.push((name.to_owned(), Arc::new(served)));
+        models.entries.append(&mut served);
         Ok(())
     }
 
@@ -207,6 +222,9 @@ impl ModelRegistry {
             let found = models.entries.iter().find(|(other, _)| other == name);
             match found {
                 Some((_, model)) => Ok(Arc::clone(model)),
+                None if models.loading.name.as_deref() == Some(name) => {
+                    Err(Failure::BeingLoaded { name: name.to_owned() })
+                }
                 None if models.is_starting() => Err(Failure::Starting { status: models.status() }),
                 None => {
                     Err(Failure::UnknownModel { name: name.to_owned(), available: models.names() })

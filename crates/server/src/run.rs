@@ -123,7 +123,7 @@ fn run(
         accept(listener, router, config.limits, stopped).await;
         Ok(())
     });
-    // Work on blocking threads is short, but nothing may keep the process from ending.
+    // Work on blocking threads is short, but for the loading of a model, and nothing may keep the process from ending.
     runtime.shutdown_timeout(config.limits.shutdown_grace);
     outcome
 }

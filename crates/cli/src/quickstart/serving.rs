@@ -56,9 +56,7 @@ impl Serving {
         let named = models.iter().map(|(name, dir)| NamedModel::new(name, dir)).collect();
         let shelf = Shelf::new(named, Settings::default(), context);
         for (name, dir) in models {
-            for (name, model) in shelf.load_dir(&name, &dir)? {
-                self.registry.add(&name, model)?;
-            }
+            self.registry.add_all(shelf.load_dir(&name, &dir)?)?;
         }
         self.registry.load_from(Arc::new(shelf));
         let url = format!("http://{}", self.server.address());

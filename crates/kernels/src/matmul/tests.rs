@@ -236,7 +236,12 @@ fn products_over_tokens_do_not_depend_on_threads() {
 /// More than one part of K, more than one task, an output that passes by the caches.
 #[test]
 fn a_row_of_a_large_product_has_the_bits_that_it_has_alone() {
-    let [m, n, k] = [320, 1072, K_BLOCK + 70];
+    for k in [K_BLOCK + 70, AMX_WHOLE_K + 70] {
+        check_rows_alone([320, 1072, k]);
+    }
+}
+
+fn check_rows_alone([m, n, k]: [usize; 3]) {
     let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
     for compute in fast_computes(2) {
         let panels = Panels::<bf16>::packed(&compute, Source::rows_of_n(&b, k), n, k);
@@ -275,6 +280,38 @@ proptest! {
             let product = if is_f32 { product::<f32> } else { product::<bf16> };
             rows(&product(compute, a, &b, dims, Write::Overwrite, from_columns), n)
         });
+    }
+}
+
+/// A thread comes back to rows that it packed after it multiplied the last few of the product, which have another way.
+#[test]
+fn rows_stay_packed_only_while_nothing_else_takes_their_place() {
+    let [m, n, k] = [200, 300, 98];
+    let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
+    let a: Vec<bf16> = a.iter().map(|&x| bf16::from_f32(x)).collect();
+    for compute in fast_computes(1) {
+        let panels = Panels::<bf16>::packed(&compute, Source::rows_of_n(&b, k), n, k);
+        let product = |a: &[bf16], m: usize| {
+            let mut out = vec![bf16::ONE; m * n];
+            let (left, right) =
+                (Left::Rows { values: a, stride: k }, Right::Panels(panels.values()));
+            matmul(&compute, left, right, [m, n, k], &mut out, Write::Accumulate);
+            out
+        };
+        let all = product(&a, m);
+        for (row, among) in all.chunks_exact(n).enumerate() {
+            let alone = product(&a[row * k..(row + 1) * k], 1);
+            assert!(among == alone, "row {row} ({})", compute.family());
+        }
+    }
+    let [m, n, k] = [80, 1280, 98];
+    let (a, b) = (normal(1, m * k, 1.0), normal(2, n * k, 1.0));
+    let of =
+        |compute: &Compute| product::<bf16>(compute, &a, &b, [m, n, k], Write::Overwrite, false);
+    let expected: Vec<Vec<f32>> = fast_computes(1).iter().map(of).collect();
+    for _ in 0..20 {
+        let made: Vec<Vec<f32>> = fast_computes(5).iter().map(of).collect();
+        assert!(made == expected, "five threads");
     }
 }
 

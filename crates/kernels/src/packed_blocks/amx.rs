@@ -29,7 +29,7 @@ const DELAY: usize = 1;
 pub(super) const FEW_ROWS: usize = 2 * BUNDLE;
 
 /// # Safety
-/// As [`super::multiply`], in a process that may use AMX, on a processor with AVX-512 F and BW.
+/// As [`super::multiply`], in a process that may use AMX, on a processor with AVX-512 F, BW, VL and BF16.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) unsafe fn multiply(part: &Part<'_>, scratch: &mut TileScratch) {
     let layout = part.weight.layout;
@@ -193,7 +193,8 @@ unsafe fn many_rows<const BITS: usize, const TERM: u8>(part: &Part<'_>, scratch:
         Block { out, out_stride, n_rows, n_columns, ..Block::NONE }
     };
     if n_groups == 0 {
-        return (0..n_pairs).for_each(|pair| clear_block(block_of(pair)));
+        let write = part.write;
+        return (0..n_pairs).for_each(|pair| clear_block(Block { write, ..block_of(pair) }));
     }
     // SAFETY: the output is the caller's; the process may use AMX, and the configuration is valid.
     unsafe {
@@ -211,19 +212,19 @@ unsafe fn many_rows<const BITS: usize, const TERM: u8>(part: &Part<'_>, scratch:
         let rows = part.rows.chunk(part.row, first_group);
         for (pair, sums) in sums.chunks_exact_mut(pair_sums).enumerate() {
             let panel = part.panel + 2 * pair;
-            let block = Block {
-                b: tiles.as_ptr().cast(),
-                b_panel_stride: CHUNK * GROUP_TILE / size_of::<u32>(),
-                n_groups: n_chunk * GROUP / 2,
-                ..block_of(pair)
-            };
-            let n_panels = block.n_columns.div_ceil(PANEL_WIDTH);
+            let n_panels = (part.panel + part.n_panels - panel).min(2);
             for (i, tiles) in tiles.chunks_exact_mut(CHUNK * GROUP_TILE).enumerate().take(n_panels)
             {
                 let tiles = &mut tiles[..n_chunk * GROUP_TILE];
                 // SAFETY: the caller's promise; `tiles` and `factors` have room.
                 unsafe { unpack_chunk::<BITS, TERM>(part, panel + i, first_group, factors, tiles) };
             }
+            let block = Block {
+                b: tiles.as_ptr().cast(),
+                b_panel_stride: CHUNK * GROUP_TILE / size_of::<u32>(),
+                n_groups: n_chunk * GROUP / 2,
+                ..block_of(pair)
+            };
             // While these are multiplied, what comes next comes nearer: the next panels, and this pair's share of the next chunk of rows.
             let (next_pair, next_group) = if pair + 1 < n_pairs {
                 (pair + 1, first_group)
@@ -303,7 +304,7 @@ unsafe fn unpack_chunk<const BITS: usize, const TERM: u8>(
 /// Bytes of the rows of an output from which on they are not brought into the caches before they are overwritten.
 const STREAMED_BYTES: usize = 1 << 20;
 
-/// Whether lines of the output are written past the caches.
+/// Whether lines of the output are written past the caches: also where sums began with what it held, for nobody reads that again.
 fn is_large(part: &Part<'_>) -> bool {
     part.n_rows * part.out_stride * size_of::<f32>() >= STREAMED_BYTES
 }

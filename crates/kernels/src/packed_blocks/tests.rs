@@ -514,6 +514,11 @@ fn empty_products_are_zero() {
         for m in [1, 6, 40] {
             assert_eq!(product(&compute, &[], (kind, &[]), [m, 5, 0]), vec![0.0; m * 5]);
             assert!(product(&compute, &[], (kind, &[]), [0, 0, 32]).is_empty());
+            let mut rows = crate::Buffer::<u8>::zeroed(rows_len([m, 0]));
+            let rows = round_rows::<f32>(&compute, &[], [m, 0], &mut rows);
+            let (weight, mut out) = (PackedBlocks::new(kind, &[], [5, 0]), vec![7.0; m * 5]);
+            matmul(&compute, rows, weight, &mut out, Write::Accumulate);
+            assert_eq!(out, vec![7.0; m * 5], "nothing is added");
         }
     }
 }

@@ -10,7 +10,7 @@ use server::{LoadError, LoadedModel, ModelRegistry, ModelSource, RunningServer, 
 use tokenizer::Tokenizer;
 
 use crate::adapters::{adapter, with_adapter};
-use crate::client::{Response, get, post};
+use crate::client::{Connection, Response, get, post};
 use crate::fixture::{chat, model, model_config, wait_for};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -137,7 +137,7 @@ fn what_cannot_be_loaded_changes_nothing() {
         ("large", (507, "no_memory")),
         ("broken", (500, "load_failed")),
         // Its adapter has a name that is taken: neither is served.
-        ("clash", (500, "load_failed")),
+        ("clash", (409, "name_taken")),
         ("panics", (500, "internal_error")),
         ("nothing", (404, "model_not_found")),
     ] {
@@ -167,6 +167,8 @@ fn one_model_is_loaded_at_a_time_and_another_answers_meanwhile() {
         let loading = scope.spawn(move || change(address, "load", "other"));
         fixture.began.recv().unwrap();
         assert_eq!(fixture.states()["other"], "loading");
+        let early = post(address, CHAT, &chat(&json!({"model": "other"})));
+        assert_eq!(refusal(&early), (503, "loading".to_owned()));
         assert_eq!(
             refusal(&change(address, "load", "broken")),
             (409, "loading_another".to_owned())
@@ -185,23 +187,26 @@ fn unloading_waits_for_answers_in_progress() {
     let fixture = Fixture::start();
     fixture.models.load_from(fixture.shelf.clone());
     let address = fixture.address();
-    let tiny = model(20_000, EngineLimits::default());
+    let tiny = model(60_000, EngineLimits::default());
     let engine = tiny.engine.clone();
     fixture.models.add("tiny", tiny).unwrap();
+    // An answer that would take many minutes.
+    let mut connection = Connection::open(address);
+    let more = json!({"stream": true, "temperature": 0, "logit_bias": {"2": -100}});
+    connection.request("POST", CHAT, &[], chat(&more).to_string().as_bytes());
+    assert_eq!(connection.head().unwrap().status, 200);
+    wait_for(&engine, (1, 0));
+    let end = engine.end();
+    drop(engine);
     std::thread::scope(|scope| {
-        let more = json!({"max_tokens": 1500, "temperature": 0, "logit_bias": {"2": -100}});
-        let answer = scope.spawn(move || post(address, CHAT, &chat(&more)).json());
-        wait_for(&engine, (1, 0));
-        let end = engine.end();
-        drop(engine);
         let unloading = scope.spawn(move || change(address, "unload", "tiny"));
         while fixture.states()["tiny"] != "unloading" {
             assert!(!unloading.is_finished(), "an answer is in progress");
         }
-        assert!(!end.is_past());
         assert_eq!(refusal(&change(address, "load", "tiny")), (409, "unloading".to_owned()));
         assert_eq!(refusal(&change(address, "unload", "tiny")), (409, "unloading".to_owned()));
-        assert_eq!(answer.join().unwrap()["usage"]["completion_tokens"], 1500);
+        assert!(!end.is_past() && !unloading.is_finished());
+        drop(connection);
         assert_eq!(unloading.join().unwrap().status, 200);
         assert!(end.is_past());
     });

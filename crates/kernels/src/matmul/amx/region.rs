@@ -67,14 +67,13 @@ unsafe fn multiply_parts<T: Operand>(
     let n_parts = k.div_ceil(max_k);
     let [unpacking_len, unpacked_len] = unpacked_lens::<T>(b, n_columns, max_k);
     let packed = job.map(|job| PackedRows { job, row, n_rows }).filter(|_| n_parts == 1);
-    let is_packed = packed.is_some() && scratch.packed == packed;
-    scratch.packed = packed;
-    let [tiles, sums, unpacking, unpacked] = scratch.floats([
+    let lens = [
         packed::tiles_len(n_rows, padded_k::<T>(max_k) / T::GROUP),
         packed::sums_len([n_rows, n_columns], n_parts),
         unpacking_len,
         unpacked_len,
-    ]);
+    ];
+    let ([tiles, sums, unpacking, unpacked], is_packed) = scratch.floats_after(packed, lens);
     for first_k in (0..k).step_by(max_k) {
         let part_k = max_k.min(k - first_k);
         let (b, b_panel_len) = match b {
