@@ -31,7 +31,7 @@ mod avx512;
 mod widened;
 
 /// Length of a block of K; a multiple of every [`Operand::K_STEP`] and of what quantised rows are unpacked by. On AMX, where it cuts no
-/// sum, the K of rows that are packed together where there is more than [`AMX_WHOLE_K`].
+/// sum, the K of rows that are packed together where there is too much of it to stay near.
 pub const K_BLOCK: usize = 1024;
 
 /// Rows and columns of one task where there are many rows, and where there are few. Rows are a multiple of the tile heights
