@@ -53,11 +53,10 @@ const FEW_ROWS: usize = 48;
 /// The most of K for which rows that are packed on AMX stay in the second-level cache while all columns of a task pass by.
 const AMX_WHOLE_K: usize = 2048;
 
-/// Most rows and columns of a task of bf16 on AMX, whose rows are packed: half a MiB or one of them, and, where K comes in parts, sums that
-/// are held from part to part.
+/// Most rows and columns of a task of bf16 on AMX, whose rows are packed: at most 1 MiB of them, or half of that and 1 MiB of sums that are held
+/// from part to part of K.
 const AMX_TASK: [usize; 2] = [512, 1024];
 const AMX_TASK_OF_LONG_ROWS: [usize; 2] = [256, 1024];
-const AMX_TASK_OF_PARTS: [usize; 2] = [256, 1024];
 
 /// The left operand, `[m, k]`.
 #[derive(Clone, Copy, Debug)]
@@ -406,11 +405,10 @@ impl Tasks {
         let mut order = Order::RowsFirst;
         let size = match (a, b) {
             (Left::Rows { .. }, _) if m <= FEW_ROWS => TASK_OF_FEW_ROWS,
-            (_, Right::Panels(_)) if is_amx && k > AMX_WHOLE_K => {
-                shared_out(n_threads, AMX_TASK_OF_PARTS, [m, n])
-            }
             (_, Right::Panels(_)) if is_amx => {
-                order = Order::ColumnsFirst;
+                if k <= AMX_WHOLE_K {
+                    order = Order::ColumnsFirst;
+                }
                 let most = if k > K_BLOCK { AMX_TASK_OF_LONG_ROWS } else { AMX_TASK };
                 shared_out(n_threads, most, [m, n])
             }

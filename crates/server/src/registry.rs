@@ -95,7 +95,7 @@ pub(crate) struct Models {
 }
 
 impl Models {
-    /// What is going on while no model is there, or why none is.
+    /// What is going on while no model is there; empty when nothing is.
     fn status(&self) -> String {
         match &self.loading.name {
             Some(name) => format!("loading {name}"),

@@ -104,6 +104,8 @@ fn models_are_loaded_and_unloaded_with_their_adapters() {
     fixture.models.load_from(fixture.shelf.clone());
     let health = get(address, "/health");
     assert_eq!((health.status, &health.json()["status"]), (200, &json!("ok")));
+    assert_eq!(get(address, "/chat/status").json()["status"], "idle");
+    assert!(get(address, "/?lang=en").body.contains("<h1>No model is loaded</h1>"));
     let ask = |name: &str| post(address, CHAT, &chat(&json!({"model": name, "max_tokens": 4})));
     assert_eq!(refusal(&ask("tiny")), (404, "model_not_found".to_owned()));
     for _ in 0..3 {

@@ -171,7 +171,7 @@ pub(crate) unsafe fn multiply_panels(
         for first_step in (0..n_steps).step_by(steps_together) {
             let steps = first_step..n_steps.min(first_step + steps_together);
             // SAFETY: the caller's promise, cut to two panels; lengths were checked above.
-            unsafe { squares.multiply_panels(column, steps) };
+            unsafe { squares.multiply_steps(column, steps) };
         }
     }
     // SAFETY: the last sums wait, and their place is in the block.
@@ -251,7 +251,7 @@ impl Squares<'_> {
     /// # Safety
     /// The block, tiles and sums have room for it.
     #[target_feature(enable = "avx512f")]
-    unsafe fn multiply_panels(&mut self, column: usize, steps: Range<usize>) {
+    unsafe fn multiply_steps(&mut self, column: usize, steps: Range<usize>) {
         let (block, n_steps) = (self.block, self.n_steps);
         let is_first = self.part.is_first && steps.start == 0;
         let is_last = self.part.is_last && steps.end == n_steps;
